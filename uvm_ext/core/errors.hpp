@@ -1,0 +1,87 @@
+// Every error that the core reports. uvm_ext/python/errors.cpp gives each its
+// class in pyvattn.errors; messages name the value and the remedy.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace pyvattn {
+
+class Error : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// An impossible driver, page size or geometry.
+class ConfigError : public Error {
+  using Error::Error;
+};
+
+// A slot that is not live: never acquired, released, of another cache, twice in one call.
+class SlotError : public Error {
+  using Error::Error;
+};
+
+// A length that does not fit a slot's row.
+class LengthError : public SlotError {
+  using SlotError::SlotError;
+};
+
+class OutOfSlots : public Error {
+  using Error::Error;
+};
+
+// A memory limit below what live slots hold.
+class LimitError : public Error {
+  using Error::Error;
+};
+
+class ClosedError : public Error {
+  using Error::Error;
+};
+
+// Two threads in step() at once.
+class BusyError : public Error {
+  using Error::Error;
+};
+
+// A cache used in a child process that inherited it through fork().
+class ForkError : public Error {
+  using Error::Error;
+};
+
+// The page pool cannot serve a request. Sizes are in bytes.
+class OutOfMemory : public Error {
+ public:
+  OutOfMemory(const std::string& message, std::uint64_t requested, std::uint64_t free,
+              std::uint64_t reclaimable)
+      : Error(message), requested(requested), free(free), reclaimable(reclaimable) {}
+
+  std::uint64_t requested;
+  std::uint64_t free;
+  std::uint64_t reclaimable;
+};
+
+// A driver call that failed.
+class DriverError : public Error {
+ public:
+  DriverError(std::string operation, std::uint64_t address, std::uint64_t size, std::string status,
+              const std::string& detail = "");
+
+  std::string operation;
+  std::uint64_t address;
+  std::uint64_t size;
+  // The status code by the name that the system or vendor gives it.
+  std::string status;
+};
+
+class DriverOutOfMemory : public DriverError {
+  using DriverError::DriverError;
+};
+
+// A driver that this machine cannot offer, with the reason.
+class DriverUnavailable : public Error {
+  using Error::Error;
+};
+
+}  // namespace pyvattn

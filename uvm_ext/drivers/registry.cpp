@@ -1,0 +1,67 @@
+#include "drivers/registry.hpp"
+
+#include <algorithm>
+#include <functional>
+
+#include "core/errors.hpp"
+#include "drivers/accounting.hpp"
+#include "drivers/host.hpp"
+
+namespace pyvattn {
+namespace {
+
+struct Row {
+  const char* name;
+  std::function<Capabilities(int device)> describe;
+  std::function<DriverPtr(const DriverRequest&)> make;
+};
+
+const std::vector<Row>& table() {
+  static const std::vector<Row> rows = {
+      {"host", [](int) { return HostDriver::describe(); },
+       [](const DriverRequest& r) { return std::make_shared<HostDriver>(r.page_size); }},
+      {"host-accounting", [](int) { return HostDriver::describe(); },
+       [](const DriverRequest& r) { return std::make_shared<AccountingDriver>(r.page_size); }},
+  };
+  return rows;
+}
+
+std::string join(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
+  return text;
+}
+
+const Row& find(const std::string& name) {
+  for (const Row& row : table()) {
+    if (name == row.name) return row;
+  }
+  throw ConfigError("unknown driver '" + name + "': choose one of " + join(driver_names()));
+}
+
+}  // namespace
+
+std::vector<std::string> driver_names() {
+  std::vector<std::string> names;
+  for (const Row& row : table()) names.emplace_back(row.name);
+  return names;
+}
+
+Capabilities driver_capabilities(const std::string& name, int device) {
+  return find(name).describe(device);
+}
+
+DriverPtr make_driver(const DriverRequest& request) {
+  const Row& row = find(request.name);
+  const std::vector<std::size_t> sizes = row.describe(request.device).page_sizes;
+  if (std::find(sizes.begin(), sizes.end(), request.page_size) == sizes.end()) {
+    std::vector<std::string> offered;
+    for (std::size_t size : sizes) offered.push_back(std::to_string(size >> 10) + "K");
+    throw ConfigError("driver '" + request.name + "' has no pages of " +
+                      std::to_string(request.page_size) + " bytes: choose one of " +
+                      join(offered));
+  }
+  return row.make(request);
+}
+
+}  // namespace pyvattn
