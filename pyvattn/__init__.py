@@ -1,0 +1,68 @@
+"""A KV cache for LLM inference: contiguous in virtual memory, paged in physical memory.
+
+Names are loaded when they are first used, so that ``import pyvattn`` and the
+command line answer at once and need neither the native core nor CUDA.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyvattn.errors import (
+    BusyError,
+    ClosedError,
+    ConfigError,
+    DriverError,
+    DriverUnavailable,
+    Error,
+    ForkError,
+    LengthError,
+    LimitError,
+    OutOfMemory,
+    OutOfSlots,
+    SlotError,
+    SpecError,
+    TraceError,
+)
+
+if TYPE_CHECKING:
+    from pyvattn.cache import KVCache
+    from pyvattn.spec import CacheSpec
+
+_LAZY = {
+    "CacheSpec": "pyvattn.spec",
+    "KVCache": "pyvattn.cache",
+}
+
+__all__ = [
+    "BusyError",
+    "CacheSpec",
+    "ClosedError",
+    "ConfigError",
+    "DriverError",
+    "DriverUnavailable",
+    "Error",
+    "ForkError",
+    "KVCache",
+    "LengthError",
+    "LimitError",
+    "OutOfMemory",
+    "OutOfSlots",
+    "SlotError",
+    "SpecError",
+    "TraceError",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,111 @@
+"""Every exception that pyvattn raises on purpose.
+
+All derive from :class:`Error`; each also derives from the built-in class that
+describes it best, so that ``except MemoryError`` or ``except ValueError`` work
+as well. Messages name the value at fault and the remedy.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BusyError",
+    "ClosedError",
+    "ConfigError",
+    "DriverError",
+    "DriverUnavailable",
+    "Error",
+    "ForkError",
+    "LengthError",
+    "LimitError",
+    "OutOfMemory",
+    "OutOfSlots",
+    "SlotError",
+    "SpecError",
+    "TraceError",
+]
+
+
+class Error(Exception):
+    """Base class of all errors of pyvattn."""
+
+
+class OutOfMemory(Error, MemoryError):
+    """The page pool cannot back what was asked; the cache is as it was before.
+
+    Sizes are in bytes: what was asked (``requested``), what is free under the
+    limit (``free``), and what released slots still hold (``reclaimable``).
+    """
+
+    def __init__(
+        self, message: str, requested: int = 0, free: int = 0, reclaimable: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.requested = requested
+        self.free = free
+        self.reclaimable = reclaimable
+
+
+class SpecError(Error, ValueError):
+    """An impossible :class:`pyvattn.CacheSpec`, or a model config it cannot be read from."""
+
+
+class ConfigError(Error, ValueError):
+    """An unknown or unusable driver, page size, layout or option."""
+
+
+class SlotError(Error, ValueError):
+    """A slot that is not live: released, never acquired, of another cache, or named twice."""
+
+
+class LengthError(SlotError):
+    """A length below zero or past the spec's ``max_tokens``."""
+
+
+class OutOfSlots(Error):
+    """All ``max_slots`` slots are live."""
+
+
+class LimitError(Error, ValueError):
+    """A memory limit that the cache cannot go to, such as one below what live slots hold."""
+
+
+class ClosedError(Error, RuntimeError):
+    """The cache was closed."""
+
+
+class BusyError(Error, RuntimeError):
+    """Another thread is inside ``step`` of the same cache."""
+
+
+class ForkError(Error, RuntimeError):
+    """The cache belongs to the parent process; a forked child cannot use it."""
+
+
+class DriverError(Error, RuntimeError):
+    """A driver call failed; everything it had begun was rolled back.
+
+    ``operation`` is the call, ``address`` and ``size`` (bytes) where, and
+    ``status`` the driver's own status code by name.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        operation: str = "",
+        address: int = 0,
+        size: int = 0,
+        status: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.operation = operation
+        self.address = address
+        self.size = size
+        self.status = status
+
+
+class DriverUnavailable(Error, RuntimeError):
+    """This machine cannot offer the driver that was asked for; the message says why."""
+
+
+class TraceError(Error, ValueError):
+    """A request trace that cannot be read."""

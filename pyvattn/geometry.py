@@ -1,0 +1,174 @@
+"""Where the tokens of a :class:`~pyvattn.spec.CacheSpec` lie: arenas, strides and offsets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyvattn.errors import ConfigError
+from pyvattn.units import format_page_size, parse_size
+
+if TYPE_CHECKING:
+    from pyvattn.spec import CacheSpec
+
+LAYOUTS = ("layer", "token")
+MIN_PAGE_SIZE = 4 << 10
+MAX_PAGE_SIZE = 1 << 30
+
+
+@dataclass(frozen=True)
+class TensorView:
+    """One tensor of one layer, as a strided view of an arena.
+
+    ``offset`` is in bytes from the start of the arena; ``shape`` is
+    ``[slots, tokens, heads, dim]`` and ``strides`` are in elements, as DLPack
+    wants them.
+    """
+
+    arena: int
+    offset: int
+    shape: tuple[int, int, int, int]
+    strides: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class LayerViews:
+    """The K and the V of one layer. With MLA, V is the first ``latent_dim`` elements of K."""
+
+    k: TensorView
+    v: TensorView
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """All arenas of a cache are alike; this describes one, and where each layer is found.
+
+    A slot's row begins at ``slot * row_bytes`` of every arena and takes
+    ``pages_per_row`` whole pages; a token takes ``token_bytes`` of it.
+    """
+
+    layout: str
+    page_size: int
+    layers_per_arena: int
+    arenas: int
+    slots: int
+    max_tokens: int
+    guard_tokens: int
+    token_bytes: int
+    row_bytes: int
+    views: tuple[LayerViews, ...]
+
+    @property
+    def pages_per_row(self) -> int:
+        """Pages of a full row, the guard included."""
+        return self.row_bytes // self.page_size
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of addresses that one arena reserves."""
+        return self.slots * self.row_bytes
+
+    @property
+    def tokens_per_page(self) -> float:
+        """Tokens that lie in one page; below 1 where a token takes several pages."""
+        return self.page_size / self.token_bytes
+
+    def pages(self, tokens: int) -> int:
+        """Return the pages of one arena's row that hold ``tokens`` tokens."""
+        return -(-tokens * self.token_bytes // self.page_size)
+
+
+def check_page_size(page_size: int | str) -> int:
+    """Return ``page_size`` in bytes, or raise :class:`~pyvattn.errors.ConfigError`."""
+    size = parse_size(page_size, "page size")
+    if size & (size - 1) or not MIN_PAGE_SIZE <= size <= MAX_PAGE_SIZE:
+        raise ConfigError(
+            f"page size {page_size!r}: use a power of two from "
+            f"{format_page_size(MIN_PAGE_SIZE)} to {format_page_size(MAX_PAGE_SIZE)}, such as '64K'"
+        )
+    return size
+
+
+def check_layout(layout: str) -> str:
+    """Return ``layout`` if there is such a layout, or raise ``ConfigError``."""
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout {layout!r} is unknown: use one of {', '.join(LAYOUTS)}")
+    return layout
+
+
+def build_geometry(
+    spec: CacheSpec, layout: str, page_size: int | str, layers_per_arena: int | None = None
+) -> Geometry:
+    """See :meth:`pyvattn.CacheSpec.geometry`."""
+    page = check_page_size(page_size)
+    group = _layers_per_arena(spec, check_layout(layout), layers_per_arena)
+    # In layout `layer` K and V are apart; otherwise `group` layers share an arena.
+    split = layout == "layer"
+    token_bytes = spec.tensor_token_bytes if split else group * spec.token_bytes_per_layer
+    row_bytes = _round_up((spec.max_tokens + spec.guard_tokens) * token_bytes, page)
+    views = tuple(
+        _layer_views(spec, layer, group, split, token_bytes, row_bytes)
+        for layer in range(spec.layers)
+    )
+    return Geometry(
+        layout=layout,
+        page_size=page,
+        layers_per_arena=group,
+        arenas=spec.token_bytes // token_bytes,
+        slots=spec.max_slots,
+        max_tokens=spec.max_tokens,
+        guard_tokens=spec.guard_tokens,
+        token_bytes=token_bytes,
+        row_bytes=row_bytes,
+        views=views,
+    )
+
+
+def _layers_per_arena(spec: CacheSpec, layout: str, wanted: int | None) -> int:
+    if layout == "layer":
+        if wanted not in (None, 1):
+            raise ConfigError(
+                f"layers_per_arena={wanted} needs layout='token': layout 'layer' has arenas of "
+                "one layer"
+            )
+        return 1
+    if wanted is None:
+        return spec.layers
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+        raise ConfigError(f"layers_per_arena={wanted!r}: use a whole number from 1")
+    if spec.layers % wanted:
+        divisors = [d for d in range(1, spec.layers + 1) if spec.layers % d == 0]
+        raise ConfigError(
+            f"layers_per_arena={wanted} does not divide {spec.layers} layers: use one of "
+            f"{', '.join(map(str, divisors))}"
+        )
+    return wanted
+
+
+def _layer_views(
+    spec: CacheSpec, layer: int, group: int, split: bool, token_bytes: int, row_bytes: int
+) -> LayerViews:
+    tensors = spec.tensors_per_layer
+    if split:
+        places = [(layer * tensors + i, 0) for i in range(tensors)]
+    else:
+        first = (layer % group) * spec.token_bytes_per_layer
+        places = [(layer // group, first + i * spec.tensor_token_bytes) for i in range(tensors)]
+    v_dim = spec.latent_dim if spec.kind == "mla" else spec.head_dim
+    k_arena, k_offset = places[0]
+    v_arena, v_offset = places[-1]
+    strides = (
+        row_bytes // spec.itemsize,
+        token_bytes // spec.itemsize,
+        spec.head_dim,
+        1,
+    )
+    shape = (spec.max_slots, spec.max_tokens, spec.kv_heads)
+    return LayerViews(
+        k=TensorView(k_arena, k_offset, (*shape, spec.head_dim), strides),
+        v=TensorView(v_arena, v_offset, (*shape, v_dim), strides),
+    )
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

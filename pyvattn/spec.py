@@ -1,0 +1,184 @@
+"""What a KV cache must hold: the shape of the model and the number of requests."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from os import PathLike
+from typing import Any
+
+from pyvattn.dtypes import ITEMSIZE, dtype_name
+from pyvattn.errors import SpecError
+from pyvattn.geometry import Geometry, build_geometry
+from pyvattn.units import format_size
+
+# Addresses that may be reserved: half of what a process has on x86-64, and the
+# most that was tried on a GPU.
+MAX_VIRTUAL_BYTES = 64 << 40
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """Shape of one model's KV cache.
+
+    ``layers`` are the layers that keep K and V; ``kv_heads`` and ``head_dim``
+    are those of one rank. ``max_tokens`` is the longest request and
+    ``max_slots`` the most requests that are live at once: both cost addresses
+    only, not memory. ``guard_tokens`` past every length read as finite values,
+    because kernels read whole tiles.
+
+    ``kind="mla"`` (multi-head latent attention, see :meth:`mla`) keeps one
+    latent vector of ``latent_dim`` and one rotary key of ``rope_dim`` elements
+    for each token and layer instead of K and V heads.
+
+    Raises :class:`~pyvattn.errors.SpecError` at once for an impossible shape.
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: str = "bfloat16"
+    max_slots: int = 256
+    max_tokens: int = 131072
+    guard_tokens: int = 256
+    kind: str = "kv"
+    latent_dim: int = 0
+    rope_dim: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "kv_heads", "head_dim", "max_slots", "max_tokens"):
+            self._check_count(name, minimum=1)
+        for name in ("guard_tokens", "latent_dim", "rope_dim"):
+            self._check_count(name, minimum=0)
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
+        self._check_kind()
+        self._check_reservation()
+
+    def _check_count(self, name: str, minimum: int) -> None:
+        value = getattr(self, name)
+        try:
+            if isinstance(value, bool):
+                raise TypeError
+            count = operator.index(value)
+        except TypeError:
+            raise SpecError(f"{name}={value!r} is not a whole number") from None
+        if count < minimum:
+            raise SpecError(f"{name}={count} is too small: it must be at least {minimum}")
+        object.__setattr__(self, name, count)
+
+    def _check_kind(self) -> None:
+        if self.kind == "kv":
+            if self.latent_dim or self.rope_dim:
+                raise SpecError(
+                    f"latent_dim={self.latent_dim} and rope_dim={self.rope_dim} need kind='mla'"
+                )
+        elif self.kind == "mla":
+            if self.latent_dim < 1:
+                raise SpecError("kind='mla' needs latent_dim, such as 512")
+            width = self.latent_dim + self.rope_dim
+            if self.kv_heads != 1 or self.head_dim != width:
+                raise SpecError(
+                    f"kind='mla' has one head of latent_dim + rope_dim = {width} elements, not "
+                    f"{self.kv_heads} of {self.head_dim}: use CacheSpec.mla()"
+                )
+        else:
+            raise SpecError(f"kind={self.kind!r} is unknown: use 'kv' or 'mla'")
+
+    def _check_reservation(self) -> None:
+        needed = self.max_slots * (self.max_tokens + self.guard_tokens) * self.token_bytes
+        if needed > MAX_VIRTUAL_BYTES:
+            raise SpecError(
+                f"max_slots={self.max_slots} rows of max_tokens={self.max_tokens} need "
+                f"{format_size(needed)} of addresses, more than {format_size(MAX_VIRTUAL_BYTES)}: "
+                "lower one of them"
+            )
+
+    @classmethod
+    def mla(
+        cls, *, layers: int, latent_dim: int = 512, rope_dim: int = 64, **options: Any
+    ) -> CacheSpec:
+        """Return the spec of a model with multi-head latent attention (DeepSeek-V2 and later).
+
+        ``options`` are the remaining fields of the class.
+        """
+        return cls(
+            layers=layers,
+            kv_heads=1,
+            head_dim=latent_dim + rope_dim,
+            kind="mla",
+            latent_dim=latent_dim,
+            rope_dim=rope_dim,
+            **options,
+        )
+
+    @classmethod
+    def from_hf_config(
+        cls,
+        config: Mapping[str, Any] | str | PathLike[str],
+        *,
+        tensor_parallel: int = 1,
+        **overrides: Any,
+    ) -> CacheSpec:
+        """Return the spec of a Hugging Face model.
+
+        ``config`` is the parsed ``config.json``, its path, or the path of the
+        folder it lies in. ``overrides`` replace fields of the result: the
+        config knows nothing of ``max_slots``, and its ``max_tokens`` is the
+        model's limit. With ``tensor_parallel`` the spec is that of one rank.
+        """
+        from pyvattn.hf_config import read_fields
+
+        unknown = set(overrides) - {field.name for field in fields(cls)}
+        if unknown:
+            raise SpecError(f"no such field of CacheSpec: {', '.join(sorted(unknown))}")
+        return cls(**{**read_fields(config), **overrides}).shard(tensor_parallel)
+
+    def shard(self, ranks: int) -> CacheSpec:
+        """Return the spec of one of ``ranks`` tensor-parallel ranks.
+
+        Heads are divided; where there are fewer heads than ranks, each rank
+        holds one, and the latent vector of MLA is on every rank.
+        """
+        if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
+            raise SpecError(f"tensor_parallel={ranks!r}: use a whole number from 1")
+        if max(ranks, self.kv_heads) % min(ranks, self.kv_heads):
+            raise SpecError(f"kv_heads={self.kv_heads} cannot be divided over {ranks} ranks")
+        return replace(self, kv_heads=max(1, self.kv_heads // ranks))
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return ITEMSIZE[self.dtype]
+
+    @property
+    def tensor_token_bytes(self) -> int:
+        """Bytes of one token in one tensor: its K (or V) of one layer, or its latent vector."""
+        return self.kv_heads * self.head_dim * self.itemsize
+
+    @property
+    def tensors_per_layer(self) -> int:
+        """Tensors that a layer keeps: K and V, or one latent tensor."""
+        return 1 if self.kind == "mla" else 2
+
+    @property
+    def token_bytes_per_layer(self) -> int:
+        """Bytes of one token in one layer."""
+        return self.tensors_per_layer * self.tensor_token_bytes
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token in all layers."""
+        return self.layers * self.token_bytes_per_layer
+
+    def geometry(
+        self, layout: str, page_size: int | str, layers_per_arena: int | None = None
+    ) -> Geometry:
+        """Return the arenas that hold this spec in ``layout`` with pages of ``page_size`` bytes.
+
+        ``layout="layer"`` gives every tensor of every layer an arena of its
+        own; ``layout="token"`` lays ``layers_per_arena`` layers (default: all)
+        of one token side by side. Raises
+        :class:`~pyvattn.errors.ConfigError` for what cannot be laid out.
+        """
+        return build_geometry(self, layout, page_size, layers_per_arena)

@@ -1,0 +1,58 @@
+"""Sizes as people write them: ``"60GiB"``, ``"64K"``, ``"2M"``.
+
+Suffixes are binary whatever their spelling: K, KB and KiB are all 1,024 bytes,
+as page sizes and GPU memory are quoted.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from pyvattn.errors import ConfigError
+
+_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+def parse_size(value: int | str, what: str = "size") -> int:
+    """Return the number of bytes that ``value`` stands for.
+
+    Integers pass through. Raises :class:`~pyvattn.errors.ConfigError`, naming
+    ``what``, for anything that is not a positive whole number of bytes.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ConfigError(f"{what} {value!r}: give bytes as an int, or text such as '60GiB'")
+    size = Fraction(value) if isinstance(value, int) else _parse_text(value, what)
+    if size <= 0 or size.denominator != 1:
+        raise ConfigError(f"{what} {value!r} is not a positive whole number of bytes")
+    return int(size)
+
+
+def _parse_text(text: str, what: str) -> Fraction:
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(
+            f"{what} {text!r} is not a size: write a number with an optional K, M, G or T, "
+            "such as '64K', '2M' or '60GiB'"
+        )
+    number, suffix = match.groups()
+    return Fraction(number) * _FACTORS[suffix.upper()]
+
+
+def format_page_size(size: int) -> str:
+    """Return ``size`` bytes the way page sizes are named: ``64K``, ``2M``."""
+    for suffix in ("G", "M", "K"):
+        if size % _FACTORS[suffix] == 0 and size > 0:
+            return f"{size // _FACTORS[suffix]}{suffix}"
+    return str(size)
+
+
+def format_size(size: float) -> str:
+    """Return ``size`` bytes for people to read, with three digits: ``1.25 GiB``."""
+    for suffix in ("T", "G", "M", "K"):
+        scaled = size / _FACTORS[suffix]
+        if abs(scaled) >= 1:
+            digits = 0 if abs(scaled) >= 100 else 1 if abs(scaled) >= 10 else 2
+            return f"{scaled:.{digits}f} {suffix}iB"
+    return f"{size:.0f} B"
