@@ -1,0 +1,149 @@
+"""Chooses a page size and a layout by a stated cost model.
+
+1. The TLB rule (:mod:`pyvattn.planner.tlb`) refuses what makes kernels crawl.
+2. The calls that a decode step needs must be hideable: at most half of the
+   least time that the step can take, which is that of reading its KV cache
+   (and the weights, where they are given) once, or 10 µs a layer.
+3. Of what remains, the least loss wins: the share of memory that a request
+   wastes, which other requests could have used, plus the share of decode time
+   that kernels lose. Losses equal to 0.1 percentage points are a tie, and go
+   to fewer driver calls.
+
+Where nothing passes, the planner takes what comes nearest and warns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pyvattn.errors import ConfigError
+from pyvattn.geometry import check_layout, check_page_size
+from pyvattn.planner import explain, tlb
+from pyvattn.planner.candidate import Candidate, evaluate
+from pyvattn.planner.costs import DriverCosts, default_costs
+from pyvattn.planner.workload import Workload, typical_workload
+from pyvattn.spec import CacheSpec
+from pyvattn.units import format_page_size
+
+_TIE = 0.001
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A choice, what it was chosen from (best first), and what there is to warn of."""
+
+    spec: CacheSpec
+    costs: DriverCosts
+    workload: Workload
+    choice: Candidate
+    candidates: tuple[Candidate, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def explanation(self) -> str:
+        """Why this choice and not another, in plain text."""
+        return "\n".join([self.summary, *self.rejections])
+
+    @property
+    def summary(self) -> str:
+        """Why this choice, in a few lines of plain text."""
+        return explain.summary(self.spec, self.costs, self.workload, self.choice)
+
+    @property
+    def rejections(self) -> tuple[str, ...]:
+        """Why each of the others was not taken, one line each."""
+        return tuple(
+            f"Not {explain.describe(c)}: {explain.rejection(c)}."
+            for c in self.candidates
+            if c is not self.choice
+        )
+
+
+def plan(
+    spec: CacheSpec,
+    *,
+    driver: str,
+    page_size: int | str = "auto",
+    layout: str = "auto",
+    layers_per_arena: int | None = None,
+    few_layers: bool = False,
+    workload: Workload | None = None,
+    costs: DriverCosts | None = None,
+) -> Plan:
+    """Choose ``page_size`` and ``layout`` for ``spec`` on ``driver``; pure arithmetic.
+
+    What is given by name is kept, and warned of where the rules would not have
+    it. ``few_layers`` lets the choice fall on arenas of a few layers, whose
+    kernels were not measured. ``workload`` is by default the mean request of
+    the Azure conversation trace, and ``costs`` are the built-in constants of
+    ``driver``. Raises :class:`~pyvattn.errors.ConfigError` for a driver, page
+    size or layout that does not exist.
+    """
+    costs = costs or default_costs(driver)
+    workload = workload or typical_workload(spec)
+    sizes = _page_sizes(costs, page_size)
+    layouts = list(_layouts(spec, layout, layers_per_arena, few_layers))
+    found = [
+        evaluate(spec, spec.geometry(name, size, group), costs, workload)
+        for size in sizes
+        for name, group in layouts
+    ]
+    ranked = tuple(sorted(found, key=_preference))
+    choice = ranked[0]
+    by_name = page_size != "auto" or layout != "auto"
+    return Plan(spec, costs, workload, choice, ranked, tuple(_warnings(choice, by_name)))
+
+
+def _page_sizes(costs: DriverCosts, wanted: int | str) -> tuple[int, ...]:
+    if wanted == "auto":
+        return costs.page_sizes
+    size = check_page_size(wanted)
+    if size not in costs.page_sizes:
+        offered = ", ".join(map(format_page_size, costs.page_sizes))
+        raise ConfigError(
+            f"driver {costs.driver!r} has no pages of {format_page_size(size)}: use one of "
+            f"{offered}, or 'auto'"
+        )
+    return (size,)
+
+
+def _layouts(
+    spec: CacheSpec, wanted: str, layers_per_arena: int | None, few_layers: bool
+) -> Iterator[tuple[str, int | None]]:
+    if wanted != "auto":
+        yield check_layout(wanted), layers_per_arena
+        return
+    if layers_per_arena is not None:
+        raise ConfigError(f"layers_per_arena={layers_per_arena} needs layout='token'")
+    yield "layer", None
+    yield "token", None
+    if few_layers:
+        for group in range(1, spec.layers):
+            if spec.layers % group == 0:
+                yield "token", group
+
+
+def _preference(candidate: Candidate) -> tuple[float, ...]:
+    """Return a sort key: the best candidate has the least."""
+    per_entry = candidate.tokens_per_entry or 0.0
+    loss = candidate.loss
+    return (
+        candidate.refused,
+        -per_entry if candidate.refused else 0.0,
+        not candidate.hidden,
+        0.0 if candidate.hidden else candidate.map_share,
+        0.0 if loss is None else round(loss / _TIE),
+        candidate.calls_per_step,
+        candidate.waste_mean_bytes,
+    )
+
+
+def _warnings(choice: Candidate, by_name: bool) -> Iterator[str]:
+    name = explain.describe(choice)
+    # What the planner itself weighed against the rest deserves no alarm.
+    slow = choice.verdict is tlb.Verdict.WARN and by_name
+    if choice.refused or slow:
+        yield f"{name}: {explain.tlb_reason(choice)}"
+    if not choice.hidden:
+        yield f"{name}: {explain.hiding_reason(choice)}"

@@ -1,0 +1,299 @@
+"""The planner's arithmetic against brute force, and its choices against the rules it states."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvattn import CacheSpec, ConfigError
+from pyvattn.planner import (
+    DEFAULT_COSTS,
+    Verdict,
+    Workload,
+    default_costs,
+    load_calibration,
+    plan,
+    typical_workload,
+)
+from pyvattn.planner.candidate import HIDEABLE_SHARE, evaluate
+
+K, M = 1 << 10, 1 << 20
+
+LLAMA3_8B = CacheSpec(32, 8, 128)
+LLAMA2_7B = CacheSpec(32, 32, 128)
+DEEPSEEK_V3 = CacheSpec.mla(layers=61)
+MODELS = [LLAMA3_8B, LLAMA3_8B.shard(8), LLAMA2_7B, DEEPSEEK_V3, CacheSpec(16, 8, 64)]
+
+
+def candidate(spec, layout, page_size, driver="stock-uvm", group=None, workload=None):
+    geometry = spec.geometry(layout, page_size, group)
+    return evaluate(spec, geometry, default_costs(driver), workload or typical_workload(spec))
+
+
+class TestFigures:
+    def test_tokens_per_page_of_the_measured_model(self):
+        assert candidate(LLAMA3_8B, "layer", "64K").tokens_per_page == 32
+        assert candidate(LLAMA3_8B, "layer", "2M").tokens_per_page == 1024
+        assert candidate(LLAMA3_8B, "token", "2M").tokens_per_page == 16
+        assert candidate(LLAMA3_8B, "token", "64K").tokens_per_page == 0.5
+
+    @given(
+        layers=st.sampled_from([1, 2, 6]),
+        heads=st.integers(1, 5),
+        dim=st.sampled_from([5, 24, 64, 96]),
+        page_size=st.sampled_from([4 * K, 64 * K]),
+        layout=st.sampled_from(["layer", "token"]),
+    )
+    def test_mean_and_worst_waste_are_those_of_every_length(
+        self, layers, heads, dim, page_size, layout
+    ):
+        spec = CacheSpec(layers, heads, dim)
+        geometry = spec.geometry(layout, page_size)
+        # The remainders of a length repeat after page_size tokens at the latest.
+        wastes = [
+            geometry.arenas * (geometry.pages(n) * page_size - n * geometry.token_bytes)
+            for n in range(1, page_size + 1)
+        ]
+        found = candidate(spec, layout, page_size)
+        assert found.waste_mean_bytes == sum(wastes) / len(wastes)
+        assert found.waste_worst_bytes == max(wastes)
+
+    @pytest.mark.parametrize(("layout", "page_size"), [("layer", 64 * K), ("token", 2 * M)])
+    def test_calls_of_a_step_are_those_of_counting_page_crossings(self, layout, page_size):
+        geometry = LLAMA3_8B.geometry(layout, page_size)
+        steps = 4096
+        grown = geometry.pages(steps) * geometry.arenas
+        work = Workload(batch=7)
+        found = candidate(LLAMA3_8B, layout, page_size, workload=work)
+        assert found.calls_per_step == pytest.approx(7 * grown / steps)
+
+    def test_a_token_larger_than_a_page_is_one_call(self):
+        found = candidate(LLAMA3_8B, "token", "64K", workload=Workload(batch=3))
+        assert found.calls_per_step == 3
+
+    def test_cumem_pays_each_page(self):
+        found = candidate(LLAMA3_8B, "token", "2M", "cumem", workload=Workload(1, prompt=4096))
+        assert found.calls_per_admission == 256
+        assert found.map_us_per_admission == pytest.approx(256 * 49.5)
+
+    def test_one_extent_is_one_call_elsewhere(self):
+        found = candidate(LLAMA3_8B, "token", "2M", workload=Workload(1, prompt=512))
+        assert found.calls_per_admission == 1
+        assert found.map_us_per_admission == pytest.approx(262)
+
+    def test_patched_sends_a_step_in_one_call(self):
+        found = candidate(LLAMA3_8B, "layer", "64K", "patched", workload=Workload(256))
+        assert found.calls_per_step == 1
+        alone = candidate(LLAMA3_8B, "layer", "64K", "stock-uvm", workload=Workload(256))
+        assert found.map_us_per_step < alone.map_us_per_step
+
+    def test_calls_cost_what_was_measured_and_lie_between_where_nothing_was(self):
+        costs = default_costs("stock-uvm")
+        for extent, us in costs.map_us:
+            assert costs.call_us(extent) == us
+        assert costs.call_us(4 * K) == 19.4
+        assert 27.8 < costs.call_us(9 * M) < 74
+        assert costs.call_us(128 * M) > 262
+
+
+class TestTlbRule:
+    @pytest.mark.parametrize(
+        ("layout", "page_size", "verdict"),
+        [
+            ("layer", 64 * K, Verdict.OK),
+            ("layer", 2 * M, Verdict.OK),
+            ("token", 2 * M, Verdict.WARN),
+            ("token", 64 * K, Verdict.REFUSE),
+            # 128K to 512K granules still have 64K entries.
+            ("token", 512 * K, Verdict.REFUSE),
+        ],
+    )
+    def test_the_measured_cases(self, layout, page_size, verdict):
+        assert candidate(LLAMA3_8B, layout, page_size).verdict is verdict
+
+    @pytest.mark.parametrize(
+        ("head_dim", "verdict"),
+        [(1024, Verdict.OK), (1040, Verdict.WARN), (2048, Verdict.WARN), (2064, Verdict.REFUSE)],
+    )
+    def test_the_borders_are_at_16_and_32_tokens(self, head_dim, verdict):
+        assert candidate(CacheSpec(1, 1, head_dim), "layer", 64 * K).verdict is verdict
+
+    def test_the_host_has_no_rule_and_says_so(self):
+        made = plan(LLAMA3_8B, driver="host", layout="token", page_size="64K")
+        assert made.choice.verdict is Verdict.NO_RULE
+        assert "no TLB rule on the host" in made.explanation
+        assert not made.warnings
+
+    @pytest.mark.parametrize("spec", MODELS, ids=repr)
+    @pytest.mark.parametrize("driver", ["patched", "stock-uvm", "cumem"])
+    def test_auto_never_chooses_what_the_rule_refuses(self, spec, driver):
+        made = plan(spec, driver=driver, few_layers=True)
+        assert not made.choice.refused
+        assert not made.warnings
+
+    def test_asked_for_by_name_it_is_kept_with_a_warning_that_says_why(self):
+        made = plan(LLAMA3_8B, driver="stock-uvm", layout="token", page_size="64K")
+        assert (made.choice.layout, made.choice.page_size) == ("token", 64 * K)
+        assert any("0.5 tokens in each 64K" in text and "TLB" in text for text in made.warnings)
+        made = plan(LLAMA3_8B, driver="cumem", layout="token")
+        assert any("16 tokens in each 2M" in text for text in made.warnings)
+
+
+class TestChoice:
+    def test_2m_pages_belong_to_layout_token(self):
+        choice = plan(LLAMA3_8B, driver="cumem").choice
+        assert (choice.layout, choice.page_size) == ("token", 2 * M)
+
+    def test_a_model_whose_tokens_are_too_large_for_it_gets_layout_layer(self):
+        choice = plan(LLAMA2_7B, driver="cumem").choice
+        assert (choice.layout, choice.page_size) == ("layer", 2 * M)
+
+    def test_longer_contexts_and_known_weights_admit_finer_pages(self):
+        def page(**load):
+            found = plan(
+                LLAMA3_8B, driver="stock-uvm", layout="layer", workload=Workload(256, **load)
+            )
+            assert found.choice.hidden
+            return found.choice.page_size
+
+        short = page(prompt=1000)
+        assert page(prompt=1000, weight_bytes=16 << 30) < short
+        assert page(prompt=4000) < short
+        assert page(prompt=4000) == 64 * K
+
+    @given(
+        layers=st.integers(1, 80),
+        heads=st.sampled_from([1, 2, 4, 8, 32]),
+        dim=st.sampled_from([64, 128, 256]),
+        driver=st.sampled_from(sorted(DEFAULT_COSTS)),
+        batch=st.integers(1, 512),
+        prompt=st.integers(1, 20000),
+    )
+    def test_nothing_admissible_beats_the_choice(self, layers, heads, dim, driver, batch, prompt):
+        made = plan(
+            CacheSpec(layers, heads, dim), driver=driver, workload=Workload(batch, prompt=prompt)
+        )
+        admissible = [c for c in made.candidates if c.map_share <= HIDEABLE_SHARE and not c.refused]
+        if admissible:
+            assert made.choice in admissible
+            assert made.choice.loss <= min(c.loss for c in admissible) + 0.001
+        else:
+            assert made.warnings
+        assert len(made.rejections) == len(made.candidates) - 1
+
+    def test_a_tie_goes_to_fewer_calls(self):
+        free = replace(default_costs("host"), map_us=((64 * K, 1e-6),))
+        made = plan(
+            CacheSpec(32, 8, 128), driver="host", layout="token", costs=free,
+            workload=Workload(1, prompt=100000),
+        )  # fmt: skip
+        best = min(c.loss for c in made.candidates)
+        tied = [c for c in made.candidates if round(c.loss / 0.001) == round(best / 0.001)]
+        assert len(tied) > 1
+        assert made.choice.calls_per_step == min(c.calls_per_step for c in tied)
+
+    def test_where_nothing_can_be_hidden_the_least_share_is_taken_with_a_warning(self):
+        slow = replace(default_costs("stock-uvm"), map_us=((64 * K, 1e9),))
+        made = plan(LLAMA3_8B, driver="stock-uvm", costs=slow)
+        assert made.choice.map_share == min(c.map_share for c in made.candidates if not c.refused)
+        assert any("can be hidden" in text for text in made.warnings)
+
+    def test_what_is_given_is_kept(self):
+        made = plan(LLAMA3_8B, driver="stock-uvm", page_size=128 * K)
+        assert {c.page_size for c in made.candidates} == {128 * K}
+        made = plan(LLAMA3_8B, driver="stock-uvm", layout="layer")
+        assert {c.layout for c in made.candidates} == {"layer"}
+        made = plan(LLAMA3_8B, driver="stock-uvm", layout="token", layers_per_arena=4)
+        assert {c.arenas for c in made.candidates} == {8}
+
+    def test_arenas_of_a_few_layers_are_tried_when_asked_for(self):
+        tried = {c.layers_per_arena for c in plan(LLAMA3_8B, driver="stock-uvm").candidates}
+        assert tried == {1, 32}
+        made = plan(LLAMA3_8B, driver="stock-uvm", few_layers=True)
+        assert {c.layers_per_arena for c in made.candidates} == {1, 2, 4, 8, 16, 32}
+
+    def test_the_default_load_fits_the_spec(self):
+        load = typical_workload(CacheSpec(2, 1, 8, max_slots=4, max_tokens=64))
+        assert load.batch == 4
+        assert load.prompt + load.generated <= 64
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"driver": "cuda"}, "'cuda'.*patched, stock-uvm, cumem, host"),
+            ({"driver": "cumem", "page_size": "64K"}, "'cumem' has no pages of 64K.*2M"),
+            ({"driver": "host", "page_size": "100K"}, "100K.*power of two"),
+            ({"driver": "host", "layout": "rows"}, "rows.*layer, token"),
+            ({"driver": "host", "layers_per_arena": 2}, "layout='token'"),
+        ],
+    )
+    def test_what_does_not_exist_is_refused(self, options, message):
+        with pytest.raises(ConfigError, match=message):
+            plan(LLAMA3_8B, **options)
+
+    @pytest.mark.parametrize("load", [{"batch": 0}, {"batch": 1, "prompt": 1.5}])
+    def test_an_impossible_load_is_refused(self, load):
+        with pytest.raises(ConfigError):
+            Workload(**load)
+
+
+class TestCalibration:
+    def write(self, tmp_path, content):
+        path = tmp_path / "calibration.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    def test_it_replaces_the_constants_that_it_names(self, tmp_path):
+        path = self.write(
+            tmp_path,
+            {"source": "my machine", "drivers": {"cumem": {"map_us": {"2097152": 10}}}},
+        )
+        costs = load_calibration(path, "cumem")
+        assert costs.call_us(2 * M) == 10
+        assert costs.source == "my machine"
+        assert costs.read_gb_per_s == default_costs("cumem").read_gb_per_s
+        assert load_calibration(path, "host") == default_costs("host")
+        assert "my machine" in plan(LLAMA3_8B, driver="cumem", costs=costs).explanation
+
+    def test_a_calibration_of_an_estimate_is_a_measurement(self, tmp_path):
+        path = self.write(
+            tmp_path, {"source": "here", "drivers": {"patched": {"map_us": {"65536": 5}}}}
+        )
+        assert not default_costs("patched").measured
+        assert load_calibration(path, "patched").measured
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "{",
+            "[]",
+            {"drivers": {"host": {}}},
+            {"source": "x", "drivers": {"host": {"map_us": {}}}},
+            {"source": "x", "drivers": {"host": {"map_us": {"65536": -1}}}},
+            {"source": "x", "drivers": {"host": {"read_gb_per_s": 0}}},
+            {"source": "x", "drivers": {"host": {"map_us": 7}}},
+        ],
+    )
+    def test_an_unusable_file_is_refused_by_name(self, tmp_path, content):
+        with pytest.raises(ConfigError, match=r"calibration\.json"):
+            load_calibration(self.write(tmp_path, content), "host")
+
+    def test_a_missing_file_is_refused_by_name(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"none\.json"):
+            load_calibration(tmp_path / "none.json", "host")
+
+
+def test_the_planner_needs_neither_devices_nor_numpy():
+    code = (
+        "import sys, pyvattn.planner;"
+        "bad = {'numpy', 'torch', 'pyvattn._native', 'ctypes'} & set(sys.modules);"
+        "sys.exit(f'imported {bad}' if bad else 0)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
