@@ -17,11 +17,15 @@ __all__ = [
     "ForkError",
     "LengthError",
     "LimitError",
+    "MismatchError",
+    "MissingDependency",
     "OutOfMemory",
     "OutOfSlots",
     "SlotError",
     "SpecError",
+    "TensorError",
     "TraceError",
+    "UnsupportedError",
 ]
 
 
@@ -109,3 +113,19 @@ class DriverUnavailable(Error, RuntimeError):
 
 class TraceError(Error, ValueError):
     """A request trace that cannot be read."""
+
+
+class TensorError(Error, ValueError):
+    """A tensor whose shape, dtype or device does not fit the cache."""
+
+
+class UnsupportedError(Error, NotImplementedError):
+    """Things that exist on their own but not together, such as a kernel and a dtype."""
+
+
+class MissingDependency(Error, ImportError):
+    """An optional package is not installed; the message says how to install it."""
+
+
+class MismatchError(Error):
+    """A self-check found another result than the reference gave."""
