@@ -24,8 +24,8 @@ LEAST_LAYER_US = 10.0
 class Candidate:
     """What a page size and layout cost under a workload.
 
-    Bytes and tokens of waste are those of one request; tokens are of the whole
-    model. ``waste_share`` is the mean waste over all that a request holds.
+    Bytes and tokens of waste are those of one request, a private guard included;
+    tokens are of the whole model. ``waste_share`` is the mean waste over all that a request holds.
     Calls and times (µs) are means over a step, or of one admission; ``step_us``
     is the least time that a step can take and ``map_share`` mapping time over it.
     """
@@ -84,11 +84,12 @@ def evaluate(
     page, token = geometry.page_size, geometry.token_bytes
     # The end of a request falls on every multiple of gcd(page, token) alike.
     grain = gcd(page, token)
-    waste_mean = geometry.arenas * (page - grain) / 2
+    guard = geometry.guard_tokens if costs.private_guard else 0
+    waste_mean = geometry.arenas * ((page - grain) / 2 + guard * token)
     # A token larger than a page takes several pages, neighbours in one extent.
     growth = workload.batch * geometry.arenas * min(1.0, token / page)
     step_calls, step_map_us = costs.map_cost(growth, max(page, token), page)
-    prompt_bytes = geometry.pages(workload.prompt) * page
+    prompt_bytes = geometry.pages(workload.prompt + guard) * page
     admission_calls, admission_us = costs.map_cost(geometry.arenas, prompt_bytes, page)
     step_us = _least_step_us(spec, costs, workload)
     verdict = tlb.judge(geometry, costs.page_table)
@@ -103,7 +104,7 @@ def evaluate(
         verdict=verdict,
         kernel_loss=tlb.kernel_loss(geometry, verdict),
         waste_mean_bytes=waste_mean,
-        waste_worst_bytes=geometry.arenas * (page - grain),
+        waste_worst_bytes=geometry.arenas * (page - grain + guard * token),
         waste_mean_tokens=waste_mean / spec.token_bytes,
         waste_share=waste_mean / (workload.context * spec.token_bytes + waste_mean),
         calls_per_step=step_calls,

@@ -32,7 +32,9 @@ class DriverCosts:
     spans pages: each page is a call of its own. ``one_call_per_step`` says
     that all of a step's extents go in one call, whose time beyond the
     cheapest call grows with the bytes mapped. ``page_table`` says whether
-    kernels suffer from too few tokens in a page-table entry.
+    kernels suffer from too few tokens in a page-table entry, and
+    ``private_guard`` that the tail guard takes pages of the request's own,
+    because the driver cannot replace shared zeros without a fault in between.
     """
 
     driver: str
@@ -44,6 +46,7 @@ class DriverCosts:
     extent_is_page: bool = False
     one_call_per_step: bool = False
     page_table: bool = True
+    private_guard: bool = False
 
     def call_us(self, extent: float) -> float:
         """Return the time in µs of one call that maps ``extent`` bytes.
@@ -110,6 +113,7 @@ DEFAULT_COSTS = {
             read_gb_per_s=_H200_READ_GB_PER_S,
             source=f"cuMemCreate + cuMemMap + cuMemSetAccess of one page; {_H200}",
             extent_is_page=True,
+            private_guard=True,
         ),
         DriverCosts(
             driver="host",

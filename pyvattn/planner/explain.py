@@ -18,7 +18,7 @@ def summary(spec: CacheSpec, costs: DriverCosts, workload: Workload, choice: Can
     return "\n".join(
         [
             f"{costs.driver}: {describe(choice)}.",
-            *_figures(spec, workload, choice),
+            *_figures(spec, costs, workload, choice),
             *_reasons(choice),
             f"Costs of calls are {kind} ({costs.source}).",
         ]
@@ -73,7 +73,9 @@ def hiding_reason(candidate: Candidate) -> str:
     )
 
 
-def _figures(spec: CacheSpec, workload: Workload, choice: Candidate) -> Iterator[str]:
+def _figures(
+    spec: CacheSpec, costs: DriverCosts, workload: Workload, choice: Candidate
+) -> Iterator[str]:
     yield (
         f"{choice.arenas} arena{'s' if choice.arenas > 1 else ''}; a token takes "
         f"{format_size(choice.token_bytes)} in each, {format_size(spec.token_bytes)} in all; "
@@ -82,9 +84,14 @@ def _figures(spec: CacheSpec, workload: Workload, choice: Candidate) -> Iterator
     yield (
         f"A request wastes {format_size(choice.waste_mean_bytes)} "
         f"({choice.waste_mean_tokens:.3g} tokens) on average, at most "
-        f"{format_size(choice.waste_worst_bytes)}: {choice.waste_share:.1%} of its "
+        f"{format_size(choice.waste_worst_bytes)}: {choice.waste_share:.1%} of what it holds at "
         f"{workload.context:.0f} tokens."
     )
+    if costs.private_guard and spec.guard_tokens:
+        yield (
+            f"Of that, {spec.guard_tokens} tokens are the tail guard, which {costs.driver} cannot "
+            "share."
+        )
     yield (
         f"Map calls: {choice.calls_per_step:.3g} for a step of {workload.batch} requests "
         f"({choice.map_us_per_step / 1e3:.3g} ms), {choice.calls_per_admission:.3g} to admit "
