@@ -21,6 +21,19 @@ void all_or_nothing(const std::vector<Entry>& batch, Act act, Undo undo) {
   }
 }
 
+// Joins ranges whose addresses follow each other, in the order given.
+inline std::vector<Range> contiguous_runs(const std::vector<Range>& ranges) {
+  std::vector<Range> runs;
+  for (const Range& range : ranges) {
+    if (!runs.empty() && runs.back().address + runs.back().length == range.address) {
+      runs.back().length += range.length;
+    } else {
+      runs.push_back(range);
+    }
+  }
+  return runs;
+}
+
 // Unmaps a batch with one `unmap_range` for each run of entries whose addresses
 // follow each other. If one throws, maps the entries of the earlier runs again
 // and throws on. `map_one` must not throw.

@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <functional>
+#include <utility>
 
 #include "core/errors.hpp"
 #include "drivers/accounting.hpp"
+#include "drivers/cumem.hpp"
 #include "drivers/host.hpp"
+#include "emulation/libcuda.hpp"
 
 namespace pyvattn {
 namespace {
@@ -16,12 +19,35 @@ struct Row {
   std::function<DriverPtr(const DriverRequest&)> make;
 };
 
+// The emulated device's memory is ordinary memory: its tensors are CPU tensors.
+Capabilities describe_emulated_cumem(int device) {
+  Capabilities capabilities = CuMemDriver::describe(emulation::libcuda(), device);
+  capabilities.name = "cumem-emulated";
+  capabilities.dlpack_device_type = 1;
+  capabilities.dlpack_device_id = 0;
+  return capabilities;
+}
+
+DriverPtr make_cumem(const LibCuda& library, const DriverRequest& request,
+                     Capabilities capabilities) {
+  return std::make_shared<CuMemDriver>(library, request.device, request.page_size,
+                                       std::move(capabilities));
+}
+
 const std::vector<Row>& table() {
   static const std::vector<Row> rows = {
       {"host", [](int) { return HostDriver::describe(); },
        [](const DriverRequest& r) { return std::make_shared<HostDriver>(r.page_size); }},
       {"host-accounting", [](int) { return HostDriver::describe(); },
        [](const DriverRequest& r) { return std::make_shared<AccountingDriver>(r.page_size); }},
+      {"cumem", [](int device) { return CuMemDriver::describe(real_libcuda(), device); },
+       [](const DriverRequest& r) {
+         return make_cumem(real_libcuda(), r, CuMemDriver::describe(real_libcuda(), r.device));
+       }},
+      {"cumem-emulated", describe_emulated_cumem,
+       [](const DriverRequest& r) {
+         return make_cumem(emulation::libcuda(), r, describe_emulated_cumem(r.device));
+       }},
   };
   return rows;
 }
@@ -58,8 +84,7 @@ DriverPtr make_driver(const DriverRequest& request) {
     std::vector<std::string> offered;
     for (std::size_t size : sizes) offered.push_back(std::to_string(size >> 10) + "K");
     throw ConfigError("driver '" + request.name + "' has no pages of " +
-                      std::to_string(request.page_size) + " bytes: choose one of " +
-                      join(offered));
+                      std::to_string(request.page_size) + " bytes: choose one of " + join(offered));
   }
   return row.make(request);
 }

@@ -1,0 +1,231 @@
+#include "drivers/cumem.hpp"
+
+#include <string>
+#include <utility>
+
+#include "core/errors.hpp"
+#include "drivers/batch.hpp"
+
+namespace pyvattn {
+namespace {
+
+cuda::AllocationProperties page_properties(int device) {
+  cuda::AllocationProperties properties;
+  properties.type = cuda::kAllocationPinned;
+  properties.location.type = cuda::kLocationDevice;
+  properties.location.id = device;
+  return properties;
+}
+
+std::vector<Range> ranges_of(const std::vector<MapEntry>& batch) {
+  std::vector<Range> ranges;
+  ranges.reserve(batch.size());
+  for (const MapEntry& entry : batch) ranges.push_back({entry.address, entry.length});
+  return ranges;
+}
+
+Range extent_of(const std::vector<MapEntry>& batch) {
+  Range extent;
+  if (!batch.empty()) extent.address = batch.front().address;
+  for (const MapEntry& entry : batch) extent.length += entry.length;
+  return extent;
+}
+
+}  // namespace
+
+Capabilities CuMemDriver::describe(const LibCuda& library, int ordinal) {
+  const cuda::Device device = find_cuda_device(library, ordinal);
+  int supported = 0;
+  check_cuda(
+      library, "query device (cuDeviceGetAttribute)", 0, 0,
+      library.cuDeviceGetAttribute(&supported, cuda::kAttributeVirtualMemoryManagement, device));
+  if (supported == 0) {
+    throw DriverUnavailable("device cuda:" + std::to_string(ordinal) +
+                            " has no virtual memory management (cuMemMap): vGPU profiles and "
+                            "some integrated GPUs do not offer it; use another GPU");
+  }
+  std::size_t granularity = 0;
+  const cuda::AllocationProperties properties = page_properties(device);
+  check_cuda(
+      library, "query device (cuMemGetAllocationGranularity)", 0, 0,
+      library.cuMemGetAllocationGranularity(&granularity, &properties, cuda::kGranularityMinimum));
+  Capabilities capabilities;
+  capabilities.name = "cumem";
+  capabilities.page_sizes = {granularity};
+  capabilities.slab_per_page = true;
+  capabilities.dlpack_device_type = 2;
+  capabilities.dlpack_device_id = ordinal;
+  return capabilities;
+}
+
+CuMemDriver::CuMemDriver(const LibCuda& library, int device, std::size_t page_size,
+                         Capabilities capabilities)
+    : library_(library),
+      capabilities_(std::move(capabilities)),
+      page_size_(page_size),
+      context_(std::make_shared<CudaContext>(library, device)),
+      recycled_(context_),
+      fresh_(context_) {}
+
+CuMemDriver::~CuMemDriver() {
+  if (context_->forked()) return;
+  const CurrentContext current(*context_);
+  for (const auto& [id, slab] : slabs_) library_.cuMemRelease(slab.handle);
+  for (const auto& [address, bytes] : reservations_) library_.cuMemAddressFree(address, bytes);
+}
+
+bool CuMemDriver::is_lost() const { return broken_ || context_->state() != cuda::kSuccess; }
+
+Address CuMemDriver::reserve(std::size_t bytes, std::size_t alignment) {
+  const CurrentContext current(*context_, "reserve", 0, bytes);
+  cuda::Pointer address = 0;
+  check_cuda(library_, "reserve (cuMemAddressReserve)", 0, bytes,
+             library_.cuMemAddressReserve(&address, bytes, alignment, 0, 0));
+  reservations_.emplace(address, bytes);
+  return address;
+}
+
+void CuMemDriver::release_reservation(Address address) {
+  const auto found = reservations_.find(address);
+  if (found == reservations_.end()) {
+    throw_cuda(library_, "release_reservation", address, 0, cuda::kInvalidValue);
+  }
+  const CurrentContext current(*context_);
+  const cuda::Result result = library_.cuMemAddressFree(address, found->second);
+  if (!is_lost()) {
+    check_cuda(library_, "release_reservation (cuMemAddressFree)", address, found->second, result);
+  }
+  reservations_.erase(found);
+}
+
+SlabId CuMemDriver::allocate_slab(std::size_t bytes) {
+  const CurrentContext current(*context_, "allocate_slab", 0, bytes);
+  const cuda::AllocationProperties properties = page_properties(context_->ordinal());
+  Slab slab;
+  slab.bytes = bytes;
+  check_cuda(library_, "allocate_slab (cuMemCreate)", 0, bytes,
+             library_.cuMemCreate(&slab.handle, bytes, &properties, 0));
+  slabs_.emplace(next_slab_, slab);
+  return next_slab_++;
+}
+
+void CuMemDriver::free_slab(SlabId id) {
+  const auto found = slabs_.find(id);
+  if (found == slabs_.end()) throw_cuda(library_, "free_slab", 0, 0, cuda::kInvalidValue);
+  const CurrentContext current(*context_);
+  const cuda::Result result = library_.cuMemRelease(found->second.handle);
+  if (!is_lost()) {
+    check_cuda(library_, "free_slab (cuMemRelease)", 0, found->second.bytes, result);
+  }
+  slabs_.erase(found);
+}
+
+void CuMemDriver::map_one(const MapEntry& entry) const {
+  const auto found = slabs_.find(entry.slab);
+  const cuda::Result result =
+      found == slabs_.end()
+          ? cuda::kInvalidValue
+          : library_.cuMemMap(entry.address, entry.length, entry.offset, found->second.handle, 0);
+  check_cuda(library_, "map (cuMemMap)", entry.address, entry.length, result);
+}
+
+void CuMemDriver::set_access(const Range& run) const {
+  cuda::AccessDescriptor access;
+  access.location.type = cuda::kLocationDevice;
+  access.location.id = context_->ordinal();
+  access.flags = cuda::kAccessReadWrite;
+  check_cuda(library_, "map (cuMemSetAccess)", run.address, run.length,
+             library_.cuMemSetAccess(run.address, run.length, &access, 1));
+}
+
+void CuMemDriver::unmap_run(const Range& run) const {
+  check_cuda(library_, "unmap (cuMemUnmap)", run.address, run.length,
+             library_.cuMemUnmap(run.address, run.length));
+}
+
+void CuMemDriver::map(const std::vector<MapEntry>& batch) {
+  const Range extent = extent_of(batch);
+  const CurrentContext current(*context_, "map", extent.address, extent.length);
+  if (broken_) {
+    throw DriverError("map", extent.address, extent.length, "roll back failed",
+                      "an earlier failure could not be undone on the device: close this cache "
+                      "and make a new one");
+  }
+  std::size_t mapped = 0;
+  try {
+    for (; mapped < batch.size(); ++mapped) map_one(batch[mapped]);
+    for (const Range& run : contiguous_runs(ranges_of(batch))) set_access(run);
+    const std::vector<Range> fresh = fresh_ranges(batch);
+    if (!fresh.empty()) write_zeros(contiguous_runs(fresh), fresh_)->wait();
+  } catch (...) {
+    undo_map(batch, mapped);
+    throw;
+  }
+  for (const MapEntry& entry : batch) slabs_.at(entry.slab).fresh = false;
+}
+
+void CuMemDriver::undo_map(const std::vector<MapEntry>& batch, std::size_t count) noexcept {
+  for (std::size_t i = count; i > 0; --i) {
+    const MapEntry& entry = batch[i - 1];
+    if (library_.cuMemUnmap(entry.address, entry.length) != cuda::kSuccess) broken_ = true;
+  }
+}
+
+void CuMemDriver::unmap(const std::vector<MapEntry>& batch) {
+  if (is_lost()) return forget(batch);
+  const Range extent = extent_of(batch);
+  const CurrentContext current(*context_, "unmap", extent.address, extent.length);
+  unmap_all_or_nothing(
+      batch, [this](const Range& run) { unmap_run(run); },
+      [this](const MapEntry& entry) { redo_map(entry); });
+}
+
+void CuMemDriver::redo_map(const MapEntry& entry) noexcept {
+  try {
+    map_one(entry);
+    set_access({entry.address, entry.length});
+  } catch (...) {
+    broken_ = true;
+  }
+}
+
+// The memory belongs to a context that is gone, or what is mapped is not known: what
+// CUDA still lets go is given back, page by page, and the rest ends with the process.
+void CuMemDriver::forget(const std::vector<MapEntry>& batch) const noexcept {
+  const CurrentContext current(*context_);
+  for (const MapEntry& entry : batch) library_.cuMemUnmap(entry.address, entry.length);
+}
+
+std::vector<Range> CuMemDriver::fresh_ranges(const std::vector<MapEntry>& batch) const {
+  std::vector<Range> ranges;
+  for (const MapEntry& entry : batch) {
+    if (slabs_.at(entry.slab).fresh) ranges.push_back({entry.address, entry.length});
+  }
+  return ranges;
+}
+
+FencePtr CuMemDriver::write_zeros(const std::vector<Range>& runs, const CudaStream& stream) const {
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    const cuda::Result result =
+        library_.cuMemsetD8Async(runs[i].address, 0, runs[i].length, stream.get());
+    if (result == cuda::kSuccess) continue;
+    // The caller may unmap at once: let what was submitted finish first.
+    if (i > 0) CudaFence::after_stream(context_, stream.get())->wait();
+    throw_cuda(library_, "zero (cuMemsetD8Async)", runs[i].address, runs[i].length, result);
+  }
+  return CudaFence::after_stream(context_, stream.get());
+}
+
+FencePtr CuMemDriver::zero(const std::vector<Range>& batch, const FencePtr& after) {
+  const Range first = batch.empty() ? Range{} : batch.front();
+  const CurrentContext current(*context_, "zero", first.address, first.length);
+  const auto fence = std::dynamic_pointer_cast<CudaFence>(after);
+  if (fence && &fence->context().library() == &library_) {
+    fence->hold(recycled_.get());
+  } else if (after) {
+    after->wait();
+  }
+  return write_zeros(contiguous_runs(batch), recycled_);
+}
+
+}  // namespace pyvattn
