@@ -34,6 +34,24 @@ inline std::vector<Range> contiguous_runs(const std::vector<Range>& ranges) {
   return runs;
 }
 
+// The index after the run of entries that starts at `first` and whose addresses
+// follow each other.
+inline std::size_t end_of_run(const std::vector<MapEntry>& batch, std::size_t first) {
+  std::size_t next = first + 1;
+  while (next < batch.size() &&
+         batch[next].address == batch[next - 1].address + batch[next - 1].length) {
+    ++next;
+  }
+  return next;
+}
+
+// How many unmap calls a batch costs where each run is one call.
+inline std::size_t count_runs(const std::vector<MapEntry>& batch) {
+  std::size_t runs = 0;
+  for (std::size_t i = 0; i < batch.size(); i = end_of_run(batch, i)) ++runs;
+  return runs;
+}
+
 // Unmaps a batch with one `unmap_range` for each run of entries whose addresses
 // follow each other. If one throws, maps the entries of the earlier runs again
 // and throws on. `map_one` must not throw.
@@ -43,11 +61,9 @@ void unmap_all_or_nothing(const std::vector<MapEntry>& batch, UnmapRange unmap_r
   std::size_t first = 0;
   try {
     while (first < batch.size()) {
-      std::size_t next = first + 1;
-      Range run{batch[first].address, batch[first].length};
-      for (; next < batch.size() && batch[next].address == run.address + run.length; ++next) {
-        run.length += batch[next].length;
-      }
+      const std::size_t next = end_of_run(batch, first);
+      const Address start = batch[first].address;
+      const Range run{start, batch[next - 1].address + batch[next - 1].length - start};
       unmap_range(run);
       first = next;
     }

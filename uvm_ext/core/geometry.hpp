@@ -1,0 +1,63 @@
+// The shape of a cache in addresses: equal arenas, each with one row per slot.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+namespace pyvattn {
+
+struct Geometry {
+  std::uint32_t arenas = 0;
+  std::uint32_t slots = 0;
+  std::uint32_t max_tokens = 0;
+  // Tokens past a slot's length that kernels may read.
+  std::uint32_t guard_tokens = 0;
+  // Bytes of one token in one arena.
+  std::uint64_t token_bytes = 0;
+  std::uint64_t page_size = 0;
+
+  // A row holds the guard of its longest request too, so that no kernel strays
+  // into the next row.
+  std::uint64_t row_pages() const {
+    return divide_up((std::uint64_t{max_tokens} + guard_tokens) * token_bytes, page_size);
+  }
+  std::uint64_t row_bytes() const { return row_pages() * page_size; }
+  std::uint64_t arena_bytes() const { return row_bytes() * slots; }
+
+  static std::uint64_t divide_up(std::uint64_t value, std::uint64_t unit) {
+    return (value + unit - 1) / unit;
+  }
+};
+
+// How many private pages a length needs, and what a number of pages can hold.
+// Where the driver cannot share the guard, it is backed by private pages too.
+class PageMath {
+ public:
+  PageMath(const Geometry& geometry, bool private_guard)
+      : geometry_(geometry), guard_(private_guard ? geometry.guard_tokens : 0) {}
+
+  std::uint32_t pages_for(std::uint32_t tokens) const {
+    return tokens == 0 ? 0 : pages_of(std::uint64_t{tokens} + guard_);
+  }
+  // Pages that hold any of the first `tokens` tokens, without a guard.
+  std::uint32_t pages_touched(std::uint32_t tokens) const { return pages_of(tokens); }
+
+  // The longest length for which `row_pages` private pages are enough.
+  std::uint32_t capacity(std::uint32_t row_pages) const {
+    const std::uint64_t backed = row_pages * geometry_.page_size / geometry_.token_bytes;
+    const std::uint64_t tokens = backed > guard_ ? backed - guard_ : 0;
+    return static_cast<std::uint32_t>(std::min<std::uint64_t>(tokens, geometry_.max_tokens));
+  }
+
+ private:
+  std::uint32_t pages_of(std::uint64_t tokens) const {
+    return static_cast<std::uint32_t>(
+        Geometry::divide_up(tokens * geometry_.token_bytes, geometry_.page_size));
+  }
+
+  const Geometry geometry_;
+  const std::uint64_t guard_;
+};
+
+}  // namespace pyvattn

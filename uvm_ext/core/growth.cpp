@@ -1,0 +1,201 @@
+#include "core/growth.hpp"
+
+#include <algorithm>
+#include <functional>
+
+#include "core/errors.hpp"
+
+namespace pyvattn {
+
+std::vector<MapEntry> map_entries(const PagePool& pool, const std::vector<ArenaPtr>& arenas,
+                                  const Geometry& geometry, std::uint32_t slot,
+                                  std::uint32_t first_row_page,
+                                  const std::vector<PageNumber>& pages) {
+  std::vector<MapEntry> entries;
+  const std::size_t page_size = geometry.page_size;
+  const std::size_t rows = pages.size() / geometry.arenas;
+  for (std::uint32_t arena = 0; arena < geometry.arenas; ++arena) {
+    const Address row = arenas[arena]->address() + slot * geometry.row_bytes();
+    const std::size_t first_entry = entries.size();
+    for (std::size_t p = 0; p < rows; ++p) {
+      const PageNumber page = pages[p * geometry.arenas + arena];
+      const SlabId slab = pool.slab_of(page);
+      const std::size_t offset = pool.offset_of(page);
+      if (entries.size() > first_entry) {
+        MapEntry& last = entries.back();
+        if (last.slab == slab && last.offset + last.length == offset) {
+          last.length += page_size;
+          continue;
+        }
+      }
+      entries.push_back({row + (first_row_page + p) * page_size, page_size, slab, offset});
+    }
+  }
+  return entries;
+}
+
+std::uint64_t Growth::pages_needed(const std::vector<GrowthTarget>& targets) const {
+  std::uint64_t pages = 0;
+  for (const GrowthTarget& t : targets) {
+    pages += std::uint64_t{t.row_pages - slots_.row_pages(t.slot)} * geometry_.arenas;
+  }
+  return pages;
+}
+
+std::uint64_t Growth::pages_in_flight() const {
+  std::uint64_t pages = 0;
+  for (const Extent& extent : extents_) pages += extent.count;
+  return pages;
+}
+
+// Slots that grow here are marked in flight first, so none of them is chosen.
+void Growth::choose_tails(std::uint64_t pages) {
+  for (std::uint32_t slot : slots_.reclaimable()) {
+    if (stash_.size() >= pages) break;
+    const std::vector<PageNumber>& table = slots_.pages(slot).pages;
+    const std::uint32_t rows = slots_.row_pages(slot);
+    const std::uint64_t wanted = Geometry::divide_up(pages - stash_.size(), geometry_.arenas);
+    const std::uint32_t left = rows - static_cast<std::uint32_t>(std::min<std::uint64_t>(wanted, rows));
+    const std::vector<PageNumber> tail(table.begin() + std::ptrdiff_t{left} * geometry_.arenas,
+                                       table.end());
+    const auto entries = map_entries(pool_, arenas_, geometry_, slot, left, tail);
+    unmap_batch_.insert(unmap_batch_.end(), entries.begin(), entries.end());
+    stash_.insert(stash_.end(), tail.begin(), tail.end());
+    tails_.push_back({slot, left});
+    if (slots_.pages(slot).fence) fences_.push_back(slots_.pages(slot).fence);
+  }
+  if (stash_.size() < pages) {
+    throw DriverOutOfMemory("reclaim pages", 0, pages * geometry_.page_size,
+                            "free slots hold too few pages");
+  }
+  std::sort(stash_.begin(), stash_.end(), std::greater<>());
+  pages_reclaimed_ = stash_.size();
+}
+
+void Growth::append_from_pool(std::uint32_t count, PageNumber after,
+                              std::vector<PageNumber>& run) {
+  const std::size_t before = extents_.size();
+  pool_.allocate(count, after, extents_);
+  for (std::size_t i = before; i < extents_.size(); ++i) {
+    for (std::uint32_t p = 0; p < extents_[i].count; ++p) run.push_back(extents_[i].first + p);
+  }
+}
+
+void Growth::append_from_stash(std::uint32_t count, std::vector<PageNumber>& run) {
+  for (; count > 0; --count) {
+    run.push_back(stash_.back());
+    stash_.pop_back();
+  }
+}
+
+void Growth::fill_targets(std::uint64_t from_pool) {
+  const std::uint32_t arenas = geometry_.arenas;
+  std::vector<PageNumber> run;
+  for (const GrowthTarget& target : targets_) {
+    const std::vector<PageNumber>& table = slots_.pages(target.slot).pages;
+    const std::uint32_t have = slots_.row_pages(target.slot);
+    const std::uint32_t more = target.row_pages - have;
+    std::vector<PageNumber> fresh(std::size_t{more} * arenas);
+    for (std::uint32_t arena = 0; arena < arenas; ++arena) {
+      const PageNumber after =
+          have > 0 ? table[std::size_t{have - 1} * arenas + arena] : PagePool::kAnywhere;
+      const auto pooled = static_cast<std::uint32_t>(std::min<std::uint64_t>(more, from_pool));
+      run.clear();
+      append_from_pool(pooled, after, run);
+      append_from_stash(more - pooled, run);
+      from_pool -= pooled;
+      for (std::uint32_t p = 0; p < more; ++p) fresh[std::size_t{p} * arenas + arena] = run[p];
+    }
+    const auto entries = map_entries(pool_, arenas_, geometry_, target.slot, have, fresh);
+    map_batch_.insert(map_batch_.end(), entries.begin(), entries.end());
+    new_pages_.push_back(std::move(fresh));
+  }
+}
+
+void Growth::mark_in_flight(bool in_flight) {
+  for (const GrowthTarget& target : targets_) slots_.head(target.slot).in_flight = in_flight;
+  for (const Tail& tail : tails_) slots_.head(tail.slot).in_flight = in_flight;
+}
+
+void Growth::plan(const std::vector<GrowthTarget>& targets, std::uint64_t from_pool) {
+  targets_ = targets;
+  allocated_before_ = limit_.allocated();
+  mark_in_flight(true);
+  try {
+    const std::uint64_t needed = pages_needed(targets);
+    if (needed > from_pool) choose_tails(needed - from_pool);
+    fill_targets(std::min(needed, from_pool));
+    // Room first: commit() must not fail.
+    for (std::size_t i = 0; i < targets_.size(); ++i) {
+      std::vector<PageNumber>& table = slots_.pages(targets_[i].slot).pages;
+      table.reserve(std::max(table.capacity(), table.size() + new_pages_[i].size()));
+    }
+  } catch (...) {
+    give_back_pool_pages();
+    mark_in_flight(false);
+    throw;
+  }
+  mark_in_flight(true);
+}
+
+void Growth::execute() {
+  for (const FencePtr& fence : fences_) fence->wait();
+  if (!unmap_batch_.empty()) driver_.unmap(unmap_batch_);
+  tails_unmapped_ = true;
+  driver_.map(map_batch_);
+}
+
+void Growth::cut_tails(const PageMath& math) {
+  for (const Tail& tail : tails_) {
+    slots_.forget_pages(tail.slot);
+    slots_.pages(tail.slot).pages.resize(std::size_t{tail.row_pages_left} * geometry_.arenas);
+    slots_.count_pages(tail.slot);
+    slots_.head(tail.slot).capacity = math.capacity(tail.row_pages_left);
+  }
+}
+
+void Growth::commit(const PageMath& math) {
+  cut_tails(math);
+  for (std::size_t i = 0; i < targets_.size(); ++i) {
+    const std::uint32_t slot = targets_[i].slot;
+    std::vector<PageNumber>& table = slots_.pages(slot).pages;
+    slots_.forget_pages(slot);
+    table.insert(table.end(), new_pages_[i].begin(), new_pages_[i].end());
+    slots_.count_pages(slot);
+    slots_.head(slot).capacity = math.capacity(slots_.row_pages(slot));
+  }
+  for (PageNumber page : stash_) pool_.release({page, 1});
+  mark_in_flight(false);
+}
+
+void Growth::give_back_pool_pages() noexcept {
+  for (const Extent& extent : extents_) pool_.release(extent);
+  extents_.clear();
+  try {
+    if (limit_.allocated() > allocated_before_) pool_.trim(allocated_before_);
+  } catch (const Error&) {
+    // The slab stays in the pool, free: a failed call may leave that.
+  }
+}
+
+void Growth::roll_back(const PageMath& math) noexcept {
+  give_back_pool_pages();
+  if (tails_unmapped_ && !unmap_batch_.empty()) {
+    try {
+      driver_.map(unmap_batch_);
+    } catch (const Error&) {
+      // The tails cannot be put back: their clean pages go to the pool instead.
+      for (const Tail& tail : tails_) {
+        const std::vector<PageNumber>& table = slots_.pages(tail.slot).pages;
+        for (std::size_t i = std::size_t{tail.row_pages_left} * geometry_.arenas; i < table.size();
+             ++i) {
+          pool_.release({table[i], 1});
+        }
+      }
+      cut_tails(math);
+    }
+  }
+  mark_in_flight(false);
+}
+
+}  // namespace pyvattn

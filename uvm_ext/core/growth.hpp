@@ -1,0 +1,93 @@
+// Growth: one transaction that puts private pages under slots, taking them from
+// the page pool and, where that is short, from the tails of free slots.
+//
+// plan() and commit() or roll_back() want the cache's lock; execute(), which makes
+// the driver calls, does not: the slots concerned are marked in flight instead.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/arena.hpp"
+#include "core/geometry.hpp"
+#include "core/page_pool.hpp"
+#include "core/slot_table.hpp"
+
+namespace pyvattn {
+
+struct GrowthTarget {
+  std::uint32_t slot = 0;
+  // Private pages wanted in every arena's row; more than the slot has.
+  std::uint32_t row_pages = 0;
+};
+
+class Growth {
+ public:
+  Growth(Driver& driver, LimitAdaptor& limit, PagePool& pool, SlotTable& slots,
+         const std::vector<ArenaPtr>& arenas, const Geometry& geometry)
+      : driver_(driver),
+        limit_(limit),
+        pool_(pool),
+        slots_(slots),
+        arenas_(arenas),
+        geometry_(geometry) {}
+
+  // Takes at most `from_pool` pages from the pool and the rest from free slots.
+  // Throws DriverOutOfMemory with nothing changed.
+  void plan(const std::vector<GrowthTarget>& targets, std::uint64_t from_pool);
+  // Unmaps the tails that were taken, then maps every new page. Throws DriverError
+  // with the mappings as they were before; roll_back() must follow.
+  void execute();
+  void commit(const PageMath& math);
+  void roll_back(const PageMath& math) noexcept;
+
+  std::uint64_t pages_needed(const std::vector<GrowthTarget>& targets) const;
+  // Pages that have left the pool and belong to no slot yet.
+  std::uint64_t pages_in_flight() const;
+  std::uint64_t pages_reclaimed() const { return pages_reclaimed_; }
+
+ private:
+  // The tail of a free slot, on its way to another.
+  struct Tail {
+    std::uint32_t slot;
+    std::uint32_t row_pages_left;
+  };
+
+  void choose_tails(std::uint64_t pages);
+  void fill_targets(std::uint64_t from_pool);
+  void append_from_pool(std::uint32_t count, PageNumber after, std::vector<PageNumber>& run);
+  void append_from_stash(std::uint32_t count, std::vector<PageNumber>& run);
+  void mark_in_flight(bool in_flight);
+  void cut_tails(const PageMath& math);
+  void give_back_pool_pages() noexcept;
+
+  Driver& driver_;
+  LimitAdaptor& limit_;
+  PagePool& pool_;
+  SlotTable& slots_;
+  const std::vector<ArenaPtr>& arenas_;
+  const Geometry& geometry_;
+
+  std::vector<GrowthTarget> targets_;
+  // New pages of each target, in the order of SlotPages::pages.
+  std::vector<std::vector<PageNumber>> new_pages_;
+  std::vector<Extent> extents_;
+  std::vector<Tail> tails_;
+  // Pages of the tails that no target has taken yet.
+  std::vector<PageNumber> stash_;
+  std::vector<MapEntry> unmap_batch_;
+  std::vector<MapEntry> map_batch_;
+  std::vector<FencePtr> fences_;
+  bool tails_unmapped_ = false;
+  std::uint64_t allocated_before_ = 0;
+  std::uint64_t pages_reclaimed_ = 0;
+};
+
+// The mappings of row pages [first, first + pages.size() / arenas) of a slot, with
+// neighbouring pages joined to one entry.
+std::vector<MapEntry> map_entries(const PagePool& pool, const std::vector<ArenaPtr>& arenas,
+                                  const Geometry& geometry, std::uint32_t slot,
+                                  std::uint32_t first_row_page,
+                                  const std::vector<PageNumber>& pages);
+
+}  // namespace pyvattn

@@ -1,0 +1,42 @@
+// The mapper thread: does work in the background while the caller computes.
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+namespace pyvattn {
+
+class Mapper {
+ public:
+  // `work` does one piece of work and returns true, or returns false where there is
+  // none. It runs on the mapper's thread only and must not throw.
+  explicit Mapper(std::function<bool()> work);
+  ~Mapper();
+  Mapper(const Mapper&) = delete;
+  Mapper& operator=(const Mapper&) = delete;
+
+  // There is work: look.
+  void wake();
+  // Returns when everything asked for before this call is done.
+  void drain();
+  // Ends the thread after the piece of work it is at.
+  void stop();
+  // Forgets the thread without ending it: in a forked child it does not exist.
+  void abandon();
+
+ private:
+  void run();
+
+  const std::function<bool()> work_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool wanted_ = false;
+  bool busy_ = false;
+  bool stopping_ = false;
+  std::unique_ptr<std::thread> thread_;
+};
+
+}  // namespace pyvattn

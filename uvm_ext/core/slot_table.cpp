@@ -1,0 +1,77 @@
+#include "core/slot_table.hpp"
+
+#include <algorithm>
+
+namespace pyvattn {
+
+void SlotTable::forget_pages(std::uint32_t slot) {
+  const SlotState state = heads_[slot].state;
+  page_counts_[static_cast<std::size_t>(state)] -= pages_[slot].pages.size();
+  if (state == SlotState::free) by_pages_.erase({row_pages(slot), slot});
+}
+
+void SlotTable::count_pages(std::uint32_t slot) {
+  const SlotState state = heads_[slot].state;
+  page_counts_[static_cast<std::size_t>(state)] += pages_[slot].pages.size();
+  if (state == SlotState::free) by_pages_.insert({row_pages(slot), slot});
+}
+
+void SlotTable::set_state(std::uint32_t slot, SlotState state) {
+  forget_pages(slot);
+  heads_[slot].state = state;
+  count_pages(slot);
+}
+
+std::optional<std::uint32_t> SlotTable::best_fit(std::uint32_t row_pages) const {
+  for (auto i = by_pages_.lower_bound({row_pages, 0}); i != by_pages_.end(); ++i) {
+    if (!heads_[i->second].in_flight) return i->second;
+  }
+  for (auto i = by_pages_.rbegin(); i != by_pages_.rend(); ++i) {
+    if (!heads_[i->second].in_flight) return i->second;
+  }
+  return std::nullopt;
+}
+
+std::vector<std::uint32_t> SlotTable::reclaimable() const {
+  std::vector<std::uint32_t> slots;
+  for (auto i = by_pages_.lower_bound({1, 0}); i != by_pages_.end(); ++i) {
+    if (!heads_[i->second].in_flight) slots.push_back(i->second);
+  }
+  std::sort(slots.begin(), slots.end(), [this](std::uint32_t a, std::uint32_t b) {
+    return pages_[a].released_at < pages_[b].released_at;
+  });
+  return slots;
+}
+
+std::optional<std::uint32_t> SlotTable::find(SlotState state) const {
+  for (std::uint32_t slot = 0; slot < size(); ++slot) {
+    if (heads_[slot].state == state) return slot;
+  }
+  return std::nullopt;
+}
+
+std::uint32_t SlotTable::slots_in(SlotState state) const {
+  return static_cast<std::uint32_t>(
+      std::count_if(heads_.begin(), heads_.end(),
+                    [state](const SlotHead& head) { return head.state == state; }));
+}
+
+std::uint64_t SlotTable::pages_fenced() const {
+  std::uint64_t pages = 0;
+  for (const auto& [row_pages, slot] : by_pages_) {
+    const FencePtr& fence = pages_[slot].fence;
+    if (fence && !fence->passed()) pages += pages_[slot].pages.size();
+  }
+  return pages;
+}
+
+std::size_t SlotTable::bookkeeping_bytes() const {
+  // A node of a std::set holds its value, three pointers and a colour.
+  constexpr std::size_t kNode = sizeof(std::pair<std::uint32_t, std::uint32_t>) + 4 * sizeof(void*);
+  std::size_t bytes = heads_.capacity() * sizeof(SlotHead) +
+                      pages_.capacity() * sizeof(SlotPages) + by_pages_.size() * kNode;
+  for (const SlotPages& each : pages_) bytes += each.pages.capacity() * sizeof(PageNumber);
+  return bytes;
+}
+
+}  // namespace pyvattn

@@ -1,0 +1,90 @@
+// Slots: which are live, what each has mapped, and which free one fits best.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "core/page_pool.hpp"
+
+namespace pyvattn {
+
+enum class SlotState : std::uint8_t {
+  free,      // its pages, if any, are clean and wait for the next request
+  live,      // belongs to a request
+  released,  // its pages still hold the last request's data
+  cleaning,  // somebody zeroes its pages without holding the lock
+};
+
+// What step() reads of every slot, kept small and side by side.
+struct SlotHead {
+  std::uint32_t generation = 0;
+  std::uint32_t length = 0;
+  std::uint32_t capacity = 0;
+  std::uint32_t written = 0;  // the longest length of this request
+  std::uint64_t stamp = 0;    // the call that saw it last, to notice a slot named twice
+  SlotState state = SlotState::free;
+  // Somebody maps or unmaps its pages without holding the lock.
+  bool in_flight = false;
+};
+
+struct SlotPages {
+  // The private pages, row page by row page and within it arena by arena: the page
+  // of arena `a` at row page `p` is pages[p * arenas + a].
+  std::vector<PageNumber> pages;
+  std::uint32_t dirty_row_pages = 0;
+  std::uint64_t released_at = 0;
+  // What must have passed before its pages may be unmapped or handed on.
+  FencePtr fence;
+};
+
+class SlotTable {
+ public:
+  SlotTable(std::uint32_t slots, std::uint32_t arenas)
+      : arenas_(arenas), heads_(slots), pages_(slots) {}
+
+  SlotHead& head(std::uint32_t slot) { return heads_[slot]; }
+  const SlotHead& head(std::uint32_t slot) const { return heads_[slot]; }
+  SlotPages& pages(std::uint32_t slot) { return pages_[slot]; }
+  const SlotPages& pages(std::uint32_t slot) const { return pages_[slot]; }
+
+  std::uint32_t size() const { return static_cast<std::uint32_t>(heads_.size()); }
+  std::uint32_t row_pages(std::uint32_t slot) const {
+    return static_cast<std::uint32_t>(pages_[slot].pages.size() / arenas_);
+  }
+
+  // Changes the state and keeps the books that depend on it.
+  void set_state(std::uint32_t slot, SlotState state);
+  // To be called around every change of a slot's pages.
+  void forget_pages(std::uint32_t slot);
+  void count_pages(std::uint32_t slot);
+
+  // The free slot with the fewest pages that suffice, else the one with the most.
+  // Slots in flight are passed over.
+  std::optional<std::uint32_t> best_fit(std::uint32_t row_pages) const;
+  // Free slots that have pages and are not in flight, least recently released first.
+  std::vector<std::uint32_t> reclaimable() const;
+  std::optional<std::uint32_t> find(SlotState state) const;
+
+  // Pages of the slots in a state.
+  std::uint64_t pages_in(SlotState state) const {
+    return page_counts_[static_cast<std::size_t>(state)];
+  }
+  std::uint32_t slots_in(SlotState state) const;
+  // Pages of free slots whose fence has not passed.
+  std::uint64_t pages_fenced() const;
+
+  std::size_t bookkeeping_bytes() const;
+
+ private:
+  const std::uint32_t arenas_;
+  std::vector<SlotHead> heads_;
+  std::vector<SlotPages> pages_;
+  // Free slots by number of row pages.
+  std::set<std::pair<std::uint32_t, std::uint32_t>> by_pages_;
+  std::uint64_t page_counts_[4] = {0, 0, 0, 0};
+};
+
+}  // namespace pyvattn
