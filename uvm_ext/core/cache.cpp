@@ -293,6 +293,24 @@ std::int64_t Cache::length(const SlotRef& slot) {
   return slots_.head(check_live(slot)).length;
 }
 
+SlotRef Cache::current(std::int64_t index) const {
+  if (index < 0 || index >= slots_.size()) {
+    throw SlotError("row " + std::to_string(index) + " is outside 0.." +
+                    std::to_string(slots_.size() - 1) + ": use what acquire() returned");
+  }
+  const auto row = static_cast<std::uint32_t>(index);
+  return {row, slots_.head(row).generation};
+}
+
+const ArenaPtr& Cache::arena(std::uint32_t index) const {
+  check_usable();
+  if (index >= arenas_.size()) {
+    throw ConfigError("arena " + std::to_string(index) + " is outside 0.." +
+                      std::to_string(arenas_.size() - 1));
+  }
+  return arenas_[index];
+}
+
 // --- growth ---
 
 void Cache::throw_out_of_memory(std::uint64_t pages, const std::string& cause) const {
@@ -512,6 +530,7 @@ void Cache::unmap_row(std::uint32_t slot) {
 
 void Cache::close() {
   if (fork_generation_ != fork_generation()) check_usable();
+  const std::lock_guard<std::mutex> one(closing_);
   closed_ = true;
   if (mapper_) mapper_->stop();
   Lock lock(mutex_);

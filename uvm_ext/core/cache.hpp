@@ -97,9 +97,11 @@ class Cache {
   CacheStats stats();
   std::int64_t length(const SlotRef& slot);
   bool closed() const { return closed_; }
+  // The slot that row `index` is now, live or not. Throws SlotError outside the table.
+  SlotRef current(std::int64_t index) const;
 
   const Geometry& geometry() const { return geometry_; }
-  const ArenaPtr& arena(std::uint32_t index) const { return arenas_[index]; }
+  const ArenaPtr& arena(std::uint32_t index) const;
 
  private:
   using Lock = std::unique_lock<std::mutex>;
@@ -140,6 +142,7 @@ class Cache {
 
   std::mutex mutex_;
   std::condition_variable settled_;
+  std::mutex closing_;
   std::atomic<bool> stepping_{false};
   std::atomic<bool> closed_{false};
 

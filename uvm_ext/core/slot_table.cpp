@@ -26,10 +26,12 @@ std::optional<std::uint32_t> SlotTable::best_fit(std::uint32_t row_pages) const 
   for (auto i = by_pages_.lower_bound({row_pages, 0}); i != by_pages_.end(); ++i) {
     if (!heads_[i->second].in_flight) return i->second;
   }
+  std::optional<std::pair<std::uint32_t, std::uint32_t>> most;
   for (auto i = by_pages_.rbegin(); i != by_pages_.rend(); ++i) {
-    if (!heads_[i->second].in_flight) return i->second;
+    if (most && i->first < most->first) break;
+    if (!heads_[i->second].in_flight) most = *i;
   }
-  return std::nullopt;
+  return most ? std::optional<std::uint32_t>(most->second) : std::nullopt;
 }
 
 std::vector<std::uint32_t> SlotTable::reclaimable() const {

@@ -1,0 +1,293 @@
+"""The KV cache: contiguous in virtual memory, paged in physical memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from pyvattn import _native
+from pyvattn._native import Slot
+from pyvattn.errors import ConfigError
+from pyvattn.geometry import Geometry, TensorView
+from pyvattn.resolve import resolve
+from pyvattn.spec import CacheSpec
+from pyvattn.stats import Stats
+from pyvattn.units import format_page_size, format_size, parse_size
+
+__all__ = ["KVCache", "Slot", "Stats"]
+
+# Consumers know no common DLPack code for these: they travel as bytes.
+_AS_BYTES = ("float8_e4m3fn", "float8_e5m2")
+
+
+class KVCache:
+    """One virtually contiguous tensor for each K and V, with memory only where tokens are.
+
+    ``device`` is ``"cuda:0"`` … or ``"cpu"``; ``driver`` is ``"auto"`` or a
+    driver by name; ``page_size`` is bytes, text such as ``"64K"``, or
+    ``"auto"``; ``layout`` is ``"layer"``, ``"token"`` (all layers of a token
+    side by side, or groups of ``layers_per_arena``) or ``"auto"``; ``memory``
+    is the most physical memory that the cache takes.
+
+    With ``eager`` a mapper thread maps the next decode step's pages and cleans
+    released slots while the caller computes. ``accounting`` runs the same
+    allocator without memory behind it: nothing can be read or written.
+
+    Any thread may call; two that call :meth:`step` at once are told so. Use it
+    as a context manager, or call :meth:`close`.
+
+    Raises :class:`~pyvattn.errors.ConfigError`,
+    :class:`~pyvattn.errors.DriverUnavailable` or
+    :class:`~pyvattn.errors.DriverError`.
+    """
+
+    def __init__(
+        self,
+        spec: CacheSpec,
+        *,
+        device: str = "cuda",
+        driver: str = "auto",
+        page_size: int | str = "auto",
+        layout: str = "auto",
+        memory: int | str,
+        layers_per_arena: int | None = None,
+        eager: bool = True,
+        accounting: bool = False,
+    ) -> None:
+        if accounting:
+            if device != "cpu" or driver not in ("auto", "host"):
+                raise ConfigError(
+                    f"accounting=True counts on the host: use device='cpu' and driver='host', "
+                    f"not device={device!r} and driver={driver!r}"
+                )
+            driver = "host-accounting"
+        chosen = resolve(
+            spec,
+            device=device,
+            driver=driver,
+            page_size=page_size,
+            layout=layout,
+            layers_per_arena=layers_per_arena,
+        )
+        native = _native.make_driver(chosen.driver, chosen.geometry.page_size, chosen.device)
+        self._open(spec, chosen.geometry, native, parse_size(memory, "memory"), eager)
+
+    @classmethod
+    def on_driver(
+        cls,
+        spec: CacheSpec,
+        driver: _native.Driver,
+        *,
+        layout: str,
+        memory: int | str,
+        layers_per_arena: int | None = None,
+        eager: bool = True,
+    ) -> KVCache:
+        """Open a cache on a driver that was made before, such as one wrapped in adaptors."""
+        cache = cls.__new__(cls)
+        geometry = spec.geometry(layout, driver.page_size, layers_per_arena)
+        cache._open(spec, geometry, driver, parse_size(memory, "memory"), eager)
+        return cache
+
+    def _open(
+        self,
+        spec: CacheSpec,
+        geometry: Geometry,
+        driver: _native.Driver,
+        memory: int,
+        eager: bool,
+    ) -> None:
+        self._spec = spec
+        self._geometry = geometry
+        self._driver = driver
+        self._native = _native.Cache(
+            driver=driver,
+            arenas=geometry.arenas,
+            slots=geometry.slots,
+            max_tokens=geometry.max_tokens,
+            guard_tokens=geometry.guard_tokens,
+            token_bytes=geometry.token_bytes,
+            memory_limit=memory,
+            eager=eager,
+        )
+
+    @property
+    def spec(self) -> CacheSpec:
+        """What the cache was opened for."""
+        return self._spec
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where tokens lie: layout, page size, arenas and strides."""
+        return self._geometry
+
+    @property
+    def driver(self) -> str:
+        """Name of the driver in use."""
+        return self._driver.capabilities.name
+
+    @property
+    def page_size(self) -> int:
+        """Granule of physical memory, in bytes."""
+        return self._geometry.page_size
+
+    @property
+    def layout(self) -> str:
+        """``"layer"`` or ``"token"``."""
+        return self._geometry.layout
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._native.closed
+
+    def acquire(self, tokens: int = 0) -> Slot:
+        """Return a slot for a new request: the free one whose pages best fit ``tokens``.
+
+        Nothing is mapped yet: :meth:`step` does that. Raises
+        :class:`~pyvattn.errors.OutOfSlots` where all are live, and
+        :class:`~pyvattn.errors.LengthError` for more than ``max_tokens``.
+        """
+        return self._native.acquire(tokens)
+
+    def release(self, slot: Slot) -> None:
+        """End a request. Its pages stay, zeroed, for the next one until memory is short.
+
+        Raises :class:`~pyvattn.errors.SlotError` for a slot that is not live.
+        """
+        self._native.release(slot)
+
+    def step(self, lengths: Mapping[Slot, int]) -> None:
+        """Back the first ``lengths[slot]`` tokens of every slot named, whole or not at all.
+
+        Slots that are not named keep their length. A length may also fall, as
+        when speculated tokens are rejected; the pages stay. Raises
+        :class:`~pyvattn.errors.OutOfMemory`,
+        :class:`~pyvattn.errors.SlotError`,
+        :class:`~pyvattn.errors.LengthError`,
+        :class:`~pyvattn.errors.BusyError` or
+        :class:`~pyvattn.errors.DriverError`, with the cache unchanged.
+        """
+        self._native.step(lengths if type(lengths) is dict else dict(lengths))
+
+    def step_array(self, rows: Any, lengths: Any) -> None:
+        """:meth:`step` for arrays: ``rows[i]`` gets ``lengths[i]`` tokens.
+
+        Both are one-dimensional contiguous int64 buffers (numpy arrays, say) of
+        the same size; a row is ``slot.index``. Whoever uses rows keeps track of
+        which request each belongs to.
+        """
+        self._native.step_rows(rows, lengths)
+
+    def prefetch(self, lengths: Mapping[Slot, int]) -> None:
+        """Ask for the pages of a later :meth:`step`, to be mapped in the background.
+
+        Returns at once. What cannot be had is left to the step itself. Raises
+        :class:`~pyvattn.errors.SlotError` and
+        :class:`~pyvattn.errors.LengthError`.
+        """
+        self._native.prefetch(lengths if type(lengths) is dict else dict(lengths))
+
+    def drain(self) -> None:
+        """Wait until the mapper thread has done everything it was asked for."""
+        self._native.drain()
+
+    def can_admit(self, tokens: int) -> bool:
+        """Whether a request of ``tokens`` would find a slot and pages now."""
+        return self._native.can_admit(tokens)
+
+    def length(self, slot: Slot) -> int:
+        """Return the tokens that the last step backed for a live slot."""
+        return self._native.length(slot)
+
+    def layer(self, index: int, from_dlpack: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
+        """Return the K and V of one layer, each ``[max_slots, max_tokens, kv_heads, head_dim]``.
+
+        They share memory with the cache and stay valid while it is open; after
+        :meth:`close` they must not be written. With MLA, K is the latent vector
+        and the rotary key side by side, and V the latent part of it.
+
+        ``from_dlpack`` makes the tensors (default: ``torch.from_dlpack``;
+        ``numpy.from_dlpack``, ``cupy.from_dlpack`` … work as well where they
+        know the dtype). Float8 is handed over as bytes, and viewed as float8
+        with torch only.
+        """
+        views = self._layer_views(index)
+        make = _torch_from_dlpack(self._spec.dtype) if from_dlpack is None else from_dlpack
+        return make(self._dlpack(views.k)), make(self._dlpack(views.v))
+
+    def _layer_views(self, index: int) -> Any:
+        if not -self._spec.layers <= index < self._spec.layers:
+            raise ConfigError(f"layer {index} is outside 0..{self._spec.layers - 1}")
+        return self._geometry.views[index]
+
+    def _dlpack(self, view: TensorView) -> _native.TensorView:
+        dtype = "uint8" if self._spec.dtype in _AS_BYTES else self._spec.dtype
+        return self._native.view(view.arena, view.offset, view.shape, view.strides, dtype)
+
+    def stats(self) -> Stats:
+        """Count pages, bytes, driver calls and time."""
+        return Stats.read(self._native.stats())
+
+    def resize(self, memory: int | str) -> int:
+        """Move the memory limit; return the bytes that stay allocated.
+
+        Pages of released slots are given back first. Where live slots lie
+        scattered over slabs, more than the limit stays allocated, and nothing
+        new is until enough is free. Raises
+        :class:`~pyvattn.errors.LimitError` where live slots hold more.
+        """
+        return self._native.resize(parse_size(memory, "memory"))
+
+    def close(self) -> None:
+        """Give everything back. Tensors keep their addresses, with nothing behind them."""
+        self._native.close()
+
+    def __enter__(self) -> KVCache:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        s = self._spec
+        return (
+            f"<KVCache {s.layers} layers of {s.kv_heads}x{s.head_dim} {s.dtype}, {s.max_slots} "
+            f"slots of {s.max_tokens} tokens, driver {self.driver}, pages of "
+            f"{format_page_size(self.page_size)}, layout {self.layout}"
+            f"{', closed' if self.closed else ''}>"
+        )
+
+    def __del__(self) -> None:
+        native = getattr(self, "_native", None)
+        if native is None or native.closed:
+            return
+        held = format_size(self.stats().bytes_allocated)
+        warnings.warn(
+            f"{self!r} was not closed and held {held}: use it in a with statement",
+            ResourceWarning,
+            source=self,
+            stacklevel=2,
+        )
+
+
+def _torch_from_dlpack(dtype: str) -> Callable[[Any], Any]:
+    try:
+        import torch
+    except ImportError as error:
+        from pyvattn.errors import MissingDependency
+
+        raise MissingDependency(
+            "KVCache.layer() makes torch tensors by default: pip install 'pyvattn[torch]', or "
+            "pass from_dlpack=numpy.from_dlpack"
+        ) from error
+    if dtype not in _AS_BYTES:
+        return torch.from_dlpack
+    return lambda view: torch.from_dlpack(view).view(getattr(torch, dtype))

@@ -1,0 +1,105 @@
+"""From what a user writes to what the core opens: device, driver, page size and layout."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from pyvattn import _native
+from pyvattn.errors import ConfigError
+from pyvattn.geometry import Geometry
+from pyvattn.planner import plan
+from pyvattn.spec import CacheSpec
+
+# Drivers that lend another's costs to the planner: they behave like it.
+_PLANNED_AS = {"host-accounting": "host"}
+_EMULATED = "-emulated"
+_CUDA_DEVICE = re.compile(r"cuda(?::([0-9]+))?")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a cache is opened with; ``device`` is the ordinal of the CUDA device, or 0."""
+
+    driver: str
+    device: int
+    geometry: Geometry
+
+
+def resolve(
+    spec: CacheSpec,
+    *,
+    device: str,
+    driver: str,
+    page_size: int | str,
+    layout: str,
+    layers_per_arena: int | None,
+) -> Resolved:
+    """Turn every "auto" into a choice.
+
+    Raises :class:`~pyvattn.errors.ConfigError` for a device, driver, page size
+    or layout that does not exist, and
+    :class:`~pyvattn.errors.DriverUnavailable` for a driver that this machine
+    cannot offer.
+    """
+    on_cuda, ordinal = _parse_device(device)
+    name = _choose_driver(driver, on_cuda, ordinal)
+    chosen = plan(
+        spec,
+        driver=_PLANNED_AS.get(name, name.removesuffix(_EMULATED)),
+        page_size=page_size,
+        layout=layout,
+        layers_per_arena=layers_per_arena,
+    ).choice
+    geometry = spec.geometry(
+        chosen.layout,
+        chosen.page_size,
+        chosen.layers_per_arena if chosen.layout == "token" else None,
+    )
+    return Resolved(name, ordinal, geometry)
+
+
+def _parse_device(device: str) -> tuple[bool, int]:
+    text = str(device)
+    if text == "cpu":
+        return False, 0
+    match = _CUDA_DEVICE.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"device {device!r} is unknown: use 'cuda', 'cuda:0' … or 'cpu'")
+    return True, int(match.group(1) or 0)
+
+
+def _choose_driver(driver: str, on_cuda: bool, ordinal: int) -> str:
+    wanted = os.environ.get("PYVATTN_DRIVER", driver) if driver == "auto" else driver
+    if wanted == "auto":
+        return _auto(on_cuda, ordinal)
+    names = _native.driver_names()
+    if wanted not in names:
+        raise ConfigError(f"driver {wanted!r} is unknown: use 'auto' or one of {', '.join(names)}")
+    if on_cuda != _needs_cuda(wanted):
+        place = "a CUDA device" if _needs_cuda(wanted) else "device='cpu'"
+        raise ConfigError(f"driver {wanted!r} is for {place}")
+    _native.driver_capabilities(wanted, ordinal)
+    return wanted
+
+
+def _needs_cuda(driver: str) -> bool:
+    return not driver.startswith("host") and not driver.endswith(_EMULATED)
+
+
+def _auto(on_cuda: bool, ordinal: int) -> str:
+    """Never falls from a GPU to ``host``: that would hide what is wrong."""
+    if not on_cuda:
+        return "host"
+    from pyvattn.errors import DriverUnavailable
+
+    if "patched" in _native.driver_names():
+        try:
+            _native.driver_capabilities("patched", ordinal)
+        except DriverUnavailable:
+            pass
+        else:
+            return "patched"
+    _native.driver_capabilities("cumem", ordinal)
+    return "cumem"

@@ -1,0 +1,80 @@
+"""What a cache counts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+
+from pyvattn import _native
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A cache at one moment. Sizes are in bytes, times in seconds since it was opened.
+
+    Every page is in one of three places: ``pages_free + pages_mapped +
+    pages_quarantined == pages_allocated``.
+
+    * ``pages_mapped``: under slots, ``pages_live`` of them under live ones and
+      ``pages_retained`` kept, clean, for the next request.
+    * ``pages_quarantined``: of released slots, not zeroed yet or still within
+      reach of running kernels.
+    * ``bytes_used``: tokens below the lengths of live slots.
+    * ``map_calls``: one for each extent; ``map_batches``: one for each time
+      that the driver was asked.
+    * ``map_seconds_blocking``: what ``step`` waited for pages;
+      ``map_seconds_hidden``: what the mapper thread did meanwhile.
+    """
+
+    pages_allocated: int
+    pages_free: int
+    pages_mapped: int
+    pages_quarantined: int
+    pages_live: int
+    pages_retained: int
+    page_size: int
+    slabs: int
+    slots_live: int
+    memory_limit: int
+    bytes_used: int
+    bytes_reserved: int
+    map_calls: int
+    map_batches: int
+    unmap_calls: int
+    driver_failures: int
+    prefetch_failures: int
+    reclaimed_pages: int
+    zeroed_bytes: int
+    zero_seconds: float
+    map_seconds_blocking: float
+    map_seconds_hidden: float
+    bookkeeping_bytes: int
+
+    @classmethod
+    def read(cls, native: _native.CacheStats) -> Stats:
+        """Copy the counts of the core."""
+        return cls(**{field.name: getattr(native, field.name) for field in fields(cls)})
+
+    @property
+    def bytes_allocated(self) -> int:
+        """Bytes of all slabs."""
+        return self.pages_allocated * self.page_size
+
+    @property
+    def bytes_mapped(self) -> int:
+        """Bytes mapped under slots, live or not."""
+        return self.pages_mapped * self.page_size
+
+    @property
+    def bytes_live(self) -> int:
+        """Bytes mapped under live slots."""
+        return self.pages_live * self.page_size
+
+    @property
+    def bytes_wasted(self) -> int:
+        """Bytes mapped under live slots that hold no token."""
+        return self.bytes_live - self.bytes_used
+
+    def as_dict(self) -> dict[str, int | float]:
+        """Return all of it, the derived figures too, for JSON."""
+        derived = ("bytes_allocated", "bytes_mapped", "bytes_live", "bytes_wasted")
+        return {**asdict(self), **{name: getattr(self, name) for name in derived}}

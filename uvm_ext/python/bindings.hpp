@@ -1,0 +1,16 @@
+// What the files of the Python module share.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace pyvattn::python {
+
+namespace py = pybind11;
+
+void bind_errors();
+void bind_slot(py::module_& module);
+void bind_tensor_view(py::module_& module);
+void bind_drivers(py::module_& module);
+void bind_cache(py::module_& module);
+
+}  // namespace pyvattn::python

@@ -1,0 +1,73 @@
+#include "python/bindings.hpp"
+
+#include "core/errors.hpp"
+
+namespace pyvattn::python {
+namespace {
+
+py::object error_class(const char* name) {
+  return py::module_::import("pyvattn.errors").attr(name);
+}
+
+void raise(const char* name, const Error& error) {
+  PyErr_SetString(error_class(name).ptr(), error.what());
+}
+
+void raise(const OutOfMemory& error) {
+  const py::object type = error_class("OutOfMemory");
+  const py::object instance = type(error.what(), error.requested, error.free, error.reclaimable);
+  PyErr_SetObject(type.ptr(), instance.ptr());
+}
+
+// Out of memory that a driver call reports by itself, outside the page pool.
+void raise(const DriverOutOfMemory& error) {
+  const py::object type = error_class("OutOfMemory");
+  const py::object instance = type(error.what(), error.size, 0, 0);
+  PyErr_SetObject(type.ptr(), instance.ptr());
+}
+
+void raise(const DriverError& error) {
+  const py::object type = error_class("DriverError");
+  const py::object instance =
+      type(error.what(), error.operation, error.address, error.size, error.status);
+  PyErr_SetObject(type.ptr(), instance.ptr());
+}
+
+void translate(std::exception_ptr pointer) {
+  if (!pointer) return;
+  try {
+    std::rethrow_exception(pointer);
+  } catch (const OutOfMemory& error) {
+    raise(error);
+  } catch (const DriverOutOfMemory& error) {
+    raise(error);
+  } catch (const DriverError& error) {
+    raise(error);
+  } catch (const LengthError& error) {
+    raise("LengthError", error);
+  } catch (const SlotError& error) {
+    raise("SlotError", error);
+  } catch (const OutOfSlots& error) {
+    raise("OutOfSlots", error);
+  } catch (const LimitError& error) {
+    raise("LimitError", error);
+  } catch (const ClosedError& error) {
+    raise("ClosedError", error);
+  } catch (const BusyError& error) {
+    raise("BusyError", error);
+  } catch (const ForkError& error) {
+    raise("ForkError", error);
+  } catch (const ConfigError& error) {
+    raise("ConfigError", error);
+  } catch (const DriverUnavailable& error) {
+    raise("DriverUnavailable", error);
+  } catch (const Error& error) {
+    raise("Error", error);
+  }
+}
+
+}  // namespace
+
+void bind_errors() { py::register_exception_translator(translate); }
+
+}  // namespace pyvattn::python

@@ -1,0 +1,11 @@
+// pyvattn._native: the C++ core as a Python module.
+#include "python/bindings.hpp"
+
+PYBIND11_MODULE(_native, module) {
+  module.doc() = "The C++ core of pyvattn: drivers, page pool, slots. Use pyvattn.KVCache.";
+  pyvattn::python::bind_errors();
+  pyvattn::python::bind_slot(module);
+  pyvattn::python::bind_tensor_view(module);
+  pyvattn::python::bind_drivers(module);
+  pyvattn::python::bind_cache(module);
+}

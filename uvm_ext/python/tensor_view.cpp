@@ -1,0 +1,147 @@
+#include "python/tensor_view.hpp"
+
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "core/errors.hpp"
+#include "python/bindings.hpp"
+
+namespace pyvattn::python {
+namespace {
+
+// The float8 types have no code that every consumer knows: they go out as bytes.
+dlpack::DataType parse_dtype(const std::string& name) {
+  if (name == "float32") return {dlpack::kFloat, 32, 1};
+  if (name == "float16") return {dlpack::kFloat, 16, 1};
+  if (name == "bfloat16") return {dlpack::kBfloat, 16, 1};
+  if (name == "uint8") return {dlpack::kUInt, 8, 1};
+  throw ConfigError("dtype '" + name + "' is unknown: use float32, float16, bfloat16 or uint8");
+}
+
+// What a consumer holds: the view, and with it the arena's addresses.
+template <typename Managed>
+struct Exported {
+  TensorView view;
+  Managed managed{};
+};
+
+template <typename Managed>
+void delete_exported(Managed* managed) {
+  delete static_cast<Exported<Managed>*>(managed->manager);
+}
+
+dlpack::Device device_of(const TensorView& view) {
+  const Capabilities& c = view.arena->driver().capabilities();
+  return {c.dlpack_device_type, c.dlpack_device_id};
+}
+
+template <typename Managed>
+Managed* export_view(const TensorView& view) {
+  auto exported = std::make_unique<Exported<Managed>>();
+  exported->view = view;
+  TensorView& own = exported->view;
+  Managed& managed = exported->managed;
+  managed.tensor.data = reinterpret_cast<void*>(own.arena->address());
+  managed.tensor.device = device_of(own);
+  managed.tensor.ndim = static_cast<std::int32_t>(own.shape.size());
+  managed.tensor.dtype = own.dtype;
+  managed.tensor.shape = own.shape.data();
+  managed.tensor.strides = own.strides.data();
+  managed.tensor.byte_offset = own.offset;
+  managed.manager = exported.get();
+  managed.deleter = delete_exported<Managed>;
+  return &exported.release()->managed;
+}
+
+// Frees a tensor that no consumer has taken: consumers rename the capsule.
+template <typename Managed>
+void destroy_capsule(PyObject* capsule, const char* name) {
+  if (PyCapsule_IsValid(capsule, name) == 0) return;
+  auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(capsule, name));
+  managed->deleter(managed);
+}
+
+constexpr const char* kName = "dltensor";
+constexpr const char* kVersionedName = "dltensor_versioned";
+
+py::object capsule(const TensorView& view) {
+  return py::reinterpret_steal<py::object>(
+      PyCapsule_New(export_view<dlpack::ManagedTensor>(view), kName, [](PyObject* self) {
+        destroy_capsule<dlpack::ManagedTensor>(self, kName);
+      }));
+}
+
+py::object versioned_capsule(const TensorView& view) {
+  auto* managed = export_view<dlpack::ManagedTensorVersioned>(view);
+  managed->version = {1, 0};
+  return py::reinterpret_steal<py::object>(
+      PyCapsule_New(managed, kVersionedName, [](PyObject* self) {
+        destroy_capsule<dlpack::ManagedTensorVersioned>(self, kVersionedName);
+      }));
+}
+
+// __dlpack__ of the array API standard. Work is ordered by the cache's contract, not
+// by streams: what step() returned for is there.
+py::object to_dlpack(const TensorView& view, const py::object&, const py::object& max_version,
+                     const py::object& dl_device, const py::object& copy) {
+  const dlpack::Device device = device_of(view);
+  if (!copy.is_none() && copy.cast<bool>()) {
+    throw py::buffer_error("an arena is exported without a copy: copy the result");
+  }
+  if (!dl_device.is_none() &&
+      dl_device.cast<std::pair<int, int>>() != std::make_pair(device.type, device.id)) {
+    throw py::buffer_error("an arena is exported on its own device only");
+  }
+  const bool versioned =
+      !max_version.is_none() && max_version.cast<std::pair<int, int>>().first >= 1;
+  return versioned ? versioned_capsule(view) : capsule(view);
+}
+
+}  // namespace
+
+TensorView TensorView::make(ArenaPtr arena, std::uint64_t offset,
+                            std::vector<std::int64_t> shape, std::vector<std::int64_t> strides,
+                            const std::string& dtype) {
+  TensorView view{std::move(arena), offset, std::move(shape), std::move(strides),
+                  parse_dtype(dtype)};
+  std::uint64_t last = 0;
+  bool valid = view.shape.size() == view.strides.size() && !view.shape.empty();
+  for (std::size_t i = 0; valid && i < view.shape.size(); ++i) {
+    valid = view.shape[i] > 0 && view.strides[i] >= 0;
+    last += static_cast<std::uint64_t>(view.shape[i] - 1) *
+            static_cast<std::uint64_t>(view.strides[i]);
+  }
+  const std::uint64_t end = offset + (last + 1) * (view.dtype.bits / 8u);
+  if (!valid || end > view.arena->bytes()) {
+    throw ConfigError("the view ends at byte " + std::to_string(end) + " of an arena of " +
+                      std::to_string(view.arena->bytes()) +
+                      ", or its shape and strides do not fit each other");
+  }
+  return view;
+}
+
+void bind_tensor_view(py::module_& module) {
+  py::class_<TensorView>(module, "TensorView",
+                         "A strided view of one arena; hand it to any from_dlpack().")
+      .def("__dlpack__", &to_dlpack, py::kw_only(), py::arg("stream") = py::none(),
+           py::arg("max_version") = py::none(), py::arg("dl_device") = py::none(),
+           py::arg("copy") = py::none())
+      .def("__dlpack_device__",
+           [](const TensorView& view) {
+             const dlpack::Device device = device_of(view);
+             return std::make_pair(device.type, device.id);
+           })
+      .def_property_readonly(
+          "address", [](const TensorView& view) { return view.arena->address() + view.offset; },
+          "Address of the first element.")
+      .def_property_readonly(
+          "shape", [](const TensorView& v) { return py::tuple(py::cast(v.shape)); })
+      .def_property_readonly(
+          "strides", [](const TensorView& v) { return py::tuple(py::cast(v.strides)); },
+          "In elements.");
+}
+
+}  // namespace pyvattn::python
