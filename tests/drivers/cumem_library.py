@@ -1,0 +1,92 @@
+"""Builds the emulated libcuda as a shared library called ``libcuda.so.1``.
+
+With it on ``LD_LIBRARY_PATH`` a process reaches the emulator as it would reach
+NVIDIA's driver: the `cumem` driver through dlopen, cuda-python through
+cuGetProcAddress.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SOURCES = Path(__file__).resolve().parents[2] / "uvm_ext"
+
+# What only cuda-python asks for, and the two attributes that the emulator lacks.
+EXTRA = r"""
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+extern "C" int cuDeviceGetName(char* name, int length, int) {
+  std::snprintf(name, static_cast<std::size_t>(length), "Emulated GPU");
+  return 0;
+}
+extern "C" int cuDeviceGetUuid_v2(unsigned char* uuid, int device) {
+  for (int i = 0; i < 16; ++i) uuid[i] = static_cast<unsigned char>(16 * device + i);
+  return 0;
+}
+extern "C" int cuDeviceTotalMem_v2(std::size_t* bytes, int) {
+  *bytes = std::size_t{4} << 30;
+  return 0;
+}
+extern "C" int cuDeviceGetAttribute(int* value, int attribute, int device) {
+  if (attribute == 75) return *value = 9, 0;
+  if (attribute == 76) return *value = 0, 0;
+  return libcuda().cuDeviceGetAttribute(value, attribute, device);
+}
+extern "C" int cuGetProcAddress_v2(const char* name, void** function, int, unsigned long long,
+                                   int*) {
+  const std::string symbol = name;
+  *function = ::dlsym(RTLD_DEFAULT, (symbol + "_v2").c_str());
+  if (*function == nullptr) *function = ::dlsym(RTLD_DEFAULT, symbol.c_str());
+  return *function != nullptr ? 0 : 500;
+}
+"""
+
+
+def forwarders(missing: str) -> str:
+    """Define every symbol of the table but ``missing`` as a call of the emulator."""
+    header = (SOURCES / "drivers" / "libcuda.hpp").read_text()
+    rows = re.search(r"#define PYVATTN_LIBCUDA_FUNCTIONS\(F\)(.*?)\n\n", header, re.S)
+    assert rows is not None
+    text = re.sub(r"\s*\\\n\s*", " ", rows.group(1))
+    functions = re.findall(r"F\((\w+), (\w+), \((.*?)\)\)", text)
+    assert len(functions) > 30
+    lines = []
+    for name, symbol, parameters in functions:
+        arguments = ", ".join(re.findall(r"(\w+)(?:,|$)", parameters))
+        if symbol not in (missing, "cuDeviceGetAttribute"):
+            lines.append(
+                f'extern "C" cuda::Result {symbol}({parameters}) '
+                f"{{ return libcuda().{name}({arguments}); }}"
+            )
+    return "\n".join(lines)
+
+
+def build(folder: Path, missing: str = "", extra: str = EXTRA) -> Path:
+    """Compile the library into ``folder``, without the symbol ``missing``."""
+    head = '#include "emulation/libcuda.hpp"\nnamespace cuda = pyvattn::cuda;\n'
+    head += "using pyvattn::emulation::libcuda;\n"
+    return compile_library(folder, head + forwarders(missing) + extra)
+
+
+def compile_library(folder: Path, source: str) -> Path:
+    """Compile ``source`` and the emulator into ``folder/libcuda.so.1``."""
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler here")
+    main = folder / "libcuda.cpp"
+    main.write_text(source)
+    library = folder / "libcuda.so.1"
+    emulator = [*SOURCES.glob("emulation/*.cpp"), SOURCES / "core" / "errors.cpp"]
+    command = [compiler, "-std=c++17", "-O0", "-fPIC", "-shared", f"-I{SOURCES}", "-o", library]
+    subprocess.run([*command, main, *emulator, "-ldl"], check=True)
+    return library
