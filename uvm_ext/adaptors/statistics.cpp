@@ -47,8 +47,8 @@ std::uint64_t total_length(const std::vector<Entry>& batch) {
 }  // namespace
 
 const char* operation_name(Operation operation) {
-  static const char* const names[kOperations] = {"reserve", "release_reservation", "allocate_slab",
-                                                 "free_slab", "map", "unmap", "zero"};
+  static const char* const names[kOperations] = {
+      "reserve", "release_reservation", "allocate_slab", "free_slab", "map", "unmap", "zero"};
   return names[static_cast<std::size_t>(operation)];
 }
 
@@ -87,8 +87,7 @@ void StatisticsAdaptor::map(const std::vector<MapEntry>& batch) {
 }
 
 void StatisticsAdaptor::unmap(const std::vector<MapEntry>& batch) {
-  timed(Operation::unmap, count_runs(batch), total_length(batch),
-        [&] { inner().unmap(batch); });
+  timed(Operation::unmap, count_runs(batch), total_length(batch), [&] { inner().unmap(batch); });
 }
 
 FencePtr StatisticsAdaptor::zero(const std::vector<Range>& batch, const FencePtr& after) {

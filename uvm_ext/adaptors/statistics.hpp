@@ -13,8 +13,8 @@ constexpr std::size_t kOperations = 7;
 const char* operation_name(Operation operation);
 
 struct OperationCount {
-  std::uint64_t batches = 0;   // calls of the driver interface
-  std::uint64_t calls = 0;     // entries in them: one call to the system each, unless it batches
+  std::uint64_t batches = 0;  // calls of the driver interface
+  std::uint64_t calls = 0;    // entries in them: one call to the system each, unless it batches
   std::uint64_t bytes = 0;
   std::uint64_t failures = 0;
   double seconds = 0;

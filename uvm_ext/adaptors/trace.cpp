@@ -74,8 +74,7 @@ void TraceAdaptor::free_slab(SlabId slab) {
 }
 
 void TraceAdaptor::map(const std::vector<MapEntry>& batch) {
-  traced(records_of(Operation::map, batch),
-         [&](std::vector<TraceRecord>&) { inner().map(batch); });
+  traced(records_of(Operation::map, batch), [&](std::vector<TraceRecord>&) { inner().map(batch); });
 }
 
 void TraceAdaptor::unmap(const std::vector<MapEntry>& batch) {
@@ -89,8 +88,7 @@ FencePtr TraceAdaptor::zero(const std::vector<Range>& batch, const FencePtr& aft
     records.push_back(record(Operation::zero, range.address, range.length));
   }
   FencePtr done;
-  traced(std::move(records),
-         [&](std::vector<TraceRecord>&) { done = inner().zero(batch, after); });
+  traced(std::move(records), [&](std::vector<TraceRecord>&) { done = inner().zero(batch, after); });
   return done;
 }
 

@@ -328,8 +328,8 @@ void Cache::throw_out_of_memory(std::uint64_t pages, const std::string& cause) c
 // Plans under the lock and makes the driver calls: with the lock held in the
 // foreground, where the caller waits anyway; without it in the background, so that
 // a step that needs nothing is not held up. False where the slots hold too little.
-bool Cache::try_grow(Lock& lock, const std::vector<GrowthTarget>& targets,
-                     std::uint64_t from_pool, From from) {
+bool Cache::try_grow(Lock& lock, const std::vector<GrowthTarget>& targets, std::uint64_t from_pool,
+                     From from) {
   Growth growth = new_growth();
   if (growth.pages_needed(targets) > from_pool + slots_.pages_in(SlotState::free)) return false;
   growth.plan(targets, from_pool);

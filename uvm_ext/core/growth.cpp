@@ -55,7 +55,8 @@ void Growth::choose_tails(std::uint64_t pages) {
     const std::vector<PageNumber>& table = slots_.pages(slot).pages;
     const std::uint32_t rows = slots_.row_pages(slot);
     const std::uint64_t wanted = Geometry::divide_up(pages - stash_.size(), geometry_.arenas);
-    const std::uint32_t left = rows - static_cast<std::uint32_t>(std::min<std::uint64_t>(wanted, rows));
+    const std::uint32_t left =
+        rows - static_cast<std::uint32_t>(std::min<std::uint64_t>(wanted, rows));
     const std::vector<PageNumber> tail(table.begin() + std::ptrdiff_t{left} * geometry_.arenas,
                                        table.end());
     const auto entries = map_entries(pool_, arenas_, geometry_, slot, left, tail);
@@ -72,8 +73,7 @@ void Growth::choose_tails(std::uint64_t pages) {
   pages_reclaimed_ = stash_.size();
 }
 
-void Growth::append_from_pool(std::uint32_t count, PageNumber after,
-                              std::vector<PageNumber>& run) {
+void Growth::append_from_pool(std::uint32_t count, PageNumber after, std::vector<PageNumber>& run) {
   const std::size_t before = extents_.size();
   pool_.allocate(count, after, extents_);
   for (std::size_t i = before; i < extents_.size(); ++i) {

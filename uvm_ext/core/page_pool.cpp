@@ -13,9 +13,7 @@ unsigned floor_log2(std::uint64_t value) {
   return order;
 }
 
-unsigned ceil_log2(std::uint64_t value) {
-  return value <= 1 ? 0 : floor_log2(value - 1) + 1;
-}
+unsigned ceil_log2(std::uint64_t value) { return value <= 1 ? 0 : floor_log2(value - 1) + 1; }
 
 }  // namespace
 

@@ -53,9 +53,8 @@ std::optional<std::uint32_t> SlotTable::find(SlotState state) const {
 }
 
 std::uint32_t SlotTable::slots_in(SlotState state) const {
-  return static_cast<std::uint32_t>(
-      std::count_if(heads_.begin(), heads_.end(),
-                    [state](const SlotHead& head) { return head.state == state; }));
+  return static_cast<std::uint32_t>(std::count_if(
+      heads_.begin(), heads_.end(), [state](const SlotHead& head) { return head.state == state; }));
 }
 
 std::uint64_t SlotTable::pages_fenced() const {
@@ -70,8 +69,8 @@ std::uint64_t SlotTable::pages_fenced() const {
 std::size_t SlotTable::bookkeeping_bytes() const {
   // A node of a std::set holds its value, three pointers and a colour.
   constexpr std::size_t kNode = sizeof(std::pair<std::uint32_t, std::uint32_t>) + 4 * sizeof(void*);
-  std::size_t bytes = heads_.capacity() * sizeof(SlotHead) +
-                      pages_.capacity() * sizeof(SlotPages) + by_pages_.size() * kNode;
+  std::size_t bytes = heads_.capacity() * sizeof(SlotHead) + pages_.capacity() * sizeof(SlotPages) +
+                      by_pages_.size() * kNode;
   for (const SlotPages& each : pages_) bytes += each.pages.capacity() * sizeof(PageNumber);
   return bytes;
 }

@@ -122,9 +122,7 @@ void HostDriver::map(const std::vector<MapEntry>& batch) {
         const int code = map_one(entry);
         if (code != 0) fail("map", entry.address, entry.length, code);
       },
-      [](const MapEntry& entry) {
-        map_zeros(pointer(entry.address), entry.length, MAP_FIXED);
-      });
+      [](const MapEntry& entry) { map_zeros(pointer(entry.address), entry.length, MAP_FIXED); });
 }
 
 void HostDriver::unmap(const std::vector<MapEntry>& batch) {

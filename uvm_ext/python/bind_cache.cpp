@@ -22,6 +22,7 @@ class NumberedCache {
 
   Cache cache;
   const std::uint64_t number = ++count();
+
  private:
   static std::atomic<std::uint64_t>& count() {
     static std::atomic<std::uint64_t> caches{0};
@@ -176,20 +177,25 @@ void bind_cache(py::module_& module) {
       .def("step_rows", &step_rows, py::arg("rows"), py::arg("lengths"))
       .def("prefetch", &prefetch, py::arg("lengths"))
       .def("length", &length, py::arg("slot"))
-      .def("can_admit",
-           [](NumberedCache& self, std::int64_t tokens) { return self.cache.can_admit(tokens); },
-           py::arg("tokens"), Release())
-      .def("drain", [](NumberedCache& self) { self.cache.drain(); }, Release())
-      .def("resize",
-           [](NumberedCache& self, std::uint64_t limit) { return self.cache.resize(limit); },
-           py::arg("memory_limit"), Release())
-      .def("close", [](NumberedCache& self) { self.cache.close(); }, Release())
-      .def("stats", [](NumberedCache& self) { return self.cache.stats(); }, Release())
+      .def(
+          "can_admit",
+          [](NumberedCache& self, std::int64_t tokens) { return self.cache.can_admit(tokens); },
+          py::arg("tokens"), Release())
+      .def(
+          "drain", [](NumberedCache& self) { self.cache.drain(); }, Release())
+      .def(
+          "resize",
+          [](NumberedCache& self, std::uint64_t limit) { return self.cache.resize(limit); },
+          py::arg("memory_limit"), Release())
+      .def(
+          "close", [](NumberedCache& self) { self.cache.close(); }, Release())
+      .def(
+          "stats", [](NumberedCache& self) { return self.cache.stats(); }, Release())
       .def_property_readonly("closed", [](NumberedCache& self) { return self.cache.closed(); })
-      .def_property_readonly(
-          "row_bytes", [](NumberedCache& self) { return self.cache.geometry().row_bytes(); })
-      .def("view", &view, py::arg("arena"), py::arg("offset"), py::arg("shape"),
-           py::arg("strides"), py::arg("dtype"));
+      .def_property_readonly("row_bytes",
+                             [](NumberedCache& self) { return self.cache.geometry().row_bytes(); })
+      .def("view", &view, py::arg("arena"), py::arg("offset"), py::arg("shape"), py::arg("strides"),
+           py::arg("dtype"));
 }
 
 }  // namespace pyvattn::python

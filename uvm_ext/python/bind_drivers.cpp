@@ -87,8 +87,8 @@ void bind_adaptors(py::module_& module) {
       .def_property_readonly("mapped_bytes", &CheckedAdaptor::mapped_bytes)
       .def_property_readonly("live_slabs", &CheckedAdaptor::live_slabs)
       .def_property_readonly("live_reservations", &CheckedAdaptor::live_reservations);
-  py::class_<FaultAdaptor, Driver, std::shared_ptr<FaultAdaptor>>(
-      module, "FaultAdaptor", "Makes one chosen call fail.")
+  py::class_<FaultAdaptor, Driver, std::shared_ptr<FaultAdaptor>>(module, "FaultAdaptor",
+                                                                  "Makes one chosen call fail.")
       .def(py::init<DriverPtr>(), py::arg("inner"))
       .def("fail_nth", &FaultAdaptor::fail_nth, py::arg("nth"), py::arg("out_of_memory") = false,
            "Fails the nth call from now (0: the next), once.")

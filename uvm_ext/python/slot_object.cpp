@@ -48,8 +48,7 @@ PyType_Spec slot_spec = {"pyvattn._native.Slot", sizeof(SlotObject), 0,
 }  // namespace
 
 PyTypeObject* slot_type() {
-  static PyTypeObject* const type =
-      reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&slot_spec));
+  static PyTypeObject* const type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&slot_spec));
   return type;
 }
 

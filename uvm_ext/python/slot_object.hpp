@@ -10,8 +10,8 @@ namespace pyvattn::python {
 
 struct SlotObject {
   PyObject_HEAD
-  // Tells the slots of one cache from those of another.
-  std::uint64_t cache;
+      // Tells the slots of one cache from those of another.
+      std::uint64_t cache;
   SlotRef ref;
 };
 

@@ -69,9 +69,8 @@ constexpr const char* kVersionedName = "dltensor_versioned";
 
 py::object capsule(const TensorView& view) {
   return py::reinterpret_steal<py::object>(
-      PyCapsule_New(export_view<dlpack::ManagedTensor>(view), kName, [](PyObject* self) {
-        destroy_capsule<dlpack::ManagedTensor>(self, kName);
-      }));
+      PyCapsule_New(export_view<dlpack::ManagedTensor>(view), kName,
+                    [](PyObject* self) { destroy_capsule<dlpack::ManagedTensor>(self, kName); }));
 }
 
 py::object versioned_capsule(const TensorView& view) {
@@ -102,17 +101,16 @@ py::object to_dlpack(const TensorView& view, const py::object&, const py::object
 
 }  // namespace
 
-TensorView TensorView::make(ArenaPtr arena, std::uint64_t offset,
-                            std::vector<std::int64_t> shape, std::vector<std::int64_t> strides,
-                            const std::string& dtype) {
+TensorView TensorView::make(ArenaPtr arena, std::uint64_t offset, std::vector<std::int64_t> shape,
+                            std::vector<std::int64_t> strides, const std::string& dtype) {
   TensorView view{std::move(arena), offset, std::move(shape), std::move(strides),
                   parse_dtype(dtype)};
   std::uint64_t last = 0;
   bool valid = view.shape.size() == view.strides.size() && !view.shape.empty();
   for (std::size_t i = 0; valid && i < view.shape.size(); ++i) {
     valid = view.shape[i] > 0 && view.strides[i] >= 0;
-    last += static_cast<std::uint64_t>(view.shape[i] - 1) *
-            static_cast<std::uint64_t>(view.strides[i]);
+    last +=
+        static_cast<std::uint64_t>(view.shape[i] - 1) * static_cast<std::uint64_t>(view.strides[i]);
   }
   const std::uint64_t end = offset + (last + 1) * (view.dtype.bits / 8u);
   if (!valid || end > view.arena->bytes()) {
@@ -137,8 +135,8 @@ void bind_tensor_view(py::module_& module) {
       .def_property_readonly(
           "address", [](const TensorView& view) { return view.arena->address() + view.offset; },
           "Address of the first element.")
-      .def_property_readonly(
-          "shape", [](const TensorView& v) { return py::tuple(py::cast(v.shape)); })
+      .def_property_readonly("shape",
+                             [](const TensorView& v) { return py::tuple(py::cast(v.shape)); })
       .def_property_readonly(
           "strides", [](const TensorView& v) { return py::tuple(py::cast(v.strides)); },
           "In elements.");
