@@ -22,6 +22,11 @@
 
 #include <linux/ioctl.h>
 #include <linux/types.h>
+#ifdef __KERNEL__
+#include <linux/build_bug.h>
+#else
+#include <assert.h>
+#endif
 
 /*
  * Changes whenever an existing program would misunderstand the module; what is
@@ -37,8 +42,8 @@
 #define UVM_VATTN_PAGE_SIZE_SLOTS 8
 
 /* uvm_vattn_query.features */
-#define UVM_VATTN_FEATURE_READ_ONLY (1u << 0) /* UVM_VATTN_MAP_READ_ONLY */
-#define UVM_VATTN_FEATURE_REPLACE (1u << 1) /* UVM_VATTN_MAP_REPLACE */
+#define UVM_VATTN_FEATURE_READ_ONLY 0x1u /* UVM_VATTN_MAP_READ_ONLY */
+#define UVM_VATTN_FEATURE_REPLACE 0x2u /* UVM_VATTN_MAP_REPLACE */
 
 /*
  * UVM_VATTN_QUERY: what this module offers.
@@ -52,7 +57,7 @@ struct uvm_vattn_query {
 	__u8 gpu_uuid[UVM_VATTN_UUID_BYTES]; /* in */
 	__aligned_u64 page_sizes; /* out: the supported sizes in bytes, or-ed */
 	__aligned_u64 max_alloc_bytes; /* out: largest single allocation */
-	__aligned_u64 limit_bytes; /* out: most that one VA space may hold */
+	__aligned_u64 limit_bytes; /* out: most that one VA space may hold, or ~0 */
 	__u32 version; /* out: UVM_VATTN_VERSION of the module */
 	__u32 features; /* out: UVM_VATTN_FEATURE_* */
 	__u32 max_batch; /* out: most entries in one map or unmap */
@@ -97,7 +102,7 @@ struct uvm_vattn_free {
 };
 
 /* uvm_vattn_map_entry.flags */
-#define UVM_VATTN_MAP_READ_ONLY (1u << 0) /* the GPU may only read here */
+#define UVM_VATTN_MAP_READ_ONLY 0x1u /* the GPU may only read here */
 /*
  * What is mapped here may be replaced, whoever mapped it (this interface,
  * UVM_MAP_EXTERNAL_ALLOCATION, CUDA), if it uses page-table entries of the same
@@ -105,7 +110,7 @@ struct uvm_vattn_free {
  * the old page or the new one and never a hole. Without this flag an address
  * that is mapped is refused.
  */
-#define UVM_VATTN_MAP_REPLACE (1u << 1)
+#define UVM_VATTN_MAP_REPLACE 0x2u
 
 /* page_count pages of handle, from first_page on, at address and upwards. */
 struct uvm_vattn_map_entry {
@@ -220,13 +225,8 @@ struct uvm_vattn_stats {
 #define UVM_VATTN_STATS _IOWR(UVM_VATTN_IOC_MAGIC, 0x45, struct uvm_vattn_stats)
 
 /* Layouts are the same for 32-bit and 64-bit callers and hold no padding. */
-#ifdef __cplusplus
 #define UVM_VATTN_ASSERT_SIZE(type, bytes) \
 	static_assert(sizeof(type) == (bytes), #type " has padding")
-#else
-#define UVM_VATTN_ASSERT_SIZE(type, bytes) \
-	_Static_assert(sizeof(type) == (bytes), #type " has padding")
-#endif
 
 UVM_VATTN_ASSERT_SIZE(struct uvm_vattn_query, 16 + 3 * 8 + 6 * 4);
 UVM_VATTN_ASSERT_SIZE(struct uvm_vattn_alloc, 16 + 3 * 8 + 2 * 4);

@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0 */
+/*
+ * Shared by uvm_vattn*.c. There is no lock of our own: everything below hangs
+ * off a VA space and follows its lock (order: see uvm_lock.h), which map, unmap
+ * and free take in write mode. Counters are atomic because mappings are also
+ * freed from UVM's deferred free lists, after that lock was dropped.
+ */
+#ifndef UVM_VATTN_INTERNAL_H
+#define UVM_VATTN_INTERNAL_H
+
+#include <linux/atomic.h>
+#include <linux/list.h>
+#include <linux/xarray.h>
+
+#include "uvm_api.h"
+#include "uvm_gpu.h"
+#include "uvm_kvmalloc.h"
+#include "uvm_map_external.h"
+#include "uvm_mmu.h"
+#include "uvm_pmm_gpu.h"
+#include "uvm_range_tree.h"
+#include "uvm_va_range.h"
+#include "uvm_va_space.h"
+
+#include "uvm_vattn.h"
+#include "uvm_vattn_ioctl.h"
+#include "uvm_vattn_compat.h"
+
+#define UVM_VATTN_MAX_BATCH 65536u
+#define UVM_VATTN_MAX_BATCH_PTES 0x100000u
+#define UVM_VATTN_MAX_HANDLES 65536u
+
+/* What each VA space was asked for and what it cost; see struct uvm_vattn_stats. */
+struct uvm_vattn_counters {
+	atomic64_t pages_allocated[UVM_VATTN_PAGE_SIZE_SLOTS];
+	atomic64_t bytes_mapped[UVM_VATTN_PAGE_SIZE_SLOTS];
+	atomic64_t alloc_calls;
+	atomic64_t free_calls;
+	atomic64_t map_calls;
+	atomic64_t unmap_calls;
+	atomic64_t failed_calls;
+	atomic64_t map_entries;
+	atomic64_t unmap_entries;
+	atomic64_t ptes_written;
+	atomic64_t pte_pushes;
+	atomic64_t tlb_invalidates;
+	atomic64_t clear_pushes;
+};
+
+/* Made by the first allocation, lives as long as the VA space. */
+struct uvm_vattn_va_space {
+	/* Id -> struct uvm_vattn_pages. Changed only with the lock in write mode. */
+	struct xarray pages;
+	u32 next_id;
+
+	/*
+	 * Upper half of every handle: another VA space's handle is refused here
+	 * instead of meaning some other pages.
+	 */
+	u32 cookie;
+
+	atomic64_t bytes_allocated;
+	atomic64_t handles;
+	struct uvm_vattn_counters counters;
+};
+
+/* The pages behind one handle. */
+struct uvm_vattn_pages {
+	/*
+	 * What external mappings of these pages point at, so that UVM's own
+	 * unmap, split and teardown count references on us. Its ref_count is
+	 * ours: one for the handle, one for each mapping.
+	 */
+	uvm_ext_gpu_mem_handle mem_handle;
+
+	struct uvm_vattn_va_space *state;
+	u64 handle;
+	u64 page_size;
+	u64 page_count;
+
+	/*
+	 * Physical memory: as many 2 MiB chunks as fit, then 64 KiB chunks, one
+	 * after the other in the order of the pages.
+	 */
+	size_t large_chunks;
+	size_t chunk_count;
+	uvm_gpu_chunk_t **chunks;
+};
+
+/* A run of pages under one external mapping that a batch makes or removes. */
+struct uvm_vattn_piece {
+	struct list_head node;
+	struct uvm_vattn_ext_range *range;
+	uvm_ext_gpu_map_t *map;
+
+	/* Only when mapping: what the entries will point at. */
+	struct uvm_vattn_pages *pages;
+	u64 offset;
+	uvm_prot_t prot;
+
+	/*
+	 * Only when replacing: the mapping was there before, and this takes its
+	 * reference on the old memory to a deferred free list. NULL if the old
+	 * memory is ours.
+	 */
+	uvm_ext_gpu_map_t *old;
+	bool is_new;
+};
+
+/* All that one UVM_VATTN_MAP or UVM_VATTN_UNMAP is going to do. */
+struct uvm_vattn_batch {
+	uvm_va_space_t *va_space;
+	struct uvm_vattn_va_space *state;
+	uvm_gpu_t *gpu;
+	uvm_page_tree_t *tree;
+
+	struct list_head pieces;
+	u64 ptes;
+
+	/* Refuses an address that appears twice. */
+	uvm_range_tree_t addresses;
+	uvm_range_tree_node_t *address_nodes;
+
+	/* What the TLB invalidate has to cover; does it take mappings away? */
+	u64 start;
+	u64 end;
+	u64 page_sizes;
+	bool downgrades;
+};
+
+/* uvm_vattn.c */
+u64 uvm_vattn_limit_bytes(void);
+struct uvm_vattn_va_space *uvm_vattn_state(uvm_va_space_t *va_space);
+NV_STATUS uvm_vattn_state_create(uvm_va_space_t *va_space,
+				 struct uvm_vattn_va_space **state_out);
+
+static inline unsigned int uvm_vattn_size_slot(u64 page_size)
+{
+	return ilog2(page_size) - ilog2(UVM_VATTN_MIN_PAGE);
+}
+
+/* uvm_vattn_pages.c */
+u64 uvm_vattn_gpu_page_sizes(uvm_gpu_t *gpu);
+struct uvm_vattn_pages *uvm_vattn_pages_find(struct uvm_vattn_va_space *state,
+					     u64 handle);
+u64 uvm_vattn_pages_address(const struct uvm_vattn_pages *pages, u64 offset);
+void uvm_vattn_pages_put(struct uvm_vattn_pages *pages);
+NV_STATUS uvm_vattn_alloc(uvm_va_space_t *va_space,
+			  struct uvm_vattn_alloc *params);
+NV_STATUS uvm_vattn_free(uvm_va_space_t *va_space,
+			 struct uvm_vattn_free *params);
+
+/* The size of the page-table entries under pages of page_size. */
+static inline u64 uvm_vattn_pte_page_size(u64 page_size)
+{
+	return page_size < UVM_PAGE_SIZE_2M ? UVM_PAGE_SIZE_64K : UVM_PAGE_SIZE_2M;
+}
+
+/* uvm_vattn_memory.c */
+NV_STATUS uvm_vattn_chunks_alloc(struct uvm_vattn_pages *pages);
+void uvm_vattn_chunks_free(struct uvm_vattn_pages *pages);
+
+/* uvm_vattn_batch.c */
+NV_STATUS uvm_vattn_entries_copy(u64 user, u32 count, size_t entry_size,
+				 void **entries_out);
+NV_STATUS uvm_vattn_batch_init(struct uvm_vattn_batch *batch,
+			       uvm_va_space_t *va_space, const u8 *gpu_uuid,
+			       u32 entry_count);
+void uvm_vattn_batch_deinit(struct uvm_vattn_batch *batch);
+NV_STATUS uvm_vattn_batch_claim(struct uvm_vattn_batch *batch, u32 index,
+				u64 start, u64 size, u64 page_size,
+				struct uvm_vattn_ext_range **range_out);
+NV_STATUS uvm_vattn_batch_add(struct uvm_vattn_batch *batch,
+			      struct uvm_vattn_ext_range *range,
+			      uvm_ext_gpu_map_t *map,
+			      struct uvm_vattn_piece **piece_out);
+NV_STATUS uvm_vattn_batch_isolate(uvm_ext_gpu_range_tree_t *tree,
+				  uvm_ext_gpu_map_t **map, u64 start, u64 end);
+void uvm_vattn_batch_remove_map(struct uvm_vattn_batch *batch,
+				struct uvm_vattn_piece *piece);
+
+/* uvm_vattn_ptes.c */
+NV_STATUS uvm_vattn_ptes_write(struct uvm_vattn_batch *batch, bool *started);
+
+/* uvm_vattn_map.c, uvm_vattn_unmap.c */
+NV_STATUS uvm_vattn_map(uvm_va_space_t *va_space, struct uvm_vattn_map *params);
+NV_STATUS uvm_vattn_unmap(uvm_va_space_t *va_space,
+			  struct uvm_vattn_unmap *params);
+
+#endif /* UVM_VATTN_INTERNAL_H */
