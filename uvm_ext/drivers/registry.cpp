@@ -17,6 +17,8 @@ struct Row {
   const char* name;
   std::function<Capabilities(int device)> describe;
   std::function<DriverPtr(const DriverRequest&)> make;
+  // Whose streams use the memory; null: nobody's.
+  const LibCuda& (*streams)() = nullptr;
 };
 
 // The emulated device's memory is ordinary memory: its tensors are CPU tensors.
@@ -43,11 +45,13 @@ const std::vector<Row>& table() {
       {"cumem", [](int device) { return CuMemDriver::describe(real_libcuda(), device); },
        [](const DriverRequest& r) {
          return make_cumem(real_libcuda(), r, CuMemDriver::describe(real_libcuda(), r.device));
-       }},
+       },
+       real_libcuda},
       {"cumem-emulated", describe_emulated_cumem,
        [](const DriverRequest& r) {
          return make_cumem(emulation::libcuda(), r, describe_emulated_cumem(r.device));
-       }},
+       },
+       emulation::libcuda},
   };
   return rows;
 }
@@ -63,6 +67,14 @@ const Row& find(const std::string& name) {
     if (name == row.name) return row;
   }
   throw ConfigError("unknown driver '" + name + "': choose one of " + join(driver_names()));
+}
+
+CudaContextPtr open_context(const std::string& name, int device) {
+  const Row& row = find(name);
+  if (row.streams == nullptr) {
+    throw ConfigError("driver '" + name + "' has no CUDA streams to wait for: leave `after` out");
+  }
+  return std::make_shared<CudaContext>(row.streams(), device);
 }
 
 }  // namespace
@@ -87,6 +99,17 @@ DriverPtr make_driver(const DriverRequest& request) {
                       std::to_string(request.page_size) + " bytes: choose one of " + join(offered));
   }
   return row.make(request);
+}
+
+bool has_streams(const std::string& name) { return find(name).streams != nullptr; }
+
+FencePtr make_stream_fence(const std::string& name, int device, std::uint64_t stream) {
+  return CudaFence::after_stream(open_context(name, device),
+                                 reinterpret_cast<cuda::Stream>(stream));
+}
+
+FencePtr make_event_fence(const std::string& name, int device, std::uint64_t event) {
+  return CudaFence::after_event(open_context(name, device), reinterpret_cast<cuda::Event>(event));
 }
 
 }  // namespace pyvattn

@@ -17,7 +17,8 @@ void require_function(const std::string& function) {
 }
 
 void check_handle(cuda::Result result) {
-  if (result != cuda::kSuccess) throw ConfigError("no such stream in the emulated libcuda");
+  if (result != cuda::kSuccess)
+    throw ConfigError("no such stream or event in the emulated libcuda");
 }
 
 }  // namespace
@@ -79,6 +80,16 @@ cuda::Stream make_stream(int device) {
 cuda::Event make_event(int device) {
   const auto locked = state().lock();
   return state().streams.create_event(device);
+}
+
+void record_event(int device, cuda::Event event, cuda::Stream stream) {
+  const auto locked = state().lock();
+  check_handle(state().streams.record(event, stream, device));
+}
+
+void destroy_event(cuda::Event event) {
+  const auto locked = state().lock();
+  check_handle(state().streams.destroy_event(event));
 }
 
 std::uint64_t launch_kernel(int device, cuda::Stream stream, cuda::Pointer address,

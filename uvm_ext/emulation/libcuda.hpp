@@ -55,6 +55,8 @@ void set_capturing(bool capturing);
 
 cuda::Stream make_stream(int device);
 cuda::Event make_event(int device);
+void record_event(int device, cuda::Event event, cuda::Stream stream);
+void destroy_event(cuda::Event event);
 
 // A kernel that stops the stream until release_kernel(), then reads the range (an empty
 // one reads nothing). Reading what is not mapped is the fault that a GPU reports: every

@@ -77,7 +77,13 @@ void bind_driver(py::module_& module) {
             const FencePtr done = driver.zero(ranges_of(batch), nullptr);
             if (done) done->wait();
           },
-          py::arg("batch"), Release(), "Zeroes (address, length) ranges and waits for it.");
+          py::arg("batch"), Release(), "Zeroes (address, length) ranges and waits for it.")
+      .def(
+          "zero_after",
+          [](Driver& driver, const std::vector<std::pair<Address, std::size_t>>& batch,
+             const FencePtr& after) { return driver.zero(ranges_of(batch), after); },
+          py::arg("batch"), py::arg("after"), Release(),
+          "Zeroes (address, length) ranges once `after` has passed; returns when it is done.");
 }
 
 void bind_adaptors(py::module_& module) {

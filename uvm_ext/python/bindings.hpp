@@ -12,5 +12,6 @@ void bind_slot(py::module_& module);
 void bind_tensor_view(py::module_& module);
 void bind_drivers(py::module_& module);
 void bind_cache(py::module_& module);
+void bind_cuda(py::module_& module);
 
 }  // namespace pyvattn::python

@@ -8,4 +8,5 @@ PYBIND11_MODULE(_native, module) {
   pyvattn::python::bind_tensor_view(module);
   pyvattn::python::bind_drivers(module);
   pyvattn::python::bind_cache(module);
+  pyvattn::python::bind_cuda(module);
 }

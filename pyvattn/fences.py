@@ -1,0 +1,62 @@
+"""What `after=` may be: the work that must finish before memory is touched again."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from pyvattn import _native
+from pyvattn.errors import ConfigError
+
+__all__ = ["fence_after"]
+
+
+def fence_after(driver: str, device: int, after: object) -> _native.Fence | None:
+    """Return the fence that ``after`` stands for, or ``None`` where there is nothing to wait for.
+
+    ``after`` is a stream (``torch.cuda.Stream``, anything with
+    ``__cuda_stream__``, or the integer of a CUstream), a recorded
+    ``torch.cuda.Event``, a fence, or ``None``. On a CUDA device ``None`` means
+    the stream that torch is using in this thread, or the default stream where
+    torch is not loaded. The fence survives what it was made from.
+
+    Raises :class:`~pyvattn.errors.ConfigError` for anything else, and for a
+    stream or event where the driver has none.
+    """
+    if after is None:
+        if not _native.has_streams(driver):
+            return None
+        return _native.stream_fence(driver, device, _current_stream(driver, device))
+    if isinstance(after, _native.Fence):
+        return after
+    event = getattr(after, "cuda_event", None)
+    if event is not None:
+        return _event_fence(driver, device, int(event))
+    return _native.stream_fence(driver, device, _stream_handle(after))
+
+
+def _current_stream(driver: str, device: int) -> int:
+    torch: Any = sys.modules.get("torch")
+    if torch is None or driver.endswith("-emulated") or not torch.cuda.is_initialized():
+        return 0
+    return int(torch.cuda.current_stream(device).cuda_stream)
+
+
+def _event_fence(driver: str, device: int, event: int) -> _native.Fence:
+    if event == 0:
+        raise ConfigError("after= is an event that was never recorded: call event.record() first")
+    return _native.event_fence(driver, device, event)
+
+
+def _stream_handle(after: object) -> int:
+    if isinstance(after, int) and not isinstance(after, bool):
+        return after
+    handle = getattr(after, "cuda_stream", None)  # torch
+    if handle is None and hasattr(after, "__cuda_stream__"):
+        handle = after.__cuda_stream__()[1]  # cuda.core, CuPy and others: (version, handle)
+    if handle is None:
+        raise ConfigError(
+            f"after={after!r} is no CUDA stream or event: pass a torch.cuda.Stream, a recorded "
+            "torch.cuda.Event or an object with __cuda_stream__"
+        )
+    return int(handle)
