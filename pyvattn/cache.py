@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
 from pyvattn import _native
 from pyvattn._native import Slot
-from pyvattn.errors import ConfigError
+from pyvattn.errors import ConfigError, DriverError
+from pyvattn.fences import fence_after
 from pyvattn.geometry import Geometry, TensorView
 from pyvattn.resolve import resolve
 from pyvattn.spec import CacheSpec
@@ -152,12 +154,17 @@ class KVCache:
         """
         return self._native.acquire(tokens)
 
-    def release(self, slot: Slot) -> None:
+    def release(self, slot: Slot, after: object = None) -> None:
         """End a request. Its pages stay, zeroed, for the next one until memory is short.
+
+        No page is zeroed, unmapped or given away before ``after`` has passed: a
+        stream or a recorded event on which kernels still use the slot. By default
+        that is the stream that torch is using in this thread (see
+        :func:`pyvattn.fences.fence_after`).
 
         Raises :class:`~pyvattn.errors.SlotError` for a slot that is not live.
         """
-        self._native.release(slot)
+        self._native.release(slot, self._fence(after))
 
     def step(self, lengths: Mapping[Slot, int]) -> None:
         """Back the first ``lengths[slot]`` tokens of every slot named, whole or not at all.
@@ -241,9 +248,23 @@ class KVCache:
         """
         return self._native.resize(parse_size(memory, "memory"))
 
-    def close(self) -> None:
-        """Give everything back. Tensors keep their addresses, with nothing behind them."""
+    def close(self, after: object = None) -> None:
+        """Give everything back. Tensors keep their addresses, with nothing behind them.
+
+        Waits for ``after`` first, as :meth:`release` does.
+        """
+        if self.closed:
+            return
+        # A device that takes no fence any more runs no kernels either.
+        with suppress(DriverError):
+            fence = self._fence(after)
+            if fence is not None:
+                fence.wait()
         self._native.close()
+
+    def _fence(self, after: object) -> _native.Fence | None:
+        _, device = self._driver.capabilities.dlpack_device
+        return fence_after(self.driver, device, after)
 
     def __enter__(self) -> KVCache:
         return self
