@@ -288,7 +288,7 @@ class KVCache:
 
     def __del__(self) -> None:
         native = getattr(self, "_native", None)
-        if native is None or native.closed:
+        if native is None or native.closed or native.inherited:
             return
         held = format_size(self.stats().bytes_allocated)
         warnings.warn(

@@ -14,8 +14,9 @@ class Stats:
     Every page is in one of three places: ``pages_free + pages_mapped +
     pages_quarantined == pages_allocated``.
 
-    * ``pages_mapped``: under slots, ``pages_live`` of them under live ones and
-      ``pages_retained`` kept, clean, for the next request.
+    * ``pages_mapped``: under slots. ``pages_live`` of them are what live requests
+      need; ``pages_retained`` are left over from earlier requests, clean, and go
+      to whoever needs them.
     * ``pages_quarantined``: of released slots, not zeroed yet or still within
       reach of running kernels.
     * ``bytes_used``: tokens below the lengths of live slots.
@@ -66,12 +67,12 @@ class Stats:
 
     @property
     def bytes_live(self) -> int:
-        """Bytes mapped under live slots."""
+        """Bytes mapped that live requests need."""
         return self.pages_live * self.page_size
 
     @property
     def bytes_wasted(self) -> int:
-        """Bytes mapped under live slots that hold no token."""
+        """Bytes that live requests need but no token fills: the rest of their last pages."""
         return self.bytes_live - self.bytes_used
 
     def as_dict(self) -> dict[str, int | float]:

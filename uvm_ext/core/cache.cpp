@@ -110,7 +110,7 @@ Cache::Cache(const DriverPtr& driver, const Geometry& geometry, const CacheOptio
 }
 
 Cache::~Cache() {
-  if (fork_generation_ != fork_generation()) {
+  if (inherited()) {
     // The parent's thread does not exist here, and what it had locked stays locked.
     if (mapper_) mapper_->abandon();
     static_cast<void>(mapper_.release());
@@ -126,8 +126,10 @@ Cache::~Cache() {
 
 // --- checks ---
 
+bool Cache::inherited() const { return fork_generation_ != fork_generation(); }
+
 void Cache::check_usable() const {
-  if (fork_generation_ != fork_generation()) {
+  if (inherited()) {
     throw ForkError(
         "this cache belongs to the parent process: open one cache in each process, after fork()");
   }
@@ -176,6 +178,7 @@ std::vector<GrowthTarget> Cache::check_step(const SlotLength* requests, std::siz
       throw SlotError("slot " + std::to_string(slot) + " is named twice in one call");
     }
     head.stamp = call_;
+    head.claimed = length;
     if (length > head.capacity) growing.push_back({slot, math_.pages_for(length)});
   }
   return growing;
@@ -203,6 +206,7 @@ SlotRef Cache::acquire(std::int64_t tokens) {
   ++head.generation;
   head.length = 0;
   head.written = 0;
+  head.claimed = 0;
   // The next request is expected to be like the last ones, the newest counting most.
   typical_tokens_ += (static_cast<double>(length) - typical_tokens_) * 0.25;
   admission_wanted_ = true;
@@ -279,7 +283,7 @@ bool Cache::can_admit(std::int64_t tokens) {
   Lock lock = lock_usable();
   if (slots_.slots_in(SlotState::live) == slots_.size()) return false;
   const std::uint64_t pages = std::uint64_t{math_.pages_for(length)} * geometry_.arenas;
-  return pages <= pool_->pages_available() + slots_.pages_in(SlotState::free) +
+  return pages <= pool_->pages_available() + spare_pages() +
                       slots_.pages_in(SlotState::released) + slots_.pages_in(SlotState::cleaning);
 }
 
@@ -313,10 +317,45 @@ const ArenaPtr& Cache::arena(std::uint32_t index) const {
 
 // --- growth ---
 
+// Of a live slot, what its longest length needs: kernels on the way may still read
+// there. Of a free one, nothing.
+std::uint32_t Cache::row_pages_kept(std::uint32_t slot) const {
+  const SlotHead& head = slots_.head(slot);
+  const std::uint32_t rows = slots_.row_pages(slot);
+  if (head.state == SlotState::free) return 0;
+  if (head.state != SlotState::live) return rows;
+  return std::min(rows, math_.pages_for(std::max(head.written, head.claimed)));
+}
+
+// What may be taken away, in the order in which it is: the longest released first,
+// then what live slots inherited from longer requests.
+std::vector<SpareTail> Cache::spare_tails() const {
+  std::vector<SpareTail> tails;
+  for (std::uint32_t slot : slots_.free_with_pages()) {
+    if (!slots_.head(slot).in_flight) tails.push_back({slot, 0});
+  }
+  for (std::uint32_t slot = 0; slot < slots_.size(); ++slot) {
+    const SlotHead& head = slots_.head(slot);
+    if (head.state != SlotState::live || head.in_flight) continue;
+    const std::uint32_t kept = row_pages_kept(slot);
+    if (kept < slots_.row_pages(slot)) tails.push_back({slot, kept});
+  }
+  return tails;
+}
+
+std::uint64_t Cache::spare_pages() const {
+  std::uint64_t pages = slots_.pages_in(SlotState::free);
+  for (std::uint32_t slot = 0; slot < slots_.size(); ++slot) {
+    if (slots_.head(slot).state != SlotState::live) continue;
+    pages += std::uint64_t{slots_.row_pages(slot) - row_pages_kept(slot)} * geometry_.arenas;
+  }
+  return pages;
+}
+
 void Cache::throw_out_of_memory(std::uint64_t pages, const std::string& cause) const {
   const std::uint64_t page = geometry_.page_size;
   const std::uint64_t free = pool_->pages_available() * page;
-  const std::uint64_t reclaimable = slots_.pages_in(SlotState::free) * page;
+  const std::uint64_t reclaimable = spare_pages() * page;
   throw OutOfMemory("out of pages: " + bytes_text(pages * page) + " asked for, " +
                         bytes_text(free) + " free, " + bytes_text(reclaimable) +
                         " reclaimable, limit " + bytes_text(limit_->limit()) +
@@ -331,8 +370,10 @@ void Cache::throw_out_of_memory(std::uint64_t pages, const std::string& cause) c
 bool Cache::try_grow(Lock& lock, const std::vector<GrowthTarget>& targets, std::uint64_t from_pool,
                      From from) {
   Growth growth = new_growth();
-  if (growth.pages_needed(targets) > from_pool + slots_.pages_in(SlotState::free)) return false;
-  growth.plan(targets, from_pool);
+  const std::uint64_t needed = growth.pages_needed(targets);
+  const bool short_of_pages = needed > from_pool;
+  if (short_of_pages && needed > from_pool + spare_pages()) return false;
+  growth.plan(targets, from_pool, short_of_pages ? spare_tails() : std::vector<SpareTail>{});
   pages_in_flight_ += growth.pages_in_flight();
   if (from == From::background) lock.unlock();
   try {
@@ -497,7 +538,9 @@ bool Cache::prepare_admission(Lock& lock) {
 std::uint64_t Cache::resize(std::uint64_t memory_limit) {
   Lock lock = lock_usable();
   settle(lock);
-  const std::uint64_t live = slots_.pages_in(SlotState::live) * geometry_.page_size;
+  const std::uint64_t live =
+      (slots_.pages_in(SlotState::live) + slots_.pages_in(SlotState::free) - spare_pages()) *
+      geometry_.page_size;
   if (memory_limit < live || memory_limit < geometry_.page_size) {
     throw LimitError("a limit of " + bytes_text(memory_limit) + " is below the " +
                      bytes_text(std::max(live, geometry_.page_size)) +
@@ -505,9 +548,9 @@ std::uint64_t Cache::resize(std::uint64_t memory_limit) {
   }
   if (memory_limit < limit_->allocated()) {
     pool_->trim(memory_limit);
-    for (std::uint32_t slot : slots_.reclaimable()) {
+    for (const SpareTail& tail : spare_tails()) {
       if (limit_->allocated() <= memory_limit) break;
-      unmap_row(slot);
+      unmap_tail(tail);
       pool_->trim(memory_limit);
     }
   }
@@ -515,21 +558,24 @@ std::uint64_t Cache::resize(std::uint64_t memory_limit) {
   return limit_->allocated();
 }
 
-// Unmaps every page of a slot that nobody uses and frees them.
-void Cache::unmap_row(std::uint32_t slot) {
+// Unmaps pages that nobody uses and gives them to the pool.
+void Cache::unmap_tail(const SpareTail& tail) {
+  const auto& [slot, kept] = tail;
   SlotPages& row = slots_.pages(slot);
-  if (row.pages.empty()) return;
+  const auto cut = row.pages.begin() + std::ptrdiff_t{kept} * geometry_.arenas;
+  const std::vector<PageNumber> pages(cut, row.pages.end());
+  if (pages.empty()) return;
   if (row.fence) row.fence->wait();
-  driver_->unmap(map_entries(*pool_, arenas_, geometry_, slot, 0, row.pages));
+  driver_->unmap(map_entries(*pool_, arenas_, geometry_, slot, kept, pages));
   slots_.forget_pages(slot);
-  for (PageNumber page : row.pages) pool_->release({page, 1});
-  row.pages.clear();
+  row.pages.erase(cut, row.pages.end());
   slots_.count_pages(slot);
-  slots_.head(slot).capacity = 0;
+  slots_.head(slot).capacity = math_.capacity(kept);
+  for (PageNumber page : pages) pool_->release({page, 1});
 }
 
 void Cache::close() {
-  if (fork_generation_ != fork_generation()) check_usable();
+  if (inherited()) check_usable();
   const std::lock_guard<std::mutex> one(closing_);
   closed_ = true;
   if (mapper_) mapper_->stop();
@@ -540,7 +586,7 @@ void Cache::close() {
     if (head.state == SlotState::live) ++head.generation;
     slots_.set_state(slot, SlotState::free);
     try {
-      unmap_row(slot);
+      unmap_tail({slot, 0});
     } catch (const Error&) {
       failure = std::current_exception();
     }
@@ -553,7 +599,7 @@ void Cache::close() {
 }
 
 CacheStats Cache::stats() {
-  if (fork_generation_ != fork_generation()) check_usable();
+  if (inherited()) check_usable();
   Lock lock(mutex_);
   const OperationCounts counts = statistics_->counts();
   const auto count = [&](Operation operation) {
@@ -563,10 +609,12 @@ CacheStats Cache::stats() {
   s.page_size = geometry_.page_size;
   s.pages_allocated = pool_->pages_allocated();
   s.pages_free = pool_->pages_free();
-  s.pages_live = slots_.pages_in(SlotState::live) + pages_in_flight_;
+  const std::uint64_t spare = spare_pages();
+  s.pages_live = slots_.pages_in(SlotState::live) + slots_.pages_in(SlotState::free) - spare +
+                 pages_in_flight_;
   s.pages_quarantined = slots_.pages_in(SlotState::released) +
                         slots_.pages_in(SlotState::cleaning) + slots_.pages_fenced();
-  s.pages_retained = slots_.pages_in(SlotState::free) - slots_.pages_fenced();
+  s.pages_retained = spare - slots_.pages_fenced();
   s.pages_mapped = s.pages_live + s.pages_retained;
   s.slabs = pool_->slabs();
   s.slots_live = slots_.slots_in(SlotState::live);

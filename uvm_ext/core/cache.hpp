@@ -97,6 +97,8 @@ class Cache {
   CacheStats stats();
   std::int64_t length(const SlotRef& slot);
   bool closed() const { return closed_; }
+  // True in a child process that got the cache through fork().
+  bool inherited() const;
   // The slot that row `index` is now, live or not. Throws SlotError outside the table.
   SlotRef current(std::int64_t index) const;
 
@@ -120,6 +122,9 @@ class Cache {
                 From from);
   void settle(Lock& lock);
   void wait_not_in_flight(Lock& lock, std::uint32_t slot);
+  std::uint32_t row_pages_kept(std::uint32_t slot) const;
+  std::vector<SpareTail> spare_tails() const;
+  std::uint64_t spare_pages() const;
   [[noreturn]] void throw_out_of_memory(std::uint64_t pages, const std::string& cause) const;
 
   std::vector<Range> dirty_ranges(std::uint32_t slot) const;
@@ -130,7 +135,7 @@ class Cache {
   bool prepare_admission(Lock& lock);
   void ask(std::uint32_t slot, std::uint32_t tokens);
   void wake_mapper();
-  void unmap_row(std::uint32_t slot);
+  void unmap_tail(const SpareTail& tail);
 
   const std::shared_ptr<LimitAdaptor> limit_;
   const std::shared_ptr<StatisticsAdaptor> statistics_;

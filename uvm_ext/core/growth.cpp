@@ -48,15 +48,16 @@ std::uint64_t Growth::pages_in_flight() const {
   return pages;
 }
 
-// Slots that grow here are marked in flight first, so none of them is chosen.
-void Growth::choose_tails(std::uint64_t pages) {
-  for (std::uint32_t slot : slots_.reclaimable()) {
+void Growth::choose_tails(std::uint64_t pages, const std::vector<SpareTail>& spare) {
+  for (const auto& [slot, kept] : spare) {
     if (stash_.size() >= pages) break;
+    // Slots that grow here are in flight: none of them gives.
+    if (slots_.head(slot).in_flight) continue;
     const std::vector<PageNumber>& table = slots_.pages(slot).pages;
     const std::uint32_t rows = slots_.row_pages(slot);
     const std::uint64_t wanted = Geometry::divide_up(pages - stash_.size(), geometry_.arenas);
     const std::uint32_t left =
-        rows - static_cast<std::uint32_t>(std::min<std::uint64_t>(wanted, rows));
+        rows - static_cast<std::uint32_t>(std::min<std::uint64_t>(wanted, rows - kept));
     const std::vector<PageNumber> tail(table.begin() + std::ptrdiff_t{left} * geometry_.arenas,
                                        table.end());
     const auto entries = map_entries(pool_, arenas_, geometry_, slot, left, tail);
@@ -67,7 +68,7 @@ void Growth::choose_tails(std::uint64_t pages) {
   }
   if (stash_.size() < pages) {
     throw DriverOutOfMemory("reclaim pages", 0, pages * geometry_.page_size,
-                            "free slots hold too few pages");
+                            "other slots can spare too few pages");
   }
   std::sort(stash_.begin(), stash_.end(), std::greater<>());
   pages_reclaimed_ = stash_.size();
@@ -114,16 +115,17 @@ void Growth::fill_targets(std::uint64_t from_pool) {
 
 void Growth::mark_in_flight(bool in_flight) {
   for (const GrowthTarget& target : targets_) slots_.head(target.slot).in_flight = in_flight;
-  for (const Tail& tail : tails_) slots_.head(tail.slot).in_flight = in_flight;
+  for (const SpareTail& tail : tails_) slots_.head(tail.slot).in_flight = in_flight;
 }
 
-void Growth::plan(const std::vector<GrowthTarget>& targets, std::uint64_t from_pool) {
+void Growth::plan(const std::vector<GrowthTarget>& targets, std::uint64_t from_pool,
+                  const std::vector<SpareTail>& spare) {
   targets_ = targets;
   allocated_before_ = limit_.allocated();
   mark_in_flight(true);
   try {
     const std::uint64_t needed = pages_needed(targets);
-    if (needed > from_pool) choose_tails(needed - from_pool);
+    if (needed > from_pool) choose_tails(needed - from_pool, spare);
     fill_targets(std::min(needed, from_pool));
     // Room first: commit() must not fail.
     for (std::size_t i = 0; i < targets_.size(); ++i) {
@@ -146,11 +148,11 @@ void Growth::execute() {
 }
 
 void Growth::cut_tails(const PageMath& math) {
-  for (const Tail& tail : tails_) {
+  for (const SpareTail& tail : tails_) {
     slots_.forget_pages(tail.slot);
-    slots_.pages(tail.slot).pages.resize(std::size_t{tail.row_pages_left} * geometry_.arenas);
+    slots_.pages(tail.slot).pages.resize(std::size_t{tail.row_pages_kept} * geometry_.arenas);
     slots_.count_pages(tail.slot);
-    slots_.head(tail.slot).capacity = math.capacity(tail.row_pages_left);
+    slots_.head(tail.slot).capacity = math.capacity(tail.row_pages_kept);
   }
 }
 
@@ -185,9 +187,9 @@ void Growth::roll_back(const PageMath& math) noexcept {
       driver_.map(unmap_batch_);
     } catch (const Error&) {
       // The tails cannot be put back: their clean pages go to the pool instead.
-      for (const Tail& tail : tails_) {
+      for (const SpareTail& tail : tails_) {
         const std::vector<PageNumber>& table = slots_.pages(tail.slot).pages;
-        for (std::size_t i = std::size_t{tail.row_pages_left} * geometry_.arenas; i < table.size();
+        for (std::size_t i = std::size_t{tail.row_pages_kept} * geometry_.arenas; i < table.size();
              ++i) {
           pool_.release({table[i], 1});
         }

@@ -1,5 +1,5 @@
 // Growth: one transaction that puts private pages under slots, taking them from
-// the page pool and, where that is short, from the tails of free slots.
+// the page pool and, where that is short, from the tails that other slots can spare.
 //
 // plan() and commit() or roll_back() want the cache's lock; execute(), which makes
 // the driver calls, does not: the slots concerned are marked in flight instead.
@@ -21,6 +21,12 @@ struct GrowthTarget {
   std::uint32_t row_pages = 0;
 };
 
+// Row pages of a slot that nobody needs now: all but the first `row_pages_kept`.
+struct SpareTail {
+  std::uint32_t slot = 0;
+  std::uint32_t row_pages_kept = 0;
+};
+
 class Growth {
  public:
   Growth(Driver& driver, LimitAdaptor& limit, PagePool& pool, SlotTable& slots,
@@ -32,9 +38,10 @@ class Growth {
         arenas_(arenas),
         geometry_(geometry) {}
 
-  // Takes at most `from_pool` pages from the pool and the rest from free slots.
-  // Throws DriverOutOfMemory with nothing changed.
-  void plan(const std::vector<GrowthTarget>& targets, std::uint64_t from_pool);
+  // Takes at most `from_pool` pages from the pool and the rest from spare tails, the
+  // first of them first. Throws DriverOutOfMemory with nothing changed.
+  void plan(const std::vector<GrowthTarget>& targets, std::uint64_t from_pool,
+            const std::vector<SpareTail>& spare);
   // Unmaps the tails that were taken, then maps every new page. Throws DriverError
   // with the mappings as they were before; roll_back() must follow.
   void execute();
@@ -47,13 +54,7 @@ class Growth {
   std::uint64_t pages_reclaimed() const { return pages_reclaimed_; }
 
  private:
-  // The tail of a free slot, on its way to another.
-  struct Tail {
-    std::uint32_t slot;
-    std::uint32_t row_pages_left;
-  };
-
-  void choose_tails(std::uint64_t pages);
+  void choose_tails(std::uint64_t pages, const std::vector<SpareTail>& spare);
   void fill_targets(std::uint64_t from_pool);
   void append_from_pool(std::uint32_t count, PageNumber after, std::vector<PageNumber>& run);
   void append_from_stash(std::uint32_t count, std::vector<PageNumber>& run);
@@ -72,7 +73,8 @@ class Growth {
   // New pages of each target, in the order of SlotPages::pages.
   std::vector<std::vector<PageNumber>> new_pages_;
   std::vector<Extent> extents_;
-  std::vector<Tail> tails_;
+  // What is cut from which slot: at least what is needed, row page by row page.
+  std::vector<SpareTail> tails_;
   // Pages of the tails that no target has taken yet.
   std::vector<PageNumber> stash_;
   std::vector<MapEntry> unmap_batch_;

@@ -34,10 +34,10 @@ std::optional<std::uint32_t> SlotTable::best_fit(std::uint32_t row_pages) const 
   return most ? std::optional<std::uint32_t>(most->second) : std::nullopt;
 }
 
-std::vector<std::uint32_t> SlotTable::reclaimable() const {
+std::vector<std::uint32_t> SlotTable::free_with_pages() const {
   std::vector<std::uint32_t> slots;
   for (auto i = by_pages_.lower_bound({1, 0}); i != by_pages_.end(); ++i) {
-    if (!heads_[i->second].in_flight) slots.push_back(i->second);
+    slots.push_back(i->second);
   }
   std::sort(slots.begin(), slots.end(), [this](std::uint32_t a, std::uint32_t b) {
     return pages_[a].released_at < pages_[b].released_at;

@@ -24,7 +24,8 @@ struct SlotHead {
   std::uint32_t length = 0;
   std::uint32_t capacity = 0;
   std::uint32_t written = 0;  // the longest length of this request
-  std::uint64_t stamp = 0;    // the call that saw it last, to notice a slot named twice
+  std::uint32_t claimed = 0;  // the length that the last call to name it asked for
+  std::uint64_t stamp = 0;    // that call, to notice a slot named twice
   SlotState state = SlotState::free;
   // Somebody maps or unmaps its pages without holding the lock.
   bool in_flight = false;
@@ -64,8 +65,8 @@ class SlotTable {
   // The free slot with the fewest pages that suffice, else the one with the most.
   // Slots in flight are passed over.
   std::optional<std::uint32_t> best_fit(std::uint32_t row_pages) const;
-  // Free slots that have pages and are not in flight, least recently released first.
-  std::vector<std::uint32_t> reclaimable() const;
+  // Free slots that have pages, least recently released first.
+  std::vector<std::uint32_t> free_with_pages() const;
   std::optional<std::uint32_t> find(SlotState state) const;
 
   // Pages of the slots in a state.

@@ -48,8 +48,9 @@ struct Capabilities {
   // True where a slab is always exactly one page (a cuMem handle).
   bool slab_per_page = false;
   // True where reserved addresses read as zeros while nothing is mapped there,
-  // and map() replaces that backing with no moment at which a running kernel
-  // would fault. Only then can the tail guard be shared instead of private.
+  // and map() replaces that backing, as unmap() puts it back, with no moment at
+  // which a running kernel would fault. Only then can the tail guard be shared
+  // instead of private.
   bool zero_backed = false;
   // True where a whole batch is one call to the operating system.
   bool batch_is_one_call = false;

@@ -191,6 +191,8 @@ void bind_cache(py::module_& module) {
           "close", [](NumberedCache& self) { self.cache.close(); }, Release())
       .def(
           "stats", [](NumberedCache& self) { return self.cache.stats(); }, Release())
+      .def_property_readonly("inherited",
+                             [](NumberedCache& self) { return self.cache.inherited(); })
       .def_property_readonly("closed", [](NumberedCache& self) { return self.cache.closed(); })
       .def_property_readonly("row_bytes",
                              [](NumberedCache& self) { return self.cache.geometry().row_bytes(); })

@@ -1,0 +1,117 @@
+"""Fork, SIGKILL and the end of the interpreter, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SETUP = """
+import os, numpy, pyvattn
+spec = pyvattn.CacheSpec(2, 4, 64, "float32", max_slots=4, max_tokens=1024)
+cache = pyvattn.KVCache(spec, device="cpu", memory="64MiB", layout="layer")
+slot = cache.acquire()
+cache.step({slot: 500})
+k, v = cache.layer(0, numpy.from_dlpack)
+k[slot, :500] = 1
+"""
+
+
+def run(program, *options):
+    return subprocess.run(
+        [sys.executable, *options, "-c", SETUP + program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_forked_child_is_told(tmp_path):
+    done = run(
+        """
+pid = os.fork()
+if pid == 0:
+    told = 0
+    for call in (lambda: cache.step({slot: 501}), lambda: cache.acquire(), cache.stats,
+                 lambda: cache.release(slot), cache.drain, cache.close,
+                 lambda: cache.layer(0, numpy.from_dlpack)):
+        try:
+            call()
+        except pyvattn.ForkError as error:
+            told += "after fork()" in str(error)
+    os._exit(told)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+cache.step({slot: 501})
+cache.close()
+"""
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_forked_child_ends_quietly_and_leaves_the_parent_alone():
+    done = run(
+        """
+pid = os.fork()
+if pid == 0:
+    import sys
+    sys.exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+assert (k[slot, :500] == 1).all()
+cache.step({slot: 1000})
+cache.close()
+"""
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "",
+        "cache.close()",
+        "del cache",
+        "del k, v; cache.close()",
+        "cache.close(); del cache; k = v = None",
+        "import atexit; atexit.register(cache.close)",
+        "del cache; x = float(k.sum())",
+    ],
+)
+def test_every_order_of_ending_is_clean(end):
+    done = run(end)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_open_at_exit_is_named():
+    done = run("", "-W", "always::ResourceWarning")
+    assert "KVCache 2 layers" in done.stderr
+    assert "was not closed and held" in done.stderr
+
+
+def test_sigkill_leaves_nothing_behind():
+    """The kernel takes slabs and mappings back with the process."""
+    program = SETUP + "print(os.getpid(), flush=True)\nwhile True: cache.step({slot: 1000})"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        pid = int(process.stdout.readline())
+        names = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+        assert any("pyvattn-slab" in name for name in names)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not Path(f"/proc/{pid}").exists()
+    for other in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            assert "pyvattn-slab" not in os.readlink(other) or _ours(other)
+        except OSError:
+            continue
+
+
+def _ours(fd: Path) -> bool:
+    """Whether the descriptor belongs to a process that tests run beside this one."""
+    return fd.parts[2] != "self" and "pytest" in Path("/proc", fd.parts[2], "cmdline").read_text()

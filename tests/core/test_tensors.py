@@ -1,0 +1,128 @@
+"""Tensors leave through DLPack: dtypes, strides, layouts, and who keeps what alive."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+from conftest import small_spec
+
+from pyvattn import CacheSpec, ConfigError, KVCache
+
+
+def test_shapes_and_strides_of_both_layouts(open_bench):
+    for layout in ("layer", "token"):
+        bench = open_bench(layout=layout)
+        k, v = bench.arrays(1)
+        assert k.shape == v.shape == (4, 1024, 4, 64)
+        assert k.dtype == np.float32
+        row = bench.cache.geometry.row_bytes
+        token = 1024 if layout == "layer" else 4 * 1024
+        assert k.strides == v.strides == (row, token, 256, 4)
+        assert row >= (1024 + 256) * token
+
+
+def test_token_layout_lays_a_token_side_by_side(open_bench):
+    bench = open_bench(layout="token")
+    (k0, v0), (k1, v1) = bench.arrays(0), bench.arrays(1)
+    start = k0.ctypes.data
+    assert [t.ctypes.data - start for t in (v0, k1, v1)] == [1024, 2048, 3072]
+
+
+def test_arenas_of_a_few_layers():
+    spec = small_spec(layers=6)
+    with KVCache(
+        spec, device="cpu", memory="16MiB", layout="token", layers_per_arena=2, page_size="64K"
+    ) as cache:
+        assert cache.geometry.arenas == 3
+        slot = cache.acquire()
+        cache.step({slot: 10})
+        for layer in range(6):
+            for tensor in cache.layer(layer, np.from_dlpack):
+                tensor[slot, :10] = layer
+        for layer in range(6):
+            for tensor in cache.layer(layer, np.from_dlpack):
+                assert (tensor[slot, :10] == layer).all()
+
+
+def test_mla_has_one_latent_arena():
+    spec = CacheSpec.mla(layers=3, latent_dim=32, rope_dim=8, dtype="float32", max_tokens=512)
+    with KVCache(spec, device="cpu", memory="16MiB", layout="layer") as cache:
+        assert cache.geometry.arenas == 3
+        slot = cache.acquire()
+        cache.step({slot: 5})
+        k, v = cache.layer(2, np.from_dlpack)
+        assert k.shape == (256, 512, 1, 40)
+        assert v.shape == (256, 512, 1, 32)
+        k[slot, :5] = np.arange(40)
+        assert (v[slot, :5] == np.arange(32)).all()
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
+)
+def test_torch_sees_every_dtype(dtype):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    spec = small_spec(dtype=dtype)
+    with KVCache(spec, device="cpu", memory="16MiB") as cache:
+        slot = cache.acquire()
+        cache.step({slot: 20})
+        k, v = cache.layer(0)
+        assert k.dtype == v.dtype == getattr(torch, dtype)
+        data = torch.randn(20, 4, 64).to(k.dtype)
+        k[slot.index, :20] = data
+        again, _ = cache.layer(0)
+        assert torch.equal(again[slot.index, :20].float(), data.float())
+        assert again.data_ptr() == k.data_ptr()
+
+
+def test_layers_count_from_either_end(open_bench):
+    bench = open_bench()
+    assert bench.arrays(-1)[0].ctypes.data == bench.arrays(1)[0].ctypes.data
+    for index in (2, -3):
+        with pytest.raises(ConfigError, match=f"layer {index} is outside"):
+            bench.arrays(index)
+
+
+def test_a_tensor_outlives_the_cache_without_crashing(open_bench):
+    """Its addresses stay reserved; on the host they read as zeros."""
+    bench = open_bench()
+    slot = bench.cache.acquire()
+    bench.cache.step({slot: 10})
+    k, _ = bench.arrays()
+    k[slot, :10] = 1
+    bench.cache.close()
+    gc.collect()
+    assert not k[slot.index, :1000].any()
+
+
+def test_a_tensor_that_nobody_took_is_freed(open_bench):
+    bench = open_bench()
+    view = bench.cache._native.view(0, 0, [4], [1], "float32")
+    for version in (None, (1, 0)):
+        capsule = view.__dlpack__(max_version=version)
+        del capsule
+    del view
+    bench.cache.close()
+    gc.collect()
+    assert bench.checked.live_reservations == 0
+
+
+def test_views_outside_the_arena_are_refused(open_bench):
+    native = open_bench().cache._native
+    with pytest.raises(ConfigError, match="ends at byte"):
+        native.view(0, 0, [1 << 40], [1], "float32")
+    with pytest.raises(ConfigError, match="arena 99"):
+        native.view(99, 0, [1], [1], "float32")
+    with pytest.raises(ConfigError, match="int3"):
+        native.view(0, 0, [1], [1], "int3")
+
+
+def test_no_copy_and_no_other_device(open_bench):
+    view = open_bench().cache._native.view(0, 0, [4], [1], "float32")
+    assert view.__dlpack_device__() == (1, 0)
+    with pytest.raises(BufferError):
+        view.__dlpack__(copy=True)
+    with pytest.raises(BufferError):
+        view.__dlpack__(dl_device=(2, 0))

@@ -1,0 +1,251 @@
+"""What every driver must do: subclass, name the driver, and the suite runs on it.
+
+Memory is reached through a ``view`` of the addresses, so the suite holds for
+drivers whose memory the CPU can touch: the host's and the emulated ones.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+
+from pyvattn import _native
+from pyvattn.errors import DriverError
+
+SLAB_PAGES = 8
+
+
+class DriverConformance:
+    """Hold one driver to uvm_ext/drivers/driver.hpp. Subclasses set ``name``."""
+
+    name: str
+
+    @pytest.fixture(params=["smallest", "largest"])
+    def page(self, request):
+        sizes = _native.driver_capabilities(self.name).page_sizes
+        return sizes[0] if request.param == "smallest" else sizes[-1]
+
+    @pytest.fixture
+    def faults(self, page):
+        return _native.FaultAdaptor(_native.make_driver(self.name, page))
+
+    @pytest.fixture
+    def driver(self, faults):
+        """The driver behind the adaptor that refuses broken preconditions."""
+        checked = _native.CheckedAdaptor(faults)
+        yield checked
+        assert checked.mapped_bytes == 0, "the test left mappings"
+        assert checked.live_slabs == 0, "the test left slabs"
+        assert checked.live_reservations == 0, "the test left reservations"
+
+    @pytest.fixture
+    def space(self, driver, page):
+        """Reserved addresses, and slabs that together hold SLAB_PAGES pages."""
+        space = Space(driver, page)
+        yield space
+        space.give_back()
+
+    def test_page_sizes_are_ascending_powers_of_two(self):
+        sizes = _native.driver_capabilities(self.name).page_sizes
+        assert sizes
+        assert sizes == sorted(set(sizes))
+        assert all(size & (size - 1) == 0 for size in sizes)
+
+    def test_reservation_is_aligned(self, driver, page):
+        address = driver.reserve(4 * page, 2 * page)
+        assert address % (2 * page) == 0
+        driver.release_reservation(address)
+
+    def test_two_reservations_do_not_overlap(self, driver, page):
+        first, second = driver.reserve(4 * page, page), driver.reserve(4 * page, page)
+        assert abs(first - second) >= 4 * page
+        driver.release_reservation(first)
+        driver.release_reservation(second)
+
+    def test_fresh_memory_reads_as_zeros(self, space):
+        space.map(0, 0)
+        assert space.read(0) == bytes(64)
+
+    def test_what_is_written_stays_through_a_second_mapping(self, space):
+        space.map(0, 3)
+        space.write(0, b"tokens")
+        space.map(5, 3)
+        assert space.read(5).startswith(b"tokens")
+        space.write(5, b"TOKENS")
+        assert space.read(0).startswith(b"TOKENS")
+
+    def test_memory_survives_unmapping(self, space):
+        space.map(0, 1)
+        space.write(0, b"kept")
+        space.unmap(0)
+        space.map(2, 1)
+        assert space.read(2).startswith(b"kept")
+
+    def test_pages_of_a_batch_are_apart(self, space, driver):
+        driver.map([space.entry(i, i) for i in range(4)])
+        for i in range(4):
+            space.write(i, bytes([65 + i]) * 8)
+        assert [space.read(i)[0] for i in range(4)] == [65, 66, 67, 68]
+        driver.unmap([space.entry(i, i) for i in range(4)])
+
+    def test_part_of_a_run_can_be_unmapped(self, space, driver):
+        run = [space.entry(i, i) for i in range(4)]
+        driver.map(run)
+        for i in range(4):
+            space.write(i, bytes([65 + i]) * 8)
+        driver.unmap(run[1:3])
+        assert space.read(0)[0] == 65
+        assert space.read(3)[0] == 68
+        driver.unmap([run[0], run[3]])
+
+    def test_unmapped_addresses_read_as_zeros_where_the_driver_says_so(self, space, driver):
+        if not driver.capabilities.zero_backed:
+            pytest.skip("reserved addresses of this driver are backed by nothing")
+        assert space.read(6) == bytes(64)
+        space.map(6, 0)
+        space.write(6, b"secret")
+        space.unmap(6)
+        assert space.read(6) == bytes(64)
+
+    def test_zero_clears_what_is_mapped_and_nothing_else(self, space, driver, page):
+        driver.map([space.entry(0, 0), space.entry(1, 1)])
+        space.write(0, b"old")
+        space.write(1, b"kept")
+        driver.zero([(space.address(0), page)])
+        assert space.read(0) == bytes(64)
+        assert space.read(1).startswith(b"kept")
+        driver.unmap([space.entry(0, 0), space.entry(1, 1)])
+
+    def test_a_batch_whose_last_entry_is_bad_maps_nothing(self, space, driver, page):
+        bad = _native.MapEntry(space.address(2), page, 0xDEAD, 0)
+        with pytest.raises(DriverError):
+            driver.map([space.entry(0, 0), space.entry(1, 1), bad])
+        driver.map([space.entry(0, 0), space.entry(1, 1)])
+        driver.unmap([space.entry(0, 0), space.entry(1, 1)])
+
+    def test_the_driver_itself_rolls_a_bad_batch_back(self, page):
+        """Past the checks, as when the system refuses the third of three maps."""
+        driver = _native.make_driver(self.name, page)
+        space = Space(driver, page)
+        bad = _native.MapEntry(space.address(2), page, 0xDEAD, 0)
+        with pytest.raises(DriverError) as caught:
+            driver.map([space.entry(0, 0), space.entry(1, 1), bad])
+        assert caught.value.operation
+        assert caught.value.status
+        driver.map([space.entry(0, 0), space.entry(1, 1)])
+        driver.unmap([space.entry(0, 0), space.entry(1, 1)])
+        space.give_back()
+
+    @pytest.mark.parametrize("call", ["map", "unmap", "zero", "allocate_slab", "free_slab"])
+    def test_a_failed_call_can_be_made_again(self, space, driver, faults, page, call):
+        slab = space.slabs[0]
+        extra = driver.allocate_slab(slab.bytes)
+        if call in ("unmap", "zero"):
+            space.map(0, 0)
+        act = {
+            "map": lambda: driver.map([space.entry(0, 0)]),
+            "unmap": lambda: driver.unmap([space.entry(0, 0)]),
+            "zero": lambda: driver.zero([(space.address(0), page)]),
+            "allocate_slab": lambda: driver.free_slab(driver.allocate_slab(slab.bytes)),
+            "free_slab": lambda: driver.free_slab(extra),
+        }[call]
+        faults.fail_nth(0)
+        with pytest.raises(DriverError, match="injected"):
+            act()
+        act()
+        if call != "free_slab":
+            driver.free_slab(extra)
+        if call in ("map", "zero"):
+            driver.unmap([space.entry(0, 0)])
+        space.mapped.clear()
+
+    def test_double_map_is_refused(self, space, driver):
+        space.map(0, 0)
+        with pytest.raises(DriverError, match="already mapped"):
+            driver.map([space.entry(0, 1)])
+
+    def test_unmap_of_nothing_is_refused(self, space, driver):
+        with pytest.raises(DriverError, match="not mapped"):
+            driver.unmap([space.entry(0, 0)])
+
+    def test_unmap_of_something_else_is_refused(self, space, driver):
+        space.map(0, 0)
+        with pytest.raises(DriverError, match="something else"):
+            driver.unmap([space.entry(0, 1)])
+
+    def test_free_of_a_mapped_slab_is_refused(self, space, driver):
+        space.map(0, 0)
+        with pytest.raises(DriverError, match="still mapped"):
+            driver.free_slab(space.entry_slab(0))
+
+    def test_release_of_a_mapped_reservation_is_refused(self, space, driver):
+        space.map(0, 0)
+        with pytest.raises(DriverError, match="still mapped"):
+            driver.release_reservation(space.base)
+
+    def test_addresses_outside_reservations_are_refused(self, space, driver, page):
+        end = _native.MapEntry(space.base + space.bytes, page, space.entry_slab(0), 0)
+        with pytest.raises(DriverError, match="not reserved"):
+            driver.map([end])
+
+    def test_what_is_not_aligned_is_refused(self, space, driver, page):
+        entry = _native.MapEntry(space.base + page // 2, page, space.entry_slab(0), 0)
+        with pytest.raises(DriverError, match="aligned"):
+            driver.map([entry])
+
+    def test_unknown_page_size_is_refused(self):
+        from pyvattn.errors import ConfigError
+
+        with pytest.raises(ConfigError, match="choose one of"):
+            _native.make_driver(self.name, 12345)
+
+
+class Slab:
+    def __init__(self, driver, size):
+        self.bytes = size
+        self.id = driver.allocate_slab(size)
+
+
+class Space:
+    """Eight pages of addresses, and eight pages of memory to map there."""
+
+    def __init__(self, driver, page):
+        self.driver, self.page = driver, page
+        self.bytes = SLAB_PAGES * page
+        self.base = driver.reserve(self.bytes, page)
+        per_page = driver.capabilities.slab_per_page
+        count, size = (SLAB_PAGES, page) if per_page else (1, self.bytes)
+        self.slabs = [Slab(driver, size) for _ in range(count)]
+        self.mapped: dict[int, int] = {}
+
+    def address(self, place):
+        return self.base + place * self.page
+
+    def entry(self, place, memory):
+        offset = memory * self.page
+        slab = self.slabs[offset // self.slabs[0].bytes]
+        return _native.MapEntry(self.address(place), self.page, slab.id, offset % slab.bytes)
+
+    def entry_slab(self, memory):
+        return self.slabs[memory * self.page // self.slabs[0].bytes].id
+
+    def map(self, place, memory):
+        self.driver.map([self.entry(place, memory)])
+        self.mapped[place] = memory
+
+    def unmap(self, place):
+        self.driver.unmap([self.entry(place, self.mapped.pop(place))])
+
+    def write(self, place, data):
+        ctypes.memmove(self.address(place), data, len(data))
+
+    def read(self, place, size=64):
+        return ctypes.string_at(self.address(place), size)
+
+    def give_back(self):
+        for place in list(self.mapped):
+            self.unmap(place)
+        for slab in self.slabs:
+            self.driver.free_slab(slab.id)
+        self.driver.release_reservation(self.base)

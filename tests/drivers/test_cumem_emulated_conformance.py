@@ -1,0 +1,5 @@
+from conformance import DriverConformance
+
+
+class TestEmulatedCuMem(DriverConformance):
+    name = "cumem-emulated"

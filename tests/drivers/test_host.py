@@ -1,0 +1,5 @@
+from conformance import DriverConformance
+
+
+class TestHost(DriverConformance):
+    name = "host"
