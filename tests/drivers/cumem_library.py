@@ -71,22 +71,26 @@ def forwarders(missing: str) -> str:
     return "\n".join(lines)
 
 
-def build(folder: Path, missing: str = "", extra: str = EXTRA) -> Path:
-    """Compile the library into ``folder``, without the symbol ``missing``."""
-    head = '#include "emulation/libcuda.hpp"\nnamespace cuda = pyvattn::cuda;\n'
-    head += "using pyvattn::emulation::libcuda;\n"
-    return compile_library(folder, head + forwarders(missing) + extra)
+class Builder:
+    """Compiles the emulator once, and libraries around it as often as asked."""
 
+    def __init__(self, folder: Path):
+        compiler = shutil.which(os.environ.get("CXX", "c++"))
+        if compiler is None:
+            pytest.skip("no C++ compiler here")
+        self.command = [compiler, "-std=c++17", "-O0", "-fPIC", f"-I{SOURCES}"]
+        sources = [*SOURCES.glob("emulation/*.cpp"), SOURCES / "core" / "errors.cpp"]
+        self.objects = [folder / f"{source.stem}-{source.parent.name}.o" for source in sources]
+        for source, target in zip(sources, self.objects, strict=True):
+            subprocess.run([*self.command, "-c", source, "-o", target], check=True)
 
-def compile_library(folder: Path, source: str) -> Path:
-    """Compile ``source`` and the emulator into ``folder/libcuda.so.1``."""
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler here")
-    main = folder / "libcuda.cpp"
-    main.write_text(source)
-    library = folder / "libcuda.so.1"
-    emulator = [*SOURCES.glob("emulation/*.cpp"), SOURCES / "core" / "errors.cpp"]
-    command = [compiler, "-std=c++17", "-O0", "-fPIC", "-shared", f"-I{SOURCES}", "-o", library]
-    subprocess.run([*command, main, *emulator, "-ldl"], check=True)
-    return library
+    def build(self, folder: Path, missing: str = "", extra: str = EXTRA) -> Path:
+        """Link ``folder/libcuda.so.1``, without the symbol ``missing``."""
+        head = '#include "emulation/libcuda.hpp"\nnamespace cuda = pyvattn::cuda;\n'
+        head += "using pyvattn::emulation::libcuda;\n"
+        source = folder / "libcuda.cpp"
+        source.write_text(head + forwarders(missing) + extra)
+        library = folder / "libcuda.so.1"
+        command = [*self.command, "-shared", "-o", library, source, *self.objects, "-ldl"]
+        subprocess.run(command, check=True)
+        return library
