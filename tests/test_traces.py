@@ -1,3 +1,4 @@
+import itertools
 import statistics
 
 import pytest
@@ -79,7 +80,7 @@ def test_a_synthetic_trace_is_seeded_and_labelled():
 
 def test_synthetic_arrivals_have_the_rate_asked_for():
     trace = synthetic_trace(4000, rate=8.0, seed=1)
-    gaps = [b.arrival - a.arrival for a, b in zip(trace.requests, trace.requests[1:])]
+    gaps = [b.arrival - a.arrival for a, b in itertools.pairwise(trace.requests)]
     assert statistics.mean(gaps) == pytest.approx(1 / 8, rel=0.1)
 
 

@@ -1,0 +1,89 @@
+# pyvattn's commands. `make demo` and `make test` set themselves up in .venv: nothing
+# needs to be activated or installed by hand beyond Python >= 3.10, g++ and make.
+#
+#   make PYTHON=python3.12 test      another Python for .venv (run `make clean-env` first)
+#   make test PYTEST_ARGS='-k pool'  anything pytest takes
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SETUP  := PYTHON=$(PYTHON) scripts/setup_env.sh
+PYTEST_ARGS ?=
+JOBS   ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 4 ? 4 : n)))
+
+CXX_SOURCES := $(shell find uvm_ext driver_patch/uapi -name '*.[ch]pp' -o -name '*.[ch]' -o -name CMakeLists.txt)
+
+.PHONY: help
+help: ## Show this list
+	@echo "pyvattn: a KV cache that is contiguous in virtual memory and paged in physical memory"
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' \
+	  | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
+
+# ---- set-up: each stamp is one step, redone only when what it depends on changed ----
+
+$(VENV)/.tools: scripts/setup_env.sh constraints.txt pyproject.toml
+	@$(SETUP) tools
+
+$(VENV)/.build: $(VENV)/.tools $(CXX_SOURCES)
+	@$(SETUP) build
+
+$(VENV)/.test: $(VENV)/.tools
+	@$(SETUP) test
+
+$(VENV)/.demo: $(VENV)/.tools
+	@$(SETUP) demo
+
+.PHONY: build env
+build: $(VENV)/.build ## Build the C++ core and install the package, editable, in .venv
+env: $(VENV)/.build $(VENV)/.test $(VENV)/.demo ## Install everything that development needs
+
+# ---- what people run ----
+
+.PHONY: demo test
+demo: $(VENV)/.demo $(VENV)/.build ## Serve 24 prompts with a real language model out of one KV cache (CPU)
+	@$(BIN)/pyvattn demo
+
+test: $(VENV)/.test $(VENV)/.build ## Run every test that this machine can run
+	@$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+# ---- checks ----
+
+.PHONY: lint format sanitize wheel wheel-check stubs
+lint: $(VENV)/.test $(VENV)/.build ## Check style and types: ruff, mypy --strict, clang-format
+	@scripts/lint.sh check
+
+format: $(VENV)/.test ## Rewrite the sources in the project's style
+	@scripts/lint.sh fix
+
+sanitize: $(VENV)/.tools ## Run the C++ tests under ASan + UBSan, then under TSan
+	@scripts/sanitize.sh address,undefined
+	@scripts/sanitize.sh thread
+
+wheel: $(VENV)/.tools ## Build the wheel into dist/
+	@rm -rf dist
+	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+wheel-check: wheel ## Install the wheel alone in a new environment and use it there
+	@scripts/check_wheel.sh dist/*.whl
+
+stubs: $(VENV)/.test $(VENV)/.build ## Regenerate pyvattn/_native.pyi from the built module
+	@$(BIN)/python scripts/generate_stubs.py
+
+# ---- cleaning ----
+
+.PHONY: clean clean-env
+clean: ## Remove build products and caches
+	@rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.build
+
+clean-env: ## Remove .venv, to set up anew
+	@rm -rf $(VENV)
+
+# The driver patch brings its own targets.
+-include driver_patch/driver.mk
+-include driver_patch/vm/vm.mk

@@ -1,0 +1,97 @@
+"""Check an installed wheel: what it ships, and that it works without torch and numpy."""
+
+import ctypes
+import importlib.util
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+
+def check_contents(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    top = {name.split("/")[0] for name in names}
+    info = next(name for name in top if name.endswith(".dist-info"))
+    assert top == {"pyvattn", info}, f"top-level names: {sorted(top)}"
+    for needed in ("py.typed", "_native.pyi", "cli/__init__.py", "cache.py"):
+        assert f"pyvattn/{needed}" in names, f"pyvattn/{needed} is missing"
+    assert any(name.startswith("pyvattn/_native.") and name.endswith(".so") for name in names)
+    strays = [name for name in names if name.endswith((".cpp", ".hpp", ".a", ".pyc"))]
+    assert not strays, f"files that do not belong in a wheel: {strays}"
+
+
+def check_environment() -> None:
+    for absent in ("torch", "numpy", "cli", "uvm_ext"):
+        assert importlib.util.find_spec(absent) is None, f"{absent} can be imported"
+
+
+def check_linkage() -> None:
+    """The core must load where there is no CUDA: libcuda is opened only when it is asked for."""
+    import pyvattn._native
+
+    maps = Path("/proc/self/maps").read_text()
+    assert "libcuda" not in maps, "the core loads libcuda on import"
+    assert pyvattn._native.__file__.startswith(sysconfig.get_paths()["platlib"])
+
+
+class DLTensor(ctypes.Structure):
+    """The part of dlpack.h's DLTensor that is needed to find a row."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", ctypes.c_int32 * 2),
+        ("ndim", ctypes.c_int32),
+        ("dtype", ctypes.c_uint8 * 4),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+def row_address(view: object, row: int, item_bytes: int) -> int:
+    """Where a row of a tensor view lies, from DLPack alone: no numpy is here."""
+    capsule = view.__dlpack__()
+    pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    tensor = DLTensor.from_address(pointer_of(capsule, b"dltensor"))
+    return tensor.data + tensor.byte_offset + row * tensor.strides[0] * item_bytes
+
+
+def check_cache() -> None:
+    import pyvattn
+
+    spec = pyvattn.CacheSpec(
+        layers=2, kv_heads=2, head_dim=64, dtype="float16", max_slots=4, max_tokens=4096
+    )
+    with pyvattn.KVCache(spec, device="cpu", memory="64MiB") as cache:
+        slot = cache.acquire(tokens=100)
+        cache.step({slot: 100})
+        k, _ = cache.layer(0, from_dlpack=lambda view: row_address(view, slot.index, 2))
+        token = b"\x5a" * (2 * 64 * 2)
+        ctypes.memmove(k, token, len(token))
+        assert ctypes.string_at(k, len(token)) == token
+        assert cache.stats().pages_mapped > 0
+        cache.release(slot)
+    assert "numpy" not in sys.modules
+    assert "torch" not in sys.modules
+
+
+def check_command_line() -> None:
+    program = Path(sys.executable).with_name("pyvattn")
+    shown = subprocess.run([program, "--help"], check=True, capture_output=True, text=True).stdout
+    assert "Usage: pyvattn" in shown, shown
+
+
+def main() -> None:
+    wheel = Path(sys.argv[1])
+    check_contents(wheel)
+    check_environment()
+    check_linkage()
+    check_cache()
+    check_command_line()
+    print(f"wheel: {wheel.name} ({wheel.stat().st_size / 1024:.0f} KiB) works on its own")
+
+
+if __name__ == "__main__":
+    main()
