@@ -70,8 +70,18 @@ CuMemDriver::CuMemDriver(const LibCuda& library, int device, std::size_t page_si
 CuMemDriver::~CuMemDriver() {
   if (context_->forked()) return;
   const CurrentContext current(*context_);
+  if (!slabs_.empty()) unmap_everything();
   for (const auto& [id, slab] : slabs_) library_.cuMemRelease(slab.handle);
   for (const auto& [address, bytes] : reservations_) library_.cuMemAddressFree(address, bytes);
+}
+
+// A cache whose close() failed leaves mappings that nobody has a list of.
+void CuMemDriver::unmap_everything() noexcept {
+  for (const auto& [address, bytes] : reservations_) {
+    for (std::size_t done = 0; done < bytes; done += page_size_) {
+      library_.cuMemUnmap(address + done, page_size_);
+    }
+  }
 }
 
 bool CuMemDriver::is_lost() const { return broken_ || context_->state() != cuda::kSuccess; }

@@ -52,6 +52,7 @@ class CuMemDriver final : public Driver {
   // Puts the first `count` entries back as they were; notes it where CUDA refuses.
   void undo_map(const std::vector<MapEntry>& batch, std::size_t count) noexcept;
   void redo_map(const MapEntry& entry) noexcept;
+  void unmap_everything() noexcept;
   void forget(const std::vector<MapEntry>& batch) const noexcept;
   std::vector<Range> fresh_ranges(const std::vector<MapEntry>& batch) const;
   FencePtr write_zeros(const std::vector<Range>& runs, const CudaStream& stream) const;

@@ -32,6 +32,11 @@ void fail(const std::string& function, std::size_t nth, cuda::Result status) {
   state().failures[function][state().calls[function] + nth] = status;
 }
 
+void clear_failures() {
+  const auto locked = state().lock();
+  state().failures.clear();
+}
+
 std::size_t calls(const std::string& function) {
   require_function(function);
   const auto locked = state().lock();

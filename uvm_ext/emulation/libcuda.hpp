@@ -37,6 +37,8 @@ void reset();
 // The nth call of the function from now on (1: the next) returns `status` and does
 // nothing. Throws ConfigError for a function that the table lacks.
 void fail(const std::string& function, std::size_t nth, cuda::Result status);
+// Takes back what fail() planned and did not happen yet.
+void clear_failures();
 
 // Calls of the function since reset(), failed ones included.
 std::size_t calls(const std::string& function);

@@ -36,6 +36,7 @@ void bind_emulation(py::module_& parent) {
   module.def("reset", &control::reset, Release(), "Starts from new; every handle is void.");
   module.def("fail", &control::fail, py::arg("function"), py::arg("nth"), py::arg("status"),
              "The nth call (1: the next) of a function returns a CUresult.");
+  module.def("clear_failures", &control::clear_failures);
   module.def("calls", &control::calls, py::arg("function"), "Calls of a function since reset().");
   module.def("holdings", &control::holdings);
   module.def("violations", &control::violations,
