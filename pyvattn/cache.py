@@ -251,15 +251,17 @@ class KVCache:
     def close(self, after: object = None) -> None:
         """Give everything back. Tensors keep their addresses, with nothing behind them.
 
-        Waits for ``after`` first, as :meth:`release` does.
+        Waits for ``after`` first, as :meth:`release` does. Where the driver fails,
+        :class:`~pyvattn.errors.DriverError` is raised once everything else was given
+        back; calling again gives back the rest.
         """
-        if self.closed:
-            return
-        # A device that takes no fence any more runs no kernels either.
-        with suppress(DriverError):
-            fence = self._fence(after)
-            if fence is not None:
-                fence.wait()
+        if not self.closed:
+            # A device that takes no fence any more runs no kernels either.
+            with suppress(DriverError):
+                fence = self._fence(after)
+                if fence is not None:
+                    fence.wait()
+        # Again after a close that failed: it gives back the rest.
         self._native.close()
 
     def _fence(self, after: object) -> _native.Fence | None:

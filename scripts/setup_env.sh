@@ -107,7 +107,7 @@ step_build() {
 
 step_test() {
   say "installing what tests and linters need: pytest, hypothesis, mypy, torch, transformers, ..."
-  install_extras dev transformers plot
+  install_extras dev cuda transformers plot
 }
 
 step_demo() {
