@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import small_spec
+from checked_cache import small_spec
 
 from pyvattn import BusyError, KVCache, LengthError, OutOfMemory
 

@@ -4,7 +4,7 @@ nothing leaks, and the same call works afterwards (invariants 5 and 6)."""
 from __future__ import annotations
 
 import pytest
-from conftest import small_spec
+from checked_cache import small_spec
 
 from pyvattn import DriverError, LimitError, OutOfMemory
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import small_spec
+from checked_cache import small_spec
 
 from pyvattn import ConfigError, LengthError, OutOfSlots, SpecError
 

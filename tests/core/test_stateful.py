@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 
-import numpy as np
 import pytest
-from conftest import Bench, small_spec
+from checked_cache import Bench, small_spec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import small_spec
+from checked_cache import small_spec
 
 from pyvattn import LengthError, OutOfMemory, SlotError
 
