@@ -156,12 +156,8 @@ NV_STATUS uvm_vattn_batch_isolate(uvm_ext_gpu_range_tree_t *tree,
 	return NV_OK;
 }
 
-/*
- * Takes the piece's mapping apart once the GPU has no valid entry of it. Only
- * for mappings of ours, so that no call into RM can follow.
- */
-void uvm_vattn_batch_remove_map(struct uvm_vattn_batch *batch,
-				struct uvm_vattn_piece *piece)
+static void remove_map(struct uvm_vattn_batch *batch,
+		       struct uvm_vattn_piece *piece)
 {
 	uvm_ext_gpu_map_t *map = piece->map;
 	uvm_ext_gpu_range_tree_t *tree;
@@ -174,8 +170,26 @@ void uvm_vattn_batch_remove_map(struct uvm_vattn_batch *batch,
 						batch->gpu->id);
 	uvm_mutex_unlock(&tree->lock);
 
-	uvm_page_table_range_vec_deinit(&map->pt_range_vec);
+	uvm_vattn_tables_put(&map->pt_range_vec);
 	uvm_tracker_deinit(&map->tracker);
 	uvm_vattn_ext_gpu_map_free(map);
 	uvm_kvfree(map);
+}
+
+/*
+ * Takes the batch's mappings apart: all, or those that the batch made. The GPU
+ * has no valid entry of them. They are mappings of ours, so that no call into RM
+ * can follow.
+ */
+void uvm_vattn_batch_remove_maps(struct uvm_vattn_batch *batch, bool only_new)
+{
+	struct uvm_vattn_piece *piece;
+
+	list_for_each_entry(piece, &batch->pieces, node) {
+		if (piece->is_new || !only_new)
+			remove_map(batch, piece);
+	}
+
+	/* Page tables that this emptied leave the GPU before the lock does. */
+	(void)uvm_page_tree_wait(batch->tree);
 }

@@ -167,6 +167,7 @@ NV_STATUS uvm_vattn_batch_init(struct uvm_vattn_batch *batch,
 			       uvm_va_space_t *va_space, const u8 *gpu_uuid,
 			       u32 entry_count);
 void uvm_vattn_batch_deinit(struct uvm_vattn_batch *batch);
+void uvm_vattn_batch_remove_maps(struct uvm_vattn_batch *batch, bool only_new);
 NV_STATUS uvm_vattn_batch_claim(struct uvm_vattn_batch *batch, u32 index,
 				u64 start, u64 size, u64 page_size,
 				struct uvm_vattn_ext_range **range_out);
@@ -176,8 +177,11 @@ NV_STATUS uvm_vattn_batch_add(struct uvm_vattn_batch *batch,
 			      struct uvm_vattn_piece **piece_out);
 NV_STATUS uvm_vattn_batch_isolate(uvm_ext_gpu_range_tree_t *tree,
 				  uvm_ext_gpu_map_t **map, u64 start, u64 end);
-void uvm_vattn_batch_remove_map(struct uvm_vattn_batch *batch,
-				struct uvm_vattn_piece *piece);
+
+/* uvm_vattn_tables.c */
+NV_STATUS uvm_vattn_tables_get(uvm_page_tree_t *tree, u64 start, u64 size,
+			       u64 page_size, uvm_page_table_range_vec_t *vec);
+void uvm_vattn_tables_put(uvm_page_table_range_vec_t *vec);
 
 /* uvm_vattn_ptes.c */
 NV_STATUS uvm_vattn_ptes_write(struct uvm_vattn_batch *batch, bool *started);

@@ -50,11 +50,8 @@ static NV_STATUS prepare_new(struct uvm_vattn_batch *batch,
 	map->owning_gpu = batch->gpu;
 	uvm_tracker_init(&map->tracker);
 
-	status = uvm_page_table_range_vec_init(batch->tree, start,
-					       end - start + 1,
-					       entry->pte_page_size,
-					       UVM_PMM_ALLOC_FLAGS_EVICT,
-					       &map->pt_range_vec);
+	status = uvm_vattn_tables_get(batch->tree, start, end - start + 1,
+				      entry->pte_page_size, &map->pt_range_vec);
 	if (status != NV_OK)
 		goto error_map;
 
@@ -75,7 +72,7 @@ static NV_STATUS prepare_new(struct uvm_vattn_batch *batch,
 error_added:
 	uvm_range_tree_remove(&entry->tree->tree, &map->node);
 error_page_tables:
-	uvm_page_table_range_vec_deinit(&map->pt_range_vec);
+	uvm_vattn_tables_put(&map->pt_range_vec);
 error_map:
 	uvm_kvfree(map);
 	return status;
@@ -212,17 +209,6 @@ static NV_STATUS prepare(struct uvm_vattn_batch *batch,
 	return NV_OK;
 }
 
-/* New mappings hold no pages yet and have no valid entry. */
-static void rollback(struct uvm_vattn_batch *batch)
-{
-	struct uvm_vattn_piece *piece;
-
-	list_for_each_entry(piece, &batch->pieces, node) {
-		if (piece->is_new)
-			uvm_vattn_batch_remove_map(batch, piece);
-	}
-}
-
 /* RM frees its memory only outside of the VA space lock. */
 static void defer_old(struct uvm_vattn_piece *piece, struct list_head *deferred)
 {
@@ -292,7 +278,7 @@ static NV_STATUS map_locked(uvm_va_space_t *va_space,
 	if (started)
 		commit(&batch, deferred);
 	else
-		rollback(&batch);
+		uvm_vattn_batch_remove_maps(&batch, true);
 
 	/* Replaced handles are freed through this GPU's RM address space. */
 	if (!list_empty(deferred)) {

@@ -157,14 +157,19 @@ NV_STATUS uvm_vattn_ptes_write(struct uvm_vattn_batch *batch, bool *started)
 	};
 	struct uvm_vattn_counters *counters = &batch->state->counters;
 	struct uvm_vattn_piece *piece;
-	NV_STATUS status = NV_OK;
 	NV_STATUS wait_status;
+	NV_STATUS status;
 
 	uvm_assert_rwsem_locked_write(&batch->va_space->lock);
 
 	/* Accesses through what was mapped before come before its next use. */
 	if (batch->downgrades)
 		writer.membar = uvm_hal_downgrade_membar_type(batch->gpu, true);
+
+	/* New page tables must be there before anything is written to them. */
+	status = uvm_page_tree_wait(batch->tree);
+	if (status != NV_OK)
+		return status;
 
 	list_for_each_entry(piece, &batch->pieces, node) {
 		status = write_piece(&writer, piece);

@@ -68,7 +68,6 @@ static NV_STATUS unmap_locked(uvm_va_space_t *va_space,
 			      struct uvm_vattn_unmap *params,
 			      const struct uvm_vattn_unmap_entry *entries)
 {
-	struct uvm_vattn_piece *piece;
 	struct uvm_vattn_batch batch;
 	NV_STATUS status;
 	bool started;
@@ -88,8 +87,7 @@ static NV_STATUS unmap_locked(uvm_va_space_t *va_space,
 	if (status != NV_OK)
 		goto out;
 
-	list_for_each_entry(piece, &batch.pieces, node)
-		uvm_vattn_batch_remove_map(&batch, piece);
+	uvm_vattn_batch_remove_maps(&batch, false);
 	atomic64_add(params->entry_count, &batch.state->counters.unmap_entries);
 
 out:
