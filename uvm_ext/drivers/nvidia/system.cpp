@@ -1,0 +1,77 @@
+#include "drivers/nvidia/system.hpp"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <climits>
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+
+namespace pyvattn {
+namespace nvidia {
+namespace {
+
+class LinuxSystem final : public System {
+ public:
+  int open(const std::string& path) override {
+    const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+    return fd >= 0 ? fd : -errno;
+  }
+
+  int duplicate(int fd) override {
+    const int copy = ::fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    return copy >= 0 ? copy : -errno;
+  }
+
+  void close(int fd) noexcept override { ::close(fd); }
+
+  int ioctl(int fd, unsigned long request, void* argument) noexcept override {
+    int result = 0;
+    do {
+      result = ::ioctl(fd, request, argument);
+    } while (result < 0 && errno == EINTR);
+    return result < 0 ? errno : 0;
+  }
+
+  std::optional<std::string> read(const std::string& path) override {
+    std::ifstream file(path);
+    if (!file) return std::nullopt;
+    std::ostringstream text;
+    text << file.rdbuf();
+    return text.str();
+  }
+
+  bool exists(const std::string& path) override { return ::access(path.c_str(), F_OK) == 0; }
+
+  std::vector<int> descriptors_of(const std::string& path) override {
+    std::vector<int> found;
+    DIR* directory = ::opendir("/proc/self/fd");
+    if (directory == nullptr) return found;
+    while (const dirent* entry = ::readdir(directory)) {
+      char target[PATH_MAX];
+      const ssize_t length =
+          ::readlinkat(::dirfd(directory), entry->d_name, target, sizeof target);
+      if (length > 0 && std::string(target, static_cast<std::size_t>(length)) == path) {
+        found.push_back(std::atoi(entry->d_name));
+      }
+    }
+    ::closedir(directory);
+    std::sort(found.begin(), found.end());
+    return found;
+  }
+};
+
+}  // namespace
+
+System& real_system() {
+  static LinuxSystem system;
+  return system;
+}
+
+}  // namespace nvidia
+}  // namespace pyvattn

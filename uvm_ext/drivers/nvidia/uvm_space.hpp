@@ -1,0 +1,52 @@
+// The address space of this process in nvidia-uvm: the one that CUDA opened.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "drivers/driver.hpp"
+#include "drivers/nvidia/abi.hpp"
+#include "drivers/nvidia/constants.hpp"
+#include "drivers/nvidia/parameters.hpp"
+#include "drivers/nvidia/status.hpp"
+#include "drivers/nvidia/system.hpp"
+
+namespace pyvattn {
+namespace nvidia {
+
+// Physical memory as UVM takes it: an object of a resource-manager client.
+struct MemoryRef {
+  int control_fd = -1;
+  Handle client = 0;
+  Handle memory = 0;
+};
+
+class UvmSpace {
+ public:
+  // Finds the descriptor whose address space owns `probe`, addresses that CUDA reserved
+  // and nothing is mapped at. Throws DriverUnavailable where there is none.
+  UvmSpace(System& system, const Layout& layout, const Uuid& uuid, const Range& probe);
+
+  // One call, whatever the length. UVM takes the largest page-table entries that
+  // address, length, offset and memory allow. What is mapped there already is taken away
+  // first, also where the call then fails.
+  Answer map(const Range& range, const MemoryRef& memory, std::size_t offset,
+             std::uint32_t mapping_type) noexcept;
+  Answer unmap(const Range& range) noexcept;
+
+  int fd() const { return file_.get(); }
+
+ private:
+  static File find(System& system, const Layout& layout, const Uuid& uuid, const Range& probe);
+
+  System& system_;
+  const Layout& layout_;
+  // A copy, so that the number cannot come to mean another file once CUDA closes its own.
+  const File file_;
+  // Zeroed once: a call sets the few fields that change.
+  Parameters map_call_;
+  Parameters unmap_call_;
+};
+
+}  // namespace nvidia
+}  // namespace pyvattn
