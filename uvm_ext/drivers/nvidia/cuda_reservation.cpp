@@ -1,5 +1,7 @@
 #include "drivers/nvidia/cuda_reservation.hpp"
 
+#include <cstdint>
+#include <iterator>
 #include <utility>
 
 #include "core/errors.hpp"
@@ -54,6 +56,12 @@ Range CudaReservations::find(Address address) const {
   }
   throw DriverError("find reservation", address, 0, "unknown address",
                     "no reservation of this driver holds it");
+}
+
+std::vector<Range> CudaReservations::all() const {
+  std::vector<Range> ranges;
+  for (const auto& [address, bytes] : reservations_) ranges.push_back({address, bytes});
+  return ranges;
 }
 
 void CudaReservations::create_decoy() {

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <map>
+#include <vector>
 
 #include "drivers/cuda_context.hpp"
 #include "drivers/driver.hpp"
@@ -32,7 +33,7 @@ class CudaReservations {
 
   // The reservation that holds the address. Throws DriverError.
   Range find(Address address) const;
-  std::size_t chunk() const { return chunk_; }
+  std::vector<Range> all() const;
 
  private:
   void create_decoy();

@@ -48,8 +48,8 @@ UvmSpace::UvmSpace(System& system, const Layout& layout, const Uuid& uuid, const
       unmap_call_(unmap_parameters(layout, uuid)) {}
 
 // CUDA holds more than one: the address space, and a second descriptor that only watches
-// the process's memory map. Unmapping addresses where nothing is mapped changes nothing,
-// and only the address space that owns them lets it pass.
+// the process's memory map. Only the address space that owns the addresses lets an unmap
+// pass; the others refuse it and change nothing.
 File UvmSpace::find(System& system, const Layout& layout, const Uuid& uuid, const Range& probe) {
   std::string seen;
   for (int fd : system.descriptors_of(kUvmNode)) {

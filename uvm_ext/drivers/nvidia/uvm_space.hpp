@@ -23,8 +23,8 @@ struct MemoryRef {
 
 class UvmSpace {
  public:
-  // Finds the descriptor whose address space owns `probe`, addresses that CUDA reserved
-  // and nothing is mapped at. Throws DriverUnavailable where there is none.
+  // Finds the descriptor whose address space owns `probe`, addresses that CUDA reserved.
+  // Nothing is mapped there afterwards. Throws DriverUnavailable where there is none.
   UvmSpace(System& system, const Layout& layout, const Uuid& uuid, const Range& probe);
 
   // One call, whatever the length. UVM takes the largest page-table entries that
