@@ -8,7 +8,9 @@
 #include "drivers/accounting.hpp"
 #include "drivers/cumem.hpp"
 #include "drivers/host.hpp"
+#include "drivers/nvidia/stock_uvm.hpp"
 #include "emulation/libcuda.hpp"
+#include "emulation/nvidia_machine.hpp"
 
 namespace pyvattn {
 namespace {
@@ -36,6 +38,21 @@ DriverPtr make_cumem(const LibCuda& library, const DriverRequest& request,
                                        std::move(capabilities));
 }
 
+// Smaller than on a GPU: the emulated memory is the machine's own.
+constexpr std::size_t kEmulatedChunk = 4u << 20;
+
+Capabilities describe_emulated_stock_uvm(int device) {
+  Capabilities capabilities = StockUvmDriver::describe(emulation::nvidia_platform(), device);
+  capabilities.name = "stock-uvm-emulated";
+  capabilities.dlpack_device_type = 1;
+  capabilities.dlpack_device_id = 0;
+  return capabilities;
+}
+
+Capabilities describe_stock_uvm(int device) {
+  return StockUvmDriver::describe(nvidia::real_platform(), device);
+}
+
 const std::vector<Row>& table() {
   static const std::vector<Row> rows = {
       {"host", [](int) { return HostDriver::describe(); },
@@ -52,6 +69,20 @@ const std::vector<Row>& table() {
          return make_cumem(emulation::libcuda(), r, describe_emulated_cumem(r.device));
        },
        emulation::libcuda},
+      {"stock-uvm", describe_stock_uvm,
+       [](const DriverRequest& r) {
+         return std::make_shared<StockUvmDriver>(nvidia::real_platform(), r.device, r.page_size,
+                                                 describe_stock_uvm(r.device));
+       },
+       real_libcuda},
+      {"stock-uvm-emulated", describe_emulated_stock_uvm,
+       [](const DriverRequest& r) {
+         return std::make_shared<StockUvmDriver>(emulation::nvidia_platform(), r.device,
+                                                 r.page_size,
+                                                 describe_emulated_stock_uvm(r.device),
+                                                 kEmulatedChunk);
+       },
+       emulation::nvidia_libcuda},
   };
   return rows;
 }

@@ -31,6 +31,10 @@ std::unique_ptr<State>& holder() {
 
 }  // namespace
 
+void write_device_uuid(int device, unsigned char* uuid) {
+  for (int i = 0; i < 16; ++i) uuid[i] = static_cast<unsigned char>(0xa0 + 0x20 * device + i);
+}
+
 int& capture_mode() {
   thread_local int mode = 0;
   return mode;
@@ -139,7 +143,7 @@ cuda::Result State::synchronize(cuda::Event event) {
 
 void State::touch(cuda::Pointer address, std::size_t size, const std::function<void()>& act) {
   if (size == 0 || fault_ != cuda::kSuccess) return;
-  if (!memory.is_accessible(address, size)) {
+  if (!memory.is_accessible(address, size) || (is_mapped && !is_mapped(address, size))) {
     fault_ = cuda::kIllegalAddress;
     return;
   }

@@ -65,6 +65,12 @@ class State {
   std::vector<std::string> violations;
   bool capturing = false;
 
+  // Whether the range is mapped in page tables that CUDA's books know nothing of; null:
+  // the books are all there is.
+  std::function<bool(cuda::Pointer, std::size_t)> is_mapped;
+  // What stands behind it (nvidia_machine.cpp); it goes when this state goes, and first.
+  std::shared_ptr<void> companion;
+
  private:
   cuda::Result refuse(Needs needs) const;
 
@@ -74,6 +80,9 @@ class State {
   cuda::Result fault_ = cuda::kSuccess;
   unsigned long long next_context_id_ = 1;
 };
+
+// 16 bytes; no two devices share one at the same place.
+void write_device_uuid(int device, unsigned char* uuid);
 
 // The capture mode of the calling thread (cuThreadExchangeStreamCaptureMode).
 int& capture_mode();

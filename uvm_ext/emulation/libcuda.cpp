@@ -1,6 +1,7 @@
 #include "emulation/libcuda.hpp"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 #include "core/errors.hpp"
@@ -93,6 +94,22 @@ Result device_attribute(int* value, int attribute, cuda::Device device) {
     if (device < 0 || device >= kDevices) return cuda::kInvalidDevice;
     if (attribute != cuda::kAttributeVirtualMemoryManagement) return cuda::kInvalidValue;
     *value = 1;
+    return cuda::kSuccess;
+  });
+}
+
+Result device_uuid(unsigned char* uuid, cuda::Device device) {
+  return state().call("cuDeviceGetUuid_v2", Needs::started, [=] {
+    if (device < 0 || device >= kDevices) return cuda::kInvalidDevice;
+    write_device_uuid(device, uuid);
+    return cuda::kSuccess;
+  });
+}
+
+Result device_bus_id(char* text, int size, cuda::Device device) {
+  return state().call("cuDeviceGetPCIBusId", Needs::started, [=] {
+    if (device < 0 || device >= kDevices) return cuda::kInvalidDevice;
+    std::snprintf(text, static_cast<std::size_t>(size), "0000:%02X:00.0", 0x1A + device);
     return cuda::kSuccess;
   });
 }
@@ -212,6 +229,27 @@ Result memory_set(cuda::Pointer address, unsigned char value, std::size_t size,
   });
 }
 
+Result copy_to_device(cuda::Pointer target, const void* source, std::size_t size,
+                      cuda::Stream stream) {
+  return state().call("cuMemcpyHtoDAsync", Needs::context, [=] {
+    const Result result = state().streams.submit(stream, state().current_device(), [=] {
+      state().touch(target, size,
+                    [=] { std::memcpy(reinterpret_cast<void*>(target), source, size); });
+    });
+    return undefined_if_invalid(result, "cuMemcpyHtoDAsync on a stream");
+  });
+}
+
+Result copy_to_host(void* target, cuda::Pointer source, std::size_t size, cuda::Stream stream) {
+  return state().call("cuMemcpyDtoHAsync", Needs::context, [=] {
+    const Result result = state().streams.submit(stream, state().current_device(), [=] {
+      state().touch(source, size,
+                    [=] { std::memcpy(target, reinterpret_cast<const void*>(source), size); });
+    });
+    return undefined_if_invalid(result, "cuMemcpyDtoHAsync on a stream");
+  });
+}
+
 Result stream_create(cuda::Stream* stream, unsigned) {
   return state().call("cuStreamCreate", Needs::context, [=] {
     *stream = state().streams.create_stream(state().current_device());
@@ -275,6 +313,8 @@ LibCuda make_table() {
   table.cuDeviceGetCount = device_count;
   table.cuDeviceGet = device_get;
   table.cuDeviceGetAttribute = device_attribute;
+  table.cuDeviceGetUuid_v2 = device_uuid;
+  table.cuDeviceGetPCIBusId = device_bus_id;
   table.cuDevicePrimaryCtxRetain = context_retain;
   table.cuDevicePrimaryCtxRelease = context_release;
   table.cuDevicePrimaryCtxGetState = context_state;
@@ -292,6 +332,8 @@ LibCuda make_table() {
   table.cuMemUnmap = memory_unmap;
   table.cuMemSetAccess = memory_set_access;
   table.cuMemsetD8Async = memory_set;
+  table.cuMemcpyHtoDAsync = copy_to_device;
+  table.cuMemcpyDtoHAsync = copy_to_host;
   table.cuStreamCreate = stream_create;
   table.cuStreamDestroy = stream_destroy;
   table.cuStreamWaitEvent = stream_wait;

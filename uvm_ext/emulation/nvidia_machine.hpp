@@ -22,8 +22,9 @@
 
 namespace pyvattn::emulation {
 
-// The three seams of the emulated machine.
+// The three seams of the emulated machine, and the second of them alone.
 nvidia::Platform nvidia_platform();
+const LibCuda& nvidia_libcuda();
 
 struct NvidiaSettings {
   // What /proc/driver/nvidia/version says, and whose layout the ioctls have.

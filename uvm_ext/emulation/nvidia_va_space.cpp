@@ -71,7 +71,7 @@ Status VaSpace::map(const Range& range, const PhysicalMemoryPtr& memory, std::si
                     bool writable, Status injected) {
   if (!is_inside_range(range)) return nvidia::kInvalidAddress;
   for (const auto& [start, mapping] : overlapping(range)) {
-    if (mapping.memory && mapping.writable) return nvidia::kUvmAddressInUse;
+    if (writable && mapping.memory && mapping.writable) return nvidia::kUvmAddressInUse;
   }
   const Status status = split(range);
   if (status != nvidia::kOk) return status;

@@ -2,7 +2,7 @@
 // entries of which size.
 //
 // As NVIDIA's module does it (uvm_map_external.c), and in two things stricter: mapping
-// over a page that may be written, and unmapping where nothing is mapped, are refused. A
+// one writable page over another, and unmapping where nothing is mapped, are refused. A
 // driver of ours that did either would have lost count.
 #pragma once
 

@@ -24,9 +24,11 @@ Range CudaReservations::reserve(std::size_t bytes, std::size_t alignment) {
   const std::size_t chunks = bytes / chunk_ + (bytes % chunk_ != 0 ? 1 : 0);
   if (chunks > SIZE_MAX / chunk_) throw_cuda(cuda_, "reserve", 0, bytes, cuda::kOutOfMemory);
   if (decoy_ == 0) create_decoy();
-  Range range{0, chunks * chunk_};
-  check_cuda(cuda_, "reserve (cuMemAddressReserve)", 0, range.length,
-             cuda_.cuMemAddressReserve(&range.address, range.length, alignment, 0, 0));
+  const std::size_t length = chunks * chunk_;
+  cuda::Pointer address = 0;
+  check_cuda(cuda_, "reserve (cuMemAddressReserve)", 0, length,
+             cuda_.cuMemAddressReserve(&address, length, alignment, 0, 0));
+  const Range range{address, length};
   std::size_t known = 0;
   try {
     make_known(range, &known);

@@ -86,8 +86,8 @@ GpuIdentity identify_gpu(const Platform& platform, int device) {
   const LibCuda& cuda = *platform.cuda;
   const cuda::Device handle = find_cuda_device(cuda, device);
   GpuIdentity gpu;
-  check_cuda(cuda, "identify device (cuDeviceGetUuid)", 0, 0,
-             cuda.cuDeviceGetUuid(gpu.uuid.data(), handle));
+  check_cuda(cuda, "identify device (cuDeviceGetUuid_v2)", 0, 0,
+             cuda.cuDeviceGetUuid_v2(gpu.uuid.data(), handle));
   gpu.uuid_text = format_uuid(gpu.uuid);
   char bus_id[32] = {};
   check_cuda(cuda, "identify device (cuDeviceGetPCIBusId)", 0, 0,
