@@ -78,8 +78,7 @@ const std::vector<Row>& table() {
       {"stock-uvm-emulated", describe_emulated_stock_uvm,
        [](const DriverRequest& r) {
          return std::make_shared<StockUvmDriver>(emulation::nvidia_platform(), r.device,
-                                                 r.page_size,
-                                                 describe_emulated_stock_uvm(r.device),
+                                                 r.page_size, describe_emulated_stock_uvm(r.device),
                                                  kEmulatedChunk);
        },
        emulation::nvidia_libcuda},

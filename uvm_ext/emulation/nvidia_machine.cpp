@@ -16,10 +16,10 @@ using nvidia::Answer;
 using nvidia::Status;
 
 constexpr const char* kIoctls[] = {
-    "NV_ESC_REGISTER_FD", "NV_ESC_RM_ALLOC",    "NV_ESC_RM_FREE",
-    "NV_ESC_RM_CONTROL",  "UVM_INITIALIZE",     "UVM_MAP_EXTERNAL_ALLOCATION",
-    "UVM_UNMAP_EXTERNAL", "UVM_VATTN_QUERY",    "UVM_VATTN_ALLOC",
-    "UVM_VATTN_FREE",     "UVM_VATTN_MAP",      "UVM_VATTN_UNMAP",
+    "NV_ESC_REGISTER_FD", "NV_ESC_RM_ALLOC", "NV_ESC_RM_FREE",
+    "NV_ESC_RM_CONTROL",  "UVM_INITIALIZE",  "UVM_MAP_EXTERNAL_ALLOCATION",
+    "UVM_UNMAP_EXTERNAL", "UVM_VATTN_QUERY", "UVM_VATTN_ALLOC",
+    "UVM_VATTN_FREE",     "UVM_VATTN_MAP",   "UVM_VATTN_UNMAP",
 };
 
 void require_ioctl(const std::string& name) {
@@ -36,7 +36,8 @@ NvidiaSettings& settings_of_now() {
 
 nvidia::Layout require_layout(const std::string& release) {
   const nvidia::Layout* layout = nvidia::find_layout(release);
-  if (layout == nullptr) throw ConfigError("no layout of driver release '" + release + "' is known");
+  if (layout == nullptr)
+    throw ConfigError("no layout of driver release '" + release + "' is known");
   return *layout;
 }
 
@@ -251,9 +252,11 @@ std::vector<std::string> mappings() {
   for (const auto& [start, mapping] : nvidia_machine().va_space().mappings()) {
     char line[96];
     std::snprintf(line, sizeof line, "0x%llx +%zuK by %zuK %s %s",
-                  static_cast<unsigned long long>(start), mapping.length >> 10,
-                  mapping.entry >> 10, mapping.writable ? "read-write" : "read-only",
-                  !mapping.memory ? "cuda" : mapping.vattn ? "vattn" : "external");
+                  static_cast<unsigned long long>(start), mapping.length >> 10, mapping.entry >> 10,
+                  mapping.writable ? "read-write" : "read-only",
+                  !mapping.memory ? "cuda"
+                  : mapping.vattn ? "vattn"
+                                  : "external");
     lines.emplace_back(line);
   }
   return lines;
@@ -294,8 +297,8 @@ const nvidia::Nvml& emulated_nvml() {
   if (!settings_of_now().nvml) {
     throw DriverUnavailable("libnvidia-ml.so.1 cannot be loaded on the emulated machine");
   }
-  static const nvidia::Nvml table = {nvml_ok,  nvml_ok,             nvml_text,        nvml_device,
-                                     nvml_mig, nvml_virtualization, nvml_confidential};
+  static const nvidia::Nvml table = {
+      nvml_ok, nvml_ok, nvml_text, nvml_device, nvml_mig, nvml_virtualization, nvml_confidential};
   return table;
 }
 

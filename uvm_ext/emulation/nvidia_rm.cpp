@@ -174,8 +174,7 @@ Status NvidiaMachine::create_object(Client& client, Handle parent, std::uint32_t
   return create_memory(device->second, parameters, object);
 }
 
-Status NvidiaMachine::create_memory(const Object& device, const char* parameters,
-                                    Object* object) {
+Status NvidiaMachine::create_memory(const Object& device, const char* parameters, Object* object) {
   const auto attributes = get<std::uint32_t>(parameters, layout_.memory_attr);
   const auto bytes = get<std::uint64_t>(parameters, layout_.memory_size);
   const std::uint32_t page = attributes & nvidia::kPageSizeMask;

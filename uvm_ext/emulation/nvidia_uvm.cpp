@@ -58,9 +58,10 @@ Status NvidiaMachine::uvm_map(const char* call, Status injected) {
   const int ordinal = ordinal_of(reinterpret_cast<const std::uint8_t*>(call) + layout_.map_per_gpu);
   if (count != 1 || ordinal < 0) return nvidia::kInvalidDevice;
   Status found = nvidia::kOk;
-  const PhysicalMemoryPtr memory = find_memory(get<std::int32_t>(call, layout_.map_rm_control_fd),
-                                               get<nvidia::Handle>(call, layout_.map_client),
-                                               get<nvidia::Handle>(call, layout_.map_memory), &found);
+  const PhysicalMemoryPtr memory =
+      find_memory(get<std::int32_t>(call, layout_.map_rm_control_fd),
+                  get<nvidia::Handle>(call, layout_.map_client),
+                  get<nvidia::Handle>(call, layout_.map_memory), &found);
   // Memory of another GPU needs peer access, which nobody asked for.
   if (memory && &memory->device != &State::instance().memory.device(ordinal)) {
     found = nvidia::kInvalidDevice;

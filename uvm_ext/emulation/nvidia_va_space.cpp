@@ -101,10 +101,10 @@ Status VaSpace::unmap(const Range& range) {
 
 Status VaSpace::replace(const Range& range, const Mapping& mapping) {
   erase(range);
-  void* mapped =
-      ::mmap(pointer(range.address), range.length,
-             mapping.writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_FIXED,
-             mapping.memory->device.fd(), static_cast<off_t>(mapping.memory->offset + mapping.offset));
+  void* mapped = ::mmap(pointer(range.address), range.length,
+                        mapping.writable ? PROT_READ | PROT_WRITE : PROT_READ,
+                        MAP_SHARED | MAP_FIXED, mapping.memory->device.fd(),
+                        static_cast<off_t>(mapping.memory->offset + mapping.offset));
   if (mapped == MAP_FAILED) return nvidia::kNoMemory;
   mappings_[range.address] = mapping;
   return nvidia::kOk;

@@ -65,8 +65,8 @@ class VaSpace {
 
   // UVM_MAP_EXTERNAL_ALLOCATION. What was mapped is gone also where it fails late: with
   // `injected`, in place of the mapping itself.
-  Status map(const Range& range, const PhysicalMemoryPtr& memory, std::size_t offset,
-             bool writable, Status injected);
+  Status map(const Range& range, const PhysicalMemoryPtr& memory, std::size_t offset, bool writable,
+             Status injected);
   // UVM_UNMAP_EXTERNAL.
   Status unmap(const Range& range);
 

@@ -11,6 +11,7 @@ void bind_errors();
 void bind_slot(py::module_& module);
 void bind_tensor_view(py::module_& module);
 void bind_drivers(py::module_& module);
+void bind_nvidia(py::module_& module);
 void bind_cache(py::module_& module);
 void bind_cuda(py::module_& module);
 

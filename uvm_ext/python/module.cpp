@@ -7,6 +7,7 @@ PYBIND11_MODULE(_native, module) {
   pyvattn::python::bind_slot(module);
   pyvattn::python::bind_tensor_view(module);
   pyvattn::python::bind_drivers(module);
+  pyvattn::python::bind_nvidia(module);
   pyvattn::python::bind_cache(module);
   pyvattn::python::bind_cuda(module);
 }

@@ -38,11 +38,11 @@ constexpr unsigned kMemoryOwner = 0;
 constexpr unsigned kMemoryFlags = 8;
 constexpr unsigned kMemoryFormat = 32;
 
-constexpr std::uint32_t kPageSizeBig = 2u << 23;            // NVOS32_ATTR_PAGE_SIZE_BIG
-constexpr std::uint32_t kPageSizeHuge = 3u << 23;           // NVOS32_ATTR_PAGE_SIZE_HUGE
+constexpr std::uint32_t kPageSizeBig = 2u << 23;   // NVOS32_ATTR_PAGE_SIZE_BIG
+constexpr std::uint32_t kPageSizeHuge = 3u << 23;  // NVOS32_ATTR_PAGE_SIZE_HUGE
 constexpr std::uint32_t kPageSizeMask = 3u << 23;
-constexpr std::uint32_t kAllowNoncontiguous = 3u << 27;     // NVOS32_ATTR_PHYSICALITY_…
-constexpr std::uint32_t kHuge2M = 1u << 20;                 // NVOS32_ATTR2_PAGE_SIZE_HUGE_2MB
+constexpr std::uint32_t kAllowNoncontiguous = 3u << 27;  // NVOS32_ATTR_PHYSICALITY_…
+constexpr std::uint32_t kHuge2M = 1u << 20;              // NVOS32_ATTR2_PAGE_SIZE_HUGE_2MB
 // ALIGNMENT_FORCE | MAP_NOT_REQUIRED | PERSISTENT_VIDMEM | IGNORE_BANK_PLACEMENT
 constexpr std::uint32_t kMemoryAllocFlags = 0x18101;
 constexpr std::uint32_t kMemoryAllocFormat = 6;

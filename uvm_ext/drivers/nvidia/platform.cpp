@@ -65,7 +65,7 @@ class NvmlSession {
 }  // namespace
 
 Platform real_platform() {
-  return {&real_system(), &real_libcuda(), [] () -> const Nvml& { return real_nvml(); }};
+  return {&real_system(), &real_libcuda(), []() -> const Nvml& { return real_nvml(); }};
 }
 
 std::string driver_release(System& system) {
@@ -112,8 +112,7 @@ void require_native_driver(System& system) {
 void require_whole_gpu(const Nvml& nvml, const GpuIdentity& gpu) {
   const NvmlSession session(nvml);
   NvmlDevice device = nullptr;
-  session.require(nvml.device_by_uuid(gpu.uuid_text.c_str(), &device),
-                  "nvmlDeviceGetHandleByUUID");
+  session.require(nvml.device_by_uuid(gpu.uuid_text.c_str(), &device), "nvmlDeviceGetHandleByUUID");
   unsigned mig = 0;
   unsigned pending = 0;
   if (session.answered(nvml.mig_mode(device, &mig, &pending), "nvmlDeviceGetMigMode") &&

@@ -70,8 +70,7 @@ void RmClient::free_memory(Handle memory) {
 }
 
 Handle RmClient::allocate(Handle parent, std::uint32_t object_class, Parameters* parameters,
-                          std::size_t parameter_bytes, const std::string& what,
-                          std::size_t size) {
+                          std::size_t parameter_bytes, const std::string& what, std::size_t size) {
   Parameters call(layout_.rm_alloc_bytes);
   call.set<Handle>(0, root_);
   call.set<Handle>(4, parent);
@@ -82,8 +81,8 @@ Handle RmClient::allocate(Handle parent, std::uint32_t object_class, Parameters*
     call.set<std::uint32_t>(24, static_cast<std::uint32_t>(parameter_bytes));
   }
   Answer answer;
-  answer.error = system_.ioctl(control_.get(), rm_request(kEscRmAlloc, layout_.rm_alloc_bytes),
-                               call.data());
+  answer.error =
+      system_.ioctl(control_.get(), rm_request(kEscRmAlloc, layout_.rm_alloc_bytes), call.data());
   answer.status = call.get<Status>(layout_.rm_alloc_status);
   check(answer, what + " (NV_ESC_RM_ALLOC)", 0, size);
   return call.get<Handle>(8);
@@ -93,8 +92,7 @@ Answer RmClient::free(Handle parent, Handle object) noexcept {
   // NVOS00_PARAMETERS never changed.
   std::uint32_t call[4] = {root_, parent, object, kOk};
   Answer answer;
-  answer.error =
-      system_.ioctl(control_.get(), rm_request(kEscRmFree, layout_.rm_free_bytes), call);
+  answer.error = system_.ioctl(control_.get(), rm_request(kEscRmFree, layout_.rm_free_bytes), call);
   answer.status = call[3];
   return answer;
 }
@@ -108,8 +106,8 @@ void RmClient::control(std::uint32_t command, void* parameters, std::size_t byte
   call.set<std::uint64_t>(16, reinterpret_cast<std::uint64_t>(parameters));
   call.set<std::uint32_t>(24, static_cast<std::uint32_t>(bytes));
   Answer answer;
-  answer.error = system_.ioctl(control_.get(),
-                               rm_request(kEscRmControl, layout_.rm_control_bytes), call.data());
+  answer.error = system_.ioctl(control_.get(), rm_request(kEscRmControl, layout_.rm_control_bytes),
+                               call.data());
   answer.status = call.get<Status>(28);
   check(answer, std::string(what) + " (NV_ESC_RM_CONTROL)", 0, 0);
 }
@@ -117,8 +115,8 @@ void RmClient::control(std::uint32_t command, void* parameters, std::size_t byte
 void RmClient::register_device_file() {
   std::int32_t control_fd = control_.get();
   Answer answer;
-  answer.error = system_.ioctl(device_file_.get(), rm_request(kEscRegisterFd, sizeof control_fd),
-                               &control_fd);
+  answer.error =
+      system_.ioctl(device_file_.get(), rm_request(kEscRegisterFd, sizeof control_fd), &control_fd);
   check(answer, "register descriptor (NV_ESC_REGISTER_FD)", 0, 0);
 }
 

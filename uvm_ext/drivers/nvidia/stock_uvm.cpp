@@ -56,10 +56,10 @@ Capabilities StockUvmDriver::describe(const nvidia::Platform& platform, int devi
   });
 }
 
-StockUvmDriver::StockUvmDriver(const nvidia::Platform& platform, int device,
-                               std::size_t page_size, Capabilities capabilities,
-                               std::size_t chunk)
-    : layout_(or_refuse([&]() -> const nvidia::Layout& { return require_layout(*platform.system); })),
+StockUvmDriver::StockUvmDriver(const nvidia::Platform& platform, int device, std::size_t page_size,
+                               Capabilities capabilities, std::size_t chunk)
+    : layout_(
+          or_refuse([&]() -> const nvidia::Layout& { return require_layout(*platform.system); })),
       capabilities_(std::move(capabilities)),
       page_size_(page_size),
       chunk_(chunk),
@@ -67,12 +67,10 @@ StockUvmDriver::StockUvmDriver(const nvidia::Platform& platform, int device,
       addresses_(context_, chunk),
       staging_(addresses_.reserve(chunk, kHugePage)),
       gpu_(or_refuse([&] { return nvidia::identify_gpu(platform, device); })),
-      uvm_(or_refuse([&] {
-        return nvidia::UvmSpace(*platform.system, layout_, gpu_.uuid, staging_);
-      })),
-      rm_(or_refuse([&] {
-        return nvidia::RmClient(*platform.system, layout_, gpu_.uuid, gpu_.minor);
-      })),
+      uvm_(or_refuse(
+          [&] { return nvidia::UvmSpace(*platform.system, layout_, gpu_.uuid, staging_); })),
+      rm_(or_refuse(
+          [&] { return nvidia::RmClient(*platform.system, layout_, gpu_.uuid, gpu_.minor); })),
       bytes_(context_),
       fresh_bytes_(context_) {
   try {
@@ -214,8 +212,8 @@ void StockUvmDriver::map_one(const MapEntry& entry) {
                       "slab " + std::to_string(entry.slab));
   }
   zeros_->prepare(range);
-  const Answer answer = uvm_.map(range, reference(found->second.memory), entry.offset,
-                                 nvidia::kReadWriteAtomic);
+  const Answer answer =
+      uvm_.map(range, reference(found->second.memory), entry.offset, nvidia::kReadWriteAtomic);
   if (!answer.ok()) {
     // UVM took the zeros away before it failed.
     undo_map(entry);

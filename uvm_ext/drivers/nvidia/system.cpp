@@ -54,8 +54,7 @@ class LinuxSystem final : public System {
     if (directory == nullptr) return found;
     while (const dirent* entry = ::readdir(directory)) {
       char target[PATH_MAX];
-      const ssize_t length =
-          ::readlinkat(::dirfd(directory), entry->d_name, target, sizeof target);
+      const ssize_t length = ::readlinkat(::dirfd(directory), entry->d_name, target, sizeof target);
       if (length > 0 && std::string(target, static_cast<std::size_t>(length)) == path) {
         found.push_back(std::atoi(entry->d_name));
       }

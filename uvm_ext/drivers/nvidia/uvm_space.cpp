@@ -63,10 +63,9 @@ File UvmSpace::find(System& system, const Layout& layout, const Uuid& uuid, cons
     }
     seen += " " + std::to_string(fd) + ": " + answer.name() + ",";
   }
-  throw DriverUnavailable(std::string("no descriptor of ") + kUvmNode +
-                          " in this process owns CUDA's addresses (" +
-                          (seen.empty() ? "none is open" : "tried" + seen.substr(0, seen.size() - 1)) +
-                          ")");
+  throw DriverUnavailable(
+      std::string("no descriptor of ") + kUvmNode + " in this process owns CUDA's addresses (" +
+      (seen.empty() ? "none is open" : "tried" + seen.substr(0, seen.size() - 1)) + ")");
 }
 
 Answer UvmSpace::map(const Range& range, const MemoryRef& memory, std::size_t offset,

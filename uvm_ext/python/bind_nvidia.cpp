@@ -1,0 +1,128 @@
+// What NVIDIA's driver offers here, and the controls of the emulated NVIDIA machine.
+#include <pybind11/stl.h>
+
+#include "drivers/nvidia/abi.hpp"
+#include "emulation/nvidia_machine.hpp"
+#include "python/bindings.hpp"
+
+namespace pyvattn::python {
+namespace {
+
+using Release = py::call_guard<py::gil_scoped_release>;
+namespace control = emulation::nvidia_control;
+
+py::dict layout_of(const nvidia::Layout& layout) {
+  py::dict fields;
+#define PYVATTN_FIELD(name) fields[#name] = layout.name;
+  PYVATTN_FIELD(rm_alloc_status)
+  PYVATTN_FIELD(rm_alloc_bytes)
+  PYVATTN_FIELD(rm_alloc_access_bytes)
+  PYVATTN_FIELD(rm_free_bytes)
+  PYVATTN_FIELD(rm_control_bytes)
+  PYVATTN_FIELD(memory_bytes)
+  PYVATTN_FIELD(memory_attr)
+  PYVATTN_FIELD(memory_attr2)
+  PYVATTN_FIELD(memory_size)
+  PYVATTN_FIELD(memory_alignment)
+  PYVATTN_FIELD(memory_limit)
+  PYVATTN_FIELD(device_bytes)
+  PYVATTN_FIELD(subdevice_bytes)
+  PYVATTN_FIELD(gpu_attributes_bytes)
+  PYVATTN_FIELD(max_gpus)
+  PYVATTN_FIELD(map_bytes)
+  PYVATTN_FIELD(map_per_gpu)
+  PYVATTN_FIELD(map_gpu_count)
+  PYVATTN_FIELD(map_rm_control_fd)
+  PYVATTN_FIELD(map_client)
+  PYVATTN_FIELD(map_memory)
+  PYVATTN_FIELD(map_status)
+  PYVATTN_FIELD(map_number)
+  PYVATTN_FIELD(unmap_number)
+  PYVATTN_FIELD(range_number)
+  PYVATTN_FIELD(free_number)
+  PYVATTN_FIELD(unmap_bytes)
+  PYVATTN_FIELD(unmap_uuid)
+  PYVATTN_FIELD(unmap_status)
+  PYVATTN_FIELD(range_bytes)
+#undef PYVATTN_FIELD
+  return fields;
+}
+
+void bind_layouts(py::module_& module) {
+  module.def(
+      "driver_layouts",
+      [] {
+        py::list rows;
+        for (const nvidia::LayoutRow& row : nvidia::layout_rows()) {
+          rows.append(py::make_tuple(layout_of(row.layout), py::cast(row.releases)));
+        }
+        return rows;
+      },
+      "The layouts of NVIDIA's ioctls that are known, each with the driver releases that "
+      "have it, ascending.");
+}
+
+using emulation::NvidiaHoldings;
+using emulation::NvidiaSettings;
+
+void bind_settings(py::module_& module) {
+  py::class_<NvidiaSettings>(module, "Settings", "What the emulated machine is.")
+      .def(py::init<>())
+      .def_readwrite("release", &NvidiaSettings::release, "What /proc says.")
+      .def_readwrite("layout_of", &NvidiaSettings::layout_of,
+                     "The release whose structures the ioctls really take.")
+      .def_readwrite("patched", &NvidiaSettings::patched)
+      .def_readwrite("patch_version", &NvidiaSettings::patch_version)
+      .def_readwrite("mig", &NvidiaSettings::mig)
+      .def_readwrite("vgpu", &NvidiaSettings::vgpu)
+      .def_readwrite("confidential", &NvidiaSettings::confidential)
+      .def_readwrite("wsl", &NvidiaSettings::wsl)
+      .def_readwrite("nvml", &NvidiaSettings::nvml)
+      .def_readwrite("missing_nodes", &NvidiaSettings::missing_nodes)
+      .def_readwrite("forbidden_nodes", &NvidiaSettings::forbidden_nodes);
+  py::class_<NvidiaHoldings>(module, "Holdings", "What our clients hold now.")
+      .def_readonly("clients", &NvidiaHoldings::clients)
+      .def_readonly("objects", &NvidiaHoldings::objects)
+      .def_readonly("descriptors", &NvidiaHoldings::descriptors)
+      .def_readonly("vattn_handles", &NvidiaHoldings::vattn_handles);
+}
+
+// An ioctl as the driver would make it, for tests of the emulator itself.
+std::pair<int, py::bytes> raw_ioctl(const std::string& path, std::uint64_t request,
+                                    std::string block) {
+  nvidia::System& system = *emulation::nvidia_platform().system;
+  const int fd = system.open(path);
+  if (fd < 0) return {-fd, py::bytes(block)};
+  const nvidia::File file(system, fd);
+  const int error = system.ioctl(fd, request, &block[0]);
+  return {error, py::bytes(block)};
+}
+
+void bind_machine(py::module_& parent) {
+  py::module_ module = parent.def_submodule(
+      "emulated_nvidia",
+      "Controls of the emulated NVIDIA machine behind the drivers stock-uvm-emulated and "
+      "patched-emulated.");
+  bind_settings(module);
+  module.def("reset", &control::reset, py::arg("settings") = NvidiaSettings{}, Release(),
+             "Starts the machine, and the emulated CUDA with it, from new.");
+  module.def("fail", &control::fail, py::arg("ioctl"), py::arg("nth"), py::arg("status"),
+             "The nth call (1: the next) of an ioctl, by NVIDIA's name, answers an NV_STATUS.");
+  module.def("fail_call", &control::fail_call, py::arg("ioctl"), py::arg("nth"), py::arg("error"),
+             "The same with an errno.");
+  module.def("calls", &control::calls, py::arg("ioctl"), "Calls of an ioctl since reset().");
+  module.def("holdings", &control::holdings);
+  module.def("mappings", &control::mappings,
+             "A line for each mapping: address, length, entries, access, who made it.");
+  module.def("ioctl", &raw_ioctl, py::arg("path"), py::arg("request"), py::arg("block"),
+             "Opens a node, makes one ioctl, closes it: (errno or 0, the block afterwards).");
+}
+
+}  // namespace
+
+void bind_nvidia(py::module_& module) {
+  bind_layouts(module);
+  bind_machine(module);
+}
+
+}  // namespace pyvattn::python
