@@ -123,7 +123,7 @@ NvidiaMachine::NvidiaMachine(const NvidiaSettings& settings)
   for (const Kind kind : {Kind::uvm_watcher, Kind::uvm_space}) {
     auto file = std::make_shared<OpenFile>();
     file->kind = kind;
-    files_.emplace(next_fd_++, file);
+    add_file(file);
   }
 }
 
@@ -142,15 +142,13 @@ int NvidiaMachine::open(const std::string& path) {
     if (!is_node(0) && !is_node(1)) return -ENOENT;
     file->kind = Kind::gpu;
   }
-  files_.emplace(next_fd_, file);
-  return next_fd_++;
+  return add_file(file);
 }
 
 int NvidiaMachine::duplicate(int fd) {
   const OpenFilePtr file = find_file(fd);
   if (!file) return -EBADF;
-  files_.emplace(next_fd_, file);
-  return next_fd_++;
+  return add_file(file);
 }
 
 void NvidiaMachine::close(int fd) {
@@ -177,6 +175,14 @@ std::vector<int> NvidiaMachine::descriptors_of(const std::string& path) const {
 NvidiaMachine::OpenFilePtr NvidiaMachine::find_file(int fd) const {
   const auto found = files_.find(fd);
   return found == files_.end() ? nullptr : found->second;
+}
+
+// No number is used twice, so that a driver that outlived its machine closes nothing of
+// the next one.
+int NvidiaMachine::add_file(const OpenFilePtr& file) {
+  static int next = 1 << 20;
+  files_.emplace(next, file);
+  return next++;
 }
 
 int NvidiaMachine::ioctl(int fd, unsigned long request, void* argument) {

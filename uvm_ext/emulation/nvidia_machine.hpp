@@ -116,6 +116,7 @@ class NvidiaMachine {
   // Counts the call; an answer that was planned for it, or success.
   nvidia::Answer begin(const char* ioctl);
   OpenFilePtr find_file(int fd) const;
+  int add_file(const OpenFilePtr& file);
 
   int rm_ioctl(const OpenFilePtr& file, unsigned long request, void* argument);
   int register_file(const OpenFilePtr& file, const void* argument);
@@ -143,9 +144,7 @@ class NvidiaMachine {
   const NvidiaSettings settings_;
   const nvidia::Layout layout_;
   std::map<int, OpenFilePtr> files_;
-  int next_fd_ = 1 << 20;
   std::map<nvidia::Handle, Client> clients_;
-  nvidia::Handle next_client_ = 0xc1d00001;
   nvidia::Handle next_object_ = 0xcaf00001;
   VaSpace va_space_;
   std::map<std::uint64_t, VattnHandle> vattn_handles_;

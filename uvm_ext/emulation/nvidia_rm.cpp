@@ -135,8 +135,9 @@ Status NvidiaMachine::rm_alloc(const OpenFilePtr& file, char* call) {
   if (get<Handle>(call, 8) != 0) return nvidia::kInvalidArgument;
   if (object_class == nvidia::kRootClient) {
     if (root != 0 || parent != 0) return nvidia::kInvalidClient;
-    clients_[next_client_].control = file;
-    set<Handle>(call, 8, next_client_++);
+    static Handle next_client = 0xc1d00001;
+    clients_[next_client].control = file;
+    set<Handle>(call, 8, next_client++);
     return nvidia::kOk;
   }
   const auto client = clients_.find(root);
