@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+/* Memory that users allocated from RM, duplicated by UVM and mapped by its page-table entries. */
+#include "gpusim.h"
+
+static DEFINE_XARRAY_ALLOC1(duplicates);
+
+NV_STATUS nvUvmInterfaceDupMemory(uvmGpuDeviceHandle device, NvHandle hClient, NvHandle hPhysMemory,
+				  NvHandle *hDupMemory, UvmGpuMemoryInfo *info)
+{
+	struct sim_memory *memory;
+	u32 handle;
+
+	SIM_MAY_FAIL();
+	memory = sim_user_memory_get(hClient, hPhysMemory);
+	if (!memory)
+		return NV_ERR_INVALID_OBJECT_HANDLE;
+	if (xa_alloc(&duplicates, &handle, memory, xa_limit_31b, GFP_KERNEL)) {
+		sim_memory_put(memory);
+		return NV_ERR_NO_MEMORY;
+	}
+	memset(info, 0, sizeof(*info));
+	info->deviceDescendant = NV_TRUE;
+	info->pageSize = memory->page_size;
+	info->contig = memory->count == 1;
+	info->physAddr = memory->pages[0];
+	info->size = memory->size;
+	info->uuid = memory->gpu->uuid;
+	*hDupMemory = handle;
+	sim_born(SIM_OBJ_DUP);
+	return NV_OK;
+}
+EXPORT_SYMBOL(nvUvmInterfaceDupMemory);
+
+NV_STATUS nvUvmInterfaceFreeDupedHandle(uvmGpuDeviceHandle device, NvHandle hPhysHandle)
+{
+	struct sim_memory *memory = xa_erase(&duplicates, hPhysHandle);
+
+	if (!memory) {
+		sim_model_error("free of duplicate 0x%x, which does not exist", hPhysHandle);
+		return NV_ERR_INVALID_OBJECT_HANDLE;
+	}
+	sim_memory_put(memory);
+	sim_died(SIM_OBJ_DUP);
+	return NV_OK;
+}
+EXPORT_SYMBOL(nvUvmInterfaceFreeDupedHandle);
+
+/* A Pascal page-table entry of video memory. */
+static u64 make_pte(u64 physical, const UvmGpuExternalMappingInfo *info)
+{
+	bool uncached = info->cachingType == UvmRmGpuCachingTypeForceUncached;
+	bool read_only = info->mappingType == UvmRmGpuMappingTypeReadOnly;
+	bool atomic = info->mappingType == UvmRmGpuMappingTypeDefault ||
+		      info->mappingType == UvmRmGpuMappingTypeReadWriteAtomic;
+
+	return 1 | ((u64)uncached << 3) | ((u64)read_only << 6) | ((u64)!atomic << 7) | (physical >> 4);
+}
+
+NV_STATUS nvUvmInterfaceGetExternalAllocPtes(uvmGpuAddressSpaceHandle vaSpace, NvHandle hMemory, NvU64 offset,
+					     NvU64 size, UvmGpuExternalMappingInfo *info)
+{
+	struct sim_memory *memory = xa_load(&duplicates, hMemory);
+	u64 page_size, wanted, room, i;
+
+	SIM_MAY_FAIL();
+	if (!memory)
+		return NV_ERR_INVALID_OBJECT_HANDLE;
+	page_size = info->mappingPageSize ?: memory->page_size;
+	if (memory->gpu != sim_vas(vaSpace)->gpu || info->formatType != UvmRmGpuFormatTypeDefault ||
+	    info->compressionType != UvmRmGpuCompressionTypeDefault)
+		return SIM_NOT_MODELLED();
+	if (page_size > memory->page_size || !IS_ALIGNED(offset | size, page_size))
+		return NV_ERR_INVALID_ARGUMENT;
+	if (offset > memory->size || size > memory->size - offset)
+		return NV_ERR_INVALID_LIMIT;
+	wanted = size / page_size;
+	room = min(wanted, info->pteBufferSize / sizeof(u64));
+	for (i = 0; i < room; i++) {
+		u64 at = offset + i * page_size;
+		u64 physical = memory->pages[at / memory->page_size] + at % memory->page_size;
+
+		info->pteBuffer[i] = make_pte(physical, info);
+	}
+	info->numWrittenPtes = room;
+	info->numRemainingPtes = wanted - room;
+	info->pteSize = sizeof(u64);
+	return NV_OK;
+}
+EXPORT_SYMBOL(nvUvmInterfaceGetExternalAllocPtes);

@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0 */
+/*
+ * A simulated GPU behind the interface that nvidia.ko gives to nvidia-uvm.ko.
+ *
+ * Lock order: gpu->lock (engines, page tables, TLB) before gpu->pma.lock (allocation).
+ * The interface functions of RM take either; none is held across a callback into UVM.
+ */
+#ifndef GPUSIM_H
+#define GPUSIM_H
+
+#include <linux/kref.h>
+#include <linux/list.h>
+#include <linux/mutex.h>
+#include <linux/pci.h>
+#include <linux/types.h>
+#include <linux/xarray.h>
+
+#include "nv_uvm_interface.h"
+#include "gpusim_uapi.h"
+
+#define SIM_MAX_GPUS 2
+#define SIM_PAGE_SHIFT 16	/* the frame buffer is allocated in pages of 64K */
+#define SIM_PAGE_SIZE (1ULL << SIM_PAGE_SHIFT)
+
+enum sim_object {
+	SIM_OBJ_SESSION,
+	SIM_OBJ_REGISTRATION,
+	SIM_OBJ_DEVICE,
+	SIM_OBJ_VASPACE,
+	SIM_OBJ_MAPPING,
+	SIM_OBJ_CPU_MAPPING,
+	SIM_OBJ_TSG,
+	SIM_OBJ_CHANNEL,
+	SIM_OBJ_MEMORY,
+	SIM_OBJ_DUP,
+	SIM_OBJ_FB_PAGE,
+	SIM_OBJ_FAULT_BUFFER,
+	SIM_OBJ_CLIENT,
+	SIM_OBJ_COUNT
+};
+
+enum sim_aperture { SIM_VID, SIM_SYS };
+
+/* Who owns a 64K page of the frame buffer. */
+enum sim_page_owner {
+	SIM_PAGE_FREE,
+	SIM_PAGE_PMA,		/* UVM, may be evicted */
+	SIM_PAGE_PMA_PINNED,	/* UVM */
+	SIM_PAGE_RM,		/* the resource manager: its own use and user allocations */
+};
+
+struct sim_pma {
+	struct mutex lock;
+	u8 *owner;		/* enum sim_page_owner of each page */
+	u64 pages;
+	u64 free;
+	u64 limit;		/* most pages in use at once */
+	UvmPmaStatistics stats;
+	uvmPmaEvictPagesCallback evict_pages;
+	uvmPmaEvictRangeCallback evict_range;
+	void *evict_data;
+};
+
+struct sim_fault_info {
+	u32 registers[16];
+	void *buffer;
+	bool live;
+};
+
+struct sim_gpu {
+	unsigned int index;
+	struct pci_dev *pci;
+	NvProcessorUuid uuid;
+	void *fb;		/* the frame buffer */
+	u64 fb_size;
+	struct mutex lock;
+	struct list_head channels;
+	struct list_head vaspaces;
+	struct sim_pma pma;
+	struct sim_fault_info fault;
+	struct gpusim_counters counters;
+	u32 time[2];
+	u32 next_channel;
+	struct task_struct *engine;
+};
+
+/* What the MMU remembers of a VA space until an invalidate covers it. */
+struct sim_tlb {
+	struct xarray directory[3];	/* PDE3, PDE2, PDE1 */
+	struct xarray dual[2];		/* PDE0: big half, small half */
+	struct xarray pte[3];		/* 4K, 64K, 2M */
+};
+
+struct sim_vaspace {
+	struct kref ref;
+	struct list_head node;
+	struct sim_gpu *gpu;
+	bool has_pdb;
+	u64 pdb;
+	enum sim_aperture pdb_aperture;
+	struct sim_tlb tlb;
+	struct list_head mappings;	/* what RM itself mapped: pushbuffers, semaphores */
+	u64 next_va;
+};
+
+/* Memory that RM allocated, for as long as any VA space maps it. */
+struct sim_backing {
+	struct kref ref;
+	struct sim_gpu *gpu;
+	void *cpu;
+	u64 size;
+	u64 physical;	/* in video memory; 0 where it is system memory */
+};
+
+/* Memory that RM allocated and mapped into a VA space of UVM's own. */
+struct sim_mapping {
+	struct list_head node;
+	u64 va;
+	u64 size;
+	void *cpu;
+	struct sim_backing *backing;
+};
+
+struct sim_translation {
+	void *cpu;
+	u64 run;	/* bytes from here to the end of the page */
+	enum gpusim_fault fault;
+};
+
+/* Memory that a user of /dev/nvidiactl allocated. */
+struct sim_memory {
+	struct kref ref;
+	struct sim_gpu *gpu;
+	u64 size;
+	u64 page_size;
+	u64 count;
+	u64 *pages;	/* physical addresses of pages of page_size */
+};
+
+extern struct sim_gpu *sim_gpus[SIM_MAX_GPUS];
+extern unsigned int sim_gpu_count;
+
+/* report.c: what the model saw that it should not have seen, and objects alive. */
+extern atomic64_t sim_model_errors;
+extern atomic64_t sim_live[SIM_OBJ_COUNT];
+__printf(1, 2) void sim_model_error(const char *format, ...);
+void sim_fill_live(struct gpusim_live *live);
+
+static inline void sim_born(enum sim_object kind)
+{
+	atomic64_inc(&sim_live[kind]);
+}
+
+void sim_died(enum sim_object kind);
+
+/* inject.c */
+bool sim_injected(const char *name, NV_STATUS *status);
+int sim_inject_arm(const struct gpusim_inject *request);
+void sim_inject_query(struct gpusim_inject *request);
+
+/* Place first in every interface function that can fail. */
+#define SIM_MAY_FAIL() do {				\
+	NV_STATUS injected_status;			\
+							\
+	if (sim_injected(__func__, &injected_status))	\
+		return injected_status;			\
+} while (0)
+
+#define SIM_NOT_MODELLED() ({					\
+	sim_model_error("%s is not modelled", __func__);	\
+	NV_ERR_NOT_SUPPORTED;					\
+})
+
+/* memory.c */
+int sim_fb_init(struct sim_gpu *gpu, u64 size);
+void sim_fb_exit(struct sim_gpu *gpu);
+void *sim_physical(struct sim_gpu *gpu, enum sim_aperture aperture, u64 address, u64 *run);
+struct sim_mapping *sim_find_mapping(struct sim_vaspace *vas, u64 va);
+void sim_free_mappings(struct sim_vaspace *vas);
+struct sim_memory *sim_memory_alloc(struct sim_gpu *gpu, u64 size, u64 page_size);
+void sim_memory_put(struct sim_memory *memory);
+
+/* pma.c */
+int sim_pma_init(struct sim_gpu *gpu);
+void sim_pma_exit(struct sim_gpu *gpu);
+bool sim_page_in_use(struct sim_gpu *gpu, u64 address);
+NV_STATUS sim_rm_alloc_pages(struct sim_gpu *gpu, u64 count, u64 page_size, u64 *pages);
+void sim_rm_free_pages(struct sim_gpu *gpu, u64 count, u64 page_size, u64 *pages);
+
+/* mmu.c: the caller holds gpu->lock */
+struct sim_translation sim_translate(struct sim_vaspace *vas, u64 va, bool write);
+enum gpusim_fault sim_walk(struct sim_vaspace *vas, u64 va, struct gpusim_pte *pte);
+typedef bool (*sim_pte_visitor)(const struct gpusim_pte *pte, void *data);	/* false: stop */
+void sim_for_each_pte(struct sim_vaspace *vas, u64 start, u64 end, sim_pte_visitor visit, void *data);
+void sim_check_unmapped(struct sim_gpu *gpu, u64 physical, u64 size);
+
+/* tlb.c: the caller holds gpu->lock */
+void sim_tlb_init(struct sim_tlb *tlb);
+void sim_tlb_flush(struct sim_tlb *tlb);
+void sim_tlb_invalidate(struct sim_tlb *tlb, bool targeted, u64 va, u32 level);
+bool sim_tlb_find(struct xarray *cache, u64 key, u64 *value);
+void sim_tlb_keep(struct xarray *cache, u64 key, u64 value);
+bool sim_tlb_maps(struct sim_tlb *tlb, u64 physical, u64 size, u64 *va);
+
+/* vaspace.c */
+struct sim_vaspace *sim_vaspace_create(struct sim_gpu *gpu);
+void sim_vaspace_put(struct sim_vaspace *vas);
+
+/* channel.c, host.c, copy_engine.c: the caller holds gpu->lock */
+struct sim_tsg {
+	struct sim_vaspace *vas;
+};
+
+struct sim_ce {
+	u64 in, out, semaphore;
+	u32 payload, src_target, dst_target;
+	u32 remap_a, remap_b, remap_components, line_length;
+};
+
+struct sim_channel {
+	struct list_head node;
+	struct sim_tsg *tsg;
+	u64 *fifo;
+	u32 entries;
+	u32 put, get;		/* put is written by UVM */
+	u32 work_token;
+	NvNotification *error;
+	u32 *push;		/* the segment that is being executed */
+	u32 push_capacity, push_length, push_at;
+	u32 repeat;		/* data words of the current header already taken */
+	u32 mem_op[3];
+	u64 semaphore;
+	u32 semaphore_payload;
+	struct sim_ce ce;
+	bool dead;
+};
+
+enum sim_step { SIM_DONE, SIM_STALL, SIM_ERROR };
+
+int sim_engine_start(struct sim_gpu *gpu);
+void sim_engine_stop(struct sim_gpu *gpu);
+enum sim_step sim_host_method(struct sim_channel *channel, u32 method, u32 data);
+enum sim_step sim_ce_method(struct sim_channel *channel, u32 method, u32 data);
+enum sim_step sim_write_semaphore(struct sim_channel *channel, u64 va, u32 payload, bool timestamp);
+enum gpusim_fault sim_copy_virtual(struct sim_vaspace *vas, u64 va, void *buffer, u64 length,
+				   bool write, u64 *fault_va);
+
+/* rm_user.c */
+int sim_rm_user_init(void);
+void sim_rm_user_exit(void);
+struct sim_vaspace *sim_user_vaspace_get(u32 client, u32 object);
+struct sim_memory *sim_user_memory_get(u32 client, u32 object);
+
+/* test_device.c */
+int sim_test_device_init(void);
+void sim_test_device_exit(void);
+
+/* coverage.c */
+int sim_coverage_construct(const struct gpusim_constructors *request);
+int sim_coverage_init(void);
+void sim_coverage_exit(void);
+
+/* interface.c */
+struct sim_gpu *sim_gpu_by_uuid(const NvProcessorUuid *uuid);
+
+static inline struct sim_gpu *sim_device(uvmGpuDeviceHandle device)
+{
+	return (struct sim_gpu *)device;
+}
+
+static inline struct sim_vaspace *sim_vas(uvmGpuAddressSpaceHandle handle)
+{
+	return (struct sim_vaspace *)handle;
+}
+
+#endif

@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "gpu.h"
+#include "harness.h"
+
+#define CLASS_ROOT_CLIENT 0x41
+#define CLASS_DEVICE 0x80
+#define CLASS_VASPACE 0x90f1
+#define CLASS_MEMORY_LOCAL_USER 0x40
+#define ATTR_BIG_PAGES_NONCONTIGUOUS ((2u << 23) | (3u << 27))
+
+struct rm_alloc {	/* NVOS21_PARAMETERS */
+	uint32_t root, parent, handle, class;
+	uint64_t params;
+	uint32_t params_size, status;
+};
+
+struct rm_free {	/* NVOS00_PARAMETERS */
+	uint32_t root, parent, handle, status;
+};
+
+struct rm_memory_params {	/* NV_MEMORY_ALLOCATION_PARAMS */
+	uint32_t owner, type, flags, unused[3], attr, unused2[9];
+	uint64_t size, alignment, unused3[6];
+};
+
+#define RM_ALLOC _IOWR('F', 0x2b, struct rm_alloc)
+#define RM_FREE _IOWR('F', 0x29, struct rm_free)
+
+#define UVM_CALL(file, command, params) do {					\
+	if (ioctl(file, command, params))					\
+		FAIL("%s: %s", #command, strerror(errno));			\
+} while (0)
+
+int sim(void)
+{
+	static int file = -1;
+
+	if (file < 0)
+		file = open("/dev/gpusim", O_RDWR | O_CLOEXEC);
+	CHECK(file >= 0);
+	return file;
+}
+
+static void sim_call(unsigned long command, void *argument)
+{
+	if (ioctl(sim(), command, argument))
+		FAIL("simulator call 0x%lx: %s", command, strerror(errno));
+}
+
+NvProcessorUuid gpu_uuid(unsigned int index)
+{
+	NvProcessorUuid uuid = { "gpusim-uuid-000" };
+
+	uuid.uuid[15] = (NvU8)index;
+	return uuid;
+}
+
+static int open_device(const char *path)
+{
+	int file = open(path, O_RDWR | O_CLOEXEC);
+
+	if (file < 0)
+		FAIL("%s: %s", path, strerror(errno));
+	return file;
+}
+
+/* The second descriptor, which CUDA opens too, tells UVM when the process's memory goes. */
+int open_uvm(void)
+{
+	UVM_INITIALIZE_PARAMS params = { .flags = 0 };
+	int file = open_device("/dev/nvidia-uvm");
+	UVM_MM_INITIALIZE_PARAMS mm = { .uvmFd = file };
+	NV_STATUS status;
+
+	UVM_CALL(file, UVM_INITIALIZE, &params);
+	CHECK_EQ(params.rmStatus, NV_OK);
+	UVM_CALL(open_device("/dev/nvidia-uvm"), UVM_MM_INITIALIZE, &mm);
+	status = mm.rmStatus;
+	CHECK(status == NV_OK || status == NV_WARN_NOTHING_TO_DO);
+	return file;
+}
+
+uint32_t rm_alloc(int control, uint32_t client, uint32_t parent, uint32_t class, void *params, size_t size)
+{
+	struct rm_alloc request = {
+		.root = client, .parent = parent, .class = class,
+		.params = (uintptr_t)params, .params_size = (uint32_t)size,
+	};
+
+	UVM_CALL(control, RM_ALLOC, &request);
+	CHECK_EQ(request.status, NV_OK);
+	return request.handle;
+}
+
+void rm_free(int control, uint32_t client, uint32_t handle)
+{
+	struct rm_free request = { .root = client, .handle = handle };
+
+	UVM_CALL(control, RM_FREE, &request);
+	CHECK_EQ(request.status, NV_OK);
+}
+
+uint32_t rm_memory(struct gpu *gpu, uint64_t size)
+{
+	struct rm_memory_params params = {
+		.owner = gpu->client, .attr = ATTR_BIG_PAGES_NONCONTIGUOUS, .size = size,
+	};
+
+	return rm_alloc(gpu->control, gpu->client, gpu->device, CLASS_MEMORY_LOCAL_USER, &params, sizeof(params));
+}
+
+NV_STATUS try_register_gpu(int uvm, NvProcessorUuid uuid)
+{
+	UVM_REGISTER_GPU_PARAMS params = { .gpu_uuid = uuid };
+
+	UVM_CALL(uvm, UVM_REGISTER_GPU, &params);
+	return params.rmStatus;
+}
+
+NV_STATUS try_register_vaspace(struct gpu *gpu)
+{
+	UVM_REGISTER_GPU_VASPACE_PARAMS params = {
+		.gpuUuid = gpu->uuid, .rmCtrlFd = gpu->control,
+		.hClient = gpu->vas.client, .hVaSpace = gpu->vas.object,
+	};
+
+	UVM_CALL(gpu->uvm, UVM_REGISTER_GPU_VASPACE, &params);
+	return params.rmStatus;
+}
+
+NV_STATUS try_unregister_vaspace(struct gpu *gpu)
+{
+	UVM_UNREGISTER_GPU_VASPACE_PARAMS params = { .gpuUuid = gpu->uuid };
+
+	UVM_CALL(gpu->uvm, UVM_UNREGISTER_GPU_VASPACE, &params);
+	return params.rmStatus;
+}
+
+NV_STATUS try_unregister_gpu(struct gpu *gpu)
+{
+	UVM_UNREGISTER_GPU_PARAMS params = { .gpu_uuid = gpu->uuid };
+
+	UVM_CALL(gpu->uvm, UVM_UNREGISTER_GPU, &params);
+	return params.rmStatus;
+}
+
+struct gpu open_gpu(unsigned int index)
+{
+	struct gpu gpu = { .index = index, .uuid = gpu_uuid(index) };
+
+	gpu.uvm = open_uvm();
+	gpu.control = open_device("/dev/nvidiactl");
+	gpu.client = rm_alloc(gpu.control, 0, 0, CLASS_ROOT_CLIENT, NULL, 0);
+	gpu.device = rm_alloc(gpu.control, gpu.client, gpu.client, CLASS_DEVICE, &index, sizeof(index));
+	gpu.vas.client = gpu.client;
+	gpu.vas.object = rm_alloc(gpu.control, gpu.client, gpu.device, CLASS_VASPACE, NULL, 0);
+	CHECK_EQ(try_register_gpu(gpu.uvm, gpu.uuid), NV_OK);
+	CHECK_EQ(try_register_vaspace(&gpu), NV_OK);
+	return gpu;
+}
+
+void close_gpu(struct gpu *gpu)
+{
+	close(gpu->uvm);
+	close(gpu->control);
+}
+
+uint64_t reserve_aligned(uint64_t length, uint64_t alignment)
+{
+	char *base = mmap(NULL, length + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	CHECK(base != MAP_FAILED);
+	return ((uintptr_t)base + alignment - 1) & ~(alignment - 1);
+}
+
+NV_STATUS try_external_range(struct gpu *gpu, uint64_t base, uint64_t length)
+{
+	UVM_CREATE_EXTERNAL_RANGE_PARAMS params = { .base = base, .length = length };
+
+	UVM_CALL(gpu->uvm, UVM_CREATE_EXTERNAL_RANGE, &params);
+	return params.rmStatus;
+}
+
+uint64_t external_range(struct gpu *gpu, uint64_t length)
+{
+	uint64_t base = reserve_aligned(length, PAGE_2M);
+
+	CHECK_EQ(try_external_range(gpu, base, length), NV_OK);
+	return base;
+}
+
+void free_range(struct gpu *gpu, uint64_t base, uint64_t length)
+{
+	UVM_FREE_PARAMS params = { .base = base, .length = length };
+
+	UVM_CALL(gpu->uvm, UVM_FREE, &params);
+	CHECK_EQ(params.rmStatus, NV_OK);
+}
+
+NV_STATUS try_map_external(struct gpu *gpu, uint64_t base, uint64_t length, uint64_t offset,
+			   uint32_t memory, uint32_t mapping_type)
+{
+	static UVM_MAP_EXTERNAL_ALLOCATION_PARAMS params;
+
+	memset(&params, 0, sizeof(params));
+	params.base = base;
+	params.length = length;
+	params.offset = offset;
+	params.perGpuAttributes[0].gpuUuid = gpu->uuid;
+	params.perGpuAttributes[0].gpuMappingType = mapping_type;
+	params.gpuAttributesCount = 1;
+	params.rmCtrlFd = gpu->control;
+	params.hClient = gpu->client;
+	params.hMemory = memory;
+	UVM_CALL(gpu->uvm, UVM_MAP_EXTERNAL_ALLOCATION, &params);
+	return params.rmStatus;
+}
+
+NV_STATUS try_unmap_external(struct gpu *gpu, uint64_t base, uint64_t length)
+{
+	UVM_UNMAP_EXTERNAL_PARAMS params = { .base = base, .length = length, .gpuUuid = gpu->uuid };
+
+	UVM_CALL(gpu->uvm, UVM_UNMAP_EXTERNAL, &params);
+	return params.rmStatus;
+}
+
+void *managed(struct gpu *gpu, uint64_t length)
+{
+	uint64_t at = reserve_aligned(length, PAGE_2M);
+	void *base = mmap((void *)(uintptr_t)at, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+			  gpu->uvm, (off_t)at);
+
+	if (base == MAP_FAILED)
+		FAIL("mmap of managed memory: %s", strerror(errno));
+	return base;
+}
+
+NV_STATUS try_migrate(struct gpu *gpu, void *base, uint64_t length, bool to_gpu)
+{
+	UVM_MIGRATE_PARAMS params = { .base = (uintptr_t)base, .length = length };
+
+	if (to_gpu)
+		params.destinationUuid = gpu->uuid;
+	else
+		memset(&params.destinationUuid, 0, sizeof(params.destinationUuid));
+	params.cpuNumaNode = 0;
+	UVM_CALL(gpu->uvm, UVM_MIGRATE, &params);
+	return params.rmStatus;
+}
+
+static uint32_t gpu_access(struct gpu *gpu, uint64_t va, void *buffer, uint64_t length, bool write)
+{
+	struct gpusim_access request = {
+		.vas = gpu->vas, .va = va, .buffer = (uintptr_t)buffer, .length = length, .write = write,
+	};
+
+	sim_call(GPUSIM_ACCESS, &request);
+	return request.fault;
+}
+
+uint32_t gpu_read(struct gpu *gpu, uint64_t va, void *buffer, uint64_t length)
+{
+	return gpu_access(gpu, va, buffer, length, false);
+}
+
+uint32_t gpu_write(struct gpu *gpu, uint64_t va, const void *buffer, uint64_t length)
+{
+	return gpu_access(gpu, va, (void *)(uintptr_t)buffer, length, true);
+}
+
+static uint64_t pattern(uint64_t seed, uint64_t i)
+{
+	return (seed + 1) * 0x9e3779b97f4a7c15ULL ^ i * 0xd1b54a32d192ed03ULL;
+}
+
+void gpu_fill(struct gpu *gpu, uint64_t va, uint64_t length, uint64_t seed)
+{
+	uint64_t *words = malloc(length), i;
+
+	CHECK(words);
+	for (i = 0; i < length / 8; i++)
+		words[i] = pattern(seed, i);
+	CHECK_EQ(gpu_write(gpu, va, words, length), GPUSIM_FAULT_NONE);
+	free(words);
+}
+
+void gpu_check(struct gpu *gpu, uint64_t va, uint64_t length, uint64_t seed)
+{
+	uint64_t *words = malloc(length), i;
+
+	CHECK(words);
+	CHECK_EQ(gpu_read(gpu, va, words, length), GPUSIM_FAULT_NONE);
+	for (i = 0; i < length / 8; i++)
+		if (words[i] != pattern(seed, i))
+			FAIL("at 0x%llx the GPU reads 0x%llx, not 0x%llx", (unsigned long long)(va + i * 8),
+			     (unsigned long long)words[i], (unsigned long long)pattern(seed, i));
+	free(words);
+}
+
+void gpu_check_zero(struct gpu *gpu, uint64_t va, uint64_t length)
+{
+	uint64_t *words = malloc(length), i;
+
+	CHECK(words);
+	CHECK_EQ(gpu_read(gpu, va, words, length), GPUSIM_FAULT_NONE);
+	for (i = 0; i < length / 8; i++)
+		if (words[i])
+			FAIL("at 0x%llx the GPU reads 0x%llx, not zero", (unsigned long long)(va + i * 8),
+			     (unsigned long long)words[i]);
+	free(words);
+}
+
+void gpu_check_fault(struct gpu *gpu, uint64_t va)
+{
+	uint64_t word = 0;
+
+	CHECK(gpu_read(gpu, va, &word, sizeof(word)) != GPUSIM_FAULT_NONE);
+	CHECK(gpu_write(gpu, va, &word, sizeof(word)) != GPUSIM_FAULT_NONE);
+}
+
+uint64_t fb_word(unsigned int index, uint64_t physical)
+{
+	uint64_t word;
+	struct gpusim_fb_access request = {
+		.gpu = index, .physical = physical, .buffer = (uintptr_t)&word, .length = sizeof(word),
+	};
+
+	sim_call(GPUSIM_FB_ACCESS, &request);
+	return word;
+}
+
+unsigned int dump_ptes(struct gpu *gpu, uint64_t va, uint64_t length, struct gpusim_pte *ptes, unsigned int capacity)
+{
+	struct gpusim_dump request = {
+		.vas = gpu->vas, .va = va, .length = length, .ptes = (uintptr_t)ptes, .capacity = capacity,
+	};
+
+	sim_call(GPUSIM_DUMP, &request);
+	return request.count;
+}
+
+struct gpusim_counters counters(unsigned int index)
+{
+	struct gpusim_get_counters request = { .gpu = index };
+
+	sim_call(GPUSIM_COUNTERS, &request);
+	return request.counters;
+}
+
+void inject(const char *name, uint32_t nth)
+{
+	struct gpusim_inject request = { .nth = nth };
+
+	snprintf(request.name, sizeof(request.name), "%s", name);
+	sim_call(GPUSIM_INJECT, &request);
+}
+
+void inject_off(void)
+{
+	inject("", 0);
+}
+
+struct gpusim_inject injected(void)
+{
+	struct gpusim_inject request;
+
+	sim_call(GPUSIM_INJECTED, &request);
+	return request;
+}
+
+void limit_pages(unsigned int index, uint64_t pages)
+{
+	struct gpusim_limit request = { .gpu = index, .pages = pages };
+
+	sim_call(GPUSIM_LIMIT, &request);
+}
+
+struct gpusim_live live_objects(void)
+{
+	struct gpusim_live live;
+
+	sim_call(GPUSIM_LIVE, &live);
+	return live;
+}
+
+uint64_t live_count(const char *kind)
+{
+	struct gpusim_live live = live_objects();
+	unsigned int i;
+
+	for (i = 0; i < live.count; i++)
+		if (!strcmp(live.objects[i].kind, kind))
+			return live.objects[i].live;
+	FAIL("no objects are called %s", kind);
+}

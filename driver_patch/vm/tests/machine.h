@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0 */
+/* The machine itself: devices, modules, its two channels to the outside. */
+#ifndef MACHINE_H
+#define MACHINE_H
+
+void set_up_machine(void);
+void run_shell(void);
+const char *unload_modules(void);	/* NULL, or what went wrong */
+const char *scan_kernel_log(const char *allowed);
+void save_coverage(void);
+
+/* say: to the console; report: also to the channel that only results use. */
+__attribute__((format(printf, 1, 2))) void say(const char *format, ...);
+__attribute__((format(printf, 1, 2))) void report(const char *format, ...);
+
+#endif

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+/*
+ * The first process of the emulated machine: loads the modules, runs the tests, looks for
+ * leaks, and only then writes the verdict to the second serial port.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <fnmatch.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "gpu.h"
+#include "harness.h"
+#include "machine.h"
+
+#define DEFAULT_SECONDS 60
+
+extern const struct test __start_tests[], __stop_tests[];
+
+static unsigned int passed, failed, skipped;
+
+static double now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
+}
+
+/* Waits for a child; its exit status, 128 + signal, or -1 where it did not end in time. */
+static int wait_for(pid_t child, unsigned int seconds)
+{
+	int handle = (int)syscall(SYS_pidfd_open, child, 0);
+	struct pollfd ended = { .fd = handle, .events = POLLIN };
+	int ready = poll(&ended, 1, (int)seconds * 1000), status = 0;
+
+	close(handle);
+	if (ready != 1) {
+		kill(child, SIGKILL);
+		return -1;
+	}
+	waitpid(child, &status, 0);
+	return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+/* Objects alive must be as before the test; what the driver frees later gets a moment. */
+static const char *leaked(const struct gpusim_live *before)
+{
+	static char what[96];
+	int attempt;
+	unsigned int i;
+
+	for (attempt = 0; attempt < 500; attempt++) {
+		struct gpusim_live after = live_objects();
+
+		what[0] = 0;
+		if (after.model_errors != before->model_errors)
+			return "the simulator saw something that it does not allow";
+		for (i = 0; i < after.count; i++)
+			if (after.objects[i].live != before->objects[i].live)
+				snprintf(what, sizeof(what), "leaks: %s %lld", after.objects[i].kind,
+					 (long long)(after.objects[i].live - before->objects[i].live));
+		if (!what[0])
+			return NULL;
+		usleep(10000);
+	}
+	return what;
+}
+
+static void run_test(const struct test *test)
+{
+	struct gpusim_live before = live_objects();
+	double start = now();
+	const char *problem, *said;
+	int status;
+	pid_t child;
+
+	say("running %s", test->name);
+	child = fork();
+	if (child == 0) {
+		setpgid(0, 0);
+		test->run();
+		exit(0);
+	}
+	status = wait_for(child, test->seconds ? test->seconds : DEFAULT_SECONDS);
+	kill(-child, SIGKILL);
+	inject_off();
+	limit_pages(0, 0);
+	problem = status == -1 ? "hangs" : leaked(&before);
+	said = scan_kernel_log(test->logs);
+	problem = said ? said : problem;
+	if (!problem && status)
+		problem = status > 128 ? strsignal(status - 128) : "";
+	if (problem || status) {
+		report("FAIL %s %.2fs %s", test->name, now() - start, problem);
+		failed++;
+	} else {
+		report("ok %s %.2fs", test->name, now() - start);
+		passed++;
+	}
+}
+
+static void run_tests(void)
+{
+	bool slow = !strcmp(setting("slow", "0"), "1");
+	const struct test *test;
+
+	for (test = __start_tests; test < __stop_tests; test++) {
+		if (fnmatch(setting("only", "*"), test->name, 0))
+			continue;
+		if ((test->needs_patch && !module_is_patched()) || (test->slow && !slow)) {
+			skipped++;
+			continue;
+		}
+		run_test(test);
+	}
+}
+
+static void finish(void)
+{
+	const char *problem;
+
+	save_coverage();
+	problem = unload_modules();
+	if (!problem)
+		problem = scan_kernel_log(NULL);
+	if (problem)
+		report("FAIL machine %s", problem);
+	report("verdict %s passed=%u failed=%u skipped=%u seconds=%.1f",
+	       !problem && !failed && passed ? "PASS" : "FAIL", passed, failed, skipped, now());
+	sync();
+	reboot(RB_POWER_OFF);
+}
+
+int main(void)
+{
+	set_up_machine();
+	scan_kernel_log("");
+	if (!strcmp(setting("mode", "test"), "shell")) {
+		run_shell();
+		reboot(RB_POWER_OFF);
+	}
+	run_tests();
+	finish();
+	return 1;
+}

@@ -1,0 +1,21 @@
+# The emulated machine that proves the patched module. See driver_patch/vm/README.md.
+VM := driver_patch/vm
+VM_RELEASES ?= 535.261.03 550.163.01
+VM_RELEASE ?= $(lastword $(VM_RELEASES))
+
+.PHONY: vm-test vm-shell vm-hardening vm-mutants vm-coverage
+
+vm-test: ## Test the patched kernel module on a simulated GPU in QEMU
+	$(VM)/test-all $(VM_RELEASES)
+
+vm-shell: ## A shell in the emulated machine (VM_RELEASE=…)
+	$(VM)/run $(VM_RELEASE) --shell --seconds 86400
+
+vm-hardening: ## The same tests with UVM's assertions and the kernel's slab checks
+	$(VM)/test-hardening $(VM_RELEASES)
+
+vm-coverage: ## Lines of uvm_vattn*.c that the tests execute
+	$(VM)/test-coverage $(VM_RELEASE)
+
+vm-mutants: ## Break the kernel code in 20 ways; every one must be caught
+	$(VM)/test-mutants $(VM_RELEASE)
