@@ -1,0 +1,101 @@
+"""The checkout that holds ``driver_patch/``: where it is, what was built there, building there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from pyvattn.driver.machine import Machine
+from pyvattn.driver.modules import ModuleFile, read_module
+from pyvattn.driver.stock import find_stock
+from pyvattn.errors import ConfigError, DriverUnavailable, InstallError, InstallRefused
+
+_BUILD_SCRIPT = Path("driver_patch/scripts/build-driver")
+_BUILT = "nvidia-uvm.ko"
+
+
+def find_checkout(named: Path | None = None) -> Path:
+    """Return the checkout of pyvattn: the one named, the current directory's, or the package's own.
+
+    Raises:
+        DriverUnavailable: there is none.
+    """
+    package = Path(__file__).resolve().parents[2]
+    for start in [named.resolve()] if named else [Path.cwd(), *Path.cwd().parents, package]:
+        if (start / "driver_patch/src/uvm_vattn.c").is_file():
+            return start
+    raise DriverUnavailable(
+        f"{named or Path.cwd()}: no checkout of pyvattn (it holds no driver_patch/). The kernel "
+        "patch is not part of the Python package: clone the repository and run this there, or "
+        "name it with --checkout."
+    )
+
+
+def find_built(machine: Machine, checkout: Path) -> Path:
+    """Return the module that ``make driver`` built for this kernel and driver.
+
+    Raises:
+        DriverUnavailable: nothing was built, or nothing that fits.
+        InstallRefused: several fit equally.
+    """
+    folder = checkout / "build"
+    built = [read_module(p) for p in sorted(folder.rglob(_BUILT))] if folder.is_dir() else []
+    patched = [module for module in built if module.is_patched]
+    fitting = [m for m in patched if m.kernel == machine.kernel and _fits(machine, m)]
+    if len({module.sha256 for module in fitting}) == 1:
+        return fitting[0].path
+    if fitting:
+        names = ", ".join(str(module.path) for module in fitting)
+        raise InstallRefused(
+            f"several modules fit ({names}): name one with --module (make MODULE=…)"
+        )
+    held = ", ".join(f"{m.release} for kernel {m.kernel}" for m in patched) or "nothing"
+    raise DriverUnavailable(
+        f"no patched nvidia-uvm.ko for kernel {machine.kernel} and the installed driver in "
+        f"{folder} (there: {held}). Run `make driver` first, or name one with --module "
+        "(make MODULE=…)."
+    )
+
+
+def _fits(machine: Machine, module: ModuleFile) -> bool:
+    try:
+        return find_stock(machine, module.release).release == module.release
+    except (DriverUnavailable, InstallRefused, ConfigError):
+        return True  # The plan says what is wrong with the driver.
+
+
+def find_source(machine: Machine, release: str) -> Path:
+    """Return the source tree of a driver release, as its DKMS package leaves it in ``/usr/src``.
+
+    Raises:
+        DriverUnavailable: there is none.
+    """
+    trees = machine.path("usr/src")
+    for tree in sorted(trees.glob(f"nvidia*-{release}")) if trees.is_dir() else []:
+        if any((tree / name).is_file() for name in ("nvidia-uvm/uvm.c", "kernel-open/Kbuild")):
+            return tree
+    raise DriverUnavailable(
+        f"{trees}: no source of the NVIDIA driver {release}. Install its DKMS package (such as "
+        f"nvidia-dkms-<branch>-open), or get the tag {release} of NVIDIA's open-gpu-kernel-modules "
+        "and name it with --source."
+    )
+
+
+def build(machine: Machine, checkout: Path, source: Path | None = None) -> Path:
+    """Build the patched nvidia-uvm for the machine's kernel and return the module.
+
+    Raises:
+        DriverUnavailable: no source of the installed driver's release is here.
+        InstallError: the build failed; with its last messages.
+    """
+    release = "" if source else find_stock(machine).release
+    tree = source or find_source(machine, release)
+    folder = checkout / "build" / "driver" / f"{release or tree.resolve().name}-{machine.kernel}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    command = [str(checkout / _BUILD_SCRIPT), str(tree), str(folder)]
+    environment = {**os.environ, "KERNEL": machine.kernel}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode != 0:
+        raise InstallError(f"the build failed:\n{done.stderr.strip()}")
+    return Path(done.stdout.strip().splitlines()[-1])
