@@ -50,6 +50,8 @@ def find_built(machine: Machine, checkout: Path) -> Path:
         raise InstallRefused(
             f"several modules fit ({names}): name one with --module (make MODULE=…)"
         )
+    if machine.is_live or machine.modules.is_dir():
+        find_stock(machine)  # Without a driver, that is what to say, not that nothing was built.
     held = ", ".join(f"{m.release} for kernel {m.kernel}" for m in patched) or "nothing"
     raise DriverUnavailable(
         f"no patched nvidia-uvm.ko for kernel {machine.kernel} and the installed driver in "

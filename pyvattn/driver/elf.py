@@ -46,7 +46,7 @@ def parse_module(data: bytes, name: str) -> ElfModule:
     """
     try:
         machine, sections = _sections(data)
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, IndexError, ValueError, OverflowError) as error:
         raise ConfigError(f"{name}: not a kernel module (64-bit ELF, little endian)") from error
     if ".modinfo" not in sections:
         raise ConfigError(f"{name}: not a kernel module (it has no .modinfo section)")

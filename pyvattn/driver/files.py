@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,10 +100,11 @@ def missing_directories(path: Path) -> list[Path]:
     return missing[::-1]
 
 
-def remove_empty(directories: list[Path]) -> None:
-    """Remove those of ``directories`` (outermost first) that are empty; keep the others."""
-    for directory in reversed(directories):
+def remove_empty(directories: Iterable[Path]) -> None:
+    """Remove those of ``directories`` that are empty, inner ones first; keep the others."""
+    for directory in sorted(directories, key=lambda path: len(path.parts), reverse=True):
         try:
             directory.rmdir()
-        except OSError:
-            return
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+                raise

@@ -38,7 +38,6 @@ def install(machine: Machine, request: Request) -> InstallPlan:
         plan.raise_if_refused()
         if not plan.nothing_to_do:
             journal = Journal(machine)
-            journal.sweep_unless(plan.record)
             files = _contents(machine, plan)
             if plan.record is not None:
                 _undo(machine, journal, plan.record)
@@ -100,15 +99,16 @@ def uninstall(machine: Machine, allow_in_use: bool = False, reload: bool = False
         plan.raise_if_refused()
         journal = Journal(machine)
         record = journal.read()
-        journal.sweep_unless(record)
-        if record is None:
-            return plan
         try:
+            if record is None:
+                journal.sweep()
+                return plan
             journal.mark(UNINSTALLING)
             _undo(machine, journal, record)
         except OSError as error:
             raise InstallError(f"{error}. Repeat the uninstall; it goes on from here.") from error
-        plan.notes.append(_what_is_used_now(machine, record))
+        if not is_staging(machine, record):
+            plan.notes.append(_what_is_used_now(machine, record))
         if reload:
             reload_uvm(machine, patched=False)
     return plan
@@ -138,6 +138,7 @@ def _put(machine: Machine, journal: Journal, plan: InstallPlan, files: dict[Path
     for path in files:
         _stay_inside(machine, path)
     try:
+        journal.sweep()
         journal.begin(files, _about(plan))
         journal.put(files)
         if not plan.staged:

@@ -160,16 +160,15 @@ class Journal:
         """Remove what was set aside, the record, and the directories that were made."""
         for entry in record.entries:
             remove_file(entry.backup)
-        remove_empty_trees(record.directories)
+        remove_empty(record.directories)
         remove_file(self._path)
-        remove_empty_trees(record.directories)
+        remove_empty(record.directories)
 
-    def sweep_unless(self, record: Record | None) -> None:
-        """Remove what a run has left that was interrupted before it had a ``record``."""
-        if record is None and self._home.is_dir():
-            remove_file(self._path)
-            folder = self._machine.path(_FOLDER)
-            remove_empty([folder.parent, folder, self._home])
+    def sweep(self) -> None:
+        """Where there is no record: remove what a run left that died before it wrote one."""
+        remove_file(self._path)
+        folder = self._machine.path(_FOLDER)
+        remove_empty([folder.parent, folder, self._home])
 
     def _write(self, record: Record) -> None:
         text = json.dumps(
@@ -210,12 +209,6 @@ class Journal:
     def _name(self, path: Path) -> str:
         # Relative to the root, so that an image may be mounted elsewhere next time.
         return str(path.relative_to(self._machine.root))
-
-
-def remove_empty_trees(directories: tuple[Path, ...]) -> None:
-    """Remove those directories that are empty, inner ones first."""
-    for directory in sorted(directories, key=lambda path: len(path.parts), reverse=True):
-        remove_empty([directory])
 
 
 @contextmanager

@@ -110,9 +110,7 @@ class ScratchMachine:
     def install_driver(self, stem: str = "nvidia", folder: str = "updates/dkms", **about) -> None:
         """NVIDIA's two modules, one of them compressed; ``about`` as for elf_module."""
         rm = {key: value for key, value in about.items() if key != "versions"}
-        self.write(
-            f"lib/modules/{KERNEL}/{folder}/{stem}.ko.xz", lzma.compress(elf_module(**rm))
-        )
+        self.write(f"lib/modules/{KERNEL}/{folder}/{stem}.ko.xz", lzma.compress(elf_module(**rm)))
         uvm = {**about, "license": OPEN}
         self.write(f"lib/modules/{KERNEL}/{folder}/{stem}-uvm.ko", elf_module(**uvm))
         self.depmod()
@@ -124,9 +122,7 @@ class ScratchMachine:
 
     def depmod(self) -> None:
         config = self.root / "etc/depmod.d"
-        subprocess.run(
-            [self.bin / "depmod", "-b", self.root, "-C", config, KERNEL], check=True
-        )
+        subprocess.run([self.bin / "depmod", "-b", self.root, "-C", config, KERNEL], check=True)
 
     def run_driver(self, release: str = RELEASE, is_open: bool = True) -> None:
         self.write("proc/driver/nvidia/version", _RUNNING[is_open].format(release) + "\nGCC\n")

@@ -1,0 +1,125 @@
+"""Whatever happens in the middle of an install or uninstall, the way back stays open."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from faults import fail, on_change
+from scratch_machine import KERNEL, elf_module
+
+from pyvattn.driver.install import install, uninstall
+from pyvattn.driver.journal import Journal
+from pyvattn.driver.plan import Request
+from pyvattn.driver.status import read_status
+from pyvattn.errors import InstallError
+
+OURS = f"lib/modules/{KERNEL}/updates/pyvattn/nvidia-uvm.ko"
+
+# More than there are changes, so that the last number proves that none was left out.
+MOST = 60
+
+
+def _killed_at(number: int, what: str, scratch) -> bool:
+    """Run in a process of its own that dies just before its Nth change; False if it finished."""
+    child = [sys.executable, str(Path(__file__).with_name("faults.py")), what]
+    child += [str(scratch.root), KERNEL, str(scratch.built), str(number)]
+    done = subprocess.run(child, capture_output=True, text=True, check=False, cwd=Path.cwd())
+    assert done.returncode in (0, 77), done.stderr
+    return done.returncode == 77
+
+
+@pytest.fixture
+def earlier_file(scratch):
+    """Something at our place already, so that setting aside and putting back are exercised."""
+    scratch.write(OURS, elf_module(filler=b"somebody's")).chmod(0o640)
+    scratch.depmod()
+
+
+@pytest.mark.usefixtures("earlier_file")
+def test_an_install_killed_at_any_change_can_be_undone(scratch, machine):
+    before = scratch.snapshot()
+    for number in range(1, MOST):
+        killed = _killed_at(number, "install", scratch)
+        uninstall(machine)
+        assert scratch.snapshot() == before, f"killed before change {number}"
+        if not killed:
+            break
+    assert not killed
+    assert number > 10
+
+
+@pytest.mark.usefixtures("earlier_file")
+def test_an_install_killed_at_any_change_can_be_repeated(scratch, machine):
+    before = scratch.snapshot()
+    for number in (3, 6, 9, 12):
+        assert _killed_at(number, "install", scratch)
+        install(machine, Request(scratch.built))
+        assert (scratch.root / OURS).read_bytes() == scratch.built.read_bytes()
+        uninstall(machine)
+        assert scratch.snapshot() == before, f"killed before change {number}"
+
+
+@pytest.mark.usefixtures("earlier_file")
+def test_an_uninstall_killed_at_any_change_can_be_repeated(scratch, machine):
+    before = scratch.snapshot()
+    for number in range(1, MOST):
+        install(machine, Request(scratch.built))
+        killed = _killed_at(number, "uninstall", scratch)
+        uninstall(machine)
+        assert scratch.snapshot() == before, f"killed before change {number}"
+        if not killed:
+            break
+    assert not killed
+    assert number > 5
+
+
+def test_status_tells_of_an_interrupted_install(scratch, machine):
+    number = 1
+    while Journal(machine).read() is None:
+        assert _killed_at(number, "install", scratch)
+        number += 1
+    problems = read_status(machine).problems
+    assert any("interrupted" in problem and "uninstall" in problem for problem in problems)
+
+
+@pytest.mark.usefixtures("earlier_file")
+def test_an_install_that_fails_at_any_change_undoes_itself(scratch, machine):
+    before = scratch.snapshot()
+    for number in range(1, MOST):
+        with on_change(scratch.root, number, fail) as changes:
+            if not _fails(machine, scratch):
+                break
+        assert scratch.snapshot() == before, changes[number - 1]
+    assert number > 10
+    uninstall(machine)
+    assert scratch.snapshot() == before
+
+
+def _fails(machine, scratch) -> bool:
+    try:
+        install(machine, Request(scratch.built))
+    except InstallError as error:
+        assert "No space left" in str(error)
+        assert "as it was before" in str(error)
+        return True
+    return False
+
+
+@pytest.mark.usefixtures("earlier_file")
+def test_an_uninstall_that_fails_at_any_change_can_be_repeated(scratch, machine):
+    before = scratch.snapshot()
+    for number in range(1, MOST):
+        install(machine, Request(scratch.built))
+        with on_change(scratch.root, number, fail) as changes:
+            try:
+                uninstall(machine)
+                break
+            except InstallError as error:
+                assert "Repeat the uninstall" in str(error)
+        uninstall(machine)
+        assert scratch.snapshot() == before, changes[number - 1]
+    assert number > 5
+    assert scratch.snapshot() == before

@@ -1,0 +1,184 @@
+"""Status, reloading and reading modules."""
+
+from __future__ import annotations
+
+import pytest
+from scratch_machine import KERNEL, PATCHED, RELEASE, elf_module
+
+from pyvattn.driver.checkout import find_built, find_checkout, find_source
+from pyvattn.driver.elf import parse_module
+from pyvattn.driver.install import install
+from pyvattn.driver.machine import Machine
+from pyvattn.driver.plan import Request
+from pyvattn.driver.processes import gpu_users
+from pyvattn.driver.reload import reload_uvm
+from pyvattn.driver.report import status_lines
+from pyvattn.driver.status import read_status
+from pyvattn.errors import ConfigError, DriverUnavailable, InstallError, InstallRefused
+
+
+def test_a_machine_without_a_driver_is_no_error(tmp_path):
+    status = read_status(Machine(tmp_path, KERNEL))
+    assert not status.has_driver
+    assert not status.problems
+    assert "none on this machine" in "\n".join(status_lines(status))
+
+
+def test_a_container_is_recognised(tmp_path):
+    (tmp_path / ".dockerenv").touch()
+    status = read_status(Machine(tmp_path, KERNEL))
+    assert "container" in "\n".join(status_lines(status))
+
+
+def test_a_stock_driver_is_told_how_to_get_fine_pages(scratch, machine):
+    scratch.load_uvm(patched=False)
+    status = read_status(machine)
+    assert status.running is not None
+    assert status.running.release == RELEASE
+    assert status.running.is_open
+    assert status.loaded is not None
+    assert not status.loaded.is_patched
+    assert any("make install" in line for line in status.advice)
+
+
+def test_the_proprietary_driver_is_told_apart(scratch, machine):
+    scratch.run_driver("535.1.2", is_open=False)
+    status = read_status(machine)
+    assert status.running is not None
+    assert (status.running.release, status.running.flavour) == ("535.1.2", "proprietary")
+    assert any("open kernel modules" in line for line in status.advice)
+
+
+def test_after_an_install_it_waits_for_a_reload_then_is_in_use(scratch, machine):
+    install(machine, Request(scratch.built))
+    scratch.load_uvm(patched=False)
+    assert any("takes effect" in line for line in read_status(machine).advice)
+    scratch.load_uvm(patched=True)
+    assert read_status(machine).advice == ("The patched driver is in use.",)
+
+
+def test_an_upgraded_driver_under_our_module_is_a_problem(scratch, machine):
+    install(machine, Request(scratch.built))
+    scratch.install_driver(release="590.1")
+    assert any("590.1" in problem for problem in read_status(machine).problems)
+
+
+def test_a_changed_file_is_a_problem(scratch, machine):
+    install(machine, Request(scratch.built))
+    (scratch.modules / "updates/pyvattn/nvidia-uvm.ko").write_bytes(b"?")
+    assert any("changed" in problem for problem in read_status(machine).problems)
+
+
+def test_modules_of_two_releases_in_one_kernel_are_a_problem(scratch, machine):
+    scratch.load_uvm(patched=True, release="570.1")
+    assert any("570.1" in problem for problem in read_status(machine).problems)
+
+
+def test_a_record_that_cannot_be_read_is_a_problem(scratch, machine):
+    install(machine, Request(scratch.built))
+    (scratch.root / f"var/lib/pyvattn/driver/{KERNEL}/manifest.json").write_text("{")
+    assert any("cannot be understood" in problem for problem in read_status(machine).problems)
+
+
+def test_processes_that_vanish_or_hold_other_files_are_left_out(scratch, machine):
+    scratch.process(10, "bash", "/dev/pts/0")
+    scratch.process(11, "python3", "/dev/nvidia0", "/dev/nvidia0", "/dev/nvidia-uvm")
+    (scratch.root / "proc/12").mkdir()
+    users = gpu_users(machine).users
+    assert [(user.pid, user.devices) for user in users] == [
+        (11, ("/dev/nvidia-uvm", "/dev/nvidia0"))
+    ]
+
+
+def _modprobe_that_loads(scratch, patched: bool) -> None:
+    module = scratch.root / "sys/module/nvidia_uvm"
+    scratch.tool("rmmod", f'#!/bin/sh\n[ "$1" = nvidia_uvm ] && rm -r {module}\n')
+    parameter = f"mkdir {module}/parameters; touch {module}/parameters/uvm_vattn_enable"
+    scratch.tool("modprobe", f"#!/bin/sh\nmkdir {module}\n{parameter if patched else ''}\n")
+
+
+def test_reloading_loads_what_was_installed(scratch, machine):
+    scratch.load_uvm(patched=False)
+    _modprobe_that_loads(scratch, patched=True)
+    reload_uvm(machine, patched=True)
+    assert machine.loaded_uvm().is_patched
+
+
+def test_reloading_notices_when_another_module_came(scratch, machine):
+    scratch.load_uvm(patched=False)
+    _modprobe_that_loads(scratch, patched=False)
+    with pytest.raises(InstallError, match="instead of the patched"):
+        reload_uvm(machine, patched=True)
+
+
+def test_reloading_reports_what_rmmod_says(scratch, machine):
+    scratch.load_uvm(patched=False)
+    scratch.tool("rmmod", "#!/bin/sh\necho rmmod: Module is in use >&2; exit 1\n")
+    with pytest.raises(InstallError, match="Module is in use"):
+        reload_uvm(machine, patched=True)
+
+
+def test_what_is_no_module_is_refused_however_it_is_cut(scratch):
+    whole = elf_module(parm=PATCHED, versions={"kfree": 1})
+    assert parse_module(whole, "m").versions == {"kfree": 1}
+    for length in range(0, len(whole), 7):
+        with pytest.raises(ConfigError, match="not a kernel module"):
+            parse_module(whole[:length], "m")
+
+
+def test_damaged_headers_are_refused(scratch):
+    whole = elf_module(parm=PATCHED)
+    for position in range(16, 64):
+        damaged = whole[:position] + b"\xff" + whole[position + 1 :]
+        try:
+            parse_module(damaged, "m")
+        except ConfigError:
+            continue
+
+
+def _checkout(tmp_path, *built: bytes):
+    (tmp_path / "checkout/driver_patch/src").mkdir(parents=True)
+    (tmp_path / "checkout/driver_patch/src/uvm_vattn.c").touch()
+    for number, data in enumerate(built):
+        folder = tmp_path / f"checkout/build/driver/{number}"
+        folder.mkdir(parents=True)
+        (folder / "nvidia-uvm.ko").write_bytes(data)
+    return find_checkout(tmp_path / "checkout")
+
+
+def test_of_what_was_built_the_module_that_fits_is_taken(scratch, machine, tmp_path):
+    checkout = _checkout(
+        tmp_path,
+        elf_module(),
+        elf_module(parm=PATCHED, release="535.1"),
+        elf_module(parm=PATCHED),
+        elf_module(parm=PATCHED, vermagic="6.12.0 SMP "),
+    )
+    assert find_built(machine, checkout).parent.name == "2"
+
+
+def test_two_builds_that_fit_are_for_the_user_to_choose_from(scratch, machine, tmp_path):
+    checkout = _checkout(
+        tmp_path, elf_module(parm=PATCHED), elf_module(parm=PATCHED, filler=b"another")
+    )
+    with pytest.raises(InstallRefused, match="several modules fit"):
+        find_built(machine, checkout)
+
+
+def test_without_a_build_it_says_what_is_there(scratch, machine, tmp_path):
+    checkout = _checkout(tmp_path, elf_module(parm=PATCHED, release="535.1"))
+    with pytest.raises(DriverUnavailable, match=r"there: 535.1 for kernel.*make driver"):
+        find_built(machine, checkout)
+
+
+def test_the_source_of_the_installed_release_is_found(scratch, machine):
+    with pytest.raises(DriverUnavailable, match="no source"):
+        find_source(machine, RELEASE)
+    scratch.write("usr/src/nvidia-535.1/nvidia-uvm/uvm.c", "")
+    tree = scratch.write(f"usr/src/nvidia-{RELEASE}/nvidia-uvm/uvm.c", "").parents[1]
+    assert find_source(machine, RELEASE) == tree
+
+
+def test_outside_a_checkout_it_says_so(tmp_path):
+    with pytest.raises(DriverUnavailable, match="no checkout"):
+        find_checkout(tmp_path)
