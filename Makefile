@@ -87,3 +87,4 @@ clean-env: ## Remove .venv, to set up anew
 # The driver patch brings its own targets.
 -include driver_patch/driver.mk
 -include driver_patch/vm/vm.mk
+-include driver_patch/install/install.mk

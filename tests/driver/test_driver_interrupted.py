@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from faults import fail, on_change
+from change_faults import fail, on_change
 from scratch_machine import KERNEL, elf_module
 
 from pyvattn.driver.install import install, uninstall
@@ -24,7 +24,7 @@ MOST = 60
 
 def _killed_at(number: int, what: str, scratch) -> bool:
     """Run in a process of its own that dies just before its Nth change; False if it finished."""
-    child = [sys.executable, str(Path(__file__).with_name("faults.py")), what]
+    child = [sys.executable, str(Path(__file__).with_name("change_faults.py")), what]
     child += [str(scratch.root), KERNEL, str(scratch.built), str(number)]
     done = subprocess.run(child, capture_output=True, text=True, check=False, cwd=Path.cwd())
     assert done.returncode in (0, 77), done.stderr
