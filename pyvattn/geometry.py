@@ -59,6 +59,12 @@ class Geometry:
     views: tuple[LayerViews, ...]
 
     @property
+    def layout_name(self) -> str:
+        """The layout in words: ``layer``, ``token``, or ``token by 4`` for arenas of 4 layers."""
+        few = self.layout == "token" and self.arenas > 1
+        return f"token by {self.layers_per_arena}" if few else self.layout
+
+    @property
     def pages_per_row(self) -> int:
         """Pages of a full row, the guard included."""
         return self.row_bytes // self.page_size

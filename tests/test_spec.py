@@ -218,6 +218,7 @@ class TestGeometry:
         geometry = llama().geometry("token", "64K", layers_per_arena=4)
         assert geometry.arenas == 8
         assert geometry.token_bytes == 4 * 4096
+        assert geometry.layout_name == "token by 4"
         assert geometry.views[6].k.arena == 1
         assert geometry.views[6].k.offset == 2 * 4096
 

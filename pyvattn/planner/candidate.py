@@ -31,6 +31,7 @@ class Candidate:
     """
 
     layout: str
+    layout_name: str
     layers_per_arena: int
     page_size: int
     arenas: int
@@ -95,6 +96,7 @@ def evaluate(
     verdict = tlb.judge(geometry, costs.page_table)
     return Candidate(
         layout=geometry.layout,
+        layout_name=geometry.layout_name,
         layers_per_arena=geometry.layers_per_arena,
         page_size=page,
         arenas=geometry.arenas,

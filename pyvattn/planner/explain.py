@@ -26,13 +26,8 @@ def summary(spec: CacheSpec, costs: DriverCosts, workload: Workload, choice: Can
 
 
 def describe(candidate: Candidate) -> str:
-    """Name a candidate: layout, arenas and page size."""
-    group = candidate.layers_per_arena
-    if candidate.layout == "token" and candidate.arenas > 1:
-        layout = f"layout token, {group} layer{'s' if group > 1 else ''} an arena"
-    else:
-        layout = f"layout {candidate.layout}"
-    return f"{layout}, {format_page_size(candidate.page_size)} pages"
+    """Name a candidate: layout and page size."""
+    return f"layout {candidate.layout_name}, {format_page_size(candidate.page_size)} pages"
 
 
 def rejection(candidate: Candidate) -> str:

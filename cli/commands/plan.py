@@ -1,0 +1,202 @@
+"""``pyvattn plan``: the planner's choice for a model, and why."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.text import Text
+
+from pyvattn.cli.model_options import model_options, read_model
+from pyvattn.cli.output import console, json_option, print_json, table
+from pyvattn.cli.types import Size
+from pyvattn.planner import (
+    DEFAULT_COSTS,
+    Candidate,
+    DriverCosts,
+    Plan,
+    Workload,
+    default_costs,
+    load_calibration,
+    plan,
+    typical_workload,
+)
+from pyvattn.spec import CacheSpec
+from pyvattn.units import format_page_size, format_size
+
+
+@click.command()
+@click.argument("config", required=False, type=click.Path())
+@model_options
+@click.option(
+    "--driver",
+    type=click.Choice(["all", *DEFAULT_COSTS]),
+    default="all",
+    help="Driver to plan for; with one, every candidate is shown [all].",
+)
+@click.option("--page-size", type=Size(auto=True), default="auto", help="Keep to this size [auto].")
+@click.option(
+    "--layout",
+    type=click.Choice(["auto", "layer", "token"]),
+    default="auto",
+    help="Keep to this layout [auto].",
+)
+@click.option("--few-layers", is_flag=True, help="Try arenas of a few layers as well.")
+@click.option("--batch", type=int, help="Requests in a step [as many as slots, at most 256].")
+@click.option("--prompt", type=int, help="Tokens of a prompt [1155, mean of the Azure trace].")
+@click.option("--generated", type=int, help="Tokens that a request generates [211].")
+@click.option("--weights", type=Size(), help="Bytes of weights that a step reads [0].")
+@click.option("--memory", type=Size(), help="Say how many requests fit in this much memory.")
+@click.option(
+    "--calibration",
+    type=click.Path(exists=True, dir_okay=False),
+    help="JSON with this machine's costs of calls.",
+)
+@json_option
+def command(config: str | None, as_json: bool, **options: Any) -> None:
+    """Choose the page size and layout for a model, and explain the choice.
+
+    CONFIG is a Hugging Face config.json, or the folder it lies in. Nothing is
+    opened, mapped or downloaded.
+    """
+    shape = ("layers", "kv_heads", "head_dim", "latent_dim", "rope_dim", "dtype", "max_tokens",
+             "max_slots", "tensor_parallel")  # fmt: skip
+    spec = read_model(config, **{name: options.pop(name) for name in shape})
+    memory, driver = options.pop("memory"), options.pop("driver")
+    load = _workload(spec, config, options)
+    drivers = list(DEFAULT_COSTS) if driver == "all" else [driver]
+    if driver == "all" and options["page_size"] != "auto":
+        # A page size by name leaves out the drivers that do not have it.
+        drivers = [
+            name for name in drivers if options["page_size"] in _costs(name, None).page_sizes
+        ]
+    calibration = options.pop("calibration")
+    plans = [
+        plan(spec, driver=name, workload=load, costs=_costs(name, calibration), **options)
+        for name in drivers or ["host"]
+    ]
+    if as_json:
+        print_json({"spec": asdict(spec), "plans": [_as_dict(made, memory) for made in plans]})
+        return
+    out = console()
+    out.print(Text(_model_line(spec)))
+    out.print()
+    for made in plans:
+        _print_plan(made, memory, whole=driver != "all")
+    if driver == "all":
+        out.print(Text("--driver NAME shows every candidate and why it was not taken."))
+
+
+def _workload(spec: CacheSpec, config: str | None, options: dict[str, Any]) -> Workload:
+    given = {
+        name: value
+        for name in ("batch", "prompt", "generated")
+        if (value := options.pop(name)) is not None
+    }
+    weights = options.pop("weights") or _weights_beside(config)
+    return replace(typical_workload(spec), weight_bytes=weights, **given)
+
+
+def _weights_beside(config: str | None) -> int:
+    """Return the size of the weights if their index lies beside the config, else 0."""
+    if config is None:
+        return 0
+    folder = Path(config) if Path(config).is_dir() else Path(config).parent
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return int(index["metadata"]["total_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _costs(driver: str, calibration: str | None) -> DriverCosts:
+    return load_calibration(calibration, driver) if calibration else default_costs(driver)
+
+
+def _model_line(spec: CacheSpec) -> str:
+    if spec.kind == "mla":
+        shape = f"latent vectors of {spec.latent_dim} + {spec.rope_dim}"
+    else:
+        shape = f"{spec.kv_heads} KV heads of {spec.head_dim}"
+    return (
+        f"{spec.layers} layers, {shape}, {spec.dtype}: {format_size(spec.token_bytes)} a token; "
+        f"up to {spec.max_slots} requests of {spec.max_tokens} tokens"
+    )
+
+
+def _fits(candidate: Candidate, made: Plan, memory: int) -> int:
+    held = made.workload.context * made.spec.token_bytes + candidate.waste_mean_bytes
+    return int(memory / held)
+
+
+def _print_plan(made: Plan, memory: int | None, whole: bool) -> None:
+    out = console()
+    out.print(Text(made.summary))
+    if memory is not None:
+        fit = _fits(made.choice, made, memory)
+        out.print(Text(f"{fit} such requests fit in {format_size(memory)}."))
+    for warning in made.warnings:
+        out.print(Text(f"Warning: {warning}", style="yellow"))
+    if whole:
+        out.print()
+        out.print(_candidate_table(made))
+    out.print()
+
+
+def _candidate_table(made: Plan) -> Any:
+    columns = ("layout", "page", "arenas", "tok/page", "tok/entry", "waste tok", "waste",
+               "kernels", "in all", "calls", "of step", "<verdict")  # fmt: skip
+    return table(
+        "Candidates, best first; per request and per step",
+        columns,
+        [_row(c, made) for c in made.candidates],
+    )
+
+
+def _row(candidate: Candidate, made: Plan) -> tuple[str, ...]:
+    entry, loss = candidate.tokens_per_entry, candidate.kernel_loss
+    return (
+        candidate.layout_name,
+        format_page_size(candidate.page_size),
+        str(candidate.arenas),
+        f"{candidate.tokens_per_page:.4g}",
+        "" if entry is None else f"{entry:.4g}",
+        f"{candidate.waste_mean_tokens:.4g}",
+        f"{candidate.waste_share:.1%}",
+        "" if loss is None else f"{loss:.0%}",
+        "" if candidate.loss is None else f"{candidate.loss:.1%}",
+        f"{candidate.calls_per_step:.3g}",
+        f"{candidate.map_share:.1%}",
+        _verdict(candidate, made),
+    )
+
+
+def _verdict(candidate: Candidate, made: Plan) -> str:
+    if candidate is made.choice:
+        return "chosen"
+    if candidate.refused:
+        return "refused: TLB"
+    return "" if candidate.hidden else "cannot hide"
+
+
+def _as_dict(made: Plan, memory: int | None) -> dict[str, Any]:
+    def one(candidate: Candidate) -> dict[str, Any]:
+        result = {
+            **asdict(candidate),
+            "hidden": candidate.hidden,
+            "loss": candidate.loss,
+        }
+        return result if memory is None else {**result, "fits": _fits(candidate, made, memory)}
+
+    return {
+        "driver": made.costs.driver,
+        "costs": asdict(made.costs),
+        "workload": asdict(made.workload),
+        "choice": one(made.choice),
+        "candidates": [one(candidate) for candidate in made.candidates],
+        "warnings": list(made.warnings),
+        "explanation": made.explanation,
+    }

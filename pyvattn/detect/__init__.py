@@ -1,0 +1,36 @@
+"""Which drivers this machine offers, and why the others are not available.
+
+One file for each driver; the order is that of preference on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyvattn.detect import cumem, host, patched, stock_uvm
+from pyvattn.detect.core import Ask, ask_core
+from pyvattn.detect.machine import Machine, read_machine
+from pyvattn.detect.report import DriverReport
+
+_DETECTORS = (patched.detect, stock_uvm.detect, cumem.detect, host.detect)
+# What `auto` may choose on a CUDA device: never stock-uvm, never host.
+_AUTO_ON_CUDA = (patched.NAME, cumem.NAME)
+
+
+def detect_drivers(
+    device: int = 0, machine: Machine | None = None, ask: Ask | None = None
+) -> tuple[DriverReport, ...]:
+    """Report on every driver for CUDA device number ``device``; never raises."""
+    machine = machine or read_machine()
+    ask = ask or ask_core(device)
+    return tuple(detect(machine, ask) for detect in _DETECTORS)
+
+
+def auto_driver(reports: Sequence[DriverReport], device: str) -> str | None:
+    """Return the driver that ``auto`` means on ``device`` ("cpu" or "cuda…"), None for none."""
+    wanted = (host.NAME,) if device == "cpu" else _AUTO_ON_CUDA
+    available = {report.name for report in reports if report.available}
+    return next((name for name in wanted if name in available), None)
+
+
+__all__ = ["DriverReport", "Machine", "auto_driver", "detect_drivers", "read_machine"]

@@ -1,0 +1,21 @@
+"""The ``cumem`` driver: CUDA's public virtual memory management."""
+
+from __future__ import annotations
+
+from pyvattn.detect.core import Ask
+from pyvattn.detect.machine import Machine
+from pyvattn.detect.report import DriverReport
+from pyvattn.errors import DriverUnavailable
+
+NAME = "cumem"
+
+
+def detect(machine: Machine, ask: Ask) -> DriverReport:
+    """Report on ``cumem``; any CUDA GPU with a recent driver has it."""
+    if (reason := machine.no_gpu_reason) is not None:
+        return DriverReport(NAME, False, reason, advice="use device='cpu' here")
+    try:
+        sizes = ask(NAME)
+    except DriverUnavailable as error:
+        return DriverReport(NAME, False, str(error))
+    return DriverReport(NAME, True, "CUDA's virtual memory management", sizes)

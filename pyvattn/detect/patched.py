@@ -1,0 +1,32 @@
+"""The ``patched`` driver: our ioctls in a patched nvidia-uvm."""
+
+from __future__ import annotations
+
+from pyvattn.detect.core import Ask
+from pyvattn.detect.machine import Machine
+from pyvattn.detect.report import DriverReport
+from pyvattn.errors import DriverUnavailable
+
+NAME = "patched"
+
+_HOW = "driver_patch/README.md describes how to patch nvidia-uvm"
+
+
+def detect(machine: Machine, ask: Ask) -> DriverReport:
+    """Report on ``patched``; only NVIDIA's open kernel modules can be patched."""
+    if machine.wsl:
+        return DriverReport(NAME, False, "WSL has no nvidia-uvm module of its own")
+    if (reason := machine.no_gpu_reason) is not None:
+        return DriverReport(NAME, False, reason)
+    if not machine.open_modules:
+        return DriverReport(
+            NAME,
+            False,
+            f"NVIDIA driver {machine.release} is the proprietary flavour: the patch is for the "
+            "open kernel modules",
+        )
+    try:
+        sizes = ask(NAME)
+    except DriverUnavailable as error:
+        return DriverReport(NAME, False, str(error), advice=_HOW)
+    return DriverReport(NAME, True, "the patched nvidia-uvm is loaded", sizes)

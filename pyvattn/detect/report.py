@@ -1,0 +1,20 @@
+"""What detection says of one driver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DriverReport:
+    """Whether this machine offers a driver, and the reason in one line either way.
+
+    ``page_sizes`` are in bytes and empty where the driver is not available;
+    ``advice`` says what would help, or how to ask for it.
+    """
+
+    name: str
+    available: bool
+    reason: str
+    page_sizes: tuple[int, ...] = ()
+    advice: str = ""

@@ -1,0 +1,116 @@
+"""What a replay asks of an allocator, and the two that the cache is compared with."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Protocol
+
+from pyvattn.errors import ConfigError, OutOfMemory
+from pyvattn.spec import CacheSpec
+
+
+class Allocator(Protocol):
+    """Memory for requests that are named by small numbers, their rows.
+
+    ``step`` backs every length or, with :class:`~pyvattn.errors.OutOfMemory`,
+    changes nothing. Bytes: ``held_bytes`` belong to live requests;
+    ``mapped_bytes`` also counts what is kept for the next ones.
+    """
+
+    @property
+    def label(self) -> str:
+        """The name for tables."""
+
+    def can_admit(self, tokens: int) -> bool:
+        """Return whether a request of ``tokens`` would find memory now."""
+
+    def admit(self, tokens: int) -> int:
+        """Return the row of a new request; its memory comes with a step."""
+
+    def step(self, rows: array[int], lengths: array[int]) -> None:
+        """Back ``lengths[i]`` tokens of ``rows[i]``; both are arrays of type ``q``."""
+
+    def release(self, row: int) -> None:
+        """End a request."""
+
+    def memory(self) -> tuple[int, int]:
+        """Return (held_bytes, mapped_bytes) as they are now."""
+
+    def calls(self) -> tuple[int, int]:
+        """Return (map calls, unmap calls) made to the driver so far."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class _BlockAllocator:
+    """Blocks of equal size out of a fixed pool; a row holds as many as it needs."""
+
+    def __init__(self, spec: CacheSpec, memory_limit: int, block_tokens: int, label: str) -> None:
+        self.label = label
+        self._block_tokens = block_tokens
+        self._block_bytes = block_tokens * spec.token_bytes
+        self._free = self._blocks = memory_limit // self._block_bytes
+        self._rows = list(range(spec.max_slots))[::-1]
+        self._held: dict[int, int] = {}
+        if not self._blocks:
+            raise ConfigError(
+                f"{label} allocation needs at least {self._block_bytes} bytes of memory, "
+                f"not {memory_limit}"
+            )
+
+    def _blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self._block_tokens)
+
+    def can_admit(self, tokens: int) -> bool:
+        return bool(self._rows) and self._blocks_for(tokens) <= self._free
+
+    def admit(self, tokens: int) -> int:
+        row = self._rows.pop()
+        self._held[row] = 0
+        return row
+
+    def step(self, rows: array[int], lengths: array[int]) -> None:
+        size, held = self._block_tokens, self._held
+        missing = {}
+        for row, length in zip(rows, lengths, strict=True):
+            blocks = -(-length // size)
+            if blocks > held[row]:
+                missing[row] = blocks
+        wanted = sum(blocks - held[row] for row, blocks in missing.items())
+        if wanted > self._free:
+            raise OutOfMemory(
+                f"{wanted} blocks are needed and {self._free} are free",
+                wanted * self._block_bytes,
+                self._free * self._block_bytes,
+            )
+        self._free -= wanted
+        held.update(missing)
+
+    def release(self, row: int) -> None:
+        self._free += self._held.pop(row)
+        self._rows.append(row)
+
+    def memory(self) -> tuple[int, int]:
+        held = (self._blocks - self._free) * self._block_bytes
+        return held, held
+
+    def calls(self) -> tuple[int, int]:
+        return 0, 0
+
+    def close(self) -> None:
+        self._held.clear()
+
+
+class StaticAllocator(_BlockAllocator):
+    """Every request gets room for ``max_tokens`` when it joins."""
+
+    def __init__(self, spec: CacheSpec, memory_limit: int) -> None:
+        super().__init__(spec, memory_limit, spec.max_tokens, "static")
+
+
+class PagedAllocator(_BlockAllocator):
+    """Blocks of ``block_tokens`` tokens, as paged attention has them."""
+
+    def __init__(self, spec: CacheSpec, memory_limit: int, block_tokens: int = 16) -> None:
+        super().__init__(spec, memory_limit, block_tokens, f"paged, {block_tokens} tokens")

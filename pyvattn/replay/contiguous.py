@@ -1,0 +1,77 @@
+"""The contiguous cache as a replay's allocator: the real core, counting instead of mapping."""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+from pyvattn.cache import KVCache
+from pyvattn.spec import CacheSpec
+from pyvattn.units import format_page_size
+
+if TYPE_CHECKING:
+    from pyvattn.cache import Slot
+
+
+class ContiguousAllocator:
+    """A :class:`pyvattn.KVCache` in accounting mode.
+
+    The background is off, so that equal traces give equal counts; a released
+    slot keeps its pages until memory is short.
+    """
+
+    def __init__(
+        self,
+        spec: CacheSpec,
+        memory_limit: int,
+        page_size: int,
+        layout: str,
+        layers_per_arena: int | None = None,
+    ) -> None:
+        self._cache = KVCache(
+            spec,
+            device="cpu",
+            driver="host",
+            page_size=page_size,
+            layout=layout,
+            layers_per_arena=layers_per_arena,
+            memory=memory_limit,
+            eager=False,
+            accounting=True,
+        )
+        self.geometry = self._cache.geometry
+        self.label = f"{self.geometry.layout_name}, {format_page_size(page_size)}"
+        self._slots: dict[int, Slot] = {}
+
+    def can_admit(self, tokens: int) -> bool:
+        """See :class:`~pyvattn.replay.allocator.Allocator`, here and below."""
+        return self._cache.can_admit(tokens)
+
+    def admit(self, tokens: int) -> int:
+        """Acquire the slot that fits best."""
+        slot = self._cache.acquire(tokens)
+        row = int(slot)
+        self._slots[row] = slot
+        return row
+
+    def step(self, rows: array[int], lengths: array[int]) -> None:
+        """Make the lengths resident."""
+        self._cache.step_array(rows, lengths)
+
+    def release(self, row: int) -> None:
+        """Release the slot; it keeps its pages for the next request."""
+        self._cache.release(self._slots.pop(row))
+
+    def memory(self) -> tuple[int, int]:
+        """Return the bytes of live slots and of all slots."""
+        stats = self._cache.stats()
+        return stats.bytes_live, stats.bytes_mapped
+
+    def calls(self) -> tuple[int, int]:
+        """Return the driver's map and unmap calls."""
+        stats = self._cache.stats()
+        return stats.map_calls, stats.unmap_calls
+
+    def close(self) -> None:
+        """Close the cache."""
+        self._cache.close()
