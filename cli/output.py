@@ -44,7 +44,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     result = Table(title=title, title_justify="left", title_style="bold")
     for index, name in enumerate(columns):
         left = index == 0 or name.startswith("<")
-        result.add_column(name.removeprefix("<"), justify="left" if left else "right")
+        result.add_column(
+            name.removeprefix("<"), justify="left" if left else "right", no_wrap=not left
+        )
     for row in rows:
         result.add_row(*row)
     return result

@@ -46,8 +46,9 @@ class Allocator(Protocol):
 class _BlockAllocator:
     """Blocks of equal size out of a fixed pool; a row holds as many as it needs."""
 
-    def __init__(self, spec: CacheSpec, memory_limit: int, block_tokens: int, label: str) -> None:
-        self.label = label
+    name = "blocks"
+
+    def __init__(self, spec: CacheSpec, memory_limit: int, block_tokens: int) -> None:
         self._block_tokens = block_tokens
         self._block_bytes = block_tokens * spec.token_bytes
         self._free = self._blocks = memory_limit // self._block_bytes
@@ -55,9 +56,13 @@ class _BlockAllocator:
         self._held: dict[int, int] = {}
         if not self._blocks:
             raise ConfigError(
-                f"{label} allocation needs at least {self._block_bytes} bytes of memory, "
+                f"{self.label} allocation needs at least {self._block_bytes} bytes of memory, "
                 f"not {memory_limit}"
             )
+
+    @property
+    def label(self) -> str:
+        return self.name
 
     def _blocks_for(self, tokens: int) -> int:
         return -(-tokens // self._block_tokens)
@@ -105,12 +110,16 @@ class _BlockAllocator:
 class StaticAllocator(_BlockAllocator):
     """Every request gets room for ``max_tokens`` when it joins."""
 
+    name = "static"
+
     def __init__(self, spec: CacheSpec, memory_limit: int) -> None:
-        super().__init__(spec, memory_limit, spec.max_tokens, "static")
+        super().__init__(spec, memory_limit, spec.max_tokens)
 
 
 class PagedAllocator(_BlockAllocator):
-    """Blocks of ``block_tokens`` tokens, as paged attention has them."""
+    """Blocks of 16 tokens, as paged attention has them."""
 
-    def __init__(self, spec: CacheSpec, memory_limit: int, block_tokens: int = 16) -> None:
-        super().__init__(spec, memory_limit, block_tokens, f"paged, {block_tokens} tokens")
+    name = "paged, 16 tokens"
+
+    def __init__(self, spec: CacheSpec, memory_limit: int) -> None:
+        super().__init__(spec, memory_limit, 16)

@@ -39,9 +39,16 @@ class ContiguousAllocator:
             eager=False,
             accounting=True,
         )
-        self.geometry = self._cache.geometry
-        self.label = f"{self.geometry.layout_name}, {format_page_size(page_size)}"
+        self.label = self.name(spec, page_size, layout, layers_per_arena)
         self._slots: dict[int, Slot] = {}
+
+    @staticmethod
+    def name(
+        spec: CacheSpec, page_size: int, layout: str, layers_per_arena: int | None = None
+    ) -> str:
+        """Return the label that such an allocator has."""
+        geometry = spec.geometry(layout, page_size, layers_per_arena)
+        return f"{geometry.layout_name}, {format_page_size(page_size)}"
 
     def can_admit(self, tokens: int) -> bool:
         """See :class:`~pyvattn.replay.allocator.Allocator`, here and below."""

@@ -28,6 +28,7 @@ DEFAULT_STEP_SECONDS = 0.025
 class _Waiting:
     request: Request
     tokens: int
+    preempted: bool = False
 
 
 class _Batch:
@@ -100,7 +101,7 @@ class _Replay:
             if not arrived or not self.allocator.can_admit(head.tokens):
                 return
             self.queue.popleft()
-            if not self.saturated:
+            if not self.saturated and not head.preempted:
                 self.waited += self.clock - head.request.arrival
             row = self.allocator.admit(head.tokens)
             self.allocator.step(array("q", [row]), array("q", [head.tokens]))
@@ -108,6 +109,9 @@ class _Replay:
 
     def idle(self) -> None:
         """Move the clock to the next arrival, or find that its prompt can never fit."""
+        self.hold_admissions = False
+        if not self.queue:
+            return
         head = self.queue[0]
         if not self.saturated and head.request.arrival > self.clock:
             self.clock = head.request.arrival
@@ -115,7 +119,6 @@ class _Replay:
             self.queue.popleft()
             self.refused += 1
             self.total -= 1
-        self.hold_admissions = False
 
     def grow(self) -> None:
         """Back one more token of every live request, with fewer of them if need be."""
@@ -130,7 +133,7 @@ class _Replay:
     def preempt_youngest(self) -> None:
         tokens, request = self.batch.lengths[-1], self.batch.requests[-1]
         self.allocator.release(self.batch.leave(len(self.batch.rows) - 1))
-        self.queue.appendleft(_Waiting(request, tokens))
+        self.queue.appendleft(_Waiting(request, tokens, preempted=True))
         self.preempted += 1
         self.hold_admissions = bool(self.batch.rows)
         if not self.batch.rows:

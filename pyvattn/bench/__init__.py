@@ -1,0 +1,9 @@
+"""Measurements: paired in one process, with median and spread, kept as JSON.
+
+One file for each bench; :mod:`pyvattn.bench.registry` lists them.
+"""
+
+from pyvattn.bench.registry import BENCHES, Bench
+from pyvattn.bench.report import Measure, Report
+
+__all__ = ["BENCHES", "Bench", "Measure", "Report"]

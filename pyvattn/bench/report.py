@@ -1,0 +1,95 @@
+"""Results: measures with their targets, and the file they are kept in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+
+from pyvattn.bench.machine import describe_machine, describe_run
+from pyvattn.bench.timing import Timing
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure. ``low`` and ``high`` are quartiles where it was repeated.
+
+    ``at_least`` and ``at_most`` are the target, if there is one; ``note`` says
+    how the figure was got. ``baseline`` is what a ratio is over.
+    """
+
+    name: str
+    value: float
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    rounds: int = 1
+    at_least: float | None = None
+    at_most: float | None = None
+    note: str = ""
+
+    @property
+    def ok(self) -> bool | None:
+        """Whether the target is met; None without a target."""
+        if self.at_least is None and self.at_most is None:
+            return None
+        above = self.at_least is None or self.value >= self.at_least
+        return above and (self.at_most is None or self.value <= self.at_most)
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        timing: Timing,
+        unit: str,
+        *,
+        scale: float = 1.0,
+        at_least: float | None = None,
+        at_most: float | None = None,
+        note: str = "",
+    ) -> Measure:
+        """Return the measure of a timing, times ``scale``."""
+        return cls(
+            name,
+            timing.median * scale,
+            unit,
+            timing.low * scale,
+            timing.high * scale,
+            timing.rounds,
+            at_least,
+            at_most,
+            note,
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """All measures of one bench, with what is needed to judge and repeat them."""
+
+    bench: str
+    measures: Sequence[Measure]
+    run: dict[str, object] = field(default_factory=describe_run)
+    machine: dict[str, object] = field(default_factory=describe_machine)
+
+    @property
+    def ok(self) -> bool:
+        """Whether no target was missed."""
+        return all(measure.ok is not False for measure in self.measures)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return everything for JSON."""
+        return {
+            "bench": self.bench,
+            **self.run,
+            "machine": self.machine,
+            "measures": [{**asdict(measure), "ok": measure.ok} for measure in self.measures],
+        }
+
+    def write(self, folder: str | PathLike[str]) -> Path:
+        """Write ``<bench>.json`` into ``folder`` and return its path."""
+        path = Path(folder) / f"{self.bench}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
+        return path

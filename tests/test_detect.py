@@ -1,0 +1,125 @@
+"""Detection on machines that are made of files, with a core that answers as told."""
+
+import pytest
+
+from pyvattn import DriverUnavailable
+from pyvattn.detect import auto_driver, detect_drivers, read_machine
+from pyvattn.detect.core import ask_core
+from pyvattn.detect.machine import Machine
+from pyvattn.detect.probe import probe_page
+
+K, M = 1 << 10, 1 << 20
+
+OPEN = (
+    "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build\nGCC 12\n"
+)
+PROPRIETARY = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.261.03  Mon Jan 1 00:00:00\n"
+GPU = Machine("580.159.04", True, ("/dev/nvidia0",), control_node=True, uvm_node=True)
+
+
+def machine(tmp_path, version="", nodes=()):
+    (tmp_path / "dev").mkdir()
+    for node in nodes:
+        (tmp_path / "dev" / node).touch()
+    if version:
+        (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
+        (tmp_path / "proc/driver/nvidia/version").write_text(version)
+    return read_machine(tmp_path)
+
+
+def core(*offered):
+    sizes = {"patched": (64 * K, 2 * M), "stock-uvm": (64 * K, 2 * M), "cumem": (2 * M,),
+             "host": (64 * K,)}  # fmt: skip
+
+    def ask(driver):
+        if driver not in offered:
+            raise DriverUnavailable(f"the core says no to {driver}")
+        return sizes[driver]
+
+    return ask
+
+
+def reports(found, *offered):
+    return {report.name: report for report in detect_drivers(0, found, core(*offered))}
+
+
+class TestMachine:
+    def test_the_open_modules(self, tmp_path):
+        found = machine(
+            tmp_path, OPEN, ["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "nvidia-modeset"]
+        )
+        assert found.release == "580.159.04"
+        assert found.open_modules
+        assert found.gpus == ("/dev/nvidia0", "/dev/nvidia1")
+        assert found.no_gpu_reason is None
+
+    def test_the_proprietary_module(self, tmp_path):
+        found = machine(tmp_path, PROPRIETARY, ["nvidia0", "nvidiactl", "nvidia-uvm"])
+        assert (found.release, found.open_modules) == ("535.261.03", False)
+
+    def test_no_driver(self, tmp_path):
+        assert "no NVIDIA kernel driver" in machine(tmp_path).no_gpu_reason
+
+    def test_a_container_without_the_device_nodes(self, tmp_path):
+        assert "container" in machine(tmp_path, OPEN).no_gpu_reason
+
+
+class TestReports:
+    def test_every_driver_is_reported_with_a_reason(self):
+        for found in (GPU, Machine()):
+            for offered in ((), ("patched", "stock-uvm", "cumem", "host")):
+                for report in reports(found, *offered).values():
+                    assert report.reason
+                    assert report.available == bool(report.page_sizes)
+
+    def test_without_a_gpu_only_host_is_left(self):
+        found = reports(Machine(), "patched", "stock-uvm", "cumem", "host")
+        assert [name for name, report in found.items() if report.available] == ["host"]
+
+    def test_stock_uvm_says_how_to_ask_for_it(self):
+        found = reports(GPU, "stock-uvm", "cumem", "host")
+        assert "PYVATTN_DRIVER=stock-uvm" in found["stock-uvm"].advice
+        assert not found["patched"].available
+        assert "no to patched" in found["patched"].reason
+
+    def test_what_speaks_against_the_fine_drivers(self):
+        no_uvm = Machine("580.159.04", True, ("/dev/nvidia0",), control_node=True)
+        assert "/dev/nvidia-uvm" in reports(no_uvm, "stock-uvm")["stock-uvm"].reason
+        closed = Machine("535.1", False, ("/dev/nvidia0",), control_node=True, uvm_node=True)
+        assert "proprietary" in reports(closed, "patched")["patched"].reason
+        wsl = reports(Machine(wsl=True), "cumem", "stock-uvm", "patched")
+        assert wsl["cumem"].available
+        assert "WSL" in wsl["stock-uvm"].reason
+
+    @pytest.mark.parametrize(
+        ("offered", "device", "expected"),
+        [
+            (("patched", "stock-uvm", "cumem", "host"), "cuda:0", "patched"),
+            (("stock-uvm", "cumem", "host"), "cuda:0", "cumem"),
+            (("stock-uvm", "host"), "cuda:0", None),
+            (("host",), "cpu", "host"),
+        ],
+    )
+    def test_auto_never_takes_stock_uvm_and_never_falls_to_host(self, offered, device, expected):
+        found = tuple(reports(GPU, *offered).values())
+        assert auto_driver(found, device) == expected
+
+
+class TestTheCoreItself:
+    def test_it_offers_host_pages_from_64k_to_2m(self):
+        sizes = ask_core()("host")
+        assert min(sizes) == 64 * K
+        assert max(sizes) == 2 * M
+
+    def test_it_names_a_driver_that_it_lacks(self):
+        with pytest.raises(DriverUnavailable, match="no nonesuch driver"):
+            ask_core()("nonesuch")
+
+    def test_a_probe_of_every_host_page_succeeds(self):
+        for size in ask_core()("host"):
+            assert probe_page("host", size).ok
+
+    def test_a_probe_of_what_is_not_there_says_why(self):
+        probe = probe_page("host", 96 * K)
+        assert not probe.ok
+        assert "ConfigError" in probe.failure
