@@ -33,7 +33,7 @@ def command() -> None:
 @click.option("--out", type=click.Path(file_okay=False), help="Folder for core.json.")
 @json_option
 @click.pass_context
-def core(ctx: click.Context, out: str | None, as_json: bool, **options: Any) -> None:
+def core(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
     """Measure the core: bookkeeping against a plain block table, growth, replay, its own memory.
 
     Without --trace the replay runs a SYNTHETIC trace. The exit code is 1 if a

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pyvattn.cli.types import Size
+from pyvattn.cli.sizes import size_option
 
 
 @click.command()
@@ -14,14 +14,14 @@ from pyvattn.cli.types import Size
 @click.option("--requests", type=int, default=24, help="Prompts to serve [24].")
 @click.option("--max-new-tokens", type=int, default=64, help="Most tokens for each prompt [64].")
 @click.option("--driver", default="host", help="Driver of the cache [host].")
-@click.option("--page-size", type=Size(auto=True), default="auto", help="Page size [auto].")
+@size_option("--page-size", auto=True, default="auto", help="Page size [auto].")
 @click.option(
     "--layout",
     type=click.Choice(["auto", "layer", "token"]),
     default="auto",
     help="Layout of the cache [auto].",
 )
-@click.option("--memory", type=Size(), default="1GiB", help="Memory limit of the cache [1GiB].")
+@size_option("--memory", default="1GiB", help="Memory limit of the cache [1GiB].")
 @click.option(
     "--out",
     type=click.Path(file_okay=False),

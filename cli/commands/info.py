@@ -29,7 +29,7 @@ _PACKAGES = ("pyvattn", "torch", "transformers", "numpy", "cuda-python", "flash-
 @click.option("--device", type=int, default=0, help="Ordinal of the CUDA device [0].")
 @json_option
 @click.pass_context
-def command(ctx: click.Context, probe: bool, device: int, as_json: bool) -> None:
+def command(ctx: click.Context, /, probe: bool, device: int, as_json: bool) -> None:
     """Show drivers and why each is or is not available, page sizes, and versions.
 
     With --probe the exit code is 1 if a page of an available driver fails.

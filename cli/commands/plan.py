@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pyvattn.cli.model_options import model_options, read_model
 from pyvattn.cli.output import console, json_option, print_json, table
-from pyvattn.cli.types import Size
+from pyvattn.cli.sizes import size_option
 from pyvattn.planner import (
     DEFAULT_COSTS,
     Candidate,
@@ -37,7 +37,7 @@ from pyvattn.units import format_page_size, format_size
     default="all",
     help="Driver to plan for; with one, every candidate is shown [all].",
 )
-@click.option("--page-size", type=Size(auto=True), default="auto", help="Keep to this size [auto].")
+@size_option("--page-size", auto=True, default="auto", help="Keep to this size [auto].")
 @click.option(
     "--layout",
     type=click.Choice(["auto", "layer", "token"]),
@@ -48,8 +48,8 @@ from pyvattn.units import format_page_size, format_size
 @click.option("--batch", type=int, help="Requests in a step [as many as slots, at most 256].")
 @click.option("--prompt", type=int, help="Tokens of a prompt [1155, mean of the Azure trace].")
 @click.option("--generated", type=int, help="Tokens that a request generates [211].")
-@click.option("--weights", type=Size(), help="Bytes of weights that a step reads [0].")
-@click.option("--memory", type=Size(), help="Say how many requests fit in this much memory.")
+@size_option("--weights", help="Bytes of weights that a step reads [0].")
+@size_option("--memory", help="Say how many requests fit in this much memory.")
 @click.option(
     "--calibration",
     type=click.Path(exists=True, dir_okay=False),

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.text import Text
 
 from pyvattn.cli.model_options import model_options, read_model
 from pyvattn.cli.output import console, json_option, print_json, progress_console, table
-from pyvattn.cli.types import Size
+from pyvattn.cli.sizes import size_option
 from pyvattn.errors import ConfigError
 from pyvattn.geometry import LAYOUTS, check_layout, check_page_size
 from pyvattn.replay import Result
@@ -32,7 +40,7 @@ _SHAPE = ("layers", "kv_heads", "head_dim", "latent_dim", "rope_dim", "dtype", "
 @click.argument("trace", required=False, type=click.Path(dir_okay=False))
 @click.option("--config", type=click.Path(), help=f"A Hugging Face config.json [{_MODEL_NAME}].")
 @model_options
-@click.option("--memory", type=Size(), default="8GiB", help="Memory limit [8GiB].")
+@size_option("--memory", default="8GiB", help="Memory limit [8GiB].")
 @click.option("--page-sizes", default="64K,2M", help="Comma-separated page sizes [64K,2M].")
 @click.option("--layouts", default=",".join(LAYOUTS), help="Comma-separated [layer,token].")
 @click.option("--baselines/--no-baselines", default=True, help="Static and 16-token paged as well.")
@@ -100,12 +108,13 @@ def _run(
     found = []
     with Progress(*columns, console=progress_console(), transient=True) as bar:
         for case in todo:
-            task = bar.add_task(case.label, total=len(trace.requests))
-            result = run(
-                case, trace, spec, step_seconds, lambda done, t=task: bar.update(t, completed=done)
-            )
-            found.append(result)
+            show = partial(_show, bar, bar.add_task(case.label, total=len(trace.requests)))
+            found.append(run(case, trace, spec, step_seconds, show))
     return found
+
+
+def _show(bar: Progress, task: TaskID, done: int) -> None:
+    bar.update(task, completed=done)
 
 
 def _print(trace: Trace, spec: CacheSpec, memory: int, found: Sequence[Result]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pyvattn.errors import ConfigError
 from pyvattn.replay.allocator import Allocator, PagedAllocator, StaticAllocator
@@ -33,10 +34,11 @@ def cases(
     for layout in layouts:
         for size in page_sizes:
             name = ContiguousAllocator.name(spec, size, layout)
-            yield Case(name, lambda s=size, y=layout: ContiguousAllocator(spec, memory_limit, s, y))
+            make = partial(ContiguousAllocator, spec, memory_limit, size, layout)
+            yield Case(name, make)
     if baselines:
-        yield Case(StaticAllocator.name, lambda: StaticAllocator(spec, memory_limit))
-        yield Case(PagedAllocator.name, lambda: PagedAllocator(spec, memory_limit))
+        yield Case(StaticAllocator.name, partial(StaticAllocator, spec, memory_limit))
+        yield Case(PagedAllocator.name, partial(PagedAllocator, spec, memory_limit))
 
 
 def run(
