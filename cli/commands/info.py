@@ -17,7 +17,15 @@ from pyvattn.detect import DriverReport, auto_driver, detect_drivers, read_machi
 from pyvattn.units import format_page_size
 
 # Read from package metadata: nothing is imported.
-_PACKAGES = ("pyvattn", "torch", "transformers", "numpy", "cuda-python", "flash-attn", "flashinfer")
+_PACKAGES = (
+    "pyvattn",
+    "torch",
+    "transformers",
+    "numpy",
+    "cuda-python",
+    "flash-attn",
+    "flashinfer-python",
+)
 
 
 @click.command()
