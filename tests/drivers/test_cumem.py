@@ -194,6 +194,12 @@ def test_a_failed_roll_back_stops_the_driver_but_everything_can_be_given_back():
     space.close(0, 1)
 
 
+def test_a_driver_that_is_dropped_gives_everything_back():
+    space = Space()
+    space.driver.map(space.entries(0, 1, 5))
+    del space
+
+
 def test_a_sticky_kernel_fault_is_named_with_its_remedy():
     space = Space()
     stream = gpu.make_stream(0)

@@ -1,0 +1,38 @@
+"""Tests that need an NVIDIA GPU; elsewhere each is skipped with the reason."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@cache
+def why_no_gpu() -> str | None:
+    """Say why the tests of this folder cannot run here, or return ``None``."""
+    try:
+        import torch
+    except ImportError:
+        return "torch is not installed"
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no CUDA device"
+    from pyvattn import _native
+    from pyvattn.errors import DriverUnavailable
+
+    try:
+        _native.driver_capabilities("cumem", 0)
+    except DriverUnavailable as error:
+        return str(error)
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE not in item.path.parents:
+            continue
+        item.add_marker(pytest.mark.gpu)
+        if reason := why_no_gpu():
+            item.add_marker(pytest.mark.skip(reason=reason))
