@@ -19,6 +19,9 @@ static NV_STATUS prepare_entry(struct uvm_vattn_batch *batch, u32 index,
 
 	status = uvm_vattn_batch_claim(batch, index, start, entry->length,
 				       UVM_VATTN_MIN_PAGE, &range);
+	/* Twice in this batch: the second time nothing would be mapped. */
+	if (status == NV_ERR_UVM_ADDRESS_IN_USE)
+		return NV_ERR_INVALID_ADDRESS;
 	if (status != NV_OK)
 		return status;
 
