@@ -25,6 +25,16 @@ bool sim_injected(const char *name, NV_STATUS *status)
 	return fail;
 }
 
+/* For functions of nvidia-uvm itself, see ../instrument/gpusim_inject.c. */
+bool gpusim_fails(const char *name);
+bool gpusim_fails(const char *name)
+{
+	NV_STATUS status;
+
+	return sim_injected(name, &status);
+}
+EXPORT_SYMBOL(gpusim_fails);
+
 int sim_inject_arm(const struct gpusim_inject *request)
 {
 	if (strnlen(request->name, sizeof(request->name)) == sizeof(request->name))

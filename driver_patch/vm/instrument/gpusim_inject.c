@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+/*
+ * Linked into nvidia-uvm of the `checked` flavour, with --wrap: every allocation of UVM and
+ * of ours can be made to fail by the test interface, under the name "kvmalloc".
+ */
+#include <linux/types.h>
+
+bool gpusim_fails(const char *name);
+
+#define WRAP(function)											\
+	void *__real_##function(size_t size, const char *file, int line, const char *caller);		\
+	void *__wrap_##function(size_t size, const char *file, int line, const char *caller);		\
+	void *__wrap_##function(size_t size, const char *file, int line, const char *caller)		\
+	{												\
+		return gpusim_fails("kvmalloc") ? NULL : __real_##function(size, file, line, caller);	\
+	}
+
+WRAP(__uvm_kvmalloc)
+WRAP(__uvm_kvmalloc_zero)
