@@ -79,7 +79,9 @@ class Builder:
         if compiler is None:
             pytest.skip("no C++ compiler here")
         self.command = [compiler, "-std=c++17", "-O0", "-fPIC", f"-I{SOURCES}"]
-        sources = [*SOURCES.glob("emulation/*.cpp"), SOURCES / "core" / "errors.cpp"]
+        emulator = ["cuda_memory", "cuda_state", "cuda_streams", "control", "libcuda"]
+        sources = [SOURCES / "emulation" / f"{name}.cpp" for name in emulator]
+        sources.append(SOURCES / "core" / "errors.cpp")
         self.objects = [folder / f"{source.stem}-{source.parent.name}.o" for source in sources]
         for source, target in zip(sources, self.objects, strict=True):
             subprocess.run([*self.command, "-c", source, "-o", target], check=True)
