@@ -37,3 +37,8 @@ def test_both_generations_of_the_map_parameters_are_run():
 @pytest.mark.usefixtures("_machine")
 class TestEmulatedStockUvm(DriverConformance):
     name = "stock-uvm-emulated"
+
+
+@pytest.mark.usefixtures("_machine")
+class TestEmulatedPatched(DriverConformance):
+    name = "patched-emulated"

@@ -8,6 +8,7 @@
 #include "drivers/accounting.hpp"
 #include "drivers/cumem.hpp"
 #include "drivers/host.hpp"
+#include "drivers/nvidia/patched.hpp"
 #include "drivers/nvidia/stock_uvm.hpp"
 #include "emulation/libcuda.hpp"
 #include "emulation/nvidia_machine.hpp"
@@ -49,6 +50,18 @@ Capabilities describe_emulated_stock_uvm(int device) {
   return capabilities;
 }
 
+Capabilities describe_patched(int device) {
+  return PatchedDriver::describe(nvidia::real_platform(), device);
+}
+
+Capabilities describe_emulated_patched(int device) {
+  Capabilities capabilities = PatchedDriver::describe(emulation::nvidia_platform(), device);
+  capabilities.name = "patched-emulated";
+  capabilities.dlpack_device_type = 1;
+  capabilities.dlpack_device_id = 0;
+  return capabilities;
+}
+
 Capabilities describe_stock_uvm(int device) {
   return StockUvmDriver::describe(nvidia::real_platform(), device);
 }
@@ -80,6 +93,19 @@ const std::vector<Row>& table() {
          return std::make_shared<StockUvmDriver>(emulation::nvidia_platform(), r.device,
                                                  r.page_size, describe_emulated_stock_uvm(r.device),
                                                  kEmulatedChunk);
+       },
+       emulation::nvidia_libcuda},
+      {"patched", describe_patched,
+       [](const DriverRequest& r) {
+         return std::make_shared<PatchedDriver>(nvidia::real_platform(), r.device, r.page_size,
+                                                describe_patched(r.device));
+       },
+       real_libcuda},
+      {"patched-emulated", describe_emulated_patched,
+       [](const DriverRequest& r) {
+         return std::make_shared<PatchedDriver>(emulation::nvidia_platform(), r.device, r.page_size,
+                                                describe_emulated_patched(r.device),
+                                                kEmulatedChunk);
        },
        emulation::nvidia_libcuda},
   };

@@ -18,7 +18,7 @@ using nvidia::Status;
 constexpr std::uint32_t kMaxBatch = 4096;
 constexpr std::uint32_t kMaxBatchPtes = 1u << 20;
 constexpr std::uint64_t kLimit = std::uint64_t{3} << 30;
-constexpr std::uint64_t kPageSizes = 0x10000 | 0x20000 | 0x40000 | 0x200000;
+constexpr std::uint64_t kPageSizes = 2 * UVM_VATTN_MAX_PAGE - UVM_VATTN_MIN_PAGE;
 
 bool is_zero(const std::uint8_t* uuid) {
   for (int i = 0; i < UVM_VATTN_UUID_BYTES; ++i) {

@@ -5,6 +5,7 @@
 #include <sys/ioctl.h>
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 
 namespace pyvattn {
@@ -13,6 +14,10 @@ namespace nvidia {
 constexpr const char* kControlNode = "/dev/nvidiactl";
 constexpr const char* kUvmNode = "/dev/nvidia-uvm";
 constexpr const char* kGpuNodePrefix = "/dev/nvidia";
+
+// The largest page-table entries that pages are mapped with; regions of this size are
+// where smaller ones begin and end.
+constexpr std::size_t kHugePage = 2u << 20;
 
 using Handle = std::uint32_t;
 using Uuid = std::array<std::uint8_t, 16>;

@@ -11,7 +11,6 @@ namespace nvidia {
 namespace {
 
 constexpr std::size_t k64KiB = 64u << 10;
-constexpr std::size_t k2MiB = 2u << 20;
 
 File open_node(System& system, const std::string& path) {
   const int fd = system.open(path);
@@ -59,7 +58,7 @@ Handle RmClient::allocate_memory(std::size_t bytes, Granule granule) {
                             kAllowNoncontiguous | (huge ? kPageSizeHuge : kPageSizeBig));
   memory.set<std::uint32_t>(layout_.memory_attr2, huge ? kHuge2M : 0);
   memory.set<std::uint64_t>(layout_.memory_size, bytes);
-  memory.set<std::uint64_t>(layout_.memory_alignment, huge ? k2MiB : k64KiB);
+  memory.set<std::uint64_t>(layout_.memory_alignment, huge ? kHugePage : k64KiB);
   memory.set<std::uint64_t>(layout_.memory_limit, bytes - 1);
   return allocate(device_, kMemoryLocalUser, &memory, layout_.memory_bytes, "allocate memory",
                   bytes);

@@ -9,9 +9,9 @@
 namespace pyvattn {
 namespace {
 
-constexpr std::size_t kSample = 4096;
-constexpr std::size_t kHugePage = 2u << 20;
+using nvidia::kHugePage;
 
+constexpr std::size_t kSample = 4096;
 [[noreturn]] void refuse(const std::string& step) {
   throw DriverUnavailable("its self-test failed: " + step);
 }

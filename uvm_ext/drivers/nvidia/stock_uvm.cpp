@@ -13,8 +13,7 @@ namespace {
 using nvidia::Answer;
 using nvidia::Granule;
 using nvidia::Handle;
-
-constexpr std::size_t kHugePage = 2u << 20;
+using nvidia::kHugePage;
 
 // Throws what `act` throws, with the driver's name before it and the remedy behind.
 template <typename Act>
@@ -75,7 +74,7 @@ StockUvmDriver::StockUvmDriver(const nvidia::Platform& platform, int device, std
       fresh_bytes_(context_) {
   try {
     const bool fine = page_size < kHugePage;
-    const Handle fine_zeros = fine ? allocate_zeroed(nvidia::kRegion, Granule::k64K) : 0;
+    const Handle fine_zeros = fine ? allocate_zeroed(kHugePage, Granule::k64K) : 0;
     const Handle coarse_zeros = allocate_zeroed(chunk, Granule::k2M);
     zeros_ = std::make_unique<nvidia::ZeroBacking>(uvm_, reference(fine_zeros),
                                                    reference(coarse_zeros), chunk);
@@ -129,6 +128,7 @@ Address StockUvmDriver::reserve(std::size_t bytes, std::size_t alignment) {
     zeros_->cover(range);
   } catch (...) {
     uvm_.unmap(range);
+    zeros_->forget(range.address);
     addresses_.release(range.address);
     throw;
   }
@@ -145,10 +145,10 @@ void StockUvmDriver::release_reservation(Address address) {
   try {
     addresses_.release(range.address);
   } catch (...) {
-    zeros_->restore(range);
+    if (!zeros_->restore(range).ok()) broken_ = true;
     throw;
   }
-  zeros_->forget(range);
+  zeros_->forget(range.address);
 }
 
 SlabId StockUvmDriver::allocate_slab(std::size_t bytes) {

@@ -6,11 +6,9 @@ namespace pyvattn {
 namespace nvidia {
 namespace {
 
-Address region_of(Address address) { return address / kRegion * kRegion; }
-
 // The regions that lie wholly inside the range; empty where there is none.
 Range whole_regions(const Range& range) {
-  const Address first = region_of(range.address + kRegion - 1);
+  const Address first = region_of(range.address + kHugePage - 1);
   const Address end = region_of(range.address + range.length);
   return {first, end > first ? static_cast<std::size_t>(end - first) : 0};
 }
@@ -22,6 +20,7 @@ ZeroBacking::ZeroBacking(UvmSpace& uvm, const MemoryRef& fine, const MemoryRef& 
     : uvm_(uvm), fine_(fine), coarse_(coarse), coarse_bytes_(coarse_bytes) {}
 
 void ZeroBacking::cover(const Range& reservation) {
+  fine_regions_.add(reservation);
   check(restore_regions(reservation), "reserve (UVM_MAP_EXTERNAL_ALLOCATION of zeros)",
         reservation.address, reservation.length);
 }
@@ -30,22 +29,17 @@ void ZeroBacking::prepare(const Range& range) {
   const Address end = range.address + range.length;
   const Address head = region_of(range.address);
   const Address tail = region_of(end - 1);
-  const bool head_in_part = range.address != head || end < head + kRegion;
-  const bool tail_in_part = end != tail + kRegion;
+  const bool head_in_part = range.address != head || end < head + kHugePage;
+  const bool tail_in_part = end != tail + kHugePage;
   if (head_in_part) {
-    check(make_fine(head), "map (UVM_MAP_EXTERNAL_ALLOCATION of zeros)", head, kRegion);
+    check(make_fine(head), "map (UVM_MAP_EXTERNAL_ALLOCATION of zeros)", head, kHugePage);
   }
   if (tail_in_part && tail != head) {
-    check(make_fine(tail), "map (UVM_MAP_EXTERNAL_ALLOCATION of zeros)", tail, kRegion);
+    check(make_fine(tail), "map (UVM_MAP_EXTERNAL_ALLOCATION of zeros)", tail, kHugePage);
   }
 }
 
-void ZeroBacking::note_mapped(const Range& range) {
-  const Range whole = whole_regions(range);
-  for (std::size_t done = 0; done < whole.length; done += kRegion) {
-    fine_regions_.insert(whole.address + done);
-  }
-}
+void ZeroBacking::note_mapped(const Range& range) { fine_regions_.set(whole_regions(range), true); }
 
 Answer ZeroBacking::restore(const Range& range) noexcept {
   const Address end = range.address + range.length;
@@ -63,26 +57,21 @@ Answer ZeroBacking::restore(const Range& range) noexcept {
   return answer;
 }
 
-void ZeroBacking::forget(const Range& reservation) {
-  fine_regions_.erase(fine_regions_.lower_bound(reservation.address),
-                      fine_regions_.lower_bound(reservation.address + reservation.length));
-}
-
 Answer ZeroBacking::make_fine(Address region) noexcept {
-  if (fine_regions_.count(region) != 0) return {};
-  const Answer answer = uvm_.map({region, kRegion}, fine_, 0, kReadOnly);
+  if (fine_regions_.contains(region)) return {};
+  const Answer answer = uvm_.map({region, kHugePage}, fine_, 0, kReadOnly);
   if (answer.ok()) {
-    fine_regions_.insert(region);
+    fine_regions_.set({region, kHugePage}, true);
   } else {
     // UVM took the coarse zeros away before it failed.
-    uvm_.map({region, kRegion}, coarse_, 0, kReadOnly);
+    uvm_.map({region, kHugePage}, coarse_, 0, kReadOnly);
   }
   return answer;
 }
 
 Answer ZeroBacking::restore_part(const Range& range) noexcept {
   if (range.length == 0) return {};
-  return uvm_.map(range, fine_, range.address % kRegion, kReadOnly);
+  return uvm_.map(range, fine_, range.address % kHugePage, kReadOnly);
 }
 
 Answer ZeroBacking::restore_regions(Range range) noexcept {
@@ -90,7 +79,7 @@ Answer ZeroBacking::restore_regions(Range range) noexcept {
     const std::size_t bytes = std::min(range.length, coarse_bytes_);
     const Answer answer = uvm_.map({range.address, bytes}, coarse_, 0, kReadOnly);
     if (!answer.ok()) return answer;
-    forget({range.address, bytes});
+    fine_regions_.set({range.address, bytes}, false);
     range.address += bytes;
     range.length -= bytes;
   }

@@ -11,24 +11,22 @@
 #pragma once
 
 #include <cstddef>
-#include <set>
 
 #include "drivers/driver.hpp"
+#include "drivers/nvidia/fine_regions.hpp"
 #include "drivers/nvidia/uvm_space.hpp"
 
 namespace pyvattn {
 namespace nvidia {
 
-constexpr std::size_t kRegion = 2u << 20;
-
 class ZeroBacking {
  public:
-  // `fine`: kRegion of zeroed memory in 64 KiB granules, or none where pages are 2 MiB
+  // `fine`: kHugePage of zeroed memory in 64 KiB granules, or none where pages are 2 MiB
   // and no region ever becomes fine. `coarse`: `coarse_bytes` in 2 MiB granules.
   ZeroBacking(UvmSpace& uvm, const MemoryRef& fine, const MemoryRef& coarse,
               std::size_t coarse_bytes);
 
-  // Zeros behind the whole of a new reservation.
+  // Zeros behind the whole of a new reservation. After a failure it must be forgotten.
   void cover(const Range& reservation);
   // Makes the regions that `range` covers only in part fine, so that pages can be mapped.
   void prepare(const Range& range);
@@ -37,7 +35,7 @@ class ZeroBacking {
   // Zeros again where pages were mapped. Where it fails, part of the range may be done.
   Answer restore(const Range& range) noexcept;
   // The reservation is given back.
-  void forget(const Range& reservation);
+  void forget(Address reservation) { fine_regions_.remove(reservation); }
 
  private:
   Answer make_fine(Address region) noexcept;
@@ -48,7 +46,7 @@ class ZeroBacking {
   const MemoryRef fine_;
   const MemoryRef coarse_;
   const std::size_t coarse_bytes_;
-  std::set<Address> fine_regions_;
+  FineRegions fine_regions_;
 };
 
 }  // namespace nvidia
