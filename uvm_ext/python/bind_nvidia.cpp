@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include "drivers/nvidia/abi.hpp"
+#include "drivers/nvidia/patch_query.hpp"
 #include "emulation/nvidia_machine.hpp"
 #include "python/bindings.hpp"
 
@@ -60,6 +61,27 @@ void bind_layouts(py::module_& module) {
       },
       "The layouts of NVIDIA's ioctls that are known, each with the driver releases that "
       "have it, ascending.");
+}
+
+void bind_patch_query(py::module_& module) {
+  using nvidia::PatchQuery;
+  py::class_<PatchQuery>(module, "PatchQuery", "What the loaded nvidia-uvm says of our patch.")
+      .def_readonly("usable", &PatchQuery::usable)
+      .def_readonly("reason", &PatchQuery::reason, "Why it is not usable; empty where it is.")
+      .def_readonly("version", &PatchQuery::version, "Of the interface; 0 where there is none.")
+      .def_readonly("page_sizes", &PatchQuery::page_sizes, "Bytes, ascending.")
+      .def_readonly("max_batch", &PatchQuery::max_batch, "Entries in one call.")
+      .def_readonly("max_alloc_bytes", &PatchQuery::max_alloc_bytes)
+      .def_readonly("limit_bytes", &PatchQuery::limit_bytes, "Most that one process may hold.");
+  module.def(
+      "query_patch",
+      [](bool emulated) {
+        return nvidia::query_patch(emulated ? *emulation::nvidia_platform().system
+                                            : nvidia::real_system());
+      },
+      py::arg("emulated") = false, Release(),
+      "Asks /dev/nvidia-uvm whether it is patched. Needs no CUDA, changes nothing and raises "
+      "nothing, also where there is no driver, no node or no permission.");
 }
 
 using emulation::NvidiaHoldings;
@@ -122,6 +144,7 @@ void bind_machine(py::module_& parent) {
 
 void bind_nvidia(py::module_& module) {
   bind_layouts(module);
+  bind_patch_query(module);
   bind_machine(module);
 }
 
