@@ -1,0 +1,16 @@
+"""Attention over the contiguous cache, by kernels as their authors wrote them.
+
+:func:`append` writes new tokens into slots, :func:`attend` lets queries attend
+to them. Both take any layout: what a kernel sees is a plain
+``[slots, tokens, kv_heads, head_dim]`` tensor. Importing this package needs
+torch.
+"""
+
+from __future__ import annotations
+
+from pyvattn.attention.append import append
+from pyvattn.attention.attend import attend
+from pyvattn.attention.problem import Kernel, Problem
+from pyvattn.attention.registry import KernelInfo, kernel_infos, register
+
+__all__ = ["Kernel", "KernelInfo", "Problem", "append", "attend", "kernel_infos", "register"]

@@ -1,0 +1,52 @@
+"""The one call that attends queries to the cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from pyvattn.attention.problem import Indices, Problem
+from pyvattn.attention.registry import choose
+from pyvattn.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from pyvattn.cache import KVCache
+
+
+def attend(
+    q: Tensor,
+    cache: KVCache,
+    layer: int,
+    slots: Indices,
+    lengths: Indices,
+    causal: bool = True,
+    scale: float | None = None,
+    kernel: str = "auto",
+) -> Tensor:
+    """Attend the queries of a batch of slots to one layer of the cache.
+
+    ``q`` is ``[batch, queries, q_heads, head_dim]``; the result has its shape.
+    Row ``i`` attends to the first ``lengths[i]`` tokens of ``slots[i]``, which
+    include the queries' own tokens (see :func:`pyvattn.attention.append`). One
+    query a row is a decode step, many are a prefill; queries are right-aligned,
+    so in a mixed batch a row with fewer of them is padded on the left, and what
+    stands before a row's first token comes out as zero.
+
+    ``scale`` defaults to ``head_dim ** -0.5``. ``kernel="auto"`` takes the
+    fastest one that can do the problem.
+
+    Raises :class:`~pyvattn.errors.TensorError` for shapes that do not fit,
+    :class:`~pyvattn.errors.ConfigError` for an unknown kernel and
+    :class:`~pyvattn.errors.UnsupportedError` for one that cannot do it.
+    """
+    if cache.spec.kind != "kv":
+        raise UnsupportedError(
+            f"attend() needs K and V heads; this cache has kind={cache.spec.kind!r}: "
+            "read its latent tensor with cache.layer() and a kernel made for it"
+        )
+    k, v = cache.layer(layer)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    problem = Problem(q, k, v, slots, lengths, causal, scale)
+    problem.check()
+    return choose(kernel, problem).attend(problem)

@@ -1,0 +1,142 @@
+"""What a kernel is given, and what it must offer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pyvattn.errors import TensorError
+
+# Slots and lengths come from an engine's bookkeeping (ints) or, where a CUDA
+# graph is captured, live in tensors whose values the host never reads.
+Indices = Sequence[int] | Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One layer's attention for a batch of slots.
+
+    ``q`` is ``[batch, queries, q_heads, head_dim]``; ``k`` and ``v`` are a
+    layer's ``[slots, tokens, kv_heads, head_dim]`` with any strides but a
+    contiguous last dimension. Row ``i`` attends to the first ``lengths[i]``
+    tokens of slot ``slots[i]``.
+
+    Queries are right-aligned: the last one stands at token ``lengths[i] - 1``.
+    A row with fewer tokens than queries has queries before its first token;
+    their result is zero.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    slots: Indices
+    lengths: Indices
+    causal: bool
+    scale: float
+
+    @cached_property
+    def host_slots(self) -> tuple[int, ...]:
+        """The slots as ints; waits for the device where they are a tensor on one."""
+        return _to_host(self.slots)
+
+    @cached_property
+    def host_lengths(self) -> tuple[int, ...]:
+        """The lengths as ints; waits for the device where they are a tensor on one."""
+        return _to_host(self.lengths)
+
+    @cached_property
+    def device_slots(self) -> Tensor:
+        """The slots as an int32 tensor on the device of the queries."""
+        return _to_device(self.slots, self.q.device)
+
+    @cached_property
+    def device_lengths(self) -> Tensor:
+        """The lengths as an int32 tensor on the device of the queries."""
+        return _to_device(self.lengths, self.q.device)
+
+    def check(self) -> None:
+        """Raise :class:`~pyvattn.errors.TensorError` where the tensors do not fit together."""
+        if self.q.dim() != 4:
+            raise TensorError(
+                f"q has shape {_shape(self.q)}: use [batch, queries, q_heads, head_dim]"
+            )
+        batch, _, q_heads, head_dim = self.q.shape
+        if not batch == len(self.slots) == len(self.lengths):
+            raise TensorError(
+                f"q has {batch} rows, but there are {len(self.slots)} slots and "
+                f"{len(self.lengths)} lengths: give one of each for every row"
+            )
+        kv_heads, cached_dim = self.k.shape[2:]
+        if head_dim != cached_dim or q_heads % kv_heads:
+            raise TensorError(
+                f"q has {q_heads} heads of {head_dim}, the cache {kv_heads} KV heads of "
+                f"{cached_dim}: the dims must be equal and the heads a multiple"
+            )
+        if self.q.dtype != self.k.dtype or self.q.device != self.k.device:
+            raise TensorError(
+                f"q is {self.q.dtype} on {self.q.device}, the cache {self.k.dtype} on "
+                f"{self.k.device}: convert q, or make the cache with that dtype and device"
+            )
+        if not isinstance(self.lengths, Tensor):
+            self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        tokens = self.k.shape[1]
+        for length in self.host_lengths:
+            if not 0 <= length <= tokens:
+                raise TensorError(f"length {length} is outside 0 to max_tokens={tokens}")
+
+
+class Kernel(ABC):
+    """One attention kernel; each lies in a file of its own."""
+
+    #: What ``attend(kernel=...)`` takes.
+    name: str
+
+    def unavailable(self) -> str | None:
+        """Say why the kernel cannot run on this machine, or return ``None``."""
+        return None
+
+    def unsupported(self, problem: Problem) -> str | None:
+        """Say why the kernel cannot do ``problem``, or return ``None``."""
+        return None
+
+    @abstractmethod
+    def attend(self, problem: Problem) -> Tensor:
+        """Return the result in the shape of ``problem.q``."""
+
+
+def by_row(problem: Problem, attend_row: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+    """Attend row by row, for kernels that take one length at a time.
+
+    ``attend_row`` gets the queries of a row that stand at tokens,
+    ``[queries, q_heads, dim]``, and views of its tokens' K and V,
+    ``[tokens, kv_heads, dim]``; it returns the shape of the queries.
+    """
+    out = torch.zeros_like(problem.q)
+    rows = zip(problem.host_slots, problem.host_lengths, strict=True)
+    for row, (slot, length) in enumerate(rows):
+        count = min(problem.q.shape[1], length)
+        if count:
+            k, v = problem.k[slot, :length], problem.v[slot, :length]
+            out[row, -count:] = attend_row(problem.q[row, -count:], k, v)
+    return out
+
+
+def _to_host(indices: Indices) -> tuple[int, ...]:
+    return tuple(int(index) for index in indices)
+
+
+def _to_device(indices: Indices, device: torch.device) -> Tensor:
+    if isinstance(indices, Tensor):
+        return indices.to(device=device, dtype=torch.int32)
+    return torch.tensor(_to_host(indices), dtype=torch.int32, device=device)
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)

@@ -1,0 +1,75 @@
+"""The kernels that are known, and which one does a problem."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyvattn.attention.problem import Kernel, Problem
+from pyvattn.attention.reference import ReferenceKernel
+from pyvattn.attention.sdpa import SdpaKernel
+from pyvattn.errors import ConfigError, UnsupportedError
+
+# "auto" takes the first that is available and can do the problem.
+_KERNELS: dict[str, Kernel] = {}
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """A kernel's name and why it is unavailable here (``None``: it is available)."""
+
+    name: str
+    unavailable: str | None
+
+
+def register(kernel: Kernel, before: str | None = None) -> None:
+    """Make ``kernel`` known to :func:`pyvattn.attention.attend`.
+
+    ``kernel="auto"`` prefers it to the kernel called ``before``; by default it
+    comes last. Raises :class:`~pyvattn.errors.ConfigError` if the name is taken
+    or ``before`` is not known.
+    """
+    if kernel.name in _KERNELS or kernel.name == "auto":
+        raise ConfigError(f"a kernel called {kernel.name!r} is registered already")
+    if before is not None:
+        _find(before)
+    order = list(_KERNELS.values())
+    place = next((i for i, known in enumerate(order) if known.name == before), len(order))
+    order.insert(place, kernel)
+    _KERNELS.clear()
+    _KERNELS.update({each.name: each for each in order})
+
+
+def kernel_infos() -> list[KernelInfo]:
+    """List the kernels in the order in which ``auto`` tries them."""
+    return [KernelInfo(kernel.name, kernel.unavailable()) for kernel in _KERNELS.values()]
+
+
+def choose(name: str, problem: Problem) -> Kernel:
+    """Return the kernel called ``name``, or for ``auto`` the first that can do ``problem``."""
+    if name != "auto":
+        kernel = _find(name)
+        if reason := _objection(kernel, problem):
+            raise UnsupportedError(f"kernel {name!r}: {reason}; use kernel='auto'")
+        return kernel
+    objections = []
+    for kernel in _KERNELS.values():
+        reason = _objection(kernel, problem)
+        if reason is None:
+            return kernel
+        objections.append(f"{kernel.name}: {reason}")
+    raise UnsupportedError(f"no kernel can do this attention ({'; '.join(objections)})")
+
+
+def _find(name: str) -> Kernel:
+    if name not in _KERNELS:
+        known = ", ".join(("auto", *_KERNELS))
+        raise ConfigError(f"kernel {name!r} is unknown: use one of {known}")
+    return _KERNELS[name]
+
+
+def _objection(kernel: Kernel, problem: Problem) -> str | None:
+    return kernel.unavailable() or kernel.unsupported(problem)
+
+
+register(SdpaKernel())
+register(ReferenceKernel())
