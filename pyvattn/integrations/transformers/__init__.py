@@ -1,0 +1,38 @@
+"""The contiguous cache in Hugging Face transformers.
+
+Importing this package registers the attention implementation ``"pyvattn"``
+with the library. For ``generate``::
+
+    from pyvattn.integrations.transformers import VAttentionCache
+
+    options = {"max_batch": 8, "max_tokens": 4096, "memory": "4GiB"}
+    with VAttentionCache.for_model(model, **options) as cache:
+        model.generate(**inputs, past_key_values=cache)
+
+and for continuous batching, :class:`Engine`.
+
+Raises :class:`~pyvattn.errors.MissingDependency` where torch or transformers
+is not installed.
+"""
+
+from __future__ import annotations
+
+from pyvattn.errors import MissingDependency
+
+try:
+    import torch as _torch  # noqa: F401
+    import transformers as _transformers  # noqa: F401
+except ImportError as error:
+    raise MissingDependency(
+        f"pyvattn.integrations.transformers needs {error.name}: pip install 'pyvattn[transformers]'"
+    ) from error
+
+from pyvattn.integrations.transformers.cache import VAttentionCache
+from pyvattn.integrations.transformers.engine import Engine
+from pyvattn.integrations.transformers.interface import ATTENTION, register_attention
+from pyvattn.integrations.transformers.request import Request
+from pyvattn.integrations.transformers.spec import spec_for
+
+__all__ = ["ATTENTION", "Engine", "Request", "VAttentionCache", "spec_for"]
+
+register_attention()

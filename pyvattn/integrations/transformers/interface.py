@@ -1,0 +1,115 @@
+"""The attention implementation ``"pyvattn"``, as the library's registries want it.
+
+In one forward pass the library asks the cache for the sizes of the mask, makes
+the mask once, then calls each layer: ``cache.update``, then attention. The
+cache answers the first question with a number that knows its cache
+(:class:`CacheLength`), so the mask function can begin the pass with the padding
+at hand, and the "mask" that every layer gets is the :class:`ForwardPass`.
+
+With any other cache, or none, the implementation is the library's ``"sdpa"``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+from pyvattn.errors import UnsupportedError
+from pyvattn.integrations.transformers.forward import ForwardPass
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from pyvattn.integrations.transformers.base import ContiguousCache
+
+ATTENTION = "pyvattn"
+
+# Arguments of attention functions that change the result in ways the cache's
+# attention does not know.
+_REFUSED = ("sliding_window", "softcap", "s_aux", "position_bias")
+
+
+class CacheLength(int):
+    """A mask's KV length that knows the cache it is of."""
+
+    cache: ContiguousCache
+
+    @classmethod
+    def of(cls, cache: ContiguousCache, length: int) -> CacheLength:
+        """Return ``length`` as a length of ``cache``."""
+        number = cls(length)
+        number.cache = cache
+        return number
+
+
+def register_attention() -> None:
+    """Make ``"pyvattn"`` known to the library."""
+    AttentionInterface.register(ATTENTION, _attention)
+    AttentionMaskInterface.register(ATTENTION, _mask)
+
+
+def _mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    *,
+    mask_function: Any = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    **options: Any,
+) -> Tensor | ForwardPass | None:
+    """Begin the forward pass of a contiguous cache; for any other, make a mask."""
+    if isinstance(kv_length, CacheLength):
+        if mask_function is not causal_mask_function:
+            raise UnsupportedError(
+                "the contiguous cache does causal attention with padding only; the model asks "
+                "for another mask: use the library's DynamicCache"
+            )
+        return kv_length.cache.begin(batch_size, q_length, attention_mask, options["device"])
+    mask: Tensor | None = sdpa_mask(
+        batch_size,
+        q_length,
+        kv_length,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        **options,
+    )
+    return mask
+
+
+def _attention(
+    module: Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | ForwardPass | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attend to the contiguous cache; where there is none, as the library does."""
+    if isinstance(attention_mask, ForwardPass):
+        _refuse(dropout, options)
+        return attention_mask.attend(query, scaling), None
+    result: tuple[Tensor, None] = sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+    )
+    return result
+
+
+def _refuse(dropout: float, options: dict[str, Any]) -> None:
+    asked = [name for name in _REFUSED if options.get(name) is not None]
+    if dropout:
+        asked.append(f"dropout={dropout} (call model.eval())")
+    if options.get("output_attentions"):
+        asked.append("output_attentions")
+    if options.get("is_causal") is False:
+        asked.append("is_causal=False")
+    if asked:
+        raise UnsupportedError(
+            f"the contiguous cache's attention cannot do {', '.join(asked)}: leave it out, or use "
+            "the library's DynamicCache with attn_implementation='eager'"
+        )

@@ -1,0 +1,42 @@
+"""From a transformers model to the cache it needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transformers.cache_utils import get_layer_types_and_kwargs
+
+from pyvattn.errors import UnsupportedError
+from pyvattn.spec import CacheSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def spec_for(model: PreTrainedModel, max_slots: int, max_tokens: int) -> CacheSpec:
+    """Return the spec of a cache for ``model``, with the dtype of its weights.
+
+    Raises :class:`~pyvattn.errors.UnsupportedError` for a model with other
+    layers than full attention, or :class:`~pyvattn.errors.SpecError` for a
+    config that says too little.
+    """
+    config = model.config.get_text_config(decoder=True)
+    _check_layers(config)
+    spec = CacheSpec.from_hf_config(
+        config.to_dict(), dtype=model.dtype, max_slots=max_slots, max_tokens=max_tokens
+    )
+    if spec.kind != "kv":
+        raise UnsupportedError(
+            f"model type {config.model_type!r} caches a latent vector, which transformers "
+            "expands on its own: use the library's DynamicCache"
+        )
+    return spec
+
+
+def _check_layers(config: PreTrainedConfig) -> None:
+    kinds, _ = get_layer_types_and_kwargs(config)
+    if others := sorted(set(kinds) - {"full_attention"}):
+        raise UnsupportedError(
+            f"the model has layers of {', '.join(others)}; the contiguous cache holds full "
+            "attention only: use the library's DynamicCache"
+        )

@@ -1,0 +1,26 @@
+"""Fixtures of the integration tests; the models need torch, so they are imported late."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def llama():
+    from tiny_models import make_llama
+
+    return make_llama()
+
+
+@pytest.fixture(params=["llama-gqa", "gpt2-mha"])
+def model(request):
+    from tiny_models import make_gpt2, make_llama
+
+    return make_llama() if request.param == "llama-gqa" else make_gpt2()
+
+
+@pytest.fixture
+def prompts():
+    from tiny_models import random_prompts
+
+    return random_prompts()

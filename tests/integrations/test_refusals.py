@@ -1,0 +1,170 @@
+"""What the cache cannot do is refused by name, and the cache stays usable."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from tiny_models import assert_same, dynamic, generate, left_padded, make_llama, reference, torch
+
+from pyvattn import errors
+from pyvattn.integrations.transformers import VAttentionCache, spec_for
+
+
+@pytest.fixture
+def cache(llama):
+    options = {"max_batch": 4, "max_tokens": 128, "memory": "64MiB"}
+    with VAttentionCache.for_model(llama, **options) as cache:
+        yield cache
+
+
+@pytest.fixture
+def still_usable(llama, prompts, cache):
+    """After the test, a batch must come out right in the same cache."""
+    yield
+    cache.reset()
+    assert cache.kv.stats().slots_live == 0
+    llama.set_attn_implementation("pyvattn")
+    inputs = left_padded(prompts)
+    assert_same(generate(llama, inputs, cache), reference(llama, inputs))
+
+
+pytestmark = pytest.mark.usefixtures("still_usable")
+
+
+def test_another_attention_implementation(llama, prompts, cache):
+    llama.set_attn_implementation("sdpa")
+    with pytest.raises(errors.UnsupportedError, match="set_attn_implementation"):
+        generate(llama, left_padded(prompts), cache)
+
+
+def test_padding_on_the_right(llama, prompts, cache):
+    inputs = {name: tensor.flip(1) for name, tensor in left_padded(prompts).items()}
+    with pytest.raises(errors.UnsupportedError, match="padding_side = 'left'"):
+        generate(llama, inputs, cache)
+
+
+def test_a_mask_that_changes_its_mind(llama, prompts, cache):
+    inputs = left_padded(prompts)
+    result = generate(llama, inputs, cache)
+    mask = torch.ones_like(result.sequences)
+    with pytest.raises(errors.UnsupportedError, match="hides or shows"):
+        generate(llama, {"input_ids": result.sequences, "attention_mask": mask}, cache)
+
+
+@torch.no_grad()
+def test_a_custom_4d_mask(llama, cache):
+    ids = torch.arange(5, 9)[None]
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
+    with pytest.raises(errors.UnsupportedError, match=r"\[batch, tokens\]"):
+        llama(ids, attention_mask=mask, past_key_values=cache)
+
+
+@torch.no_grad()
+def test_a_mask_that_is_too_short(llama, cache):
+    ids = torch.arange(5, 9)[None]
+    llama(ids, past_key_values=cache)
+    with pytest.raises(errors.TensorError, match="4 tokens seen and the 4 new ones"):
+        llama(ids, attention_mask=torch.ones(1, 5), past_key_values=cache)
+
+
+@torch.no_grad()
+def test_another_batch_without_a_reset(llama, cache):
+    llama(torch.ones(2, 3, dtype=torch.long), past_key_values=cache)
+    with pytest.raises(errors.TensorError, match=r"batch of 3 .* 2 rows .* reset\(\)"):
+        llama(torch.ones(3, 3, dtype=torch.long), past_key_values=cache)
+
+
+def test_more_rows_than_slots(llama, prompts, cache):
+    with pytest.raises(errors.OutOfSlots):
+        generate(llama, left_padded([*prompts, [5]]), cache)
+    assert cache.kv.stats().slots_live == 0
+
+
+def test_a_prompt_longer_than_a_slot(llama, cache):
+    with pytest.raises(errors.LengthError, match="129"):
+        generate(llama, left_padded([[5] * 129, [6]]), cache)
+    assert cache.kv.stats().slots_live == 0
+
+
+def test_generating_past_the_end_of_a_slot(llama, cache):
+    with pytest.raises(errors.LengthError):
+        generate(llama, left_padded([[5] * 120]), cache, max_new_tokens=20)
+    assert cache.lengths == (128,)
+
+
+def test_gradients(llama, cache):
+    with pytest.raises(errors.UnsupportedError, match="no_grad"):
+        llama(torch.arange(5, 9)[None], past_key_values=cache)
+
+
+def test_a_copy(llama, prompts, cache):
+    generate(llama, left_padded(prompts), cache)
+    with pytest.raises(errors.UnsupportedError, match="cannot be copied"):
+        copy.deepcopy(cache)
+
+
+def test_attention_weights(llama, prompts, cache):
+    with pytest.raises((errors.UnsupportedError, ValueError), match="output_attentions"):
+        generate(llama, left_padded(prompts), cache, output_attentions=True)
+
+
+def test_dropout(llama, cache):
+    llama.config.attention_dropout = 0.5
+    for module in llama.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    llama.train()
+    with torch.no_grad(), pytest.raises(errors.UnsupportedError, match="eval"):
+        llama(torch.arange(5, 9)[None], past_key_values=cache)
+    llama.eval()
+
+
+def test_a_model_with_a_sliding_window(llama):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 50, "intermediate_size": 32}
+    model = MistralForCausalLM(MistralConfig(sliding_window=16, **small))
+    with pytest.raises(errors.UnsupportedError, match="sliding_attention"):
+        spec_for(model, max_slots=1, max_tokens=64)
+
+
+@torch.no_grad()
+def test_a_layer_that_fails_halfway_counts_no_token(llama, prompts, cache, monkeypatch):
+    inputs = left_padded(prompts)
+    theirs = dynamic(llama)
+    llama(**inputs, past_key_values=theirs)
+    llama(**inputs, past_key_values=cache)
+    lengths, step = cache.lengths, {"input_ids": torch.full((4, 1), 9)}
+    step["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones(4, 1)], dim=1)
+    step["position_ids"] = step["attention_mask"].long().sum(dim=1, keepdim=True) - 1
+
+    def fail(*_, **__):
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llama.model.layers[1].mlp, "forward", fail)
+        with pytest.raises(ZeroDivisionError):
+            llama(**step, past_key_values=cache)
+    assert cache.lengths == lengths
+    ours = llama(**step, past_key_values=cache).logits
+    torch.testing.assert_close(
+        ours, llama(**step, past_key_values=theirs).logits, atol=1e-4, rtol=0
+    )
+
+
+def test_out_of_memory_leaves_the_cache_usable(llama, prompts):
+    inputs = left_padded([[5] * 900] * 4)
+    small = {"max_batch": 4, "max_tokens": 1024, "memory": "1MiB", "page_size": "64K"}
+    with VAttentionCache.for_model(llama, layout="token", **small) as cache:
+        with pytest.raises(errors.OutOfMemory):
+            generate(llama, inputs, cache)
+        assert cache.kv.stats().slots_live == 4
+        cache.reset()
+        inputs = left_padded(prompts)
+        assert_same(generate(llama, inputs, cache), reference(llama, inputs))
+
+
+def test_models_of_another_dtype_get_a_cache_of_it():
+    model = make_llama().to(torch.bfloat16)
+    assert spec_for(model, max_slots=1, max_tokens=64).dtype == "bfloat16"
