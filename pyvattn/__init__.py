@@ -18,11 +18,15 @@ from pyvattn.errors import (
     ForkError,
     LengthError,
     LimitError,
+    MismatchError,
+    MissingDependency,
     OutOfMemory,
     OutOfSlots,
     SlotError,
     SpecError,
+    TensorError,
     TraceError,
+    UnsupportedError,
 )
 
 if TYPE_CHECKING:
@@ -46,11 +50,15 @@ __all__ = [
     "KVCache",
     "LengthError",
     "LimitError",
+    "MismatchError",
+    "MissingDependency",
     "OutOfMemory",
     "OutOfSlots",
     "SlotError",
     "SpecError",
+    "TensorError",
     "TraceError",
+    "UnsupportedError",
 ]
 
 
