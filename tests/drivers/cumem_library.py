@@ -29,10 +29,6 @@ extern "C" int cuDeviceGetName(char* name, int length, int) {
   std::snprintf(name, static_cast<std::size_t>(length), "Emulated GPU");
   return 0;
 }
-extern "C" int cuDeviceGetUuid_v2(unsigned char* uuid, int device) {
-  for (int i = 0; i < 16; ++i) uuid[i] = static_cast<unsigned char>(16 * device + i);
-  return 0;
-}
 extern "C" int cuDeviceTotalMem_v2(std::size_t* bytes, int) {
   *bytes = std::size_t{4} << 30;
   return 0;

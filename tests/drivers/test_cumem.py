@@ -6,9 +6,9 @@ import ctypes
 import os
 
 import pytest
-from pyvattn._native import emulated_cuda as gpu
 
 from pyvattn import _native
+from pyvattn._native import emulated_cuda as gpu
 from pyvattn.errors import ConfigError, DriverError
 
 PAGE = 2 << 20

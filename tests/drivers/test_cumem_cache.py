@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 
 import pytest
-from pyvattn._native import emulated_cuda as gpu
 
 from pyvattn import CacheSpec, KVCache, OutOfMemory, _native
+from pyvattn._native import emulated_cuda as gpu
 from pyvattn.errors import ConfigError, DriverError
 from pyvattn.fences import fence_after
 
