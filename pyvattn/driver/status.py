@@ -138,8 +138,8 @@ def _problems(
     release = record.about.get("release", "") if record else ""
     if stock is not None and release and release != stock.release:
         problems.append(
-            f"pyvattn's module is of release {release}, the installed driver of {stock.release}: "
-            "the driver was upgraded meanwhile. Uninstall now (the two must not run together), then "
+            f"pyvattn's module is of release {release}, the driver of {stock.release}: the "
+            "driver was upgraded meanwhile. Uninstall now (the two must not run together), then "
             "build and install again."
         )
     if (

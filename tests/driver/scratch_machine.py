@@ -20,7 +20,7 @@ _RUNNING = {
     False: "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Tue Mar  4 05:06:07 UTC 2025",
 }
 
-_DEPMOD = '''#!{python}
+_DEPMOD = '''#!{python} -IS
 """Writes modules.dep as depmod does: an override decides, else the first name wins."""
 import re, sys
 from pathlib import Path

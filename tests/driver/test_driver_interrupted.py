@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from pyvattn.driver.plan import Request
 from pyvattn.driver.status import read_status
 from pyvattn.errors import InstallError
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 OURS = f"lib/modules/{KERNEL}/updates/pyvattn/nvidia-uvm.ko"
 
 # More than there are changes, so that the last number proves that none was left out.
@@ -24,9 +26,10 @@ MOST = 60
 
 def _killed_at(number: int, what: str, scratch) -> bool:
     """Run in a process of its own that dies just before its Nth change; False if it finished."""
-    child = [sys.executable, str(Path(__file__).with_name("change_faults.py")), what]
+    child = [sys.executable, "-S", str(Path(__file__).with_name("change_faults.py")), what]
     child += [str(scratch.root), KERNEL, str(scratch.built), str(number)]
-    done = subprocess.run(child, capture_output=True, text=True, check=False, cwd=Path.cwd())
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    done = subprocess.run(child, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode in (0, 77), done.stderr
     return done.returncode == 77
 
@@ -90,22 +93,23 @@ def test_an_install_that_fails_at_any_change_undoes_itself(scratch, machine):
     before = scratch.snapshot()
     for number in range(1, MOST):
         with on_change(scratch.root, number, fail) as changes:
-            if not _fails(machine, scratch):
-                break
+            error = _error_of(lambda: install(machine, Request(scratch.built)))
+        if error is None:
+            break
+        assert "No space left" in str(error)
+        assert "as it was before" in str(error)
         assert scratch.snapshot() == before, changes[number - 1]
     assert number > 10
     uninstall(machine)
     assert scratch.snapshot() == before
 
 
-def _fails(machine, scratch) -> bool:
+def _error_of(call) -> InstallError | None:
     try:
-        install(machine, Request(scratch.built))
+        call()
     except InstallError as error:
-        assert "No space left" in str(error)
-        assert "as it was before" in str(error)
-        return True
-    return False
+        return error
+    return None
 
 
 @pytest.mark.usefixtures("earlier_file")
@@ -114,11 +118,10 @@ def test_an_uninstall_that_fails_at_any_change_can_be_repeated(scratch, machine)
     for number in range(1, MOST):
         install(machine, Request(scratch.built))
         with on_change(scratch.root, number, fail) as changes:
-            try:
-                uninstall(machine)
-                break
-            except InstallError as error:
-                assert "Repeat the uninstall" in str(error)
+            error = _error_of(lambda: uninstall(machine))
+        if error is None:
+            break
+        assert "Repeat the uninstall" in str(error)
         uninstall(machine)
         assert scratch.snapshot() == before, changes[number - 1]
     assert number > 5
