@@ -34,6 +34,11 @@ def check_stock(module: ModuleFile, stock: StockModules) -> list[str]:
             f"{stock.rm.elf.first('license')!r}); the patch is for the open kernel modules. "
             "Install these first (such as nvidia-open or nvidia-driver-<branch>-open)."
         ]
+    if stock.uvm.is_patched:
+        return [
+            f"{stock.uvm.path} holds the patch already (DKMS built it so): nothing is to be "
+            "installed beside it."
+        ]
     problems = []
     if module.release != stock.release:
         problems.append(

@@ -104,7 +104,7 @@ class Machine:
         if not lines:
             return None
         found = _RELEASE.search(f"{lines[0]} ")
-        release = found.group(1) if found else "of unknown release"
+        release = found.group(1) if found else "unknown"
         return RunningDriver(release, "Open Kernel Module" in lines[0])
 
     def loaded_uvm(self) -> LoadedUvm | None:
@@ -114,7 +114,7 @@ class Machine:
             return None
         references = self.text(f"{folder}/refcnt").strip()
         return LoadedUvm(
-            release=self.text(f"{folder}/version").strip() or "of unknown release",
+            release=self.text(f"{folder}/version").strip() or "unknown",
             is_patched=self.path(f"{folder}/parameters/{PATCH_PARAMETER}").exists(),
             references=int(references) if references.isdigit() else None,
         )

@@ -81,7 +81,7 @@ def read_status(machine: Machine) -> Status:
         running=running,
         loaded=loaded,
         installed_release=stock.release if stock else "",
-        ours=_ours(record),
+        ours=_ours(record, stock),
         secure_boot=signing.why_signed(machine),
         users=describe_users(users),
         problems=tuple(problems),
@@ -108,7 +108,9 @@ def _record(machine: Machine, problems: list[str]) -> Record | None:
         return None
 
 
-def _ours(record: Record | None) -> str:
+def _ours(record: Record | None, stock: StockModules | None) -> str:
+    if record is None and stock is not None and stock.uvm.is_patched:
+        return f"built into NVIDIA's by DKMS, release {stock.release}"
     if record is None:
         return "not installed"
     if record.state != INSTALLED:
@@ -148,7 +150,7 @@ def _problems(
         and loaded.release
         not in (
             running.release,
-            "of unknown release",
+            "unknown",
         )
     ):
         problems.append(
@@ -171,8 +173,8 @@ def _advice(
             "The patch needs the open kernel modules; pyvattn uses the cumem driver (2M pages)."
         ]
     if loaded is not None and loaded.is_patched:
-        return ["The patched driver is in use."] if record else []
-    if record is not None:
+        return ["The patched driver is in use."]
+    if record is not None or (stock is not None and stock.uvm.is_patched):
         return [
             f"The module takes effect at the next boot, or now with `{RELOAD_COMMANDS}` as root."
         ]

@@ -31,7 +31,7 @@ class StockModules:
     @property
     def release(self) -> str:
         """Their release, such as 580.159.04."""
-        return self.rm.release
+        return self.rm.release or self.uvm.release
 
 
 def find_stock(machine: Machine, release: str = "") -> StockModules:

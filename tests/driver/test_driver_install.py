@@ -96,6 +96,10 @@ REFUSALS = {
         lambda s: s.process(4711, "python3", "/dev/nvidia0", "/dev/nvidia-uvm"),
         "python3 (pid 4711: /dev/nvidia-uvm, /dev/nvidia0)",
     ),
+    "patched by DKMS already": (
+        lambda s: s.install_driver(parm=PATCHED),
+        "holds the patch already",
+    ),
     "unseen users": (lambda s: s.load_uvm(patched=False, references=3), "in use 3 times"),
 }
 

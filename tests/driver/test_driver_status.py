@@ -57,6 +57,14 @@ def test_after_an_install_it_waits_for_a_reload_then_is_in_use(scratch, machine)
     assert read_status(machine).advice == ("The patched driver is in use.",)
 
 
+def test_a_module_that_dkms_patched_is_recognised(scratch, machine):
+    scratch.install_driver(parm=PATCHED)
+    scratch.load_uvm(patched=False)
+    status = read_status(machine)
+    assert "by DKMS" in status.ours
+    assert any("takes effect" in line for line in status.advice)
+
+
 def test_an_upgraded_driver_under_our_module_is_a_problem(scratch, machine):
     install(machine, Request(scratch.built))
     scratch.install_driver(release="590.1")
