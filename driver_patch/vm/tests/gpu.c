@@ -153,9 +153,13 @@ NV_STATUS try_unregister_gpu(struct gpu *gpu)
 
 struct gpu open_gpu(unsigned int index)
 {
-	struct gpu gpu = { .index = index, .uuid = gpu_uuid(index) };
+	return open_gpu_on(open_uvm(), index);
+}
 
-	gpu.uvm = open_uvm();
+struct gpu open_gpu_on(int uvm, unsigned int index)
+{
+	struct gpu gpu = { .uvm = uvm, .index = index, .uuid = gpu_uuid(index) };
+
 	gpu.control = open_device("/dev/nvidiactl");
 	gpu.client = rm_alloc(gpu.control, 0, 0, CLASS_ROOT_CLIENT, NULL, 0);
 	gpu.device = rm_alloc(gpu.control, gpu.client, gpu.client, CLASS_DEVICE, &index, sizeof(index));

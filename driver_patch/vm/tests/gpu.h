@@ -32,6 +32,7 @@ NvProcessorUuid gpu_uuid(unsigned int index);
 
 /* Each either succeeds or ends the test; the try_ forms return the NV_STATUS. */
 struct gpu open_gpu(unsigned int index);
+struct gpu open_gpu_on(int uvm, unsigned int index);	/* another GPU of the same VA space */
 void close_gpu(struct gpu *gpu);
 NV_STATUS try_register_gpu(int uvm, NvProcessorUuid uuid);
 NV_STATUS try_register_vaspace(struct gpu *gpu);

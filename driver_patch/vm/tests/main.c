@@ -114,6 +114,7 @@ static void run_test(const struct test *test)
 static void run_tests(void)
 {
 	bool slow = !strcmp(setting("slow", "0"), "1");
+	bool fail_fast = !strcmp(setting("fail_fast", "0"), "1");
 	const struct test *test;
 
 	for (test = __start_tests; test < __stop_tests; test++) {
@@ -124,6 +125,8 @@ static void run_tests(void)
 			continue;
 		}
 		run_test(test);
+		if (failed && fail_fast)
+			return;
 	}
 }
 

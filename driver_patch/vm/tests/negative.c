@@ -365,3 +365,20 @@ PATCH_TEST(memory_of_a_dead_process_is_zero)
 	map_one(&gpu, base, handle, 0, (uint32_t)pages);
 	gpu_check_zero(&gpu, base, pages * PAGE_64K);
 }
+
+PATCH_TEST(handle_of_another_gpu)
+{
+	struct gpu first = open_gpu(0), second = open_gpu_on(first.uvm, 1);
+	uint64_t base = external_range(&first, PAGE_2M), handle = vattn_alloc(&second, PAGE_64K, 4);
+
+	CHECK_EQ(try_map_one(&first, base, handle, 0, 1, 0), NV_ERR_INVALID_ARGUMENT);
+	map_one(&second, base, handle, 0, 4);
+	gpu_fill(&second, base, 4 * PAGE_64K, 1);
+	gpu_check_fault(&first, base);
+	CHECK(try_unmap_one(&first, base, PAGE_64K) != NV_OK);
+	map_one(&first, base, vattn_alloc(&first, PAGE_64K, 4), 0, 4);
+	gpu_check_zero(&first, base, 4 * PAGE_64K);
+	gpu_check(&second, base, 4 * PAGE_64K, 1);
+	CHECK_EQ(try_unregister_gpu(&second), NV_OK);
+	gpu_check_zero(&first, base, 4 * PAGE_64K);
+}
