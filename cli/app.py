@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": LazyCommand("pyvattn.cli.commands.demo", "Serve a small model and check its output."),
     "replay": LazyCommand("pyvattn.cli.commands.replay", "Run a request trace through the cache."),
     "bench": LazyCommand("pyvattn.cli.commands.bench", "Measure, and keep the results as JSON."),
+    "driver": LazyCommand("pyvattn.cli.commands.driver", "Install the patched kernel module."),
 }
 
 

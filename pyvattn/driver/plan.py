@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -154,7 +155,8 @@ def describe_users(users: GpuUsers) -> str:
     """Say in one line who uses the GPU, and what could not be seen."""
     text = "; ".join(map(str, users.users)) or "nobody"
     if users.hidden:
-        text += f" ({users.hidden} processes could not be looked into; root can)"
+        hint = "" if os.geteuid() == 0 else "; root can"
+        text += f" (processes that could not be looked into: {users.hidden}{hint})"
     return text
 
 
