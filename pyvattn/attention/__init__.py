@@ -10,7 +10,17 @@ from __future__ import annotations
 
 from pyvattn.attention.append import append
 from pyvattn.attention.attend import attend
+from pyvattn.attention.flex import FlexKernel
 from pyvattn.attention.problem import Kernel, Problem
 from pyvattn.attention.registry import KernelInfo, kernel_infos, register
 
-__all__ = ["Kernel", "KernelInfo", "Problem", "append", "attend", "kernel_infos", "register"]
+__all__ = [
+    "FlexKernel",
+    "Kernel",
+    "KernelInfo",
+    "Problem",
+    "append",
+    "attend",
+    "kernel_infos",
+    "register",
+]

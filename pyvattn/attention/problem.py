@@ -97,6 +97,8 @@ class Kernel(ABC):
 
     #: What ``attend(kernel=...)`` takes.
     name: str
+    #: What the kernel takes, in a few words for people.
+    supports: str
 
     def unavailable(self) -> str | None:
         """Say why the kernel cannot run on this machine, or return ``None``."""

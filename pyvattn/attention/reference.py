@@ -12,6 +12,7 @@ class ReferenceKernel(Kernel):
     """Slow, exact, and with no limits on dtype or head dim."""
 
     name = "reference"
+    supports = "every dtype, any head dim; in float64"
 
     def attend(self, problem: Problem) -> Tensor:
         """See :meth:`Kernel.attend`."""

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pyvattn.attention.flash_attn2 import FlashAttention2Kernel
+from pyvattn.attention.flash_attn3 import FlashAttention3Kernel
+from pyvattn.attention.flash_attn4 import FlashAttention4Kernel
+from pyvattn.attention.flashinfer import FlashInferKernel
+from pyvattn.attention.flex import FlexKernel
 from pyvattn.attention.problem import Kernel, Problem
 from pyvattn.attention.reference import ReferenceKernel
 from pyvattn.attention.sdpa import SdpaKernel
+from pyvattn.attention.sdpa_backends import sdpa_backends
 from pyvattn.errors import ConfigError, UnsupportedError
 
 # "auto" takes the first that is available and can do the problem.
@@ -15,9 +21,10 @@ _KERNELS: dict[str, Kernel] = {}
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """A kernel's name and why it is unavailable here (``None``: it is available)."""
+    """A kernel's name, what it takes, and why it is unavailable here (``None``: it is)."""
 
     name: str
+    supports: str
     unavailable: str | None
 
 
@@ -41,7 +48,10 @@ def register(kernel: Kernel, before: str | None = None) -> None:
 
 def kernel_infos() -> list[KernelInfo]:
     """List the kernels in the order in which ``auto`` tries them."""
-    return [KernelInfo(kernel.name, kernel.unavailable()) for kernel in _KERNELS.values()]
+    return [
+        KernelInfo(kernel.name, kernel.supports, kernel.unavailable())
+        for kernel in _KERNELS.values()
+    ]
 
 
 def choose(name: str, problem: Problem) -> Kernel:
@@ -71,5 +81,13 @@ def _objection(kernel: Kernel, problem: Problem) -> str | None:
     return kernel.unavailable() or kernel.unsupported(problem)
 
 
+# Those that take a whole batch at once come first.
+register(FlashAttention3Kernel())
+register(FlashAttention2Kernel())
+register(FlashAttention4Kernel())
+register(FlashInferKernel())
 register(SdpaKernel())
+for _backend in sdpa_backends():
+    register(_backend)
+register(FlexKernel())
 register(ReferenceKernel())

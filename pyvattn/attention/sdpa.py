@@ -20,6 +20,7 @@ class SdpaKernel(Kernel):
     """torch's own attention: runs wherever torch does."""
 
     name = "sdpa"
+    supports = "float32, float16 and bfloat16, any head dim"
 
     def unsupported(self, problem: Problem) -> str | None:
         """See :meth:`Kernel.unsupported`."""

@@ -1,0 +1,56 @@
+"""FlashAttention-4, `flash_attn.cute`, through flash_attn_varlen_func.
+
+It takes no index of batch rows, so rows whose slots follow each other go in
+together, as one view of the cache with ``seqused_k`` for the lengths.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pyvattn.attention import optional
+from pyvattn.attention.problem import Kernel, Problem
+from pyvattn.attention.rows import consecutive
+
+_MODULE = "flash_attn.cute"
+_HEAD_DIMS = (64, 96, 128)
+
+
+class FlashAttention4Kernel(Kernel):
+    """FlashAttention-4: Hopper and Blackwell, compiled at the first call of each shape."""
+
+    name = "flash-attn-4"
+    supports = "float16 and bfloat16, head dims 64, 96 and 128"
+
+    def unavailable(self) -> str | None:
+        """See :meth:`Kernel.unavailable`."""
+        return optional.why_not_importable(
+            _MODULE, "pip install flash-attn-4"
+        ) or optional.why_no_device((9, 0))
+
+    def unsupported(self, problem: Problem) -> str | None:
+        """See :meth:`Kernel.unsupported`."""
+        return optional.why_not_flash(problem, _HEAD_DIMS)
+
+    def attend(self, problem: Problem) -> Tensor:
+        """See :meth:`Kernel.attend`."""
+        out = problem.q.new_zeros(problem.q.shape)
+        slots, queries = problem.host_slots, problem.q.shape[1]
+        for first, end in consecutive(slots):
+            rows, cached = slice(first, end), slice(slots[first], slots[first] + end - first)
+            out[rows] = self._attend(problem, rows, cached)
+        for row, length in enumerate(problem.host_lengths):
+            out[row, : max(0, queries - length)] = 0
+        return out
+
+    def _attend(self, problem: Problem, rows: slice, cached: slice) -> Tensor:
+        result = optional.load(_MODULE).flash_attn_varlen_func(
+            problem.q[rows],
+            problem.k[cached],
+            problem.v[cached],
+            seqused_k=problem.device_lengths[rows],
+            softmax_scale=problem.scale,
+            causal=problem.causal,
+        )
+        out: Tensor = result[0] if isinstance(result, tuple) else result
+        return out

@@ -1,0 +1,94 @@
+"""torch FlexAttention over the cache, with a score or mask function of the user's.
+
+.. code-block:: python
+
+    def alibi(score, batch, head, query, key):
+        return score + (key - query) * slopes[head]
+
+    register(FlexKernel("alibi", score_mod=alibi))
+    attend(q, cache, layer, slots, lengths, kernel="alibi")
+
+``query`` and ``key`` are token positions in the slot, ``batch`` is the row. Both
+functions are torch's (see torch.nn.attention.flex_attention), traced on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from pyvattn.attention.problem import Kernel, Problem, by_row
+
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class FlexKernel(Kernel):
+    """FlexAttention, one call for each row; compiled on CUDA, plain torch on the CPU."""
+
+    supports = "float32, float16 and bfloat16, score and mask functions"
+
+    def __init__(
+        self,
+        name: str = "flex",
+        *,
+        score_mod: ScoreMod | None = None,
+        mask_mod: MaskMod | None = None,
+    ) -> None:
+        self.name = name
+        self._score_mod = score_mod
+        self._mask_mod = mask_mod
+
+    def unsupported(self, problem: Problem) -> str | None:
+        """See :meth:`Kernel.unsupported`."""
+        if problem.q.dtype not in _DTYPES:
+            return f"FlexAttention does not take {problem.q.dtype}"
+        return None
+
+    def attend(self, problem: Problem) -> Tensor:
+        """See :meth:`Kernel.attend`."""
+        attended = iter([row for row, length in enumerate(problem.host_lengths) if length])
+        return by_row(problem, lambda q, k, v: self._attend(problem, next(attended), q, k, v))
+
+    def _attend(self, problem: Problem, row: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        call = _compiled() if q.device.type == "cuda" else flex_attention
+        # Tensors, so that new values do not compile the kernel again.
+        first = torch.tensor(k.shape[0] - q.shape[0], device=q.device)
+        batch = torch.tensor(row, device=q.device)
+        out: Tensor = call(
+            q.transpose(0, 1)[None],
+            k.transpose(0, 1)[None],
+            v.transpose(0, 1)[None],
+            score_mod=self._at_positions(problem.causal, first, batch),
+            scale=problem.scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+        return out[0].transpose(0, 1)
+
+    def _at_positions(self, causal: bool, first: Tensor, batch: Tensor) -> ScoreMod:
+        """Return the user's functions and the causal mask as one, on token positions."""
+        score_mod, mask_mod = self._score_mod, self._mask_mod
+
+        def modified(score: Tensor, _: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            position = query + first
+            if score_mod is not None:
+                score = score_mod(score, batch, head, position, key)
+            if mask_mod is not None:
+                score = torch.where(mask_mod(batch, head, position, key), score, -float("inf"))
+            if causal:
+                score = torch.where(position >= key, score, -float("inf"))
+            return score
+
+        return modified
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(flex_attention, dynamic=True)

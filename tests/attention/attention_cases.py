@@ -1,0 +1,107 @@
+"""A cache full of random requests, and what attention over them must give.
+
+The expected values come from the K and V as they were before they went into the
+cache, in float64 and with nothing of pyvattn: a wrong stride, slot or mask shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from pyvattn import CacheSpec, KVCache
+from pyvattn.attention import append
+
+
+@dataclass
+class Case:
+    """Requests of random lengths in slots of random order."""
+
+    cache: KVCache
+    q_heads: int
+    seed: int
+    device: str = "cpu"
+    layer: int = 1
+    slots: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random = torch.Generator().manual_seed(self.seed)
+
+    def fill(self, batch: int, longest: int) -> None:
+        """Put ``batch`` requests into the cache, NaN behind the guard of each."""
+        spec = self.cache.spec
+        for _ in range(batch):
+            length = int(torch.randint(1, longest + 1, (1,), generator=self.random))
+            slot = self.cache.acquire(length)
+            self.cache.step({slot: spec.max_tokens})
+            for tensor in self.cache.layer(self.layer):
+                tensor[slot.index, length + spec.guard_tokens :] = float("nan")
+            self.cache.step({slot: length})
+            k, v = self._tokens(length), self._tokens(length)
+            where = torch.arange(length, device=self.device)
+            row = torch.full_like(where, slot.index)
+            append(self.cache, self.layer, row, where, k.to(self.device), v.to(self.device))
+            self.slots.append(slot.index)
+            self.lengths.append(length)
+            self.kept.append((k.double(), v.double()))
+        order = torch.randperm(batch, generator=self.random).tolist()
+        for name in ("slots", "lengths", "kept"):
+            setattr(self, name, [getattr(self, name)[i] for i in order])
+
+    def queries(self, count: int) -> torch.Tensor:
+        """Return ``[batch, count, q_heads, head_dim]`` of the cache's dtype."""
+        spec = self.cache.spec
+        shape = (len(self.slots), count, self.q_heads, spec.head_dim)
+        values = torch.randn(shape, generator=self.random)
+        return values.to(getattr(torch, spec.dtype)).to(self.device)
+
+    def expected(self, q: torch.Tensor, causal: bool = True) -> torch.Tensor:
+        """Attend in float64 from the tokens that were kept; on the CPU."""
+        out = torch.zeros(q.shape, dtype=torch.float64)
+        for row, ((k, v), length) in enumerate(zip(self.kept, self.lengths, strict=True)):
+            count = min(q.shape[1], length)
+            for head in range(self.q_heads):
+                shared = head * k.shape[1] // self.q_heads
+                queries = q[row, -count:, head].double().cpu()
+                scores = queries @ k[:, shared].T * q.shape[-1] ** -0.5
+                if causal:
+                    seen = torch.ones(count, length, dtype=torch.bool).tril(length - count)
+                    scores = scores.masked_fill(~seen, -torch.inf)
+                out[row, -count:, head] = scores.softmax(-1) @ v[:, shared]
+        return out
+
+    def _tokens(self, count: int) -> torch.Tensor:
+        spec = self.cache.spec
+        values = torch.randn(count, spec.kv_heads, spec.head_dim, generator=self.random)
+        return values.to(getattr(torch, spec.dtype))
+
+
+def open_case(
+    layout: str,
+    kv_heads: int,
+    q_heads: int,
+    head_dim: int,
+    *,
+    dtype: str = "float32",
+    seed: int = 0,
+    device: str = "cpu",
+    driver: str = "auto",
+    max_slots: int = 5,
+    max_tokens: int = 300,
+    guard_tokens: int = 256,
+) -> Case:
+    """Open a cache of two layers and return its case, empty."""
+    spec = CacheSpec(
+        layers=2,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        dtype=dtype,
+        max_slots=max_slots,
+        max_tokens=max_tokens,
+        guard_tokens=guard_tokens,
+    )
+    cache = KVCache(spec, device=device, driver=driver, layout=layout, memory="2GiB")
+    return Case(cache, q_heads, seed, device)

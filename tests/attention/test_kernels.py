@@ -1,0 +1,171 @@
+"""Every attention kernel that runs on a CPU, against float64 over random requests."""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import attention_cases
+
+from pyvattn.attention import FlexKernel, attend, kernel_infos, register
+from pyvattn.attention.rows import consecutive
+from pyvattn.errors import UnsupportedError
+
+KERNELS = ["reference", "sdpa", "sdpa-math", "sdpa-flash", "flex"]
+# kv_heads, q_heads, queries: GQA and MHA; decode, a mixed batch and prefill
+SHAPES = [(2, 8, 1), (2, 8, 5), (2, 8, 150), (4, 4, 1), (4, 4, 150), (1, 3, 5)]
+GUARD = 64
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """On tensors this small more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["layer", "token"])
+def layout(request):
+    return request.param
+
+
+def check(case, q, kernel, causal=True, tolerance=2e-5):
+    out = attend(q, case.cache, case.layer, case.slots, case.lengths, causal=causal, kernel=kernel)
+    assert out.shape == q.shape
+    assert out.dtype == q.dtype
+    torch.testing.assert_close(
+        out.double().cpu(), case.expected(q, causal), atol=tolerance, rtol=tolerance
+    )
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("kv_heads", "q_heads", "queries"), SHAPES)
+def test_decode_mixed_and_prefill_match_float64(kernel, kv_heads, q_heads, queries, layout):
+    case = attention_cases.open_case(layout, kv_heads, q_heads, 64, guard_tokens=GUARD)
+    with case.cache:
+        case.fill(3, 150)
+        check(case, case.queries(queries), kernel)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])
+def test_head_dims_match_float64(kernel, head_dim, layout):
+    case = attention_cases.open_case(layout, 2, 4, head_dim, guard_tokens=GUARD, seed=head_dim)
+    with case.cache:
+        case.fill(2, 100)
+        check(case, case.queries(3), kernel)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_without_causality_every_query_sees_every_token(kernel, layout):
+    case = attention_cases.open_case(layout, 2, 4, 64, guard_tokens=GUARD, seed=1)
+    with case.cache:
+        case.fill(2, 100)
+        check(case, case.queries(4), kernel, causal=False)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_matches_float64_to_its_rounding(kernel, dtype, layout):
+    case = attention_cases.open_case(layout, 2, 8, 64, dtype=dtype, guard_tokens=GUARD, seed=2)
+    with case.cache:
+        case.fill(2, 100)
+        check(case, case.queries(2), kernel, tolerance=2e-2)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_work_on_the_emulated_cuda_driver(kernel, layout):
+    case = attention_cases.open_case(
+        layout, 2, 4, 64, driver="cumem-emulated", guard_tokens=GUARD, seed=3
+    )
+    with case.cache:
+        case.fill(2, 100)
+        check(case, case.queries(2), kernel)
+
+
+def test_nan_behind_the_guard_is_really_there():
+    """Or else the tests above would prove nothing."""
+    case = attention_cases.open_case("layer", 2, 4, 64, guard_tokens=GUARD)
+    with case.cache:
+        case.fill(1, 100)
+        k, _ = case.cache.layer(case.layer)
+        row, length = k[case.slots[0]], case.lengths[0]
+        assert not row[: length + GUARD].isnan().any()
+        assert row[length + GUARD :].isnan().any()
+
+
+# --- FlexAttention with functions of the user's ---
+
+
+def test_flex_takes_a_score_function_on_token_positions():
+    slopes = torch.tensor([0.5, 0.25, 0.125, 0.0625])
+
+    def alibi(score, batch, head, query, key):
+        return score + (key - query) * slopes[head]
+
+    register(FlexKernel("alibi-test", score_mod=alibi))
+    case = attention_cases.open_case("token", 2, 4, 64, guard_tokens=GUARD, seed=4)
+    with case.cache:
+        case.fill(3, 100)
+        q = case.queries(2)
+        out = attend(q, case.cache, case.layer, case.slots, case.lengths, kernel="alibi-test")
+        for row, ((k, v), length) in enumerate(zip(case.kept, case.lengths, strict=True)):
+            query = min(2, length) - 1  # the last one, which stands at length - 1
+            for head in range(4):
+                away = torch.arange(length) - (length - 1)
+                scores = q[row, -1, head].double() @ k[:, head // 2].T / 8 + away * slopes[head]
+                expected = scores.softmax(-1) @ v[:, head // 2]
+                torch.testing.assert_close(
+                    out[row, -1, head].double(), expected, atol=2e-5, rtol=2e-5
+                )
+            assert query >= 0
+
+
+def test_flex_takes_a_mask_function():
+    def sliding(batch, head, query, key):
+        return query - key < 10
+
+    register(FlexKernel("sliding-test", mask_mod=sliding))
+    case = attention_cases.open_case("layer", 2, 4, 64, guard_tokens=GUARD, seed=5)
+    with case.cache:
+        case.fill(3, 100)
+        q = case.queries(1)
+        out = attend(q, case.cache, case.layer, case.slots, case.lengths, kernel="sliding-test")
+        case.kept = [(k[-10:], v[-10:]) for k, v in case.kept]
+        case.lengths = [min(10, length) for length in case.lengths]
+        torch.testing.assert_close(out.double(), case.expected(q), atol=2e-5, rtol=2e-5)
+
+
+# --- the registry ---
+
+
+def test_every_kernel_of_the_issue_is_listed_with_what_it_takes_and_why_it_is_not_here():
+    infos = {info.name: info for info in kernel_infos()}
+    listed = ["flash-attn-2", "flash-attn-3", "flash-attn-4", "flashinfer", "sdpa-cudnn"]
+    for name in [*listed, *KERNELS]:
+        assert infos[name].supports
+    assert all(infos[name].unavailable is None for name in KERNELS)
+    if not torch.cuda.is_available():
+        assert all(infos[name].unavailable for name in listed)
+
+
+@pytest.mark.parametrize("kernel", ["flash-attn-2", "flash-attn-3", "flash-attn-4", "flashinfer"])
+def test_a_cuda_kernel_asked_for_by_name_on_a_cpu_says_why_not(kernel):
+    case = attention_cases.open_case("layer", 2, 4, 64, guard_tokens=GUARD)
+    with case.cache:
+        case.fill(1, 10)
+        with pytest.raises(UnsupportedError, match=kernel):
+            check(case, case.queries(1), kernel)
+
+
+def test_consecutive_slots_are_found():
+    assert list(consecutive([3, 4, 5, 1, 7, 8])) == [(0, 3), (3, 4), (4, 6)]
+    assert list(consecutive([])) == []
+    assert list(consecutive([2])) == [(0, 1)]
+    assert list(consecutive([5, 4])) == [(0, 1), (1, 2)]
