@@ -38,6 +38,8 @@ struct NvidiaSettings {
   bool confidential = false;
   bool wsl = false;
   bool nvml = true;
+  // Freed memory is not free again.
+  bool loses_memory = false;
   // Nodes under /dev that are not there, or may not be opened.
   std::vector<std::string> missing_nodes;
   std::vector<std::string> forbidden_nodes;
@@ -145,6 +147,7 @@ class NvidiaMachine {
   const nvidia::Layout layout_;
   std::map<int, OpenFilePtr> files_;
   std::map<nvidia::Handle, Client> clients_;
+  std::vector<PhysicalMemoryPtr> lost_;
   nvidia::Handle next_object_ = 0xcaf00001;
   VaSpace va_space_;
   std::map<std::uint64_t, VattnHandle> vattn_handles_;

@@ -1,4 +1,8 @@
 // A zeroed parameter block whose fields lie where a Layout says.
+//
+// UVM's ioctl numbers carry no size: the module reads and writes as much as its own
+// structure has. The block is larger than any structure of any release, so that a layout
+// that is wrong after all ends in a refusal and not in a heap written over.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +15,9 @@ namespace nvidia {
 
 class Parameters {
  public:
-  explicit Parameters(std::size_t bytes) : words_((bytes + 7) / 8) {}
+  static constexpr std::size_t kBytes = 16u << 10;
+
+  Parameters() : words_(kBytes / sizeof(std::uint64_t)) {}
 
   template <typename Field>
   void set(std::size_t offset, Field value) {

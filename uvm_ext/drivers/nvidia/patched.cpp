@@ -156,7 +156,7 @@ void PatchedDriver::release_reservation(Address address) {
   require_parent("release_reservation");
   const Range range = addresses_.find(address);
   const Answer answer = uvm_.unmap(range);
-  if (!answer.ok() && context_->state() == cuda::kSuccess) {
+  if (!answer.ok() && !is_lost()) {
     fail({answer, range}, "release_reservation (UVM_UNMAP_EXTERNAL)");
   }
   try {
@@ -165,7 +165,7 @@ void PatchedDriver::release_reservation(Address address) {
     Entries entries;
     add_zeros(coarse_zeros_, range, &entries);
     std::size_t done = 0;
-    if (!send(entries, &done).answer.ok()) broken_ = true;
+    if (!send(entries, &done).answer.ok() && !is_lost()) broken_ = true;
     fine_regions_.set(range, false);
     throw;
   }
@@ -185,7 +185,7 @@ void PatchedDriver::free_slab(SlabId id) {
     throw DriverError("free_slab", 0, 0, "unknown slab", "slab " + std::to_string(id));
   }
   const Answer answer = vattn_.free(found->second.handle);
-  if (!answer.ok() && context_->state() == cuda::kSuccess) {
+  if (!answer.ok() && !is_lost()) {
     fail({answer, {0, found->second.bytes}}, "free_slab (UVM_VATTN_FREE)");
   }
   slabs_.erase(found);
@@ -275,7 +275,7 @@ void PatchedDriver::put_back(const std::vector<Address>& regions) noexcept {
   Entries entries;
   for (const Address region : regions) add_zeros(coarse_zeros_, {region, kHugePage}, &entries);
   std::size_t done = 0;
-  if (!entries.empty() && !send(entries, &done).answer.ok()) broken_ = true;
+  if (!entries.empty() && !send(entries, &done).answer.ok() && !is_lost()) broken_ = true;
 }
 
 void PatchedDriver::map(const std::vector<MapEntry>& batch) {
@@ -310,7 +310,7 @@ void PatchedDriver::undo_map(const std::vector<MapEntry>& batch,
     add_zeros(small, {batch[i].address, batch[i].length}, &zeros);
   }
   std::size_t undone = 0;
-  if (!zeros.empty() && !send(zeros, &undone).answer.ok()) broken_ = true;
+  if (!zeros.empty() && !send(zeros, &undone).answer.ok() && !is_lost()) broken_ = true;
   // What was carried out in the new regions has small entries: make room for the large.
   for (std::size_t i = 0; i < done; ++i) {
     const Address start = entries[i].address;
@@ -327,6 +327,9 @@ void PatchedDriver::undo_map(const std::vector<MapEntry>& batch,
 
 void PatchedDriver::unmap(const std::vector<MapEntry>& batch) {
   if (batch.empty()) return;
+  require_parent("unmap");
+  // With the context, the address space lost the mappings: they are gone, as asked.
+  if (is_lost()) return;
   require_sound("unmap", {batch.front().address, batch.front().length});
   Entries entries;
   for (const Range& run : contiguous_runs(ranges_of(batch))) {
@@ -334,11 +337,10 @@ void PatchedDriver::unmap(const std::vector<MapEntry>& batch) {
   }
   std::size_t done = 0;
   const Failure failure = send(entries, &done);
-  // With the context, the address space lost the mappings: they are gone, as asked.
-  if (failure.answer.ok() || context_->state() != cuda::kSuccess) return;
+  if (failure.answer.ok()) return;
   if (done > 0) {
     std::size_t redone = 0;
-    if (!send(page_entries(batch), &redone).answer.ok()) broken_ = true;
+    if (!send(page_entries(batch), &redone).answer.ok() && !is_lost()) broken_ = true;
   }
   fail(failure, "unmap (UVM_VATTN_MAP of zeros)");
 }

@@ -61,6 +61,8 @@ class PatchedDriver final : public Driver {
 
   nvidia::UvmSpace open_space(const nvidia::Platform& platform) const;
   nvidia::PatchQuery require_gpu() const;
+  // Whether the context is gone, and what was mapped with it.
+  bool is_lost() const { return context_->state() != cuda::kSuccess; }
   void require_parent(const char* operation) const;
   void require_sound(const char* operation, const Range& range) const;
   [[noreturn]] void fail(const Failure& failure, const char* operation) const;

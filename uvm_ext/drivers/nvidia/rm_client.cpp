@@ -32,11 +32,11 @@ RmClient::RmClient(System& system, const Layout& layout, const Uuid& uuid, int m
   register_device_file();
   root_ = allocate(0, kRootClient, nullptr, 0, "make resource-manager client", 0);
   try {
-    Parameters device(layout_.device_bytes);
+    Parameters device;
     device.set<std::uint32_t>(kDeviceId, device_instance(uuid));
     device.set<Handle>(kDeviceClientShare, root_);
     device_ = allocate(root_, kDevice, &device, layout_.device_bytes, "open device", 0);
-    Parameters subdevice(layout_.subdevice_bytes);
+    Parameters subdevice;
     allocate(device_, kSubdevice, &subdevice, layout_.subdevice_bytes, "open subdevice", 0);
   } catch (...) {
     free(0, root_);
@@ -50,7 +50,7 @@ RmClient::~RmClient() {
 
 Handle RmClient::allocate_memory(std::size_t bytes, Granule granule) {
   const bool huge = granule == Granule::k2M;
-  Parameters memory(layout_.memory_bytes);
+  Parameters memory;
   memory.set<std::uint32_t>(kMemoryOwner, root_);
   memory.set<std::uint32_t>(kMemoryFlags, kMemoryAllocFlags);
   memory.set<std::uint32_t>(kMemoryFormat, kMemoryAllocFormat);
@@ -70,7 +70,7 @@ void RmClient::free_memory(Handle memory) {
 
 Handle RmClient::allocate(Handle parent, std::uint32_t object_class, Parameters* parameters,
                           std::size_t parameter_bytes, const std::string& what, std::size_t size) {
-  Parameters call(layout_.rm_alloc_bytes);
+  Parameters call;
   call.set<Handle>(0, root_);
   call.set<Handle>(4, parent);
   call.set<std::uint32_t>(12, object_class);
@@ -79,6 +79,7 @@ Handle RmClient::allocate(Handle parent, std::uint32_t object_class, Parameters*
   if (layout_.rm_alloc_status == 28) {
     call.set<std::uint32_t>(24, static_cast<std::uint32_t>(parameter_bytes));
   }
+  call.set<Status>(layout_.rm_alloc_status, kUnwritten);
   Answer answer;
   answer.error =
       system_.ioctl(control_.get(), rm_request(kEscRmAlloc, layout_.rm_alloc_bytes), call.data());
@@ -89,7 +90,7 @@ Handle RmClient::allocate(Handle parent, std::uint32_t object_class, Parameters*
 
 Answer RmClient::free(Handle parent, Handle object) noexcept {
   // NVOS00_PARAMETERS never changed.
-  std::uint32_t call[4] = {root_, parent, object, kOk};
+  std::uint32_t call[4] = {root_, parent, object, kUnwritten};
   Answer answer;
   answer.error = system_.ioctl(control_.get(), rm_request(kEscRmFree, layout_.rm_free_bytes), call);
   answer.status = call[3];
@@ -98,12 +99,13 @@ Answer RmClient::free(Handle parent, Handle object) noexcept {
 
 void RmClient::control(std::uint32_t command, void* parameters, std::size_t bytes,
                        const char* what) {
-  Parameters call(layout_.rm_control_bytes);
+  Parameters call;
   call.set<Handle>(0, root_);
   call.set<Handle>(4, root_);
   call.set<std::uint32_t>(8, command);
   call.set<std::uint64_t>(16, reinterpret_cast<std::uint64_t>(parameters));
   call.set<std::uint32_t>(24, static_cast<std::uint32_t>(bytes));
+  call.set<Status>(28, kUnwritten);
   Answer answer;
   answer.error = system_.ioctl(control_.get(), rm_request(kEscRmControl, layout_.rm_control_bytes),
                                call.data());

@@ -12,6 +12,7 @@ namespace {
 using nvidia::kHugePage;
 
 constexpr std::size_t kSample = 4096;
+constexpr std::chrono::milliseconds kPatience{300};
 [[noreturn]] void refuse(const std::string& step) {
   throw DriverUnavailable("its self-test failed: " + step);
 }
@@ -89,7 +90,7 @@ bool StockUvmSelfTest::memory_comes_back() {
 
 // The device counts freed memory as free once it has scrubbed it.
 bool StockUvmSelfTest::settles(std::size_t below, std::size_t above) const {
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+  const auto deadline = std::chrono::steady_clock::now() + kPatience;
   do {
     const std::size_t free = driver_.bytes_.free_memory();
     if (free <= below && free >= above) return true;

@@ -23,6 +23,7 @@ constexpr Name kNames[] = {
 }  // namespace
 
 std::string status_name(Status status) {
+  if (status == kUnwritten) return "no status: the parameters have another layout";
   const Name* found =
       std::lower_bound(std::begin(kNames), std::end(kNames), status,
                        [](const Name& name, Status wanted) { return name.status < wanted; });

@@ -29,6 +29,10 @@ constexpr Status kNoMemory = 0x51;
 constexpr Status kNotSupported = 0x56;
 constexpr Status kUvmAddressInUse = 0x68;
 
+// Put where the status is expected before a call. Where it is still there afterwards, the
+// driver wrote its status somewhere else, and whatever it did was not what was asked.
+constexpr Status kUnwritten = 0xfeedface;
+
 // NVIDIA's name, or the number in hexadecimal where the code is unknown.
 std::string status_name(Status status);
 

@@ -139,7 +139,7 @@ void StockUvmDriver::release_reservation(Address address) {
   require_parent("release_reservation");
   const Range range = addresses_.find(address);
   const Answer answer = uvm_.unmap(range);
-  if (!answer.ok() && context_->state() == cuda::kSuccess) {
+  if (!answer.ok() && !is_lost()) {
     fail(answer, "release_reservation (UVM_UNMAP_EXTERNAL)", range);
   }
   try {
@@ -173,6 +173,8 @@ Handle StockUvmDriver::allocate_zeroed(std::size_t bytes, Granule granule) {
   try {
     erase_memory(memory, bytes);
   } catch (...) {
+    // Again, where it was this that failed: the window must not keep the memory.
+    uvm_.unmap(staging_);
     rm_.free_memory(memory);
     throw;
   }
@@ -185,12 +187,7 @@ void StockUvmDriver::erase_memory(Handle memory, std::size_t bytes) {
     const Range window{staging_.address, std::min(staging_.length, bytes - done)};
     Answer answer = uvm_.map(window, reference(memory), done, nvidia::kReadWriteAtomic);
     if (!answer.ok()) fail(answer, "allocate_slab (UVM_MAP_EXTERNAL_ALLOCATION)", window);
-    try {
-      fresh_bytes_.erase({window}, nullptr)->wait();
-    } catch (...) {
-      uvm_.unmap(window);
-      throw;
-    }
+    fresh_bytes_.erase({window}, nullptr)->wait();
     answer = uvm_.unmap(window);
     if (!answer.ok()) fail(answer, "allocate_slab (UVM_UNMAP_EXTERNAL)", window);
   }
@@ -223,7 +220,7 @@ void StockUvmDriver::map_one(const MapEntry& entry) {
 }
 
 void StockUvmDriver::undo_map(const MapEntry& entry) noexcept {
-  if (!zeros_->restore({entry.address, entry.length}).ok()) broken_ = true;
+  if (!zeros_->restore({entry.address, entry.length}).ok() && !is_lost()) broken_ = true;
 }
 
 void StockUvmDriver::redo_map(const MapEntry& entry) noexcept {
@@ -238,8 +235,10 @@ void StockUvmDriver::redo_map(const MapEntry& entry) noexcept {
 
 void StockUvmDriver::unmap(const std::vector<MapEntry>& batch) {
   if (batch.empty()) return;
-  const Range first{batch.front().address, batch.front().length};
-  require_sound("unmap", first);
+  require_parent("unmap");
+  // With the context, the address space lost the mappings: they are gone, as asked.
+  if (is_lost()) return;
+  require_sound("unmap", {batch.front().address, batch.front().length});
   std::vector<Range> ranges;
   for (const MapEntry& entry : batch) ranges.push_back({entry.address, entry.length});
   std::size_t touched = 0;
@@ -247,8 +246,6 @@ void StockUvmDriver::unmap(const std::vector<MapEntry>& batch) {
     const Answer answer = zeros_->restore(run);
     for (std::size_t bytes = 0; bytes < run.length; ++touched) bytes += batch[touched].length;
     if (answer.ok()) continue;
-    // With the context, the address space lost the mappings: they are gone, as asked.
-    if (context_->state() != cuda::kSuccess) continue;
     while (touched > 0) redo_map(batch[--touched]);
     fail(answer, "unmap (UVM_MAP_EXTERNAL_ALLOCATION of zeros)", run);
   }

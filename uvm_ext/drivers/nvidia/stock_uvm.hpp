@@ -58,6 +58,8 @@ class StockUvmDriver final : public Driver {
   };
 
   void drop_mappings() noexcept;
+  // Whether the context is gone, and what was mapped with it.
+  bool is_lost() const { return context_->state() != cuda::kSuccess; }
   void require_parent(const char* operation) const;
   void require_sound(const char* operation, const Range& range) const;
   [[noreturn]] void fail(const nvidia::Answer& answer, const char* operation,

@@ -16,13 +16,13 @@ constexpr unsigned kOffset = 16;
 constexpr unsigned kMappingType = sizeof(Uuid);
 
 Parameters unmap_parameters(const Layout& layout, const Uuid& uuid) {
-  Parameters call(layout.unmap_bytes);
+  Parameters call;
   call.set_bytes(layout.unmap_uuid, uuid.data(), uuid.size());
   return call;
 }
 
 Parameters map_parameters(const Layout& layout, const Uuid& uuid) {
-  Parameters call(layout.map_bytes);
+  Parameters call;
   call.set_bytes(layout.map_per_gpu, uuid.data(), uuid.size());
   call.set<std::uint64_t>(layout.map_gpu_count, 1);
   return call;
@@ -32,6 +32,7 @@ Answer call_unmap(System& system, const Layout& layout, int fd, Parameters& call
                   const Range& range) noexcept {
   call.set<std::uint64_t>(kBase, range.address);
   call.set<std::uint64_t>(kLength, range.length);
+  call.set<Status>(layout.unmap_status, kUnwritten);
   Answer answer;
   answer.error = system.ioctl(fd, layout.unmap_number, call.data());
   answer.status = call.get<Status>(layout.unmap_status);
@@ -77,6 +78,7 @@ Answer UvmSpace::map(const Range& range, const MemoryRef& memory, std::size_t of
   map_call_.set<std::int32_t>(layout_.map_rm_control_fd, memory.control_fd);
   map_call_.set<Handle>(layout_.map_client, memory.client);
   map_call_.set<Handle>(layout_.map_memory, memory.memory);
+  map_call_.set<Status>(layout_.map_status, kUnwritten);
   Answer answer;
   answer.error = system_.ioctl(file_.get(), layout_.map_number, map_call_.data());
   answer.status = map_call_.get<Status>(layout_.map_status);

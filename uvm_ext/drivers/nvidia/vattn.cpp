@@ -46,6 +46,7 @@ PatchQuery read_query(const uvm_vattn_query& call, const Answer& answer) {
 
 template <typename Call>
 Answer call_ioctl(System& system, int fd, unsigned long request, Call* call) noexcept {
+  call->rm_status = kUnwritten;
   Answer answer;
   answer.error = system.ioctl(fd, request, call);
   answer.status = call->rm_status;

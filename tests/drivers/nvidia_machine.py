@@ -1,0 +1,101 @@
+"""A driver on the emulated NVIDIA machine, with addresses and one slab, for tests."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+
+from pyvattn._native import emulated_cuda, emulated_nvidia
+
+from pyvattn import _native
+
+KB = 1 << 10
+REGION = 2 << 20
+NO_MEMORY = 0x51
+INSUFFICIENT_RESOURCES = 0x1A
+GPU_IS_LOST = 0x0F
+MAP = "UVM_MAP_EXTERNAL_ALLOCATION"
+UNMAP = "UVM_UNMAP_EXTERNAL"
+
+
+def start(**settings) -> None:
+    """Start the machine from new; a release is also the one of its layout."""
+    gc.collect()  # no driver of the machine before may live on
+    wanted = emulated_nvidia.Settings()
+    if "release" in settings:
+        wanted.layout_of = settings["release"]
+    for name, value in settings.items():
+        setattr(wanted, name, value)
+    emulated_nvidia.reset(wanted)
+
+
+def held() -> tuple[int, ...]:
+    """What clients hold of the machine; all zeros after everything was given back."""
+    gc.collect()
+    nvidia, cuda = emulated_nvidia.holdings(), emulated_cuda.holdings()
+    return (
+        nvidia.clients,
+        nvidia.objects,
+        nvidia.descriptors,
+        nvidia.vattn_handles,
+        cuda.reservations,
+        cuda.allocations,
+        cuda.mappings,
+        cuda.streams,
+        cuda.events,
+        cuda.contexts,
+        len(emulated_nvidia.mappings()),
+    )
+
+
+NOTHING = (0,) * 11
+
+
+class Calls:
+    """Counts calls of ioctls from its construction on."""
+
+    def __init__(self, *names: str):
+        self.before = {name: emulated_nvidia.calls(name) for name in names}
+
+    def made(self) -> dict[str, int]:
+        return {name: emulated_nvidia.calls(name) - n for name, n in self.before.items()}
+
+
+class Space:
+    """``regions`` of 2 MiB of addresses, and a slab as large."""
+
+    def __init__(self, name: str, page: int, regions: int = 8, device: int = 0):
+        self.driver = _native.make_driver(name, page, device)
+        self.page = page
+        self.bytes = regions * REGION
+        self.base = self.driver.reserve(self.bytes, REGION)
+        self.slab = self.driver.allocate_slab(self.bytes)
+
+    def entry(self, place: int, pages: int = 1, memory: int | None = None) -> _native.MapEntry:
+        offset = place if memory is None else memory
+        return _native.MapEntry(
+            self.address(place), pages * self.page, self.slab, offset * self.page
+        )
+
+    def address(self, place: int) -> int:
+        return self.base + place * self.page
+
+    def read(self, place: int, size: int = 64) -> bytes:
+        return ctypes.string_at(self.address(place), size)
+
+    def write(self, place: int, data: bytes) -> None:
+        ctypes.memmove(self.address(place), data, len(data))
+
+    def zeros_everywhere(self) -> bool:
+        """Whether every page of the addresses can be read and begins with zeros."""
+        return all(self.read(i) == bytes(64) for i in range(self.bytes // self.page))
+
+    def close(self) -> None:
+        self.driver.free_slab(self.slab)
+        self.driver.release_reservation(self.base)
+        del self.driver
+
+
+def writable() -> list[str]:
+    """The machine's mappings of pages that may be written."""
+    return [line for line in emulated_nvidia.mappings() if "read-write" in line]
