@@ -255,6 +255,10 @@ struct sim_memory *sim_user_memory_get(u32 client, u32 object);
 int sim_test_device_init(void);
 void sim_test_device_exit(void);
 
+/* dump.c */
+int sim_dump_init(void);
+void sim_dump_exit(void);
+
 /* coverage.c */
 int sim_coverage_construct(const struct gpusim_constructors *request);
 int sim_coverage_init(void);

@@ -81,12 +81,17 @@ static int __init gpusim_init(void)
 	result = sim_coverage_init();
 	if (result)
 		goto no_coverage;
+	result = sim_dump_init();
+	if (result)
+		goto no_dump;
 	result = sim_test_device_init();
 	if (result)
 		goto no_test_device;
 	return 0;
 
 no_test_device:
+	sim_dump_exit();
+no_dump:
 	sim_coverage_exit();
 no_coverage:
 	sim_rm_user_exit();
@@ -98,6 +103,7 @@ no_gpus:
 static void __exit gpusim_exit(void)
 {
 	sim_test_device_exit();
+	sim_dump_exit();
 	sim_coverage_exit();
 	sim_rm_user_exit();
 	destroy_gpus();

@@ -48,6 +48,25 @@ TEST(external_map_read_write)
 	CHECK_EQ(counters(0).tlb_stale_hits, 0);
 }
 
+/* What scripts/decode_ptes reads. */
+TEST(page_table_dump)
+{
+	struct gpu gpu = open_gpu(0);
+	uint32_t slab = rm_memory(&gpu, PAGE_2M);
+	uint64_t base = external_range(&gpu, PAGE_2M);
+	FILE *dump = fopen("/proc/gpusim_ptes", "r");
+	unsigned int found = 0;
+	char line[128], expected[32];
+
+	CHECK_EQ(try_map_external(&gpu, base, 2 * PAGE_64K, 0, slab, UvmGpuMappingTypeReadOnly), NV_OK);
+	snprintf(expected, sizeof(expected), "pte 0x%llx 0x10000 ", (unsigned long long)base);
+	CHECK(dump);
+	while (fgets(line, sizeof(line), dump))
+		found += !strncmp(line, expected, strlen(expected));
+	CHECK_EQ(found, 1);
+	fclose(dump);
+}
+
 TEST(external_unmap_invalidates)
 {
 	struct gpu gpu = open_gpu(0);

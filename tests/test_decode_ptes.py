@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: MIT OR GPL-2.0
+"""scripts/decode_ptes turns the emulated machine's dump into runs of pages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "decode_ptes"
+
+DUMP = """\
+[   12.3] something else
+vaspace gpu 0 page directory 0x200000 video
+pte 0x7f0000000000 0x10000 0x0000000000040001
+pte 0x7f0000010000 0x10000 0x0000000000041001
+pte 0x7f0000020000 0x10000 0x0000000000042041
+pte 0x7f0000200000 0x200000 0x0000000000060085
+"""
+
+
+def test_runs_attributes_and_apertures() -> None:
+    out = subprocess.run(
+        [sys.executable, SCRIPT], input=DUMP, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert out == [
+        "vaspace gpu 0 page directory 0x200000 video",
+        "0x7f0000000000-0x7f0000020000      2 x 64K  video 0x400000  read-write",
+        "0x7f0000020000-0x7f0000030000      1 x 64K  video 0x420000  read-only",
+        "0x7f0000200000-0x7f0000400000      1 x  2M  system 0x600000  no atomics",
+    ]
