@@ -234,7 +234,8 @@ MUTANTS = (
         "uvm_vattn_unmap.c",
         (
             (
-                "map->node.start > start || !map->mem_handle ||\n		    !map->mem_handle->vattn) {",
+                "map->node.start > start || !map->mem_handle ||\n"
+                "		    !map->mem_handle->vattn) {",
                 "map->node.start > start) {",
             ),
         ),
