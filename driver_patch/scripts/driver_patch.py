@@ -292,6 +292,16 @@ def original_files(tree: Tree, manifest: dict[str, Any]) -> dict[str, bytes]:
     return originals
 
 
+def hook_table() -> str:
+    """Every hooked line, as the Markdown table of driver_patch/README.md."""
+    rows = ["| file | line | why |", "| --- | --- | --- |"]
+    for hook in HOOKS:
+        lines = "<br>".join(f"`{line.strip()}`" for line in hook.lines if line.strip())
+        note = "`static` removed: " if hook.where == "instead" else ""
+        rows.append(f"| {hook.file.removeprefix('nvidia-uvm/')} | {note}{lines} | {hook.why} |")
+    return "\n".join(rows)
+
+
 def describe(tree: Tree) -> str:
     manifest = read_manifest(tree)
     if manifest is None:
@@ -306,9 +316,15 @@ def describe(tree: Tree) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("action", choices=("check", "apply", "refresh", "unapply", "diff", "release"))
-    parser.add_argument("tree", type=Path)
+    actions = ("check", "apply", "refresh", "unapply", "diff", "release", "hooks")
+    parser.add_argument("action", choices=actions)
+    parser.add_argument("tree", type=Path, nargs="?", help="needed by all actions but hooks")
     options = parser.parse_args(arguments)
+    if options.action == "hooks":
+        print(hook_table())
+        return 0
+    if options.tree is None:
+        parser.error(f"{options.action} needs a tree")
     try:
         tree = recognise(options.tree)
         if options.action == "apply":
