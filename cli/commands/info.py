@@ -6,6 +6,7 @@ import platform
 import sys
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 import click
@@ -38,7 +39,7 @@ _PACKAGES = (
 @json_option
 @click.pass_context
 def command(ctx: click.Context, /, probe: bool, device: int, as_json: bool) -> None:
-    """Show drivers and why each is or is not available, page sizes, and versions.
+    """Show drivers and attention kernels, why each is or is not available, and versions.
 
     With --probe the exit code is 1 if a page of an available driver fails.
     """
@@ -53,11 +54,13 @@ def command(ctx: click.Context, /, probe: bool, device: int, as_json: bool) -> N
                 "machine": asdict(machine),
                 "drivers": [asdict(report) for report in reports],
                 "auto": autos,
+                "kernels": [asdict(kernel) for kernel in _kernels()],
                 "probes": [{**asdict(p), "ok": p.ok} for p in probes],
             }
         )
     else:
         _print(reports, autos)
+        _print_kernels(_kernels())
         if probe:
             _print_probes(probes)
     if any(not p.ok for p in probes):
@@ -108,6 +111,28 @@ def _print(reports: tuple[DriverReport, ...], autos: dict[str, str | None]) -> N
             out.print(Text(f"{report.name}: {report.advice}."))
     versions = [f"{name} {found or 'not installed'}" for name, found in _versions().items()]
     out.print(Text(f"\n{', '.join(versions)}; {sys.executable}"))
+
+
+def _kernels() -> list[Any]:
+    """Import every attention kernel that is installed; none without torch."""
+    if find_spec("torch") is None:
+        return []
+    from pyvattn.attention import kernel_infos
+
+    return kernel_infos()
+
+
+def _print_kernels(kernels: list[Any]) -> None:
+    rows = [
+        (kernel.name, "no" if kernel.unavailable else "yes", kernel.supports, kernel.unavailable)
+        for kernel in kernels
+    ]
+    columns = ("kernel", "<available", "<takes", "<why not")
+    console().print(
+        table("Attention kernels, in the order of kernel='auto'", columns, rows)
+        if rows
+        else Text("Attention kernels need torch: pip install 'pyvattn[torch]'.")
+    )
 
 
 def _print_probes(probes: list[Any]) -> None:

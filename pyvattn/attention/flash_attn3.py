@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyvattn.attention import optional
 from pyvattn.attention.problem import Kernel, Problem
+from pyvattn.attention.rows import blank_padding
 
 _MODULE = "flash_attn_interface"
 _HEAD_DIMS = tuple(range(8, 257, 8))
@@ -43,4 +44,5 @@ class FlashAttention3Kernel(Kernel):
             softmax_scale=problem.scale,
             causal=problem.causal,
         )
-        return out
+        # Under a causal mask padding sees nothing, and the kernel writes zeros itself.
+        return out if problem.causal else blank_padding(out, problem)

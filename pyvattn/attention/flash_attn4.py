@@ -6,11 +6,12 @@ together, as one view of the cache with ``seqused_k`` for the lengths.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pyvattn.attention import optional
 from pyvattn.attention.problem import Kernel, Problem
-from pyvattn.attention.rows import consecutive
+from pyvattn.attention.rows import blank_padding, consecutive
 
 _MODULE = "flash_attn.cute"
 _HEAD_DIMS = (64, 96, 128)
@@ -34,14 +35,12 @@ class FlashAttention4Kernel(Kernel):
 
     def attend(self, problem: Problem) -> Tensor:
         """See :meth:`Kernel.attend`."""
-        out = problem.q.new_zeros(problem.q.shape)
-        slots, queries = problem.host_slots, problem.q.shape[1]
+        out = torch.empty_like(problem.q)
+        slots = problem.host_slots
         for first, end in consecutive(slots):
             rows, cached = slice(first, end), slice(slots[first], slots[first] + end - first)
             out[rows] = self._attend(problem, rows, cached)
-        for row, length in enumerate(problem.host_lengths):
-            out[row, : max(0, queries - length)] = 0
-        return out
+        return blank_padding(out, problem)
 
     def _attend(self, problem: Problem, rows: slice, cached: slice) -> Tensor:
         result = optional.load(_MODULE).flash_attn_varlen_func(

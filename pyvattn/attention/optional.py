@@ -18,6 +18,10 @@ def why_not_importable(module: str, install: str) -> str | None:
     """Import a module; return ``None``, or what went wrong and how to install it."""
     try:
         import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and module.startswith(error.name):
+            return f"{module} is not installed: {install}"
+        return f"{module} needs {error.name}, which is not installed: {install}"
     except Exception as error:  # a CUDA extension may fail in any way when it loads
         return f"{module} cannot be imported ({_first_line(error)}): {install}"
     return None

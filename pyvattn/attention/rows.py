@@ -1,8 +1,26 @@
-"""Rows whose slots follow each other: one view of the cache serves them all."""
+"""What kernels that take a whole batch share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from pyvattn.attention.problem import Problem
+
+
+def blank_padding(out: Tensor, problem: Problem) -> Tensor:
+    """Return ``out`` with zeros where a query stands before its row's first token.
+
+    The host reads no value, so the call can be captured.
+    """
+    queries = out.shape[1]
+    if queries == 1:
+        return out
+    first = queries - problem.device_lengths[:, None]
+    padding = torch.arange(queries, device=out.device)[None, :] < first
+    return out.masked_fill(padding[:, :, None, None], 0)
 
 
 def consecutive(slots: Sequence[int]) -> Iterator[tuple[int, int]]:
