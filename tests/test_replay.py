@@ -97,6 +97,8 @@ class TestScheduler:
         )
         assert (result.requests, result.refused) == (2, 0)
         assert result.preempted == 1
+        # Both were admitted at once: what comes after is no waiting for admission.
+        assert result.mean_wait == 0
 
     def test_what_can_never_fit_is_refused_and_counted(self):
         found = trace((0.0, 2000, 1), (0.0, 100, 1), (0.0, 16, 1), (0.0, 1, 100))

@@ -131,7 +131,6 @@ def _preference(candidate: Candidate) -> tuple[float, ...]:
     return (
         candidate.refused,
         -per_entry if candidate.refused else 0.0,
-        not candidate.hidden,
         0.0 if candidate.hidden else candidate.map_share,
         0.0 if loss is None else round(loss / _TIE),
         candidate.calls_per_step,

@@ -2,9 +2,8 @@
 
 Requests are admitted in order of arrival as long as the allocator has room for
 their prompt. Where a step finds no memory, the youngest request gives its
-memory back and waits at the head of the queue (it starts again with what it
-had), and nobody is admitted until a request has ended. All steps take the same
-simulated time.
+memory back and waits at the head of the queue; it starts again with the tokens
+that it had. All steps take the same simulated time.
 """
 
 from __future__ import annotations
@@ -79,7 +78,6 @@ class _Replay:
         self.waited = 0.0
         self.preempted = 0
         self.done = 0
-        self.hold_admissions = False
 
     def step(self) -> None:
         self.grow()
@@ -92,10 +90,9 @@ class _Replay:
         for index in self.batch.finished():
             self.allocator.release(self.batch.leave(index))
             self.done += 1
-            self.hold_admissions = False
 
     def admit(self) -> None:
-        while self.queue and not self.hold_admissions:
+        while self.queue:
             head = self.queue[0]
             arrived = self.saturated or head.request.arrival <= self.clock
             if not arrived or not self.allocator.can_admit(head.tokens):
@@ -109,7 +106,6 @@ class _Replay:
 
     def idle(self) -> None:
         """Move the clock to the next arrival, or find that its prompt can never fit."""
-        self.hold_admissions = False
         if not self.queue:
             return
         head = self.queue[0]
@@ -135,7 +131,6 @@ class _Replay:
         self.allocator.release(self.batch.leave(len(self.batch.rows) - 1))
         self.queue.appendleft(_Waiting(request, tokens, preempted=True))
         self.preempted += 1
-        self.hold_admissions = bool(self.batch.rows)
         if not self.batch.rows:
             # Alone in all the memory there is, and still too long.
             self.queue.popleft()
