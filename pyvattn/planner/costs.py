@@ -105,6 +105,7 @@ DEFAULT_COSTS = {
             map_us=_STOCK_UVM_MAP_US,
             read_gb_per_s=_H200_READ_GB_PER_S,
             source=f"UVM_MAP_EXTERNAL_ALLOCATION; {_H200}",
+            private_guard=True,
         ),
         DriverCosts(
             driver="cumem",
