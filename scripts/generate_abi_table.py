@@ -121,8 +121,10 @@ def main() -> int:
         return 0
     if arguments.output.read_text() == text:
         return 0
-    print(f"{arguments.output} differs from {arguments.layouts}: run this script without --check",
-          file=sys.stderr)
+    print(
+        f"{arguments.output} differs from {arguments.layouts}: run this script without --check",
+        file=sys.stderr,
+    )
     return 1
 
 
