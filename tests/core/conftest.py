@@ -4,7 +4,7 @@ import pytest
 from checked_cache import Bench, small_spec
 
 
-@pytest.fixture(params=["host", "cumem-emulated"])
+@pytest.fixture(params=["host", "cumem-emulated", "stock-uvm-emulated", "patched-emulated"])
 def driver_name(request):
     return request.param
 

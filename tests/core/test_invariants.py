@@ -23,7 +23,7 @@ def test_1_what_step_returned_for_is_mapped(open_bench, driver_name):
 @pytest.mark.parametrize("length", [1, 64, 65, 1000, 1024])
 def test_2_the_guard_past_the_length_is_finite(open_bench, driver_name, length):
     """Also at the end of a row, and after another request left NaN everywhere."""
-    bench = open_bench(name=driver_name)
+    bench = open_bench(name=driver_name, pages=384)  # enough for private guards
     full = [bench.cache.acquire() for _ in range(4)]
     bench.cache.step(dict.fromkeys(full, 1024))
     for layer in range(2):

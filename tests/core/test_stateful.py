@@ -20,7 +20,7 @@ class CacheMachine(RuleBasedStateMachine):
     """Live slots hold what was written to them, whatever happens around them."""
 
     @initialize(
-        name=st.sampled_from(["host", "cumem-emulated"]),
+        name=st.sampled_from(["host", "cumem-emulated", "stock-uvm-emulated", "patched-emulated"]),
         layout=st.sampled_from(["layer", "token"]),
         eager=st.booleans(),
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import gc
 
-from pyvattn._native import emulated_cuda, emulated_nvidia
-
 from pyvattn import _native
+
+emulated_cuda, emulated_nvidia = _native.emulated_cuda, _native.emulated_nvidia
 
 KB = 1 << 10
 REGION = 2 << 20

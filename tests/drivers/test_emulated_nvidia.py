@@ -11,10 +11,11 @@ import struct
 
 import pytest
 from nvidia_machine import KB, REGION, Space, start
-from pyvattn._native import emulated_cuda, emulated_nvidia
 
 from pyvattn import _native
 from pyvattn.errors import ConfigError, DriverError
+
+emulated_cuda, emulated_nvidia = _native.emulated_cuda, _native.emulated_nvidia
 
 PAGE = 64 * KB
 CONTROL, UVM, GPU = "/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia3"

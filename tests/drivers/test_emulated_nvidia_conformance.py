@@ -6,9 +6,10 @@ import gc
 
 import pytest
 from conformance import DriverConformance
-from pyvattn._native import emulated_cuda, emulated_nvidia
 
 from pyvattn import _native
+
+emulated_cuda, emulated_nvidia = _native.emulated_cuda, _native.emulated_nvidia
 
 # The oldest and the newest layout; test_stock_uvm.py maps on all of them.
 LAYOUTS = _native.driver_layouts()

@@ -17,10 +17,11 @@ from nvidia_machine import (
     start,
     writable,
 )
-from pyvattn._native import emulated_cuda, emulated_nvidia
 
 from pyvattn import _native
 from pyvattn.errors import DriverError, DriverUnavailable, OutOfMemory
+
+emulated_cuda, emulated_nvidia = _native.emulated_cuda, _native.emulated_nvidia
 
 NAME = "patched-emulated"
 PAGE = 64 * KB

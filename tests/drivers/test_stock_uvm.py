@@ -23,10 +23,11 @@ from nvidia_machine import (
     start,
     writable,
 )
-from pyvattn._native import emulated_cuda, emulated_nvidia
 
 from pyvattn import _native
 from pyvattn.errors import ConfigError, DriverError, DriverUnavailable, OutOfMemory
+
+emulated_cuda, emulated_nvidia = _native.emulated_cuda, _native.emulated_nvidia
 
 NAME = "stock-uvm-emulated"
 PAGE = 64 * KB
@@ -146,7 +147,7 @@ def test_a_failing_self_test_refuses_and_leaves_nothing(sabotage, step):
 
 def test_memory_that_does_not_come_back_fails_the_self_test():
     start(loses_memory=True)
-    with pytest.raises(DriverUnavailable, match="self-test.*does not come back"):
+    with pytest.raises(DriverUnavailable, match=r"self-test.*does not come back"):
         _native.make_driver(NAME, PAGE)
 
 
@@ -360,8 +361,7 @@ def test_a_reservation_that_cuda_refuses_leaves_nothing(function, nth):
         try:
             driver.release_reservation(driver.reserve(3 * (4 << 20), REGION))
         except OutOfMemory as error:
-            failed += 1
-            assert function in str(error)
+            failed += function in str(error)
     assert failed == 1
     assert held() == before
 
