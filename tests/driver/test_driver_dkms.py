@@ -49,7 +49,8 @@ def tree(scratch: ScratchMachine) -> Path:
     for name, lines in files.items():
         scratch.write(f"{TREE}/{name}", "\n".join(lines) + "\n")
     # A last line without its newline must survive the patch as well.
-    scratch.write(f"{TREE}/nvidia-uvm/untouched.h", "no newline")
+    header = scratch.root / TREE / "nvidia-uvm/uvm_va_range.h"
+    header.write_text(f"{header.read_text()}#endif")
     return scratch.root / TREE
 
 

@@ -65,8 +65,10 @@ def test_an_install_killed_at_any_change_can_be_repeated(scratch, machine):
         assert scratch.snapshot() == before, f"killed before change {number}"
 
 
-@pytest.mark.usefixtures("earlier_file")
-def test_an_uninstall_killed_at_any_change_can_be_repeated(scratch, machine):
+@pytest.mark.parametrize("earlier", [True, False], ids=["earlier file", "new directory"])
+def test_an_uninstall_killed_at_any_change_can_be_repeated(earlier, scratch, machine, request):
+    if earlier:
+        request.getfixturevalue("earlier_file")
     before = scratch.snapshot()
     for number in range(1, MOST):
         install(machine, Request(scratch.built))
@@ -86,6 +88,17 @@ def test_status_tells_of_an_interrupted_install(scratch, machine):
         number += 1
     problems = read_status(machine).problems
     assert any("interrupted" in problem and "uninstall" in problem for problem in problems)
+
+
+def test_status_tells_of_an_interrupted_uninstall(scratch, machine):
+    install(machine, Request(scratch.built))
+    number = 1
+    while (scratch.root / OURS).exists():
+        assert _killed_at(number, "uninstall", scratch)
+        number += 1
+    status = read_status(machine)
+    assert status.ours == "interrupted while uninstalling"
+    assert any("interrupted" in problem for problem in status.problems)
 
 
 @pytest.mark.usefixtures("earlier_file")
