@@ -101,12 +101,18 @@ def plan(ctx: click.Context, /, **options: Any) -> None:
 
 
 @command.command(short_help="Build the patched module.")
-@click.option("--source", type=_FILE, help="NVIDIA's source tree [found in /usr/src].")
+@click.option("--source", type=_FILE, help="NVIDIA's source tree [found].")
+@click.option("--release", help="Release of the driver [the installed one].")
 @click.option("--checkout", type=_FILE, help="Checkout of pyvattn [found].")
 @click.option("--kernel", help="Kernel release [the running one].")
-def build(source: Path | None, checkout: Path | None, kernel: str | None) -> None:
-    """Patch a copy of NVIDIA's source and build nvidia-uvm.ko, as `make driver` does."""
-    click.echo(build_module(Machine("/", kernel), find_checkout(checkout), source))
+def build(
+    source: Path | None, release: str | None, checkout: Path | None, kernel: str | None
+) -> None:
+    """Patch a copy of NVIDIA's source and build nvidia-uvm.ko, as `make driver` does.
+
+    Prints the path of the module. It takes a minute or more.
+    """
+    click.echo(build_module(Machine("/", kernel), find_checkout(checkout), source, release))
 
 
 @command.command(short_help="Install the patched module (root).")

@@ -11,8 +11,8 @@ from pyvattn.driver.modules import ModuleFile, read_module
 from pyvattn.driver.stock import find_stock
 from pyvattn.errors import ConfigError, DriverUnavailable, InstallError, InstallRefused
 
-_BUILD_SCRIPT = Path("driver_patch/scripts/build-driver")
-_BUILT = "nvidia-uvm.ko"
+_BUILD_SCRIPT = Path("driver_patch/scripts/make-driver")
+_BUILT = "build/driver"
 
 
 def find_checkout(named: Path | None = None) -> Path:
@@ -39,8 +39,8 @@ def find_built(machine: Machine, checkout: Path) -> Path:
         DriverUnavailable: nothing was built, or nothing that fits.
         InstallRefused: several fit equally.
     """
-    folder = checkout / "build"
-    built = [read_module(p) for p in sorted(folder.rglob(_BUILT))] if folder.is_dir() else []
+    folder = checkout / _BUILT
+    built = [read_module(path) for path in sorted(folder.glob("*/nvidia-uvm.ko"))]
     patched = [module for module in built if module.is_patched]
     fitting = [m for m in patched if m.kernel == machine.kernel and _fits(machine, m)]
     if len({module.sha256 for module in fitting}) == 1:
@@ -67,36 +67,27 @@ def _fits(machine: Machine, module: ModuleFile) -> bool:
         return True  # The plan says what is wrong with the driver.
 
 
-def find_source(machine: Machine, release: str) -> Path:
-    """Return the source tree of a driver release, as its DKMS package leaves it in ``/usr/src``.
+def build(
+    machine: Machine, checkout: Path, source: Path | None = None, release: str | None = None
+) -> Path:
+    """Build the patched nvidia-uvm for the machine's kernel, as ``make driver`` does.
+
+    Without a ``source`` tree that of ``release``, by default the installed driver's,
+    is looked for where its packages leave it. Returns the module.
 
     Raises:
-        DriverUnavailable: there is none.
-    """
-    trees = machine.path("usr/src")
-    for tree in sorted(trees.glob(f"nvidia*-{release}")) if trees.is_dir() else []:
-        if any((tree / name).is_file() for name in ("nvidia-uvm/uvm.c", "kernel-open/Kbuild")):
-            return tree
-    raise DriverUnavailable(
-        f"{trees}: no source of the NVIDIA driver {release}. Install its DKMS package (such as "
-        f"nvidia-dkms-<branch>-open), or get the tag {release} of NVIDIA's open-gpu-kernel-modules "
-        "and name it with --source."
-    )
-
-
-def build(machine: Machine, checkout: Path, source: Path | None = None) -> Path:
-    """Build the patched nvidia-uvm for the machine's kernel and return the module.
-
-    Raises:
-        DriverUnavailable: no source of the installed driver's release is here.
+        DriverUnavailable: neither is given, and no driver is installed.
         InstallError: the build failed; with its last messages.
     """
-    release = "" if source else find_stock(machine).release
-    tree = source or find_source(machine, release)
-    folder = checkout / "build" / "driver" / f"{release or tree.resolve().name}-{machine.kernel}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    command = [str(checkout / _BUILD_SCRIPT), str(tree), str(folder)]
-    environment = {**os.environ, "KERNEL": machine.kernel}
+    if source is None and release is None:
+        release = find_stock(machine).release
+    environment = {
+        **os.environ,
+        "KERNEL": machine.kernel,
+        "DRIVER_SRC": str(source.resolve()) if source else "",
+        "RELEASE": release or "",
+    }
+    command = [str(checkout / _BUILD_SCRIPT)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         raise InstallError(f"the build failed:\n{done.stderr.strip()}")

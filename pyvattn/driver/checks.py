@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from pyvattn.driver.machine import Machine
 from pyvattn.driver.modules import PATCH_PARAMETER, ModuleFile
 from pyvattn.driver.processes import GpuUsers
@@ -120,8 +122,6 @@ def check_users(machine: Machine, users: GpuUsers) -> list[str]:
 
 def check_root(machine: Machine) -> list[str]:
     """Check that the places may be written to."""
-    import os
-
     places = [machine.modules, machine.path("etc"), machine.path("var/lib")]
     denied = [str(path) for path in places if path.exists() and not os.access(path, os.W_OK)]
     return [f"{', '.join(denied)}: no permission to write; run this as root."] if denied else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scratch_machine import KERNEL, PATCHED, RELEASE, elf_module
 
-from pyvattn.driver.checkout import find_built, find_checkout, find_source
+from pyvattn.driver.checkout import build, find_built, find_checkout
 from pyvattn.driver.elf import parse_module
 from pyvattn.driver.install import install
 from pyvattn.driver.machine import Machine
@@ -179,12 +179,33 @@ def test_without_a_build_it_says_what_is_there(scratch, machine, tmp_path):
         find_built(machine, checkout)
 
 
-def test_the_source_of_the_installed_release_is_found(scratch, machine):
-    with pytest.raises(DriverUnavailable, match="no source"):
-        find_source(machine, RELEASE)
-    scratch.write("usr/src/nvidia-535.1/nvidia-uvm/uvm.c", "")
-    tree = scratch.write(f"usr/src/nvidia-{RELEASE}/nvidia-uvm/uvm.c", "").parents[1]
-    assert find_source(machine, RELEASE) == tree
+def _build_script(checkout, script: str) -> None:
+    path = checkout / "driver_patch/scripts/make-driver"
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def test_a_build_is_for_the_installed_release_and_kernel(scratch, machine, tmp_path):
+    checkout = _checkout(tmp_path)
+    _build_script(checkout, 'echo "compiling" >&2; echo "noise"; echo "/b/$RELEASE-$KERNEL.ko"')
+    assert str(build(machine, checkout)) == f"/b/{RELEASE}-{KERNEL}.ko"
+
+
+def test_a_build_takes_the_source_that_is_named(scratch, machine, tmp_path):
+    scratch.remove_driver()
+    checkout = _checkout(tmp_path)
+    _build_script(checkout, 'echo "$DRIVER_SRC/nvidia-uvm.ko"')
+    assert build(machine, checkout, source=tmp_path) == tmp_path / "nvidia-uvm.ko"
+    with pytest.raises(DriverUnavailable, match="no NVIDIA driver"):
+        build(machine, checkout)
+
+
+def test_a_build_that_fails_tells_what_the_script_said(scratch, machine, tmp_path):
+    checkout = _checkout(tmp_path)
+    _build_script(checkout, "echo no headers here >&2; exit 1")
+    with pytest.raises(InstallError, match="no headers here"):
+        build(machine, checkout)
 
 
 def test_outside_a_checkout_it_says_so(tmp_path):
