@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyvattn.driver import checks
-from pyvattn.driver.journal import INSTALLED, UNINSTALLING, Journal, locked
+from pyvattn.driver.journal import DKMS_JOURNAL, INSTALLED, UNINSTALLING, Journal, locked
 from pyvattn.driver.machine import Machine
 from pyvattn.driver.plan import Plan
 from pyvattn.errors import DriverUnavailable, InstallError, InstallRefused
 
 _PATCH_SCRIPT = Path("driver_patch/scripts/driver_patch.py")
-_JOURNAL = "dkms"
 # What the patch script needs to see of a tree, and all that it may change.
 _PATCHED = ("Kbuild", "nvidia-uvm")
 
@@ -93,7 +92,7 @@ def _is_proprietary(source: Path) -> bool:
 def plan_install(machine: Machine, checkout: Path) -> Plan:
     """Work out what would be written and touch nothing."""
     plan = Plan("Let DKMS build the patched nvidia-uvm")
-    if Journal(machine, _JOURNAL).read() is not None:
+    if Journal(machine, DKMS_JOURNAL).read() is not None:
         plan.refusals.append(
             "a DKMS configuration of pyvattn is there already: uninstall it first."
         )
@@ -128,7 +127,7 @@ def install(machine: Machine, checkout: Path) -> Plan:
         plan.raise_if_refused()
         package = find_package(machine)
         files = _files(machine, checkout, package)
-        journal = Journal(machine, _JOURNAL)
+        journal = Journal(machine, DKMS_JOURNAL)
         try:
             journal.begin(
                 files, {"release": package.version, "rebuild": package.commands("KERNEL")}
@@ -148,7 +147,7 @@ def install(machine: Machine, checkout: Path) -> Plan:
 def plan_uninstall(machine: Machine) -> Plan:
     """Work out what would be removed and touch nothing."""
     plan = Plan("Let DKMS build nvidia-uvm as NVIDIA made it")
-    journal = Journal(machine, _JOURNAL)
+    journal = Journal(machine, DKMS_JOURNAL)
     record = journal.read()
     if record is None:
         plan.nothing_to_do = True
@@ -173,15 +172,19 @@ def uninstall(machine: Machine) -> Plan:
 
     Raises:
         InstallRefused: a file was changed since; nothing was touched.
+        InstallError: a step failed; running it again goes on where it stopped.
     """
     with locked(machine):
         plan = plan_uninstall(machine)
         plan.raise_if_refused()
-        journal = Journal(machine, _JOURNAL)
-        if (record := journal.read()) is not None:
-            journal.mark(UNINSTALLING)
-            journal.put_back(record)
-            journal.forget(record)
+        journal = Journal(machine, DKMS_JOURNAL)
+        try:
+            if (record := journal.read()) is not None:
+                journal.mark(UNINSTALLING)
+                journal.put_back(record)
+                journal.forget(record)
+        except OSError as error:
+            raise InstallError(f"{error}. Repeat the uninstall; it goes on from here.") from error
     return plan
 
 

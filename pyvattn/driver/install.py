@@ -7,7 +7,15 @@ from pathlib import Path
 from pyvattn.driver import checks, signing
 from pyvattn.driver.depmod import check_preferred, override_line, run_depmod
 from pyvattn.driver.initramfs import initramfs_note
-from pyvattn.driver.journal import INSTALLED, INSTALLING, UNINSTALLING, Journal, Record, locked
+from pyvattn.driver.journal import (
+    DKMS_JOURNAL,
+    INSTALLED,
+    INSTALLING,
+    UNINSTALLING,
+    Journal,
+    Record,
+    locked,
+)
 from pyvattn.driver.machine import Machine
 from pyvattn.driver.modules import preferred_module, read_module
 from pyvattn.driver.plan import (
@@ -55,6 +63,8 @@ def plan_uninstall(machine: Machine, allow_in_use: bool = False, reload: bool = 
     if record is None:
         plan.nothing_to_do = True
         plan.notes.append(f"pyvattn has installed no module for kernel {machine.kernel}.")
+        if Journal(machine, DKMS_JOURNAL).read() is not None:
+            plan.notes.append("DKMS builds the patch: --dkms (make DKMS=1) takes that back.")
         return plan
     plan.facts.append(("installed", f"release {record.about.get('release', '?')}"))
     if record.state != INSTALLED:

@@ -33,6 +33,9 @@ from pyvattn.errors import InstallError, InstallRefused
 _VERSION = 1
 _FOLDER = "var/lib/pyvattn/driver"
 
+#: The name of the journal of what is changed for DKMS; the others are named after kernels.
+DKMS_JOURNAL = "dkms"
+
 INSTALLING = "installing"
 INSTALLED = "installed"
 UNINSTALLING = "uninstalling"

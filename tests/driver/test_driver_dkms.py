@@ -12,6 +12,7 @@ import pytest
 from scratch_machine import KERNEL, RELEASE, ScratchMachine
 
 from pyvattn.driver import dkms
+from pyvattn.driver.install import plan_uninstall
 from pyvattn.driver.machine import Machine
 from pyvattn.errors import DriverUnavailable, InstallRefused
 
@@ -115,6 +116,12 @@ def test_a_source_that_the_patch_does_not_fit_is_refused(scratch, machine, tree)
 def test_without_a_dkms_package_it_says_so(machine: Machine):
     with pytest.raises(DriverUnavailable, match="no DKMS package"):
         dkms.install(machine, CHECKOUT)
+
+
+@pytest.mark.usefixtures("tree")
+def test_the_plain_uninstall_points_to_it(machine):
+    dkms.install(machine, CHECKOUT)
+    assert any("--dkms" in note for note in plan_uninstall(machine).notes)
 
 
 @pytest.mark.usefixtures("tree")
