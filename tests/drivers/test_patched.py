@@ -61,6 +61,7 @@ def test_a_patched_module_is_found_without_cuda():
     ("settings", "reason"),
     [
         ({"patched": False}, "not patched"),
+        ({"patched": False, "sysfs": False}, "not patched"),
         ({"patch_version": 2}, "version 2 of the interface, this pyvattn version 1"),
         ({"missing_nodes": ["/dev/nvidia-uvm"]}, "ENOENT"),
         ({"forbidden_nodes": ["/dev/nvidia-uvm"]}, "EACCES"),
@@ -75,6 +76,12 @@ def test_detection_says_why_it_is_not_usable_and_raises_nothing(settings, reason
     with pytest.raises(DriverUnavailable, match="cumem"):
         _native.driver_capabilities(NAME)
     assert held() == NOTHING
+
+
+def test_a_stock_module_is_not_asked_what_it_would_note_in_the_kernel_log():
+    start(patched=False)
+    assert not _native.query_patch(emulated=True).usable
+    assert emulated_nvidia.calls("UVM_VATTN_QUERY") == 0
 
 
 @pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOSYS, errno.ENOTTY, errno.EAGAIN])

@@ -89,6 +89,9 @@ class MachineSystem final : public nvidia::System {
   bool exists(const std::string& path) override {
     const NvidiaSettings& settings = settings_of_now();
     if (path == "/dev/dxg") return settings.wsl;
+    const std::string parameters = "/sys/module/nvidia_uvm/parameters/";
+    if (path == parameters + "uvm_perf_prefetch_enable") return settings.sysfs;
+    if (path == parameters + "uvm_vattn_enable") return settings.sysfs && settings.patched;
     return path.rfind("/dev/nvidia", 0) == 0 && !contains(settings.missing_nodes, path);
   }
 };

@@ -33,6 +33,8 @@ struct NvidiaSettings {
   // Whether nvidia-uvm has the ioctls of driver_patch/, and their version.
   bool patched = true;
   std::uint32_t patch_version = 1;
+  // Whether the modules' parameters can be seen under /sys.
+  bool sysfs = true;
   bool mig = false;
   bool vgpu = false;
   bool confidential = false;

@@ -52,7 +52,10 @@ bool overlap(const Range& a, const Range& b) {
 }  // namespace
 
 int NvidiaMachine::vattn_ioctl(const OpenFilePtr& file, unsigned long request, void* argument) {
-  if (!settings_.patched) return EINVAL;
+  if (!settings_.patched) {
+    if (request == UVM_VATTN_QUERY) begin("UVM_VATTN_QUERY");
+    return EINVAL;
+  }
   const auto run = [&](const char* name, auto act) {
     const Answer planned = begin(name);
     if (planned.error != 0) return std::make_pair(planned.error, Status{0});

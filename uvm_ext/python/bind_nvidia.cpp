@@ -95,6 +95,7 @@ void bind_settings(py::module_& module) {
                      "The release whose structures the ioctls really take.")
       .def_readwrite("patched", &NvidiaSettings::patched)
       .def_readwrite("patch_version", &NvidiaSettings::patch_version)
+      .def_readwrite("sysfs", &NvidiaSettings::sysfs)
       .def_readwrite("mig", &NvidiaSettings::mig)
       .def_readwrite("vgpu", &NvidiaSettings::vgpu)
       .def_readwrite("confidential", &NvidiaSettings::confidential)

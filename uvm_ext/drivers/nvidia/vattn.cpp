@@ -7,6 +7,13 @@ namespace pyvattn {
 namespace nvidia {
 namespace {
 
+// Parameters of the module as it is loaded: one that every release of it has, and the one
+// that the patch adds.
+constexpr const char* kStockParameter =
+    "/sys/module/nvidia_uvm/parameters/uvm_perf_prefetch_enable";
+constexpr const char* kPatchParameter = "/sys/module/nvidia_uvm/parameters/uvm_vattn_enable";
+constexpr const char* kNotPatched = "nvidia-uvm is loaded but not patched";
+
 constexpr std::uint32_t kFeatures = UVM_VATTN_FEATURE_READ_ONLY | UVM_VATTN_FEATURE_REPLACE;
 
 PatchQuery unusable(const std::string& reason) {
@@ -17,7 +24,7 @@ PatchQuery unusable(const std::string& reason) {
 
 PatchQuery read_query(const uvm_vattn_query& call, const Answer& answer) {
   if (answer.error == EINVAL || answer.error == ENOSYS || answer.error == ENOTTY) {
-    return unusable("nvidia-uvm is loaded but not patched");
+    return unusable(kNotPatched);
   }
   if (!answer.ok()) return unusable("nvidia-uvm answers the query with " + answer.name());
   PatchQuery query;
@@ -56,6 +63,11 @@ Answer call_ioctl(System& system, int fd, unsigned long request, Call* call) noe
 }  // namespace
 
 PatchQuery query_patch(System& system) {
+  // From release 570 on a stock module notes an ioctl that it does not know in the kernel
+  // log. Where /sys tells, it is not asked.
+  if (system.exists(kStockParameter) && !system.exists(kPatchParameter)) {
+    return unusable(kNotPatched);
+  }
   const int fd = system.open(kUvmNode);
   if (fd < 0) {
     const std::string name = Answer{-fd, kOk}.name();
