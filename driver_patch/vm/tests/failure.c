@@ -159,10 +159,11 @@ PATCH_TEST(first_allocation_fails)
 	fail_each_call(&scene, "first alloc of a VA space", alloc_small);
 }
 
+/* Of the GPU, before any VA space is at its limit. */
 PATCH_TEST(memory_runs_out)
 {
-	struct gpu gpu = open_gpu(0);
-	uint64_t handles[64], count = 0, free_before;
+	struct gpu other = open_gpu(0), gpu = open_gpu(0);
+	uint64_t handles[64], count = 0, free_before, hog = vattn_alloc(&other, PAGE_2M, 15);
 	NV_STATUS status = NV_OK;
 
 	free_before = counters(0).pages_free;
@@ -171,10 +172,29 @@ PATCH_TEST(memory_runs_out)
 	CHECK_EQ(status, NV_ERR_NO_MEMORY);
 	CHECK(counters(0).pages_free < 64);
 	CHECK_EQ(vattn_stats(&gpu).handles, count - 1);
+	CHECK_EQ(vattn_stats(&gpu).bytes_allocated, (count - 1) * 2 * PAGE_2M);
 	for (count--; count; count--)
 		vattn_free(&gpu, handles[count - 1]);
 	handles[0] = vattn_alloc(&gpu, PAGE_2M, 2);
 	CHECK(counters(0).pages_free + 256 >= free_before);
+	vattn_free(&other, hog);
+}
+
+PATCH_TEST(limit_of_a_vaspace)
+{
+	struct gpu gpu = open_gpu(0), other = open_gpu(0);
+	uint64_t limit = vattn_query(&gpu).limit_bytes, first, handle;
+
+	CHECK_EQ(limit, 40 * MB);
+	CHECK_EQ(vattn_query(&gpu).max_alloc_bytes, limit);
+	CHECK_EQ(try_alloc(&gpu, PAGE_64K, limit / PAGE_64K + 1, &handle), NV_ERR_INSUFFICIENT_RESOURCES);
+	first = vattn_alloc(&gpu, PAGE_2M, limit / PAGE_2M);
+	CHECK_EQ(try_alloc(&gpu, PAGE_64K, 1, &handle), NV_ERR_INSUFFICIENT_RESOURCES);
+	CHECK_EQ(vattn_stats(&gpu).bytes_allocated, limit);
+	CHECK_EQ(vattn_stats(&gpu).handles, 1);
+	vattn_alloc(&other, PAGE_64K, 1);	/* each VA space has its own */
+	vattn_free(&gpu, first);
+	vattn_alloc(&gpu, PAGE_64K, 1);
 }
 
 PATCH_TEST(page_tables_run_out_of_memory)
@@ -183,6 +203,7 @@ PATCH_TEST(page_tables_run_out_of_memory)
 	uint64_t handle = vattn_alloc(&gpu, PAGE_64K, 64), base = external_range(&gpu, 512 * MB);
 	static struct uvm_vattn_map_entry entries[64];
 	struct gpusim_pte pte;
+	struct gpu other = open_gpu(0);
 	uint64_t hog;
 	unsigned int i;
 
@@ -190,7 +211,8 @@ PATCH_TEST(page_tables_run_out_of_memory)
 		entries[i] = (struct uvm_vattn_map_entry){
 			.address = base + i * 8 * MB, .handle = handle, .first_page = i, .page_count = 1,
 		};
-	while (try_alloc(&gpu, PAGE_2M, 1, &hog) == NV_OK || try_alloc(&gpu, PAGE_64K, 1, &hog) == NV_OK)
+	while (try_alloc(&other, PAGE_2M, 1, &hog) == NV_OK || try_alloc(&gpu, PAGE_2M, 1, &hog) == NV_OK ||
+	       try_alloc(&gpu, PAGE_64K, 1, &hog) == NV_OK)
 		;
 	if (try_map(&gpu, entries, 64) == NV_OK)
 		return;	/* page tables found room in what UVM had set aside */

@@ -201,6 +201,7 @@ static void make_raw(int file)
 	}
 }
 
+/* The limit of a VA space lies below the 62 MB that the GPU has: both can be reached. */
 void set_up_machine(void)
 {
 	unsigned int major;
@@ -218,7 +219,7 @@ void set_up_machine(void)
 	make_raw(results);
 	load_virtio();
 	load("/nvidia.ko", setting("fb_mb", "fb_mb=64"));
-	load("/nvidia-uvm.ko", "uvm_enable_builtin_tests=1 uvm_leak_checker=2");
+	load("/nvidia-uvm.ko", "uvm_enable_builtin_tests=1 uvm_leak_checker=2 uvm_vattn_max_mbytes=40");
 	major = major_of("nvidia-uvm");
 	node("/dev/nvidia-uvm", major, 0);
 	node("/dev/nvidia-uvm-tools", major, 1);

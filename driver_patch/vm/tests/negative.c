@@ -67,7 +67,7 @@ PATCH_TEST(alloc_refuses)
 	CHECK_EQ(try_alloc(gpu, PAGE_64K, 1ULL << 48, &handle), NV_ERR_NO_MEMORY);
 	CHECK_EQ(try_alloc(gpu, PAGE_2M, 1ULL << 43, &handle), NV_ERR_NO_MEMORY);
 	CHECK_EQ(try_alloc(gpu, PAGE_2M, 1ULL << 32, &handle), NV_ERR_NO_MEMORY);
-	CHECK_EQ(try_alloc(gpu, PAGE_64K, counters(0).pages_total + 1, &handle), NV_ERR_NO_MEMORY);
+	CHECK_EQ(try_alloc(gpu, PAGE_64K, 64 * MB / PAGE_64K + 1, &handle), NV_ERR_NO_MEMORY);
 	memcpy(flags.gpu_uuid, &gpu->uuid, 16);
 	CHECK_EQ(alloc_raw(gpu, flags), NV_ERR_INVALID_ARGUMENT);
 	other.uuid = gpu_uuid(1);	/* exists, is not registered here */

@@ -128,6 +128,41 @@ PATCH_TEST(decode_step_meets_the_targets)
 	CHECK_EQ(done.invalidates - pushed.invalidates, 1);
 }
 
+/* More scattered entries than one push holds: several pushes, still one invalidate. */
+PATCH_TEST(batch_of_several_pushes)
+{
+	enum { ENTRIES = 3000 };
+	static struct uvm_vattn_map_entry entries[ENTRIES];
+	static struct uvm_vattn_unmap_entry ranges[ENTRIES];
+	struct gpu gpu = open_gpu(0);
+	uint64_t handle = vattn_alloc(&gpu, PAGE_64K, 50), base = external_range(&gpu, ENTRIES * 2 * PAGE_64K);
+	struct uvm_vattn_stats before, after;
+	uint64_t i, word;
+
+	for (i = 0; i < ENTRIES; i++) {
+		entries[i] = (struct uvm_vattn_map_entry){
+			.address = base + i * 2 * PAGE_64K, .handle = handle, .first_page = (uint32_t)i % 50, .page_count = 1,
+		};
+		ranges[i] = (struct uvm_vattn_unmap_entry){ entries[i].address, PAGE_64K };
+	}
+	before = vattn_stats(&gpu);
+	CHECK_EQ(try_map(&gpu, entries, ENTRIES), NV_OK);
+	after = vattn_stats(&gpu);
+	CHECK(after.pte_pushes - before.pte_pushes > 1);
+	CHECK(after.pte_pushes - before.pte_pushes <= (ENTRIES + 511) / 512);
+	CHECK_EQ(after.tlb_invalidates - before.tlb_invalidates, 1);
+	for (i = 0; i < 50; i++)
+		CHECK_EQ(gpu_write(&gpu, entries[i].address, &i, sizeof(i)), GPUSIM_FAULT_NONE);
+	for (i = 0; i < ENTRIES; i++) {
+		CHECK_EQ(gpu_read(&gpu, entries[i].address, &word, sizeof(word)), GPUSIM_FAULT_NONE);
+		CHECK_EQ(word, i % 50);
+	}
+	CHECK_EQ(try_unmap(&gpu, ranges, ENTRIES), NV_OK);
+	for (i = 0; i < ENTRIES; i++)
+		gpu_check_fault(&gpu, entries[i].address);
+	vattn_free(&gpu, handle);
+}
+
 PATCH_TEST(unmap_invalidates_and_counts)
 {
 	struct gpu gpu = open_gpu(0);
