@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -40,6 +40,92 @@ def core(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) 
     target is missed.
     """
     run_bench(ctx, "core", options, out, as_json)
+
+
+def _driver_options(*, page_size: str | None = "auto") -> Callable[[Any], Any]:
+    """Return the options of benches that run on a driver of the user's choice."""
+    options = (
+        click.option("--driver", default="cumem", help="Driver by name [cumem]."),
+        click.option(
+            "--page-size", default=page_size, help=f"Such as 64K [{page_size or 'the smallest'}]."
+        ),
+        click.option("--device", type=int, default=0, help="Ordinal of the CUDA device [0]."),
+        click.option("--out", type=click.Path(file_okay=False), help="Folder for the JSON."),
+        json_option,
+        click.pass_context,
+    )
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+@click.command()
+@click.option("--rounds", type=click.IntRange(min=3), default=31, help="Of each call [31].")
+@_driver_options(page_size=None)
+def api(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
+    """Time reserve, allocate, map, unmap, free and release by extent size.
+
+    For cumem, CUDA's own calls are timed apart as well (needs cuda-python).
+    """
+    run_bench(ctx, "api", options, out, as_json)
+
+
+@click.command()
+@click.option("--rounds", type=click.IntRange(min=3), default=15, help="Of each size [15].")
+@click.option("--total", type=click.IntRange(min=2), default=256, help="MiB a round [256].")
+@_driver_options(page_size=None)
+def bandwidth(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
+    """Time how fast memory becomes usable, by extent size."""
+    run_bench(ctx, "bandwidth", options, out, as_json)
+
+
+@click.command()
+@click.option("--kernel", help="One kernel by name [all that are available].")
+@click.option("--layout", default="layer", help="layer, token or auto [layer].")
+@click.option("--layers", type=click.IntRange(min=1), default=32, help="Layers of KV [32].")
+@click.option("--rounds", type=click.IntRange(min=3), default=31, help="Of each kernel [31].")
+@_driver_options()
+def attention(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
+    """Time kernels on mapped memory against cudaMalloc and against paged attention.
+
+    Needs a GPU. The exit code is 1 if a target is missed.
+    """
+    run_bench(ctx, "attention", options, out, as_json)
+
+
+@click.command()
+@click.option("--batch", type=click.IntRange(min=1), default=256, help="Rows that decode [256].")
+@click.option("--steps", type=click.IntRange(min=100), default=512, help="Decode steps [512].")
+@click.option("--layout", default="auto", help="layer, token or auto [auto].")
+@click.option("--layers", type=click.IntRange(min=1), default=32, help="Layers [32].")
+@_driver_options()
+def overlap(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
+    """Time decode steps with everything preallocated, mapped when needed, and prefetched.
+
+    Needs a GPU with room for the weights of an 8B model and three caches. The
+    exit code is 1 if a target is missed.
+    """
+    run_bench(ctx, "overlap", options, out, as_json)
+
+
+@click.command()
+@click.option("--trace", type=click.Path(exists=True, dir_okay=False), help="CSV of requests.")
+@click.option("--memory", default="40GiB", help="Memory for KV [40GiB].")
+@click.option("--rounds", type=click.IntRange(min=3), default=31, help="Places in the trace [31].")
+@click.option("--out", type=click.Path(file_okay=False), help="Folder for capacity.json.")
+@json_option
+@click.pass_context
+def capacity(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
+    """Count the requests of a trace that fit, against static and paged allocation.
+
+    Without --trace the requests are SYNTHETIC. The exit code is 1 if a target
+    is missed.
+    """
+    run_bench(ctx, "capacity", options, out, as_json)
 
 
 def run_bench(

@@ -15,4 +15,9 @@ class Bench:
 
 BENCHES = {
     "core": Bench("pyvattn.bench.core", "Bookkeeping, growth, replay: any machine."),
+    "api": Bench("pyvattn.bench.api", "Cost of each driver call, by extent size."),
+    "bandwidth": Bench("pyvattn.bench.bandwidth", "Memory made usable in a second."),
+    "attention": Bench("pyvattn.bench.attention", "Kernels on our memory, cudaMalloc and paged."),
+    "overlap": Bench("pyvattn.bench.overlap", "What mapping adds to a decode step."),
+    "capacity": Bench("pyvattn.bench.capacity", "Requests of a trace that fit: any machine."),
 }

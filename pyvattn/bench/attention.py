@@ -1,0 +1,164 @@
+"""``bench attention``: kernels on our memory, on cudaMalloc, and paged.
+
+Every kernel attends once to each of 32 layers, so that the TLB sees what it sees in a
+model. Each alternative runs in every round; the device is timed with CUDA events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pyvattn.bench.gpu import interleave_on_gpu, require_gpu
+from pyvattn.bench.paged import paged_alternatives
+from pyvattn.bench.report import Measure
+from pyvattn.bench.timing import ratios, summarise
+from pyvattn.cache import KVCache
+from pyvattn.spec import CacheSpec
+
+Q_HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
+_OURS, _PLAIN = "ours", "cudaMalloc"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Rows of ``context`` tokens whose last ``queries`` attend."""
+
+    name: str
+    rows: int
+    context: int
+    queries: int
+
+
+SHAPES = (
+    Shape("decode, 32 x 4,096 tokens", 32, 4096, 1),
+    Shape("64 new tokens, 32 x 4,096 tokens", 32, 4096, 64),
+    Shape("prefill, 1 x 16,384 tokens", 1, 16384, 16384),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """``kernel`` None is every kernel that is available; ``page_size`` may be "auto"."""
+
+    driver: str = "cumem"
+    page_size: str = "auto"
+    layout: str = "layer"
+    device: int = 0
+    kernel: str | None = None
+    layers: int = 32
+    rounds: int = 31
+
+
+def measure(options: Options) -> Iterator[Measure]:
+    """Yield every measure. Raises DriverUnavailable without a GPU."""
+    torch = require_gpu(options.device)
+    for shape in SHAPES:
+        with _open(options, shape) as cache:
+            tensors = _fill(torch, cache, shape)
+            yield from _compare(torch, options, shape, tensors)
+
+
+def _open(options: Options, shape: Shape) -> KVCache:
+    spec = CacheSpec(
+        options.layers,
+        KV_HEADS,
+        HEAD_DIM,
+        dtype="bfloat16",
+        max_slots=shape.rows,
+        max_tokens=shape.context,
+    )
+    needed = (shape.context + spec.guard_tokens) * shape.rows * spec.token_bytes
+    return KVCache(
+        spec,
+        device=f"cuda:{options.device}",
+        driver=options.driver,
+        page_size=options.page_size,
+        layout=options.layout,
+        memory=needed + needed // 4 + (1 << 30),
+    )
+
+
+def _fill(torch: Any, cache: KVCache, shape: Shape) -> dict[str, list[tuple[Any, Any]]]:
+    """Return each layer's K and V in both kinds of memory, with the same random tokens."""
+    slots = [cache.acquire(shape.context) for _ in range(shape.rows)]
+    cache.step(dict.fromkeys(slots, shape.context))
+    ours, plain = [], []
+    for layer in range(cache.spec.layers):
+        mapped = cache.layer(layer)
+        copies = []
+        for tensor in mapped:
+            copy = torch.randn(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+            tensor.copy_(copy)
+            copies.append(copy)
+        ours.append(mapped)
+        plain.append((copies[0], copies[1]))
+    return {_OURS: ours, _PLAIN: plain}
+
+
+def _compare(
+    torch: Any, options: Options, shape: Shape, tensors: dict[str, list[tuple[Any, Any]]]
+) -> Iterator[Measure]:
+    from pyvattn.attention import kernel_infos
+    from pyvattn.attention.problem import Problem
+    from pyvattn.attention.registry import choose
+    from pyvattn.errors import UnsupportedError
+
+    like = tensors[_PLAIN][0][0]
+    q = torch.randn(
+        shape.rows, shape.queries, Q_HEADS, HEAD_DIM, dtype=like.dtype, device=like.device
+    )
+    slots = torch.arange(shape.rows, dtype=torch.int32, device=like.device)
+    lengths = torch.full_like(slots, shape.context)
+    problems = {
+        memory: [Problem(q, k, v, slots, lengths, True, HEAD_DIM**-0.5) for k, v in layers]
+        for memory, layers in tensors.items()
+    }
+    for info in kernel_infos():
+        # The reference is no kernel to measure.
+        skipped = info.unavailable or info.name == "reference"
+        if options.kernel is not None and info.name != options.kernel:
+            continue
+        if skipped and options.kernel is None:
+            continue
+        try:
+            kernel = choose(info.name, problems[_OURS][0])
+        except UnsupportedError:
+            if options.kernel is not None:
+                raise
+            continue
+        alternatives = {
+            memory: _over_layers(kernel.attend, layers) for memory, layers in problems.items()
+        }
+        alternatives.update(
+            paged_alternatives(torch, info.name, q, lengths, tensors[_PLAIN], shape.context)
+        )
+        seconds = interleave_on_gpu(alternatives, rounds=options.rounds)
+        yield from _report(info.name, shape, seconds)
+
+
+def _over_layers(attend: Callable[[Any], Any], problems: list[Any]) -> Callable[[], None]:
+    def call() -> None:
+        for problem in problems:
+            attend(problem)
+
+    return call
+
+
+def _report(kernel: str, shape: Shape, seconds: dict[str, list[float]]) -> Iterator[Measure]:
+    for name, values in seconds.items():
+        title = f"{kernel}, {shape.name}: {name}"
+        yield Measure.of(title, summarise(values), "ms", scale=1e3, note="all layers")
+    for name, values in seconds.items():
+        if name == _OURS:
+            continue
+        target = 1.02 if name == _PLAIN else None
+        if name == "paged, 16 tokens" and shape.queries > 1:
+            target = 0.90
+        yield Measure.of(
+            f"{kernel}, {shape.name}: {_OURS} / {name}",
+            ratios(seconds[_OURS], values),
+            "times",
+            at_most=target,
+        )

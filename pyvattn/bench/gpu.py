@@ -1,0 +1,64 @@
+"""What the benches on a GPU share: the device, CUDA-event timing, and caches to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pyvattn.errors import DriverUnavailable, MissingDependency
+
+
+def require_torch() -> Any:
+    """Return torch; raise :class:`~pyvattn.errors.MissingDependency` where there is none."""
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingDependency(
+            "this bench runs kernels with torch: pip install 'pyvattn[torch]'"
+        ) from error
+    return torch
+
+
+def require_gpu(device: int) -> Any:
+    """Return torch with ``device`` current.
+
+    Raises :class:`~pyvattn.errors.DriverUnavailable` where torch sees no such
+    device: these figures mean nothing anywhere else.
+    """
+    torch = require_torch()
+    if not torch.cuda.is_available():
+        raise DriverUnavailable(
+            f"this bench measures a GPU, and torch {torch.__version__} sees none: run it on a "
+            "machine with an NVIDIA GPU and a CUDA build of torch"
+        )
+    if not 0 <= device < torch.cuda.device_count():
+        raise DriverUnavailable(
+            f"there is no device cuda:{device}: torch sees {torch.cuda.device_count()}"
+        )
+    torch.cuda.set_device(device)
+    return torch
+
+
+def interleave_on_gpu(
+    alternatives: Mapping[str, Callable[[], object]], *, rounds: int, calls: int = 5
+) -> dict[str, list[float]]:
+    """Return seconds a call on the device, by CUDA events, one value for each round.
+
+    In each round every alternative runs in turn, ``calls`` times.
+    """
+    torch = require_torch()
+    for call in alternatives.values():
+        for _ in range(3):
+            call()
+    seconds: dict[str, list[float]] = {name: [] for name in alternatives}
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for _ in range(rounds):
+        for name, call in alternatives.items():
+            torch.cuda.synchronize()
+            begin.record()
+            for _ in range(calls):
+                call()
+            end.record()
+            end.synchronize()
+            seconds[name].append(begin.elapsed_time(end) / 1e3 / calls)
+    return seconds

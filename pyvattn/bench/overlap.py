@@ -1,0 +1,143 @@
+"""``bench overlap``: what mapping adds to a decode step, and how much prefetch hides.
+
+The same decode step, of a stack shaped like Llama-3-8B, runs over three caches by
+turns: one with everything backed beforehand, one that maps when a step needs it, one
+that maps the next step's pages while the device computes.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pyvattn.bench.decoder import Decoder, Weights
+from pyvattn.bench.gpu import require_gpu
+from pyvattn.bench.report import Measure
+from pyvattn.cache import KVCache
+from pyvattn.spec import CacheSpec
+
+_MODES = ("preallocated", "synchronous", "prefetch")
+_LONGEST_START = 1024
+
+
+@dataclass(frozen=True)
+class Options:
+    """``batch`` rows start at 256 to 1,024 tokens and make ``steps`` more each."""
+
+    driver: str = "cumem"
+    page_size: str = "auto"
+    layout: str = "auto"
+    device: int = 0
+    batch: int = 256
+    steps: int = 512
+    layers: int = 32
+
+
+class Run:
+    """One mode: a cache, its decoder, and the seconds that its steps took."""
+
+    def __init__(self, torch: Any, options: Options, weights: Weights, mode: str) -> None:
+        self._torch, self._mode = torch, mode
+        longest = _LONGEST_START + options.steps + 1
+        spec = CacheSpec(
+            options.layers,
+            8,
+            128,
+            dtype="bfloat16",
+            max_slots=options.batch,
+            max_tokens=longest,
+        )
+        self.cache = KVCache(
+            spec,
+            device=f"cuda:{options.device}",
+            driver=options.driver,
+            page_size=options.page_size,
+            layout=options.layout,
+            memory=2 * (longest + spec.guard_tokens) * options.batch * spec.token_bytes,
+            eager=mode == "prefetch",
+        )
+        source = random.Random(0)
+        self._lengths = {
+            self.cache.acquire(): source.randint(256, _LONGEST_START) for _ in range(options.batch)
+        }
+        if mode == "preallocated":
+            self.cache.step(dict.fromkeys(self._lengths, longest))
+        self.cache.step(self._lengths)
+        self.decoder = Decoder(torch, weights, self.cache, options.batch)
+        self.decoder.slots.copy_(torch.tensor([slot.index for slot in self._lengths]))
+        self.decoder.lengths.copy_(torch.tensor(list(self._lengths.values())))
+        self.seconds: list[float] = []
+
+    def step(self) -> None:
+        """Decode one token of every row, as an engine does that reads each token."""
+        began = time.perf_counter()
+        self._lengths = {slot: length + 1 for slot, length in self._lengths.items()}
+        self.cache.step(self._lengths)
+        self.decoder.lengths.add_(1)
+        self.decoder.launch()
+        if self._mode == "prefetch":
+            self.cache.prefetch({slot: length + 1 for slot, length in self._lengths.items()})
+        self._torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - began)
+
+
+def measure(options: Options) -> Iterator[Measure]:
+    """Yield every measure. Raises DriverUnavailable without a GPU."""
+    torch = require_gpu(options.device)
+    weights = Weights(torch, options.layers, f"cuda:{options.device}")
+    runs = {mode: Run(torch, options, weights, mode) for mode in _MODES}
+    try:
+        if _capturable():
+            for run in runs.values():
+                run.decoder.capture()
+        blocked = {mode: run.cache.stats().map_seconds_blocking for mode, run in runs.items()}
+        for _ in range(options.steps):
+            for run in runs.values():
+                run.step()
+        yield from _report(options, runs, blocked)
+    finally:
+        for run in runs.values():
+            run.cache.close()
+
+
+def _capturable() -> bool:
+    """Whether the kernel that `auto` takes reads slots and lengths on the device."""
+    from pyvattn.attention import kernel_infos
+
+    first = next(info.name for info in kernel_infos() if info.unavailable is None)
+    return first in ("flash-attn-2", "flash-attn-3")
+
+
+def _report(options: Options, runs: dict[str, Run], blocked: dict[str, float]) -> Iterator[Measure]:
+    batch = f"batch {options.batch}"
+    note = "CUDA graph" if _capturable() else "without a CUDA graph: no capturable kernel here"
+    for mode, run in runs.items():
+        for name, value in _spread(run.seconds).items():
+            yield Measure(f"{mode}, {batch}: step, {name}", value * 1e3, "ms", note=note)
+        spent = run.cache.stats().map_seconds_blocking - blocked[mode]
+        yield Measure(
+            f"{mode}, {batch}: share of step time that waits for mapping",
+            spent / sum(run.seconds) * 100,
+            "%",
+            at_most=1 if mode == "prefetch" else None,
+        )
+    base = _spread(runs["preallocated"].seconds)
+    for mode in _MODES[1:]:
+        for name, value in _spread(runs[mode].seconds).items():
+            bound = 1.02 if mode == "prefetch" and name == "p99" and options.batch == 256 else None
+            yield Measure(
+                f"{mode} / preallocated, {batch}: step, {name}",
+                value / base[name],
+                "times",
+                rounds=options.steps,
+                at_most=bound,
+            )
+
+
+def _spread(seconds: list[float]) -> dict[str, float]:
+    hundredths = statistics.quantiles(seconds, n=100, method="inclusive")
+    return {"p50": hundredths[49], "p99": hundredths[98], "worst": max(seconds)}

@@ -1,0 +1,64 @@
+"""The same tokens in the blocks of paged attention, for the libraries that have it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+_BLOCKS = {
+    # FlashAttention-2 takes multiples of 256 only.
+    "flash-attn-2": (256,),
+    "flash-attn-3": (16, 64, 128, 256),
+}
+_MODULES = {"flash-attn-2": "flash_attn", "flash-attn-3": "flash_attn_interface"}
+_TABLES = {"flash-attn-2": "block_table", "flash-attn-3": "page_table"}
+
+
+def paged_alternatives(
+    torch: Any,
+    kernel: str,
+    q: Any,
+    lengths: Any,
+    layers: list[tuple[Any, Any]],
+    context: int,
+) -> dict[str, Callable[[], None]]:
+    """Return one call for each block size that the kernel's own paged form takes.
+
+    Blocks lie in random order, as they do after a while in an engine.
+    """
+    from importlib import import_module
+
+    if kernel not in _BLOCKS:
+        return {}
+    attend = import_module(_MODULES[kernel]).flash_attn_with_kvcache
+
+    def over_layers(block: int) -> Callable[[], None]:
+        table, paged = _cut(torch, layers, context, block)
+        options = {_TABLES[kernel]: table, "cache_seqlens": lengths, "causal": True}
+
+        def call() -> None:
+            for k, v in paged:
+                attend(q, k, v, softmax_scale=q.shape[-1] ** -0.5, **options)
+
+        return call
+
+    return {f"paged, {block} tokens": over_layers(block) for block in _BLOCKS[kernel]}
+
+
+def _cut(
+    torch: Any, layers: list[tuple[Any, Any]], context: int, block: int
+) -> tuple[Any, list[tuple[Any, Any]]]:
+    """Return the table ``[rows, blocks]`` and each layer's ``[blocks, block, heads, dim]``."""
+    rows, device = layers[0][0].shape[0], layers[0][0].device
+    per_row = -(-context // block)
+    order = torch.randperm(rows * per_row, device=device)
+    table = torch.empty_like(order)
+    table[order] = torch.arange(len(order), device=device)
+
+    def cut(tensor: Any) -> Any:
+        padded = tensor.new_zeros(rows, per_row * block, *tensor.shape[2:])
+        padded[:, :context] = tensor[:, :context]
+        return padded.view(rows * per_row, block, *tensor.shape[2:])[order].contiguous()
+
+    table = table.view(rows, per_row).to(torch.int32)
+    return table, [(cut(k), cut(v)) for k, v in layers]
