@@ -175,8 +175,7 @@ class VAttentionCache(ContiguousCache):
                 "call reset() before another batch"
             )
         if mask is None:
-            before = self._real if seen else torch.zeros(batch_size, 0, dtype=torch.bool)
-            return torch.cat([before, torch.ones(batch_size, queries, dtype=torch.bool)], dim=1)
+            mask = torch.ones(batch_size, seen + queries, dtype=torch.bool)
         if mask.shape[0] != batch_size or mask.shape[1] < seen + queries:
             raise TensorError(
                 f"the attention mask has shape {list(mask.shape)}: it must cover the {seen} "
