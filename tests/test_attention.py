@@ -224,7 +224,9 @@ def test_auto_takes_the_first_kernel_that_can():
     with open_kv(make_spec()) as kv:
         slots, _ = fill(kv, (3,))
         q = torch.randn(1, 1, 8, 64)
-        assert torch.equal(attend(q, kv, 1, slots, (3,)), attend(q, kv, 1, slots, (3,), kernel="sdpa"))
+        assert torch.equal(
+            attend(q, kv, 1, slots, (3,)), attend(q, kv, 1, slots, (3,), kernel="sdpa")
+        )
         register(Constant("first"), before="absent")
         assert (attend(q, kv, 1, slots, (3,)) == 7).all()
         with pytest.raises(errors.UnsupportedError, match="needs a GPU"):

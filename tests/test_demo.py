@@ -67,9 +67,9 @@ def test_weights_are_found_without_importing_the_plugin(monkeypatch, tmp_path):
 
 
 def test_importing_the_demo_loads_neither_torch_nor_transformers():
-    code = "import sys, pyvattn.demo; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    code = "import sys, pyvattn.demo; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    assert done.stdout == "set()\n"
 
 
 class Words:
@@ -84,8 +84,9 @@ class Words:
         words = messages[0]["content"].split()
         return {"input_ids": [3 + sum(word.encode()) % 90 for word in words]}
 
-    def decode(self, tokens, skip_special_tokens):
+    def decode(self, tokens, skip_special_tokens, clean_up_tokenization_spaces):
         assert skip_special_tokens
+        assert not clean_up_tokenization_spaces
         return " ".join(f"w{token}" for token in tokens if token != self.eos_token_id)
 
 
@@ -149,7 +150,7 @@ def test_the_demo_serves_checks_itself_and_reports(load, console, tmp_path):
     assert "Self-check passed: all 12 prompts" in text
     for answer in result.answers:
         assert answer.title in text
-    for row in ("reserved", "mapped", "used", "static cache", "paged cache", "map calls", "hidden"):
+    for row in ("reserved", "mapped", "live", "static cache", "paged cache", "map calls", "hidden"):
         assert row in text
 
     image = (tmp_path / "results" / "demo.png").read_bytes()
@@ -157,6 +158,21 @@ def test_the_demo_serves_checks_itself_and_reports(load, console, tmp_path):
     saved = json.loads((tmp_path / "results" / "demo.json").read_text())
     assert saved["answers"][0]["tokens"] == result.answers[0].tokens
     assert len(saved["samples"]) == len(result.samples)
+
+
+def test_answers_end_where_the_library_ends_them(load, console):
+    """The model's generation config decides, and not the tokenizer, which says another token."""
+    whole = run_tiny(load, console, check=False).answers[0].tokens
+    stop = whole[5]
+
+    def load_with_stop():
+        chat = load()
+        chat.model.generation_config.eos_token_id = stop
+        return chat
+
+    result = run_tiny(load_with_stop, console)
+    assert stop != Words.eos_token_id
+    assert result.answers[0].tokens == whole[: whole.index(stop) + 1]
 
 
 def test_the_figures_agree_with_each_other(load, console):

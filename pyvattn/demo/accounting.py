@@ -15,14 +15,19 @@ BLOCK_TOKENS = 16
 
 @dataclass(frozen=True)
 class Sample:
-    """Memory after one step: seconds since the start, bytes held, requests and tokens live."""
+    """Memory after one step, in bytes, and the seconds since the start.
+
+    ``mapped`` are all pages under slots, ``live`` those under running requests
+    (the rest is kept for the next ones), ``used`` the tokens themselves, and
+    ``paged`` what a 16-token paged cache would hold for them.
+    """
 
     seconds: float
     mapped: int
+    live: int
     used: int
     paged: int
     running: int
-    tokens: int
 
 
 def paged_bytes(lengths: Sequence[int], token_bytes: int, block: int = BLOCK_TOKENS) -> int:
@@ -36,12 +41,13 @@ def static_bytes(slots: int, longest: int, token_bytes: int) -> int:
 
 
 class Meter:
-    """Takes a sample of a cache after every step."""
+    """Takes a sample of a cache at the start and after every step."""
 
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
         self.samples: list[Sample] = []
         self._start = time.perf_counter()
+        self.sample([])
 
     def sample(self, lengths: Sequence[int]) -> Sample:
         """Note what is held while slots of ``lengths`` tokens are live."""
@@ -50,10 +56,10 @@ class Meter:
             Sample(
                 seconds=time.perf_counter() - self._start,
                 mapped=stats.bytes_mapped,
+                live=stats.bytes_live,
                 used=sum(lengths) * token_bytes,
                 paged=paged_bytes(lengths, token_bytes),
                 running=len(lengths),
-                tokens=sum(lengths),
             )
         )
         return self.samples[-1]

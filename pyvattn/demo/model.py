@@ -25,8 +25,9 @@ class Chat:
 
     @property
     def stop_tokens(self) -> frozenset[int]:
-        """The tokens that end an answer."""
-        return frozenset({int(self.tokenizer.eos_token_id)})
+        """The tokens that end an answer, the same that ``model.generate`` stops at."""
+        stop = self.model.generation_config.eos_token_id
+        return frozenset([stop] if isinstance(stop, int) else stop or ())
 
     @property
     def pad_token(self) -> int:
@@ -44,7 +45,10 @@ class Chat:
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of an answer."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        text = self.tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text).strip()
 
 
 def load_chat(weights: Path | None = None) -> Chat:

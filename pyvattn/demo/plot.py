@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from pyvattn.demo.result import DemoResult
 
 _MIB = 1 << 20
-_INK, _MUTED, _MAPPED, _PAGED, _USED = "#1f2933", "#7b8794", "#1f6fb2", "#c2571a", "#a9cbe8"
+_INK, _MUTED, _MAPPED, _PAGED = "#1f2933", "#7b8794", "#1f6fb2", "#c2571a"
+_USED, _KEPT = "#a9cbe8", "#e6ebf0"
 
 
 def save_plot(result: DemoResult, path: Path) -> None:
@@ -20,15 +21,17 @@ def save_plot(result: DemoResult, path: Path) -> None:
     axes = figure.subplots()
     seconds = [sample.seconds for sample in result.samples]
     mapped = [sample.mapped / _MIB for sample in result.samples]
+    live = [sample.live / _MIB for sample in result.samples]
     used = [sample.used / _MIB for sample in result.samples]
     paged = [sample.paged / _MIB for sample in result.samples]
     static = result.static / _MIB
 
     label = f"static cache, {result.slots} rows of {result.longest} tokens"
     axes.axhline(static, color=_MUTED, linestyle="--", linewidth=1.5, label=label)
-    axes.plot(seconds, mapped, color=_MAPPED, linewidth=2, label="pyvattn, mapped")
-    axes.plot(seconds, paged, color=_PAGED, linewidth=1.2, label="16-token paged cache")
+    axes.fill_between(seconds, live, mapped, color=_KEPT, linewidth=0, label="kept for the next")
     axes.fill_between(seconds, used, color=_USED, linewidth=0, label="tokens themselves")
+    axes.plot(seconds, live, color=_MAPPED, linewidth=2, label="mapped for live requests")
+    axes.plot(seconds, paged, color=_PAGED, linewidth=1.2, label="16-token paged cache")
     axes.set(
         xlabel="seconds",
         ylabel="MiB of KV cache",

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 def print_answers(console: Console, answers: Sequence[Answer]) -> None:
     """Print the generated text under each prompt's title."""
+    note = "What the model wrote (135 million parameters: expect fluency, not facts)"
+    console.print(Text(note, style="italic"), end="\n\n")
     for answer in answers:
         console.print(Text(answer.title, style="bold"))
         console.print(Padding(Text(answer.text), (0, 0, 1, 2)))
@@ -34,12 +36,13 @@ def _memory(result: DemoResult) -> Table:
     table = Table(title="KV cache memory", title_justify="left")
     table.add_column("")
     table.add_column("bytes", justify="right")
-    table.add_column("of a static cache", justify="right")
+    table.add_column("of static", justify="right")
     table.add_column("", style="dim")
     rows = (
-        ("reserved", result.cache.reserved, "addresses only: costs no memory"),
-        ("mapped, at most", result.mapped_peak, "pages behind the addresses: what it really takes"),
-        ("used, at most", result.used_peak, "the live tokens' own K and V"),
+        ("reserved", result.cache.reserved, "addresses: no memory"),
+        ("mapped, at most", result.mapped_peak, "all it ever took"),
+        ("  for live requests", result.live_peak, "the rest is kept for the next"),
+        ("  for their tokens", result.used_peak, "K and V alone"),
         ("static cache", result.static, f"{result.slots} rows of {result.longest} tokens"),
         ("paged cache, at most", result.paged_peak, f"blocks of {BLOCK_TOKENS} tokens"),
     )
@@ -60,8 +63,8 @@ def _work(result: DemoResult) -> Table:
         ("unmap calls", f"{cache.unmap_calls}"),
         ("time mapping", f"{total * 1e3:.1f} ms"),
         ("of it hidden behind the model", f"{hidden / total:.0%}" if total else "nothing to hide"),
-        ("share of the run that waited for it", f"{blocking / result.serve_seconds:.2%}"),
-        ("tokens generated", f"{result.new_tokens} in {len(result.samples)} steps"),
+        ("of it the model waited for", f"{blocking * 1e3:.2f} ms"),
+        ("tokens generated", f"{result.new_tokens} in {result.steps} steps"),
         ("tokens/s, prompts included", f"{result.new_tokens / result.serve_seconds:.1f}"),
         ("time to load, serve, check", _times(result)),
     )

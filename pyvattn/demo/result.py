@@ -75,6 +75,11 @@ class DemoResult:
         return max(sample.mapped for sample in self.samples)
 
     @property
+    def live_peak(self) -> int:
+        """The most that was mapped under running requests."""
+        return max(sample.live for sample in self.samples)
+
+    @property
     def used_peak(self) -> int:
         """The most that live tokens took."""
         return max(sample.used for sample in self.samples)
@@ -83,6 +88,11 @@ class DemoResult:
     def paged_peak(self) -> int:
         """The most that a 16-token paged cache would have held."""
         return max(sample.paged for sample in self.samples)
+
+    @property
+    def steps(self) -> int:
+        """Iterations of the engine."""
+        return len(self.samples) - 1
 
     @property
     def new_tokens(self) -> int:
