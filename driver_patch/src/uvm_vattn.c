@@ -32,6 +32,17 @@ union uvm_vattn_params {
 	struct uvm_vattn_stats stats;
 };
 
+/* uvm_vattn_ioctl() finds the status by the size of the structure alone. */
+#define STATUS_IS_LAST(type) \
+	static_assert(offsetofend(type, rm_status) == sizeof(type))
+
+STATUS_IS_LAST(struct uvm_vattn_query);
+STATUS_IS_LAST(struct uvm_vattn_alloc);
+STATUS_IS_LAST(struct uvm_vattn_free);
+STATUS_IS_LAST(struct uvm_vattn_map);
+STATUS_IS_LAST(struct uvm_vattn_unmap);
+STATUS_IS_LAST(struct uvm_vattn_stats);
+
 u64 uvm_vattn_limit_bytes(void)
 {
 	u64 mbytes = uvm_vattn_max_mbytes;
