@@ -78,6 +78,16 @@ static inline bool uvm_vattn_gpu_can_map(uvm_gpu_t *gpu, u64 page_size)
 #endif
 }
 
+/* Where the GPU finds the VA space's page tables. */
+static inline uvm_gpu_phys_address_t uvm_vattn_pdb(uvm_page_tree_t *tree)
+{
+#if UVM_VATTN_BRANCH >= 575
+	return uvm_page_tree_pdb_address(tree);
+#else
+	return uvm_page_tree_pdb(tree)->addr;
+#endif
+}
+
 /* Can one method invalidate one range of any size? Since Volta it can. */
 static inline bool uvm_vattn_gpu_invalidates_ranges(uvm_gpu_t *gpu)
 {

@@ -50,7 +50,7 @@ static void invalidate(struct pte_writer *writer)
 						writer->membar);
 	else
 		batch->gpu->parent->host_hal->tlb_invalidate_all(&writer->push,
-			uvm_page_tree_pdb(tree)->addr,
+			uvm_vattn_pdb(tree),
 			tree->hal->page_table_depth(largest), writer->membar);
 
 	atomic64_inc(&batch->state->counters.tlb_invalidates);
