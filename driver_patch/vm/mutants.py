@@ -240,4 +240,9 @@ MUTANTS = (
             ),
         ),
     ),
+    Mutant(
+        "a batch leaks its book-keeping",
+        "uvm_vattn_batch.c",
+        (("	uvm_kvfree(batch->address_nodes);\n", ""),),
+    ),
 )

@@ -278,7 +278,7 @@ const char *unload_modules(void)
 const char *scan_kernel_log(const char *allowed)
 {
 	static const char *const bad[] = {
-		"MODEL ERROR", "WARNING:", "BUG:", "Oops", "Assert", "memory leak", "leaked", "Leak",
+		"MODEL ERROR", "WARNING:", "BUG:", "Oops", "Assert", "Memory leak", "Leaked",
 		"blocked for more than", "soft lockup", "sleeping function", "possible recursive",
 	};
 	static char record[8192], what[160];

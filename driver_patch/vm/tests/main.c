@@ -24,7 +24,7 @@
 #include "harness.h"
 #include "machine.h"
 
-#define DEFAULT_SECONDS 60
+#define DEFAULT_SECONDS 120	/* generous: CI may be busy, and only a hang costs it */
 
 extern const struct test __start_tests[], __stop_tests[];
 
