@@ -279,7 +279,7 @@ const char *scan_kernel_log(const char *allowed)
 {
 	static const char *const bad[] = {
 		"MODEL ERROR", "WARNING:", "BUG:", "Oops", "Assert", "Memory leak", "Leaked",
-		"blocked for more than", "soft lockup", "sleeping function", "possible recursive",
+		"sleeping function", "possible recursive",
 	};
 	static char record[8192], what[160];
 	static int log = -1;
