@@ -120,7 +120,7 @@ def _step(options: Options) -> Iterator[Measure]:
                 f"block table / {name}, {count} slots",
                 ratios(seconds["block table"], seconds[name]),
                 "times",
-                at_least=20 if count == 1024 and name == "step_array" else None,
+                at_least=20 if count == 1024 else None,
                 note="paired rounds, CPU time of the calling thread",
             )
     for name, found in per_slot.items():

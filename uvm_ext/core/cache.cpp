@@ -149,7 +149,8 @@ std::uint32_t Cache::check_live(const SlotRef& slot) const {
                     std::to_string(slots_.size()) + ": use what acquire() returned");
   }
   const SlotHead& head = slots_.head(slot.index);
-  if (head.state != SlotState::live || head.generation != slot.generation) {
+  if (head.state != SlotState::live ||
+      (slot.generation != head.generation && slot.generation != SlotRef::kCurrent)) {
     throw SlotError("slot " + std::to_string(slot.index) +
                     " was released: acquire() one for the new request");
   }
@@ -165,21 +166,45 @@ std::uint32_t Cache::check_length(std::int64_t length) const {
   return static_cast<std::uint32_t>(length);
 }
 
-// Validates every request and returns those that need pages.
+// Says what is wrong with a request that check_step() will not have.
+void Cache::refuse(const SlotLength& request) const {
+  check_live(request.slot);
+  check_length(request.length);
+  throw SlotError("slot " + std::to_string(request.slot.index) + " is named twice in one call");
+}
+
+void Cache::next_call() {
+  if (++call_ != 0) return;
+  // Once in four billion calls: no slot may seem to have been named in this one.
+  for (std::uint32_t slot = 0; slot < slots_.size(); ++slot) slots_.head(slot).stamp = 0;
+  call_ = 1;
+}
+
+// Validates every request and returns those that need pages. One look at each slot:
+// a step of thousands of slots that need nothing is nothing but this.
 std::vector<GrowthTarget> Cache::check_step(const SlotLength* requests, std::size_t count) {
   check_usable();
+  next_call();
   std::vector<GrowthTarget> growing;
-  ++call_;
+  SlotHead* const heads = slots_.heads();
+  const std::uint32_t slots = slots_.size();
+  const std::uint64_t max_tokens = geometry_.max_tokens;
+  const std::uint32_t call = call_;
   for (std::size_t i = 0; i < count; ++i) {
-    const std::uint32_t slot = check_live(requests[i].slot);
-    const std::uint32_t length = check_length(requests[i].length);
-    SlotHead& head = slots_.head(slot);
-    if (head.stamp == call_) {
-      throw SlotError("slot " + std::to_string(slot) + " is named twice in one call");
+    const SlotLength& request = requests[i];
+    if (request.slot.index >= slots) refuse(request);
+    SlotHead& head = heads[request.slot.index];
+    const bool current = request.slot.generation == head.generation ||
+                         request.slot.generation == SlotRef::kCurrent;
+    if (!current || head.state != SlotState::live || head.stamp == call ||
+        static_cast<std::uint64_t>(request.length) > max_tokens) {
+      refuse(request);
     }
-    head.stamp = call_;
-    head.claimed = length;
-    if (length > head.capacity) growing.push_back({slot, math_.pages_for(length)});
+    head.stamp = call;
+    head.claimed = static_cast<std::uint32_t>(request.length);
+    if (head.claimed > head.capacity) {
+      growing.push_back({request.slot.index, math_.pages_for(head.claimed)});
+    }
   }
   return growing;
 }
@@ -251,21 +276,35 @@ void Cache::step(const SlotLength* requests, std::size_t count) {
   }
   std::vector<GrowthTarget> growing = check_step(requests, count);
   if (!growing.empty()) make_resident(lock, requests, count, std::move(growing));
-  bool ask_for_more = false;
+  if (store_lengths(requests, count) && eager_) ask_for_next(requests, count);
+}
+
+// Returns whether any slot is as long as its pages allow.
+bool Cache::store_lengths(const SlotLength* requests, std::size_t count) {
+  SlotHead* const heads = slots_.heads();
+  std::uint64_t used = tokens_used_;
+  bool any_full = false;
+  for (std::size_t i = 0; i < count; ++i) {
+    SlotHead& head = heads[requests[i].slot.index];
+    used += head.claimed;
+    used -= head.length;
+    head.length = head.claimed;
+    head.written = std::max(head.written, head.claimed);
+    any_full |= head.claimed >= head.capacity;
+  }
+  tokens_used_ = used;
+  return any_full;
+}
+
+void Cache::ask_for_next(const SlotLength* requests, std::size_t count) {
   for (std::size_t i = 0; i < count; ++i) {
     const std::uint32_t slot = requests[i].slot.index;
-    const auto length = static_cast<std::uint32_t>(requests[i].length);
-    SlotHead& head = slots_.head(slot);
-    tokens_used_ += length;
-    tokens_used_ -= head.length;
-    head.length = length;
-    head.written = std::max(head.written, length);
-    if (length >= head.capacity && eager_ && length < geometry_.max_tokens) {
-      ask(slot, length + 1);
-      ask_for_more = true;
+    const SlotHead& head = slots_.head(slot);
+    if (head.length >= head.capacity && head.length < geometry_.max_tokens) {
+      ask(slot, head.length + 1);
     }
   }
-  if (ask_for_more) wake_mapper();
+  wake_mapper();
 }
 
 void Cache::prefetch(const SlotLength* requests, std::size_t count) {
@@ -295,15 +334,6 @@ void Cache::drain() {
 std::int64_t Cache::length(const SlotRef& slot) {
   Lock lock = lock_usable();
   return slots_.head(check_live(slot)).length;
-}
-
-SlotRef Cache::current(std::int64_t index) const {
-  if (index < 0 || index >= slots_.size()) {
-    throw SlotError("row " + std::to_string(index) + " is outside 0.." +
-                    std::to_string(slots_.size() - 1) + ": use what acquire() returned");
-  }
-  const auto row = static_cast<std::uint32_t>(index);
-  return {row, slots_.head(row).generation};
 }
 
 const ArenaPtr& Cache::arena(std::uint32_t index) const {

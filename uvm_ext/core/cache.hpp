@@ -29,8 +29,11 @@ struct CacheOptions {
 
 // A slot as it was acquired: the generation tells a slot from its later uses.
 struct SlotRef {
+  // Whoever is live in the row: for callers who keep track of rows themselves.
+  static constexpr std::uint32_t kCurrent = 0;
+
   std::uint32_t index = 0;
-  std::uint32_t generation = 0;
+  std::uint32_t generation = kCurrent;
 };
 
 struct SlotLength {
@@ -99,8 +102,6 @@ class Cache {
   bool closed() const { return closed_; }
   // True in a child process that got the cache through fork().
   bool inherited() const;
-  // The slot that row `index` is now, live or not. Throws SlotError outside the table.
-  SlotRef current(std::int64_t index) const;
 
   const Geometry& geometry() const { return geometry_; }
   const ArenaPtr& arena(std::uint32_t index) const;
@@ -114,8 +115,12 @@ class Cache {
   Lock lock_usable();
   std::uint32_t check_live(const SlotRef& slot) const;
   std::uint32_t check_length(std::int64_t length) const;
+  [[noreturn]] void refuse(const SlotLength& request) const;
+  void next_call();
   std::vector<GrowthTarget> check_step(const SlotLength* requests, std::size_t count);
 
+  bool store_lengths(const SlotLength* requests, std::size_t count);
+  void ask_for_next(const SlotLength* requests, std::size_t count);
   void make_resident(Lock& lock, const SlotLength* requests, std::size_t count,
                      std::vector<GrowthTarget> growing);
   bool try_grow(Lock& lock, const std::vector<GrowthTarget>& targets, std::uint64_t from_pool,
@@ -160,7 +165,7 @@ class Cache {
   bool admission_wanted_ = false;
   double typical_tokens_ = 0;
 
-  std::uint64_t call_ = 0;
+  std::uint32_t call_ = 0;
   std::uint64_t releases_ = 0;
   std::uint64_t tokens_used_ = 0;
   std::uint64_t pages_in_flight_ = 0;

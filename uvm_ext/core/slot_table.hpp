@@ -20,12 +20,12 @@ enum class SlotState : std::uint8_t {
 
 // What step() reads of every slot, kept small and side by side.
 struct SlotHead {
-  std::uint32_t generation = 0;
+  std::uint32_t generation = 0;  // from 1 on, once it was live
   std::uint32_t length = 0;
   std::uint32_t capacity = 0;
   std::uint32_t written = 0;  // the longest length of this request
   std::uint32_t claimed = 0;  // the length that the last call to name it asked for
-  std::uint64_t stamp = 0;    // that call, to notice a slot named twice
+  std::uint32_t stamp = 0;    // that call, to notice a slot named twice
   SlotState state = SlotState::free;
   // Somebody maps or unmaps its pages without holding the lock.
   bool in_flight = false;
@@ -50,6 +50,9 @@ class SlotTable {
   const SlotHead& head(std::uint32_t slot) const { return heads_[slot]; }
   SlotPages& pages(std::uint32_t slot) { return pages_[slot]; }
   const SlotPages& pages(std::uint32_t slot) const { return pages_[slot]; }
+
+  // Side by side, for loops over many.
+  SlotHead* heads() { return heads_.data(); }
 
   std::uint32_t size() const { return static_cast<std::uint32_t>(heads_.size()); }
   std::uint32_t row_pages(std::uint32_t slot) const {

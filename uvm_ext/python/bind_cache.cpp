@@ -1,4 +1,7 @@
 #include <pybind11/stl.h>
+#if PY_VERSION_HEX < 0x030B0000
+#include <longintrepr.h>
+#endif
 
 #include <atomic>
 #include <optional>
@@ -30,7 +33,24 @@ class NumberedCache {
   }
 };
 
+// Whether `value` is an int of one digit, and what it is: lengths nearly always are,
+// and reading them through PyLong_AsLongLong is half the cost of a steady step.
+bool is_one_digit(PyObject* value, std::int64_t& number) {
+  if (!PyLong_CheckExact(value)) return false;
+  auto* digits = reinterpret_cast<PyLongObject*>(value);
+#if PY_VERSION_HEX >= 0x030C0000
+  if (PyUnstable_Long_IsCompact(digits) == 0) return false;
+  number = PyUnstable_Long_CompactValue(digits);
+#else
+  if (Py_SIZE(value) != 1) return false;
+  number = static_cast<std::int64_t>(digits->ob_digit[0]);
+#endif
+  return true;
+}
+
 std::int64_t length_of(PyObject* value) {
+  std::int64_t number = 0;
+  if (is_one_digit(value, number)) return number;
   const long long length = PyLong_AsLongLong(value);
   if (length == -1 && PyErr_Occurred() != nullptr) {
     PyErr_Clear();
@@ -40,14 +60,23 @@ std::int64_t length_of(PyObject* value) {
   return length;
 }
 
-std::vector<SlotLength> requests_of(const NumberedCache& self, const py::dict& lengths) {
-  std::vector<SlotLength> requests;
-  requests.reserve(lengths.size());
+// Memory for one call's requests, kept from call to call: thousands of slots are
+// named at every step.
+std::vector<SlotLength>& scratch() {
+  static thread_local std::vector<SlotLength> requests;
+  requests.clear();
+  return requests;
+}
+
+const std::vector<SlotLength>& requests_of(const NumberedCache& self, const py::dict& lengths) {
+  std::vector<SlotLength>& requests = scratch();
+  requests.resize(lengths.size());
+  SlotLength* next = requests.data();
   PyObject* key = nullptr;
   PyObject* value = nullptr;
   Py_ssize_t position = 0;
   while (PyDict_Next(lengths.ptr(), &position, &key, &value) != 0) {
-    requests.push_back({slot_ref(key, self.number), length_of(value)});
+    *next++ = {slot_ref(key, self.number), length_of(value)};
   }
   return requests;
 }
@@ -64,9 +93,7 @@ const std::int64_t* as_int64(const py::buffer_info& info, const char* what) {
   return static_cast<const std::int64_t*>(info.ptr);
 }
 
-// Rows by number: whoever uses arrays keeps track of which rows are live.
-std::vector<SlotLength> requests_of(NumberedCache& self, const py::buffer& rows,
-                                    const py::buffer& lengths) {
+const std::vector<SlotLength>& requests_of(const py::buffer& rows, const py::buffer& lengths) {
   const py::buffer_info row_info = rows.request();
   const py::buffer_info length_info = lengths.request();
   const std::int64_t* row = as_int64(row_info, "rows");
@@ -75,27 +102,30 @@ std::vector<SlotLength> requests_of(NumberedCache& self, const py::buffer& rows,
     throw ConfigError(std::to_string(row_info.size) + " rows, but " +
                       std::to_string(length_info.size) + " lengths");
   }
-  std::vector<SlotLength> requests(static_cast<std::size_t>(row_info.size));
+  std::vector<SlotLength>& requests = scratch();
+  requests.resize(static_cast<std::size_t>(row_info.size));
   for (std::size_t i = 0; i < requests.size(); ++i) {
-    requests[i] = {self.cache.current(row[i]), length[i]};
+    // What is no row becomes the largest number, which is none either.
+    const bool possible = row[i] >= 0 && row[i] < 0xffffffff;
+    requests[i] = {{possible ? static_cast<std::uint32_t>(row[i]) : 0xffffffff}, length[i]};
   }
   return requests;
 }
 
 void step(NumberedCache& self, const py::dict& lengths) {
-  const std::vector<SlotLength> requests = requests_of(self, lengths);
+  const std::vector<SlotLength>& requests = requests_of(self, lengths);
   const py::gil_scoped_release release;
   self.cache.step(requests.data(), requests.size());
 }
 
 void step_rows(NumberedCache& self, const py::buffer& rows, const py::buffer& lengths) {
-  const std::vector<SlotLength> requests = requests_of(self, rows, lengths);
+  const std::vector<SlotLength>& requests = requests_of(rows, lengths);
   const py::gil_scoped_release release;
   self.cache.step(requests.data(), requests.size());
 }
 
 void prefetch(NumberedCache& self, const py::dict& lengths) {
-  const std::vector<SlotLength> requests = requests_of(self, lengths);
+  const std::vector<SlotLength>& requests = requests_of(self, lengths);
   const py::gil_scoped_release release;
   self.cache.prefetch(requests.data(), requests.size());
 }

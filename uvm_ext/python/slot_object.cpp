@@ -47,10 +47,7 @@ PyType_Spec slot_spec = {"pyvattn._native.Slot", sizeof(SlotObject), 0,
 
 }  // namespace
 
-PyTypeObject* slot_type() {
-  static PyTypeObject* const type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&slot_spec));
-  return type;
-}
+PyTypeObject* slot_type_ = nullptr;
 
 py::object make_slot(std::uint64_t cache, const SlotRef& ref) {
   PyTypeObject* type = slot_type();
@@ -62,21 +59,18 @@ py::object make_slot(std::uint64_t cache, const SlotRef& ref) {
   return py::reinterpret_steal<py::object>(object);
 }
 
-SlotRef slot_ref(PyObject* object, std::uint64_t cache) {
+void refuse_key(PyObject* object) {
   if (Py_TYPE(object) != slot_type()) {
     const std::string shown = py::repr(py::handle(object));
     throw SlotError(shown + " is not a Slot: use what acquire() returned");
   }
-  const SlotObject& slot = as_slot(object);
-  if (slot.cache != cache) {
-    throw SlotError("slot " + std::to_string(slot.ref.index) +
-                    " belongs to another cache: acquire() one of this cache");
-  }
-  return slot.ref;
+  throw SlotError("slot " + std::to_string(as_slot(object).ref.index) +
+                  " belongs to another cache: acquire() one of this cache");
 }
 
 void bind_slot(py::module_& module) {
-  if (slot_type() == nullptr) throw py::error_already_set();
+  slot_type_ = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&slot_spec));
+  if (slot_type_ == nullptr) throw py::error_already_set();
   module.attr("Slot") = py::handle(reinterpret_cast<PyObject*>(slot_type()));
 }
 
