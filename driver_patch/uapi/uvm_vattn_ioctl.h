@@ -144,7 +144,9 @@ struct uvm_vattn_map_entry {
  * NV_ERR_OUT_OF_RANGE           the GPU cannot address it
  * NV_ERR_INVALID_OBJECT_HANDLE  no such handle in this VA space
  * NV_ERR_INVALID_ARGUMENT       pages outside of the handle, a handle of
- *                               another GPU, unknown flags
+ *                               another GPU, unknown flags, no entries
+ * NV_ERR_INVALID_POINTER        the entries cannot be read
+ * NV_ERR_NOT_SUPPORTED          the GPU VA space has no entries of the size
  * NV_ERR_UVM_ADDRESS_IN_USE     mapped already, or twice in this batch
  * NV_ERR_NO_MEMORY              no memory for page tables or book-keeping
  */
