@@ -178,9 +178,9 @@ def test_answers_end_where_the_library_ends_them(load, console):
 def test_the_figures_agree_with_each_other(load, console):
     result = run_tiny(load, console, texts=False, check=False)
     token_bytes = 2 * 2 * 2 * 8 * 4
-    longest = max(answer.prompt_tokens for answer in result.answers) + 20
-    assert result.longest == longest
-    assert result.static == 4 * longest * token_bytes
+    assert result.longest == max(a.prompt_tokens + len(a.tokens) for a in result.answers)
+    assert result.static == 4 * result.longest * token_bytes
+    assert {len(answer.tokens) for answer in result.answers} >= {10, 15, 20}
     assert result.cache.reserved > result.static
     assert result.used_peak <= result.paged_peak < result.static
     assert result.used_peak <= result.mapped_peak <= result.cache.reserved

@@ -37,6 +37,8 @@ def run(
 ) -> DemoResult:
     """Serve the first ``requests`` prompts and report; needs no network.
 
+    Each gets its own limit of new tokens, from half of ``max_new_tokens`` to all
+    of it, so that requests leave and join one by one.
     ``driver``, ``page_size``, ``layout`` and ``memory`` are those of
     :class:`pyvattn.KVCache`. ``demo.png`` and ``demo.json`` are written into
     the folder ``out`` unless it is ``None``. ``check`` compares every prompt's

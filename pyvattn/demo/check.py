@@ -14,23 +14,25 @@ if TYPE_CHECKING:
 def reference_tokens(
     chat: Chat,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    limits: Sequence[int],
     batch: int,
     progress: Callable[[int], None],
 ) -> list[list[int]]:
     """Return each prompt's greedy tokens from ``model.generate`` with a DynamicCache.
 
-    Prompts of similar length go together, ``batch`` at a time; ``progress``
-    gets the number that each batch completes.
+    ``limits`` are the most new tokens of each. Prompts of similar length go
+    together, ``batch`` at a time; ``progress`` gets the number that each batch
+    completes.
     """
     chat.model.set_attn_implementation("sdpa")
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     results: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
-        answers = _generate(chat, [prompts[index] for index in chosen], max_new_tokens)
+        longest = max(limits[index] for index in chosen)
+        answers = _generate(chat, [prompts[index] for index in chosen], longest)
         for index, answer in zip(chosen, answers, strict=True):
-            results[index] = answer
+            results[index] = answer[: limits[index]]
         progress(len(chosen))
     return results
 

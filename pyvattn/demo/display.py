@@ -37,7 +37,7 @@ class Display:
         if not self._console.is_terminal:
             yield
             return
-        with Live(console=self._console, refresh_per_second=8, transient=True) as live:
+        with Live(console=self._console, auto_refresh=False, transient=True) as live:
             self._live = live
             yield
 
@@ -45,7 +45,8 @@ class Display:
         """Draw the state after a step."""
         self._steps += 1
         if self._live is not None:
-            self._live.update(Group(self._table(requests), self._footer(requests, sample)))
+            view = Group(self._table(requests), self._footer(requests, sample))
+            self._live.update(view, refresh=True)
         else:
             self._print_finished(requests, sample)
 

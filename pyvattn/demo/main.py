@@ -83,6 +83,12 @@ def run_demo(
     return result
 
 
+def _limits(options: Options) -> list[int]:
+    """Return each request's most new tokens: different ones, so that they leave one by one."""
+    span = options.max_new_tokens // 2 + 1
+    return [options.max_new_tokens - 13 * index % span for index in range(options.requests)]
+
+
 def _serve(
     options: Options,
     console: Console,
@@ -93,7 +99,8 @@ def _serve(
     """Serve everything; returns also the longest request in tokens, and a static cache's bytes."""
     room = int(chat.model.config.max_position_embeddings)
     spec = spec_for(chat.model, max_slots=options.slots, max_tokens=room)
-    longest = max(len(each) for each in encoded) + options.max_new_tokens
+    limits = _limits(options)
+    longest = max(map(sum, zip(map(len, encoded), limits, strict=True)))
     static = static_bytes(options.slots, longest, spec.token_bytes)
     console.print(
         f"Serving {len(prompts)} prompts of {min(map(len, encoded))} to {max(map(len, encoded))} "
@@ -113,7 +120,7 @@ def _serve(
         ) as cache,
         display.running(),
     ):
-        served = serve(chat, cache, encoded, options.max_new_tokens, display.watch)
+        served = serve(chat, cache, encoded, limits, display.watch)
     return served, longest, static
 
 
@@ -126,7 +133,7 @@ def _reference(
         return reference_tokens(
             chat,
             encoded,
-            options.max_new_tokens,
+            _limits(options),
             batch=options.slots,
             progress=lambda count: progress.advance(task, count),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyvattn.demo.result import DemoResult
@@ -28,10 +28,13 @@ def save_plot(result: DemoResult, path: Path) -> None:
 
     label = f"static cache, {result.slots} rows of {result.longest} tokens"
     axes.axhline(static, color=_MUTED, linestyle="--", linewidth=1.5, label=label)
-    axes.fill_between(seconds, live, mapped, color=_KEPT, linewidth=0, label="kept for the next")
-    axes.fill_between(seconds, used, color=_USED, linewidth=0, label="tokens themselves")
-    axes.plot(seconds, live, color=_MAPPED, linewidth=2, label="mapped for live requests")
-    axes.plot(seconds, paged, color=_PAGED, linewidth=1.2, label="16-token paged cache")
+    # A step maps first and computes then: its value holds from the end of the one before.
+    line: dict[str, Any] = {"drawstyle": "steps-pre"}
+    area: dict[str, Any] = {"step": "pre", "linewidth": 0}
+    axes.plot(seconds, live, color=_MAPPED, linewidth=2, label="mapped for live requests", **line)
+    axes.plot(seconds, paged, color=_PAGED, linewidth=1.2, label="16-token paged cache", **line)
+    axes.fill_between(seconds, used, color=_USED, label="the tokens themselves", **area)
+    axes.fill_between(seconds, live, mapped, color=_KEPT, label="kept for the next", **area)
     axes.set(
         xlabel="seconds",
         ylabel="MiB of KV cache",

@@ -47,7 +47,8 @@ def _memory(result: DemoResult) -> Table:
         ("paged cache, at most", result.paged_peak, f"blocks of {BLOCK_TOKENS} tokens"),
     )
     for name, size, note in rows:
-        table.add_row(name, format_size(size), f"{size / result.static:.0%}", note)
+        share = "" if size > 2 * result.static else f"{size / result.static:.0%}"
+        table.add_row(name, format_size(size), share, note)
     return table
 
 
@@ -61,7 +62,7 @@ def _work(result: DemoResult) -> Table:
         ("layout", cache.layout),
         ("map calls", f"{cache.map_calls}"),
         ("unmap calls", f"{cache.unmap_calls}"),
-        ("time mapping", f"{total * 1e3:.1f} ms"),
+        ("time spent mapping", f"{total * 1e3:.1f} ms"),
         ("of it hidden behind the model", f"{hidden / total:.0%}" if total else "nothing to hide"),
         ("of it the model waited for", f"{blocking * 1e3:.2f} ms"),
         ("tokens generated", f"{result.new_tokens} in {result.steps} steps"),
@@ -88,4 +89,5 @@ def print_verdict(console: Console, result: DemoResult) -> None:
         f"{result.new_tokens} tokens as from the model's own cache (transformers' DynamicCache).",
         style="bold green",
         highlight=False,
+        soft_wrap=True,
     )

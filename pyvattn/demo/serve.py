@@ -32,10 +32,10 @@ def serve(
     chat: Chat,
     cache: KVCache,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    limits: Sequence[int],
     watch: Watcher,
 ) -> Served:
-    """Run every prompt to its end; ``watch`` sees all requests after every step."""
+    """Run each prompt to its end or its limit; ``watch`` sees all requests after every step."""
     started = time.perf_counter()
     meter = Meter(cache)
 
@@ -43,7 +43,7 @@ def serve(
         meter.sample([request.cached for request in engine.running])
 
     engine = Engine(chat.model, cache, chat.stop_tokens, on_step)
-    requests = [engine.submit(prompt, max_new_tokens) for prompt in prompts]
+    requests = [engine.submit(*each) for each in zip(prompts, limits, strict=True)]
     try:
         while engine.busy:
             engine.step()
