@@ -322,8 +322,8 @@ bool Cache::can_admit(std::int64_t tokens) {
   Lock lock = lock_usable();
   if (slots_.slots_in(SlotState::live) == slots_.size()) return false;
   const std::uint64_t pages = std::uint64_t{math_.pages_for(length)} * geometry_.arenas;
-  return pages <= pool_->pages_available() + spare_pages() +
-                      slots_.pages_in(SlotState::released) + slots_.pages_in(SlotState::cleaning);
+  return pages <= pool_->pages_available() + spare_pages() + slots_.pages_in(SlotState::released) +
+                      slots_.pages_in(SlotState::cleaning);
 }
 
 void Cache::drain() {
@@ -403,7 +403,7 @@ bool Cache::try_grow(Lock& lock, const std::vector<GrowthTarget>& targets, std::
   const std::uint64_t needed = growth.pages_needed(targets);
   const bool short_of_pages = needed > from_pool;
   if (short_of_pages && needed > from_pool + spare_pages()) return false;
-  growth.plan(targets, from_pool, short_of_pages ? spare_tails() : std::vector<SpareTail>{});
+  growth.plan(targets, from_pool, short_of_pages ? spare_tails() : std::vector<SpareTail>{}, math_);
   pages_in_flight_ += growth.pages_in_flight();
   if (from == From::background) lock.unlock();
   try {
@@ -447,9 +447,11 @@ void Cache::make_resident(Lock& lock, const SlotLength* requests, std::size_t co
 
 void Cache::wait_not_in_flight(Lock& lock, std::uint32_t slot) {
   settled_.wait(lock, [&] { return !slots_.head(slot).in_flight; });
+  check_usable();
 }
 
-// Waits for what the background is at, and cleans released slots at once.
+// Waits for what the background is at, and cleans released slots at once. The lock is
+// open meanwhile: throws ClosedError where the cache was closed.
 void Cache::settle(Lock& lock) {
   while (const auto slot = slots_.find(SlotState::released)) clean(lock, *slot);
   settled_.wait(lock, [this] {
@@ -459,6 +461,7 @@ void Cache::settle(Lock& lock) {
     }
     return true;
   });
+  check_usable();
 }
 
 // --- cleaning ---
@@ -610,6 +613,8 @@ void Cache::close() {
   closed_ = true;
   if (mapper_) mapper_->stop();
   Lock lock(mutex_);
+  // Another thread may be zeroing a slot on its own behalf.
+  settled_.wait(lock, [this] { return slots_.slots_in(SlotState::cleaning) == 0; });
   std::exception_ptr failure;
   for (std::uint32_t slot = 0; slot < slots_.size(); ++slot) {
     SlotHead& head = slots_.head(slot);

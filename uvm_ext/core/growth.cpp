@@ -119,7 +119,7 @@ void Growth::mark_in_flight(bool in_flight) {
 }
 
 void Growth::plan(const std::vector<GrowthTarget>& targets, std::uint64_t from_pool,
-                  const std::vector<SpareTail>& spare) {
+                  const std::vector<SpareTail>& spare, const PageMath& math) {
   targets_ = targets;
   allocated_before_ = limit_.allocated();
   mark_in_flight(true);
@@ -138,6 +138,9 @@ void Growth::plan(const std::vector<GrowthTarget>& targets, std::uint64_t from_p
     throw;
   }
   mark_in_flight(true);
+  for (const SpareTail& tail : tails_) {
+    slots_.head(tail.slot).capacity = math.capacity(tail.row_pages_kept);
+  }
 }
 
 void Growth::execute() {
@@ -147,17 +150,16 @@ void Growth::execute() {
   driver_.map(map_batch_);
 }
 
-void Growth::cut_tails(const PageMath& math) {
+void Growth::cut_tails() {
   for (const SpareTail& tail : tails_) {
     slots_.forget_pages(tail.slot);
     slots_.pages(tail.slot).pages.resize(std::size_t{tail.row_pages_kept} * geometry_.arenas);
     slots_.count_pages(tail.slot);
-    slots_.head(tail.slot).capacity = math.capacity(tail.row_pages_kept);
   }
 }
 
 void Growth::commit(const PageMath& math) {
-  cut_tails(math);
+  cut_tails();
   for (std::size_t i = 0; i < targets_.size(); ++i) {
     const std::uint32_t slot = targets_[i].slot;
     std::vector<PageNumber>& table = slots_.pages(slot).pages;
@@ -194,8 +196,11 @@ void Growth::roll_back(const PageMath& math) noexcept {
           pool_.release({table[i], 1});
         }
       }
-      cut_tails(math);
+      cut_tails();
     }
+  }
+  for (const SpareTail& tail : tails_) {
+    slots_.head(tail.slot).capacity = math.capacity(slots_.row_pages(tail.slot));
   }
   mark_in_flight(false);
 }

@@ -39,9 +39,11 @@ class Growth {
         geometry_(geometry) {}
 
   // Takes at most `from_pool` pages from the pool and the rest from spare tails, the
-  // first of them first. Throws DriverOutOfMemory with nothing changed.
+  // first of them first. A slot that gives has less capacity from here on: while the
+  // lock is open, a step must not count on pages that are about to go. Throws
+  // DriverOutOfMemory with nothing changed.
   void plan(const std::vector<GrowthTarget>& targets, std::uint64_t from_pool,
-            const std::vector<SpareTail>& spare);
+            const std::vector<SpareTail>& spare, const PageMath& math);
   // Unmaps the tails that were taken, then maps every new page. Throws DriverError
   // with the mappings as they were before; roll_back() must follow.
   void execute();
@@ -59,7 +61,7 @@ class Growth {
   void append_from_pool(std::uint32_t count, PageNumber after, std::vector<PageNumber>& run);
   void append_from_stash(std::uint32_t count, std::vector<PageNumber>& run);
   void mark_in_flight(bool in_flight);
-  void cut_tails(const PageMath& math);
+  void cut_tails();
   void give_back_pool_pages() noexcept;
 
   Driver& driver_;
