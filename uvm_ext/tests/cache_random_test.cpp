@@ -1,0 +1,198 @@
+// Random requests on one thread, against a model of what every slot was told.
+#include <algorithm>
+#include <cstring>
+#include <optional>
+
+#include "core/errors.hpp"
+#include "tests/cache_support.hpp"
+
+namespace pyvattn {
+namespace {
+
+using test::CacheShape;
+using test::Random;
+using test::WatchedCache;
+
+class Requests {
+ public:
+  Requests(WatchedCache& cache, Random& random) : cache_(cache), random_(random) {}
+
+  void one_operation() {
+    const std::uint64_t choice = random_.below(20);
+    if (choice < 4) {
+      acquire();
+    } else if (choice < 7) {
+      release();
+    } else if (choice < 15) {
+      step();
+    } else if (choice < 17) {
+      prefetch();
+    } else if (choice < 18) {
+      resize();
+    } else {
+      cache_->drain();
+      cache_.check_books();
+    }
+    check_live();
+  }
+
+ private:
+  struct Request {
+    SlotRef slot;
+    std::uint64_t length = 0;
+    // Tokens that were written, and with what.
+    std::uint64_t written = 0;
+    unsigned char mark = 0;
+  };
+
+  std::uint32_t max_tokens() const { return cache_.cache->geometry().max_tokens; }
+
+  void acquire() {
+    const std::uint64_t tokens = random_.below(max_tokens() + 1);
+    if (live_.size() == cache_.shape.slots) {
+      CHECK_THROWS(OutOfSlots, cache_->acquire(static_cast<std::int64_t>(tokens)));
+      CHECK(!cache_->can_admit(static_cast<std::int64_t>(tokens)));
+      return;
+    }
+    Request request;
+    request.slot = cache_->acquire(static_cast<std::int64_t>(tokens));
+    request.mark = static_cast<unsigned char>(random_.between(1, 255));
+    CHECK_EQUAL(cache_->length(request.slot), 0);
+    live_.push_back(request);
+  }
+
+  void release() {
+    if (live_.empty()) return;
+    const std::size_t index = random_.below(live_.size());
+    const SlotRef slot = live_[index].slot;
+    cache_->release(slot, nullptr);
+    live_.erase(live_.begin() + static_cast<std::ptrdiff_t>(index));
+    CHECK_THROWS(SlotError, cache_->release(slot, nullptr));
+    const SlotLength late = {slot, 1};
+    CHECK_THROWS(SlotError, cache_->step(&late, 1));
+  }
+
+  std::vector<SlotLength> some_lengths() {
+    std::vector<SlotLength> lengths;
+    for (const Request& request : live_) {
+      if (random_.one_in(3)) continue;
+      std::uint64_t length = request.length + 1;
+      if (random_.one_in(3)) length = random_.below(max_tokens() + 1);
+      lengths.push_back(
+          {request.slot, static_cast<std::int64_t>(std::min<std::uint64_t>(length, max_tokens()))});
+    }
+    return lengths;
+  }
+
+  void step() {
+    const std::vector<SlotLength> lengths = some_lengths();
+    try {
+      cache_->step(lengths.data(), lengths.size());
+    } catch (const OutOfMemory& error) {
+      CHECK(error.requested > error.free + error.reclaimable);
+      return;
+    }
+    for (const SlotLength& each : lengths) stepped(each);
+  }
+
+  void stepped(const SlotLength& now) {
+    Request& request = *std::find_if(live_.begin(), live_.end(), [&](const Request& candidate) {
+      return candidate.slot.index == now.slot.index;
+    });
+    const auto length = static_cast<std::uint64_t>(now.length);
+    check_new_tokens(request, length);
+    request.length = length;
+    for (std::uint32_t arena = 0; arena < cache_.shape.arenas; ++arena) {
+      for (std::uint64_t t = request.written; t < length; ++t) {
+        std::memset(cache_.token(arena, request.slot, t), request.mark, kSample);
+      }
+    }
+    request.written = std::max(request.written, length);
+  }
+
+  // What this request did not write reads as zeros, into the guard (invariants 2 and 3).
+  // No kernel reads the row of a request without tokens: a private guard leaves it bare.
+  void check_new_tokens(const Request& request, std::uint64_t length) {
+    if (length == 0 && !cache_.watch->capabilities().zero_backed) return;
+    for (std::uint32_t arena = 0; arena < cache_.shape.arenas; ++arena) {
+      for (std::uint64_t t = request.written; t < length + cache_.shape.guard_tokens; ++t) {
+        const unsigned char* bytes = cache_.token(arena, request.slot, t);
+        CHECK(std::all_of(bytes, bytes + kSample, [](unsigned char b) { return b == 0; }));
+      }
+    }
+  }
+
+  void prefetch() {
+    const std::vector<SlotLength> lengths = some_lengths();
+    cache_->prefetch(lengths.data(), lengths.size());
+  }
+
+  void resize() {
+    const std::uint64_t limit = random_.between(1, 2 * cache_.shape.limit_pages) * cache_.page_size;
+    const std::uint64_t before = cache_->stats().memory_limit;
+    try {
+      cache_->resize(limit);
+      CHECK_EQUAL(cache_->stats().memory_limit, limit);
+    } catch (const LimitError&) {
+      CHECK_EQUAL(cache_->stats().memory_limit, before);
+      CHECK(limit < cache_->stats().pages_live * cache_.page_size);
+    }
+  }
+
+  // Lengths and data of every request are what they were left as (invariant 1).
+  void check_live() {
+    std::uint64_t used = 0;
+    for (const Request& request : live_) {
+      used += request.length;
+      CHECK_EQUAL(static_cast<std::uint64_t>(cache_->length(request.slot)), request.length);
+      for (std::uint32_t arena = 0; arena < cache_.shape.arenas; ++arena) {
+        for (std::uint64_t t = 0; t < request.written; t += 1 + request.written / 4) {
+          CHECK_EQUAL(unsigned{cache_.token(arena, request.slot, t)[0]}, unsigned{request.mark});
+        }
+      }
+    }
+    const Geometry& g = cache_->geometry();
+    CHECK_EQUAL(cache_->stats().bytes_used, used * g.token_bytes * g.arenas);
+    CHECK_EQUAL(cache_->stats().slots_live, live_.size());
+  }
+
+  // Bytes looked at of every token.
+  static constexpr std::size_t kSample = 8;
+
+  WatchedCache& cache_;
+  Random& random_;
+  std::vector<Request> live_;
+};
+
+void run_random(const std::string& driver, bool eager, unsigned seeds) {
+  test::with_seeds(seeds, [&](std::uint64_t seed) {
+    Random random(seed);
+    CacheShape shape;
+    shape.driver = driver;
+    shape.eager = eager;
+    shape.arenas = static_cast<std::uint32_t>(random.between(1, 4));
+    shape.slots = static_cast<std::uint32_t>(random.between(1, 8));
+    shape.limit_pages = random.between(4, 100);
+    shape.slab_pages = std::uint64_t{1} << random.below(5);
+    shape.guard_tokens = static_cast<std::uint32_t>(random.below(20));
+    WatchedCache cache(shape);
+    Requests requests(cache, random);
+    for (int i = 0; i < 300; ++i) requests.one_operation();
+    cache->drain();
+    cache.check_books();
+    cache.close();
+  });
+}
+
+TEST(cache_keeps_its_word_under_random_requests) {
+  for (const std::string& driver : test::testable_drivers()) run_random(driver, false, 2);
+  for (const std::string& driver : test::fine_drivers()) run_random(driver, false, 12);
+}
+
+TEST(cache_keeps_its_word_with_the_mapper_thread) {
+  for (const std::string& driver : test::testable_drivers()) run_random(driver, true, 2);
+  for (const std::string& driver : test::fine_drivers()) run_random(driver, true, 12);
+}
+
+}  // namespace
+}  // namespace pyvattn

@@ -1,0 +1,139 @@
+// A cache on a driver that is watched: a ledger of every page under every address, calls
+// that fail on demand, and fences that a test passes by hand.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "adaptors/checked.hpp"
+#include "adaptors/faults.hpp"
+#include "core/cache.hpp"
+#include "tests/harness.hpp"
+
+namespace pyvattn::test {
+
+// `host`, and every emulated driver that the registry knows.
+std::vector<std::string> testable_drivers();
+
+// Those of them with small pages: tests that open very many caches would spend their time
+// on writing zeros over large ones.
+std::vector<std::string> fine_drivers();
+
+// Passes when told to.
+class ManualFence final : public Fence {
+ public:
+  bool passed() override;
+  void wait() override;
+  void pass();
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool passed_ = false;
+};
+
+// Knows the slab and offset under each page; sees to it that the driver is called by one
+// thread at a time and that nothing is unmapped before its fence has passed.
+class Watch final : public Adaptor {
+ public:
+  using Mappings = std::map<Address, std::pair<SlabId, std::size_t>>;
+  using Adaptor::Adaptor;
+
+  Address reserve(std::size_t bytes, std::size_t alignment) override;
+  void release_reservation(Address address) override;
+  SlabId allocate_slab(std::size_t bytes) override;
+  void free_slab(SlabId slab) override;
+  void map(const std::vector<MapEntry>& batch) override;
+  void unmap(const std::vector<MapEntry>& batch) override;
+
+  // No page of the range may be unmapped before the fence has passed.
+  void protect(const Range& range, std::shared_ptr<ManualFence> fence);
+  // From now on unmap() waits for the fence, on the way in.
+  void hold_unmap(std::shared_ptr<ManualFence> until);
+  // Returns once a thread waits there.
+  void wait_for_held_unmap();
+
+  Mappings mappings() const;
+  // What went wrong, empty where nothing did. Failures cannot be thrown here: the cache
+  // would take them for the driver's.
+  std::string violation() const;
+
+ private:
+  class OneAtATime;
+  void check_protected(const std::vector<MapEntry>& batch);
+  void violate(const std::string& what);
+
+  void wait_while_held();
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::shared_ptr<ManualFence> hold_;
+  bool holding_ = false;
+  std::atomic<int> inside_{0};
+  Mappings mappings_;
+  std::vector<std::pair<Range, std::shared_ptr<ManualFence>>> protected_;
+  std::string violation_;
+};
+
+// Everything that a caller, or the device, could tell two states by.
+struct Snapshot {
+  Watch::Mappings mappings;
+  std::vector<std::uint64_t> counts;
+  std::vector<std::int64_t> lengths;
+
+  bool operator==(const Snapshot& other) const {
+    return mappings == other.mappings && counts == other.counts && lengths == other.lengths;
+  }
+};
+
+struct CacheShape {
+  std::string driver = "host";
+  std::uint32_t arenas = 3;
+  std::uint32_t slots = 6;
+  // The longest request, in pages of each arena.
+  std::uint32_t row_pages = 8;
+  std::uint32_t tokens_per_page = 4;
+  std::uint32_t guard_tokens = 6;
+  std::uint64_t limit_pages = 96;
+  std::uint64_t slab_pages = 8;
+  bool eager = false;
+};
+
+class WatchedCache {
+ public:
+  explicit WatchedCache(const CacheShape& shape);
+
+  Cache& operator*() { return *cache; }
+  Cache* operator->() { return cache.get(); }
+
+  Snapshot snapshot(const std::vector<SlotRef>& live);
+  // Every page is in one place, what counts as mapped is mapped, nobody broke a rule.
+  void check_books();
+  // As check_books(), while other threads work.
+  void check_rules() const;
+
+  // Whether every page that holds one of the first `tokens` tokens is mapped.
+  bool is_backed(const SlotRef& slot, std::uint64_t tokens) const;
+  // First byte of a token in one arena.
+  unsigned char* token(std::uint32_t arena, const SlotRef& slot, std::uint64_t index) const;
+  Range row(std::uint32_t arena, const SlotRef& slot) const;
+
+  // Closes the cache and makes sure that all of it was given back.
+  void close();
+
+  const CacheShape shape;
+  const std::uint64_t page_size;
+  const std::shared_ptr<FaultAdaptor> second_fault;
+  const std::shared_ptr<FaultAdaptor> faults;
+  const std::shared_ptr<CheckedAdaptor> checked;
+  const std::shared_ptr<Watch> watch;
+  std::unique_ptr<Cache> cache;
+};
+
+}  // namespace pyvattn::test
