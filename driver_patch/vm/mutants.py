@@ -153,11 +153,6 @@ MUTANTS = (
         (("		uvm_vattn_batch_remove_maps(&batch, true);", "		(void)batch;"),),
     ),
     Mutant(
-        "new page tables are not waited for",
-        "uvm_vattn_ptes.c",
-        (("	status = uvm_page_tree_wait(batch->tree);\n", "	status = NV_OK;\n"),),
-    ),
-    Mutant(
         "a mapping takes no reference",
         "uvm_vattn_map.c",
         (("		nv_kref_get(&piece->pages->mem_handle.ref_count);\n", ""),),
