@@ -53,7 +53,7 @@ test: $(VENV)/.test $(VENV)/.build ## Run every test that this machine can run
 
 # ---- checks ----
 
-.PHONY: lint format sanitize wheel wheel-check stubs
+.PHONY: lint format sanitize wheel wheel-check stubs results
 lint: $(VENV)/.test $(VENV)/.build ## Check style and types: ruff, mypy --strict, clang-format
 	@scripts/lint.sh check
 
@@ -71,6 +71,9 @@ wheel: $(VENV)/.tools ## Build the wheel into dist/
 
 wheel-check: wheel ## Install the wheel alone in a new environment and use it there
 	@scripts/check_wheel.sh dist/*.whl
+
+results: ## Write README's tables from the JSON in docs/results/
+	@$(PYTHON) scripts/update_results.py
 
 stubs: $(VENV)/.test $(VENV)/.build ## Regenerate pyvattn/_native.pyi from the built module
 	@$(BIN)/python scripts/generate_stubs.py

@@ -23,6 +23,7 @@ __all__ = [
     "MissingDependency",
     "OutOfMemory",
     "OutOfSlots",
+    "PlanWarning",
     "SlotError",
     "SpecError",
     "TensorError",
@@ -146,3 +147,7 @@ class InstallRefused(InstallError):
     def __init__(self, message: str, reasons: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.reasons = reasons
+
+
+class PlanWarning(UserWarning):
+    """A page size or layout that was asked for by name and that the planner would refuse."""

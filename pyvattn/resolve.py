@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from dataclasses import dataclass
 
 from pyvattn import _native
-from pyvattn.errors import ConfigError
+from pyvattn.errors import ConfigError, PlanWarning
 from pyvattn.geometry import Geometry
 from pyvattn.planner import plan
 from pyvattn.spec import CacheSpec
@@ -41,17 +42,23 @@ def resolve(
     Raises :class:`~pyvattn.errors.ConfigError` for a device, driver, page size
     or layout that does not exist, and
     :class:`~pyvattn.errors.DriverUnavailable` for a driver that this machine
-    cannot offer.
+    cannot offer. Warns with :class:`~pyvattn.errors.PlanWarning` where what was
+    asked for by name makes kernels slow, or mapping too slow to hide.
     """
     on_cuda, ordinal = _parse_device(device)
     name = _choose_driver(driver, on_cuda, ordinal)
-    chosen = plan(
+    planned = plan(
         spec,
         driver=_PLANNED_AS.get(name, name.removesuffix(_EMULATED)),
         page_size=page_size,
         layout=layout,
         layers_per_arena=layers_per_arena,
-    ).choice
+    )
+    if on_cuda:
+        # Ordinary memory, which also the emulated devices have, has no such TLB.
+        for text in planned.warnings:
+            warnings.warn(text, PlanWarning, stacklevel=4)
+    chosen = planned.choice
     geometry = spec.geometry(
         chosen.layout,
         chosen.page_size,

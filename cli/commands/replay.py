@@ -24,6 +24,7 @@ from pyvattn.cli.output import console, json_option, print_json, progress_consol
 from pyvattn.cli.sizes import size_option
 from pyvattn.errors import ConfigError
 from pyvattn.geometry import LAYOUTS, check_layout, check_page_size
+from pyvattn.machine import describe_machine, describe_run
 from pyvattn.replay import Result
 from pyvattn.replay.compare import Case, cases, check_fits, run
 from pyvattn.spec import CacheSpec
@@ -160,6 +161,8 @@ def _as_dict(
     trace: Trace, spec: CacheSpec, options: dict[str, Any], found: Sequence[Result]
 ) -> dict[str, Any]:
     return {
+        **describe_run(),
+        "machine": describe_machine(),
         "trace": {
             "name": trace.label,
             "synthetic": trace.synthetic,
@@ -169,5 +172,9 @@ def _as_dict(
         "spec": asdict(spec),
         "memory": options["memory"],
         "step_ms": None if options["saturate"] else options["step_ms"],
-        "results": [asdict(result) for result in found],
+        # The samples are for the plot: thousands, and nothing that the sums do not say.
+        "results": [
+            {name: value for name, value in asdict(result).items() if name != "samples"}
+            for result in found
+        ],
     }

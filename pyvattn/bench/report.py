@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 
-from pyvattn.bench.machine import describe_machine, describe_run
 from pyvattn.bench.timing import Timing
+from pyvattn.machine import describe_machine, describe_run
 
 
 @dataclass(frozen=True)

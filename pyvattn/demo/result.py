@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pyvattn.demo.accounting import Sample
+from pyvattn.machine import describe_machine, describe_run
 
 if TYPE_CHECKING:
     from pyvattn.cache import KVCache
@@ -100,5 +101,11 @@ class DemoResult:
         return sum(len(answer.tokens) for answer in self.answers)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything in the form that JSON holds."""
-        return asdict(self)
+        """Return everything in the form that JSON holds, with the machine and the command."""
+        derived = ("mapped_peak", "live_peak", "used_peak", "paged_peak", "steps", "new_tokens")
+        return {
+            **describe_run(),
+            "machine": describe_machine(),
+            **asdict(self),
+            **{name: getattr(self, name) for name in derived},
+        }

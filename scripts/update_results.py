@@ -1,0 +1,127 @@
+"""Write the tables of README.md from the JSON in docs/results/.
+
+Usage: python scripts/update_results.py [--check]
+
+Each table stands between `<!-- results: NAME -->` and `<!-- end of results -->`.
+With --check nothing is written, and the exit status says whether README.md is
+what the JSON says.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "docs" / "results"
+SECTION = re.compile(r"<!-- results: (\w+) -->\n.*?<!-- end of results -->", re.DOTALL)
+
+
+def source(found: dict[str, Any], name: str) -> str:
+    machine = found["machine"]
+    return (
+        f"`{found['command']}`, {found['date'][:10]}, {machine['cpu']}, {machine['cores']} cores, "
+        f"no GPU ([JSON](docs/results/{name}))"
+    )
+
+
+def number(value: float) -> str:
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def target(measure: dict[str, Any]) -> str:
+    if measure["at_least"] is not None:
+        return f"at least {number(measure['at_least'])}"
+    return f"at most {number(measure['at_most'])}"
+
+
+def core() -> Iterator[str]:
+    found = json.loads((RESULTS / "core.json").read_text())
+    yield "| measure | figure | quartiles | target |"
+    yield "| --- | --- | --- | --- |"
+    for measure in found["measures"]:
+        if measure["ok"] is None:
+            continue
+        low, high = measure["low"], measure["high"]
+        spread = "" if low is None else f"{number(low)} to {number(high)}"
+        missed = "" if measure["ok"] else " (missed)"
+        yield (
+            f"| {measure['name']} | {number(measure['value'])} {measure['unit']}{missed} | "
+            f"{spread} | {target(measure)} |"
+        )
+    yield ""
+    yield source(found, "core.json")
+
+
+def replay() -> Iterator[str]:
+    found = json.loads((RESULTS / "replay-azure.json").read_text())
+    yield (
+        f"{found['trace']['requests']:,} requests of the Azure LLM inference trace 2023 "
+        f"(conversation), Llama-3-8B in bf16, {found['memory'] / 2**30:g} GiB, accounting only:"
+    )
+    yield ""
+    yield (
+        "| allocation | memory held, mean GiB | peak GiB | waste for each live request, tokens | "
+        "map calls for each request |"
+    )
+    yield "| --- | --- | --- | --- | --- |"
+    for result in found["results"]:
+        calls = result["map_calls"] / result["requests"]
+        yield (
+            f"| {result['label']} | {result['mean_held'] / 2**30:.2f} | "
+            f"{result['peak_held'] / 2**30:.2f} | {result['waste_tokens']:.1f} | {calls:.1f} |"
+        )
+    yield ""
+    yield source(found, "replay-azure.json")
+
+
+def demo() -> Iterator[str]:
+    found = json.loads((RESULTS / "demo.json").read_text())
+    yield "| memory for the same 24 requests | MiB |"
+    yield "| --- | --- |"
+    for label, key in (
+        ("static cache", "static"),
+        ("16-token paged cache, at its peak", "paged_peak"),
+        ("pyvattn, mapped for live requests at its peak", "live_peak"),
+        ("tokens, at their peak", "used_peak"),
+    ):
+        yield f"| {label} | {found[key] / 2**20:.1f} |"
+    yield ""
+    yield source(found, "demo.json")
+
+
+TABLES: dict[str, Callable[[], Iterator[str]]] = {"core": core, "replay": replay, "demo": demo}
+
+
+def render(text: str) -> str:
+    def fill(match: re.Match[str]) -> str:
+        name = match[1]
+        body = "\n".join(TABLES[name]())
+        return f"<!-- results: {name} -->\n{body}\n<!-- end of results -->"
+
+    return SECTION.sub(fill, text)
+
+
+def main(arguments: list[str]) -> int:
+    text = README.read_text()
+    wanted = render(text)
+    if arguments == ["--check"]:
+        if text != wanted:
+            print("README.md is not what docs/results/ says: run `make results`", file=sys.stderr)
+        return int(text != wanted)
+    if arguments:
+        print(__doc__, file=sys.stderr)
+        return 2
+    README.write_text(wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

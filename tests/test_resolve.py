@@ -1,0 +1,75 @@
+"""From what a user writes to what is opened, on machines that have what this one lacks."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+from pyvattn import CacheSpec, PlanWarning, _native
+from pyvattn.errors import ConfigError, DriverUnavailable
+from pyvattn.resolve import resolve
+
+SPEC = CacheSpec(32, 8, 128)
+AUTO = {
+    "device": "cuda",
+    "driver": "auto",
+    "page_size": "auto",
+    "layout": "auto",
+    "layers_per_arena": None,
+}
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine that offers the drivers named."""
+    monkeypatch.delenv("PYVATTN_DRIVER", raising=False)
+
+    def offering(*names):
+        def capabilities(name, device=0):
+            if name not in names:
+                raise DriverUnavailable(f"no {name} here")
+
+        monkeypatch.setattr(_native, "driver_capabilities", capabilities)
+
+    return offering
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [(("cumem",), "cumem"), (("cumem", "stock-uvm"), "cumem"), (("patched", "cumem"), "patched")],
+)
+def test_auto_on_a_gpu(machine, offered, chosen):
+    machine(*offered)
+    assert resolve(SPEC, **AUTO).driver == chosen
+
+
+def test_auto_never_falls_from_a_gpu_to_the_host(machine):
+    machine("host")
+    with pytest.raises(DriverUnavailable, match="no cumem here"):
+        resolve(SPEC, **AUTO)
+
+
+def test_the_environment_chooses_for_auto_only(machine, monkeypatch):
+    machine("cumem", "stock-uvm")
+    monkeypatch.setenv("PYVATTN_DRIVER", "stock-uvm")
+    assert resolve(SPEC, **AUTO).driver == "stock-uvm"
+    assert resolve(SPEC, **{**AUTO, "driver": "cumem"}).driver == "cumem"
+    monkeypatch.setenv("PYVATTN_DRIVER", "stok-uvm")
+    with pytest.raises(ConfigError, match="stok-uvm"):
+        resolve(SPEC, **AUTO)
+
+
+def test_a_slow_choice_by_name_warns_and_is_kept(machine):
+    machine("cumem", "stock-uvm")
+    slow = {**AUTO, "driver": "stock-uvm", "page_size": "64K", "layout": "token"}
+    with pytest.warns(PlanWarning, match="64K"):
+        found = resolve(SPEC, **slow)
+    assert (found.geometry.page_size, found.geometry.layout) == (64 << 10, "token")
+
+
+def test_what_the_planner_chooses_does_not_warn(machine):
+    machine("cumem", "stock-uvm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resolve(SPEC, **AUTO)
