@@ -82,6 +82,27 @@ def test_a_run_of_pages_takes_one_set_access_and_one_unmap():
     space.close()
 
 
+def test_a_run_ends_where_its_reservation_does():
+    first = Space()
+    driver, base = first.driver, first.driver.reserve(PAGES * PAGE, PAGE)
+    assert base == first.base + PAGES * PAGE, "the emulator puts reservations side by side"
+    slab = driver.allocate_slab(PAGE)
+    beyond = _native.MapEntry(base, PAGE, slab, 0)
+    batch = [*first.entries(PAGES - 2, PAGES - 1), beyond]
+    driver.map(batch)
+    driver.zero([(first.address(PAGES - 1), 2 * PAGE)])
+    assert first.read(PAGES) == bytes(PAGE)
+    gpu.fail("cuMemUnmap", 2, INVALID_VALUE)
+    with pytest.raises(DriverError):
+        driver.unmap(batch)
+    assert gpu.holdings().mappings == 3
+    driver.unmap(batch)
+    driver.free_slab(slab)
+    driver.release_reservation(base)
+    del driver
+    first.close()
+
+
 def test_fresh_pages_are_zeroed_once_and_recycled_ones_keep_their_bytes():
     space = Space()
     space.driver.map(space.entries(0, 1))
@@ -295,6 +316,7 @@ def test_mapping_works_while_another_thread_captures_a_cuda_graph():
     space.driver.zero([(space.address(0), PAGE)])
     space.driver.unmap(space.entries(0))
     gpu.set_capturing(False)
+    assert gpu.capture_mode() == 0, "the thread's own captures would go unchecked"
     space.close()
 
 

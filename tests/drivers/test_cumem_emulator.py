@@ -129,6 +129,22 @@ def test_a_partial_unmap_is_refused_and_a_run_of_whole_mappings_is_not(gpu, spac
     assert gpu.release(big) == SUCCESS
 
 
+def test_no_call_goes_from_one_reservation_into_the_next(gpu, handle):
+    first = gpu.reserve(PAGE)
+    second = gpu.reserve(PAGE)
+    assert second == first + PAGE
+    _, other = gpu.create()
+    assert gpu.map(first, handle) == SUCCESS
+    assert gpu.map(second, other) == SUCCESS
+    assert gpu.allow(first, 2 * PAGE) == INVALID_VALUE
+    assert gpu.unmap(first, 2 * PAGE) == INVALID_VALUE
+    for address in (first, second):
+        assert gpu.allow(address) == SUCCESS
+        assert gpu.unmap(address) == SUCCESS
+        assert gpu.free(address, PAGE) == SUCCESS
+    assert gpu.release(other) == SUCCESS
+
+
 def test_unknown_handles_are_refused(gpu, space):
     assert gpu.map(space, 12345) == INVALID_VALUE
     assert gpu.release(12345) == INVALID_VALUE

@@ -153,6 +153,22 @@ void CuMemDriver::unmap_run(const Range& run) const {
              library_.cuMemUnmap(run.address, run.length));
 }
 
+// Reservations may follow each other without a gap, and CUDA does not say that a call
+// may go from one into the next.
+std::vector<Range> CuMemDriver::runs_of(const std::vector<Range>& ranges) const {
+  std::vector<Range> runs;
+  for (Range run : contiguous_runs(ranges)) {
+    const Address end = run.address + run.length;
+    for (auto next = reservations_.upper_bound(run.address);
+         next != reservations_.end() && next->first < end; ++next) {
+      runs.push_back({run.address, next->first - run.address});
+      run = {next->first, end - next->first};
+    }
+    runs.push_back(run);
+  }
+  return runs;
+}
+
 void CuMemDriver::map(const std::vector<MapEntry>& batch) {
   const Range extent = extent_of(batch);
   const CurrentContext current(*context_, "map", extent.address, extent.length);
@@ -164,9 +180,9 @@ void CuMemDriver::map(const std::vector<MapEntry>& batch) {
   std::size_t mapped = 0;
   try {
     for (; mapped < batch.size(); ++mapped) map_one(batch[mapped]);
-    for (const Range& run : contiguous_runs(ranges_of(batch))) set_access(run);
+    for (const Range& run : runs_of(ranges_of(batch))) set_access(run);
     const std::vector<Range> fresh = fresh_ranges(batch);
-    if (!fresh.empty()) write_zeros(contiguous_runs(fresh), fresh_)->wait();
+    if (!fresh.empty()) write_zeros(runs_of(fresh), fresh_)->wait();
   } catch (...) {
     undo_map(batch, mapped);
     throw;
@@ -185,9 +201,19 @@ void CuMemDriver::unmap(const std::vector<MapEntry>& batch) {
   if (is_lost()) return forget(batch);
   const Range extent = extent_of(batch);
   const CurrentContext current(*context_, "unmap", extent.address, extent.length);
-  unmap_all_or_nothing(
-      batch, [this](const Range& run) { unmap_run(run); },
-      [this](const MapEntry& entry) { redo_map(entry); });
+  std::size_t unmapped = 0;
+  try {
+    for (const Range& run : runs_of(ranges_of(batch))) {
+      unmap_run(run);
+      unmapped += run.length;
+    }
+  } catch (...) {
+    for (std::size_t i = 0; unmapped > 0; ++i) {
+      redo_map(batch[i]);
+      unmapped -= batch[i].length;
+    }
+    throw;
+  }
 }
 
 void CuMemDriver::redo_map(const MapEntry& entry) noexcept {
@@ -235,7 +261,7 @@ FencePtr CuMemDriver::zero(const std::vector<Range>& batch, const FencePtr& afte
   } else if (after) {
     after->wait();
   }
-  return write_zeros(contiguous_runs(batch), recycled_);
+  return write_zeros(runs_of(batch), recycled_);
 }
 
 }  // namespace pyvattn

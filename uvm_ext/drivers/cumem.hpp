@@ -6,6 +6,7 @@
 // never mapped before and waits for them, on a stream that waits for nobody else.
 #pragma once
 
+#include <map>
 #include <unordered_map>
 #include <vector>
 
@@ -47,6 +48,7 @@ class CuMemDriver final : public Driver {
   // Whether what cannot be undone on the device has to be forgotten here.
   bool is_lost() const;
   void map_one(const MapEntry& entry) const;
+  std::vector<Range> runs_of(const std::vector<Range>& ranges) const;
   void set_access(const Range& run) const;
   void unmap_run(const Range& run) const;
   // Puts the first `count` entries back as they were; notes it where CUDA refuses.
@@ -68,7 +70,7 @@ class CuMemDriver final : public Driver {
   bool broken_ = false;
   SlabId next_slab_ = 1;
   std::unordered_map<SlabId, Slab> slabs_;
-  std::unordered_map<Address, std::size_t> reservations_;
+  std::map<Address, std::size_t> reservations_;
 };
 
 }  // namespace pyvattn

@@ -86,8 +86,8 @@ struct AccessDescriptor {
   F(cuDeviceGetCount, cuDeviceGetCount, (int* count))                                             \
   F(cuDeviceGet, cuDeviceGet, (cuda::Device * device, int ordinal))                               \
   F(cuDeviceGetAttribute, cuDeviceGetAttribute, (int* value, int attribute, cuda::Device device)) \
-  F(cuDeviceGetUuid_v2, cuDeviceGetUuid_v2, (unsigned char* uuid, cuda::Device device))            \
-  F(cuDeviceGetPCIBusId, cuDeviceGetPCIBusId, (char* text, int size, cuda::Device device))         \
+  F(cuDeviceGetUuid_v2, cuDeviceGetUuid_v2, (unsigned char* uuid, cuda::Device device))           \
+  F(cuDeviceGetPCIBusId, cuDeviceGetPCIBusId, (char* text, int size, cuda::Device device))        \
   F(cuDevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain,                                           \
     (cuda::Context * context, cuda::Device device))                                               \
   F(cuDevicePrimaryCtxRelease, cuDevicePrimaryCtxRelease_v2, (cuda::Device device))               \
@@ -117,10 +117,10 @@ struct AccessDescriptor {
      std::size_t count))                                                                          \
   F(cuMemsetD8Async, cuMemsetD8Async,                                                             \
     (cuda::Pointer address, unsigned char value, std::size_t size, cuda::Stream stream))          \
-  F(cuMemcpyHtoDAsync, cuMemcpyHtoDAsync_v2,                                                       \
-    (cuda::Pointer target, const void* source, std::size_t size, cuda::Stream stream))             \
-  F(cuMemcpyDtoHAsync, cuMemcpyDtoHAsync_v2,                                                       \
-    (void* target, cuda::Pointer source, std::size_t size, cuda::Stream stream))                   \
+  F(cuMemcpyHtoDAsync, cuMemcpyHtoDAsync_v2,                                                      \
+    (cuda::Pointer target, const void* source, std::size_t size, cuda::Stream stream))            \
+  F(cuMemcpyDtoHAsync, cuMemcpyDtoHAsync_v2,                                                      \
+    (void* target, cuda::Pointer source, std::size_t size, cuda::Stream stream))                  \
   F(cuStreamCreate, cuStreamCreate, (cuda::Stream * stream, unsigned flags))                      \
   F(cuStreamDestroy, cuStreamDestroy_v2, (cuda::Stream stream))                                   \
   F(cuStreamWaitEvent, cuStreamWaitEvent,                                                         \

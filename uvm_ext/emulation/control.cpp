@@ -77,6 +77,8 @@ void set_capturing(bool capturing) {
   state().capturing = capturing;
 }
 
+int capture_mode() { return emulation::capture_mode(); }
+
 cuda::Stream make_stream(int device) {
   const auto locked = state().lock();
   return state().streams.create_stream(device);

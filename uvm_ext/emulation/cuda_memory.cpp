@@ -11,6 +11,7 @@ namespace pyvattn::emulation {
 namespace {
 
 constexpr off_t kFileSize = off_t{1} << 46;
+constexpr std::size_t kWindow = std::size_t{1} << 44;
 
 void* pointer(cuda::Pointer address) { return reinterpret_cast<void*>(address); }
 
@@ -59,14 +60,18 @@ void DeviceMemory::release(std::size_t offset, std::size_t size) {
 }
 
 AddressSpace::AddressSpace(int devices, std::size_t bytes_per_device) {
+  void* window = map_nothing(nullptr, kWindow, 0);
+  if (window == MAP_FAILED) {
+    throw std::system_error(errno, std::generic_category(), "addresses of the emulated devices");
+  }
+  window_ = reinterpret_cast<cuda::Pointer>(window);
+  next_address_ = window_;
   for (int i = 0; i < devices; ++i) {
     devices_.push_back(std::make_unique<DeviceMemory>(bytes_per_device));
   }
 }
 
-AddressSpace::~AddressSpace() {
-  for (const auto& [address, size] : reservations_) ::munmap(pointer(address), size);
-}
+AddressSpace::~AddressSpace() { ::munmap(pointer(window_), kWindow); }
 
 bool AddressSpace::is_device(int ordinal) const {
   return ordinal >= 0 && static_cast<std::size_t>(ordinal) < devices_.size();
@@ -78,16 +83,12 @@ cuda::Result AddressSpace::reserve(cuda::Pointer* address, std::size_t size,
     return cuda::kInvalidValue;
   }
   alignment = std::max(alignment, kGranularity);
-  if (size + alignment < size) return cuda::kOutOfMemory;
-  void* raw = map_nothing(nullptr, size + alignment, 0);
-  if (raw == MAP_FAILED) return cuda::kOutOfMemory;
-  const auto start = reinterpret_cast<cuda::Pointer>(raw);
-  const cuda::Pointer aligned = (start + alignment - 1) / alignment * alignment;
-  if (aligned > start) ::munmap(raw, aligned - start);
-  const cuda::Pointer end = start + size + alignment;
-  if (end > aligned + size) ::munmap(pointer(aligned + size), end - aligned - size);
-  reservations_.emplace(aligned, size);
-  *address = aligned;
+  const cuda::Pointer start = (next_address_ + alignment - 1) / alignment * alignment;
+  const cuda::Pointer end = window_ + kWindow;
+  if (start < next_address_ || start > end || size > end - start) return cuda::kOutOfMemory;
+  next_address_ = start + size;
+  reservations_.emplace(start, size);
+  *address = start;
   return cuda::kSuccess;
 }
 
@@ -96,7 +97,6 @@ cuda::Result AddressSpace::free_reservation(cuda::Pointer address, std::size_t s
   if (found == reservations_.end() || found->second != size || overlaps_mapping(address, size)) {
     return cuda::kInvalidValue;
   }
-  ::munmap(pointer(address), size);
   reservations_.erase(found);
   return cuda::kSuccess;
 }
@@ -158,6 +158,7 @@ cuda::Result AddressSpace::map(cuda::Pointer address, std::size_t size, std::siz
 
 std::vector<AddressSpace::Mappings::iterator> AddressSpace::whole_mappings(cuda::Pointer address,
                                                                            std::size_t size) {
+  if (!inside_reservation(address, size)) return {};
   std::vector<Mappings::iterator> found;
   cuda::Pointer next = address;
   while (next < address + size) {

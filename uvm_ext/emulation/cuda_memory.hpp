@@ -59,6 +59,7 @@ class AddressSpace {
   cuda::Result set_access(cuda::Pointer address, std::size_t size,
                           const cuda::AccessDescriptor& access);
 
+  bool inside_reservation(cuda::Pointer address, std::size_t size) const;
   // Whether every byte is mapped and accessible.
   bool is_accessible(cuda::Pointer address, std::size_t size) const;
   // Takes everything that belongs to the device, mapped or not.
@@ -84,14 +85,17 @@ class AddressSpace {
   using Mappings = std::map<cuda::Pointer, Mapping>;
 
   bool is_device(int ordinal) const;
-  bool inside_reservation(cuda::Pointer address, std::size_t size) const;
   bool overlaps_mapping(cuda::Pointer address, std::size_t size) const;
-  // The mappings that make up exactly this range, or nothing where it has holes or cuts
-  // through one.
+  // The mappings that make up exactly this range, or nothing where it has holes, cuts
+  // through one or leaves its reservation.
   std::vector<Mappings::iterator> whole_mappings(cuda::Pointer address, std::size_t size);
 
   std::vector<std::unique_ptr<DeviceMemory>> devices_;
   std::map<cuda::Pointer, std::size_t> reservations_;
+  // Reservations come from one window and follow each other, which CUDA may do too: a
+  // call that strays from one into the next is then caught. No address comes twice.
+  cuda::Pointer window_ = 0;
+  cuda::Pointer next_address_ = 0;
   std::map<cuda::Handle, Allocation> allocations_;
   Mappings mappings_;
   cuda::Handle next_handle_ = 0xE0000001;

@@ -221,6 +221,7 @@ Result memory_set_access(cuda::Pointer address, std::size_t size,
 Result memory_set(cuda::Pointer address, unsigned char value, std::size_t size,
                   cuda::Stream stream) {
   return state().call("cuMemsetD8Async", Needs::context, [=] {
+    if (!state().memory.inside_reservation(address, size)) return cuda::kInvalidValue;
     const Result result = state().streams.submit(stream, state().current_device(), [=] {
       state().touch(address, size,
                     [=] { std::memset(reinterpret_cast<void*>(address), value, size); });

@@ -54,6 +54,8 @@ void reset_context(int device);
 
 // While one thread captures a CUDA graph in the default mode.
 void set_capturing(bool capturing);
+// The calling thread's capture mode, a CUstreamCaptureMode.
+int capture_mode();
 
 cuda::Stream make_stream(int device);
 cuda::Event make_event(int device);

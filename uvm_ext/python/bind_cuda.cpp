@@ -47,6 +47,7 @@ void bind_emulation(py::module_& parent) {
              "cuDevicePrimaryCtxReset by somebody else.");
   module.def("set_capturing", &control::set_capturing, py::arg("capturing"),
              "While another thread captures a CUDA graph.");
+  module.def("capture_mode", &control::capture_mode, "The calling thread's CUstreamCaptureMode.");
   module.def(
       "make_stream", [](int device) { return number(control::make_stream(device)); },
       py::arg("device"));
