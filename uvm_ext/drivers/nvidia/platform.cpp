@@ -1,8 +1,9 @@
 #include "drivers/nvidia/platform.hpp"
 
+#include <algorithm>
 #include <cctype>
 #include <cstdio>
-#include <regex>
+#include <sstream>
 
 #include "core/errors.hpp"
 #include "drivers/cuda_context.hpp"
@@ -27,11 +28,26 @@ int read_minor(System& system, const std::string& bus_id) {
   const std::string path = "/proc/driver/nvidia/gpus/" + bus_id + "/information";
   const std::optional<std::string> text = system.read(path);
   if (!text) throw DriverUnavailable(path + " cannot be read, so the GPU's node is not known");
-  std::smatch match;
-  if (!std::regex_search(*text, match, std::regex("Device Minor:\\s*([0-9]{1,4})"))) {
-    throw DriverUnavailable(path + " names no device minor");
+  const std::string label = "Device Minor:";
+  const std::size_t found = text->find(label);
+  int minor = -1;
+  if (found != std::string::npos) std::istringstream(text->substr(found + label.size())) >> minor;
+  if (minor < 0) throw DriverUnavailable(path + " names no device minor");
+  return minor;
+}
+
+// Two or three numbers with points between, the first of three digits: 580.142, 535.261.03.
+bool is_release(const std::string& word) {
+  const std::string digits = "0123456789";
+  std::size_t numbers = 0;
+  for (std::size_t start = 0; start <= word.size();) {
+    const std::size_t end = std::min(word.find('.', start), word.size());
+    const std::string number = word.substr(start, end - start);
+    if (number.empty() || number.find_first_not_of(digits) != std::string::npos) return false;
+    if (numbers++ == 0 && number.size() != 3) return false;
+    start = end + 1;
   }
-  return std::stoi(match[1]);
+  return numbers == 2 || numbers == 3;
 }
 
 std::string lower(std::string text) {
@@ -75,11 +91,11 @@ std::string driver_release(System& system) {
     throw DriverUnavailable(std::string(path) +
                             " cannot be read, so the driver's release is not known");
   }
-  std::smatch match;
-  if (!std::regex_search(*text, match, std::regex("\\s([0-9]{3}(\\.[0-9]+){1,2})\\s"))) {
-    throw DriverUnavailable(std::string(path) + " names no driver release");
+  std::istringstream words(*text);
+  for (std::string word; words >> word;) {
+    if (is_release(word)) return word;
   }
-  return match[1];
+  throw DriverUnavailable(std::string(path) + " names no driver release");
 }
 
 GpuIdentity identify_gpu(const Platform& platform, int device) {
