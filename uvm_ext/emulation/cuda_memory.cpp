@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <system_error>
 
 namespace pyvattn::emulation {
@@ -45,7 +46,7 @@ bool DeviceMemory::allocate(std::size_t size, std::size_t* offset) {
   const auto start = static_cast<off_t>(next_offset_);
   void* memory = ::mmap(nullptr, size, PROT_WRITE, MAP_SHARED, fd_, start);
   if (memory == MAP_FAILED) return false;
-  std::fill_n(static_cast<unsigned char*>(memory), size, 0xff);
+  std::memset(memory, 0xff, size);
   ::munmap(memory, size);
   *offset = next_offset_;
   next_offset_ += size;
