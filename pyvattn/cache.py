@@ -304,6 +304,7 @@ class KVCache:
 def _torch_from_dlpack(dtype: str) -> Callable[[Any], Any]:
     try:
         import torch
+        from torch.utils.dlpack import from_dlpack
     except ImportError as error:
         from pyvattn.errors import MissingDependency
 
@@ -312,5 +313,5 @@ def _torch_from_dlpack(dtype: str) -> Callable[[Any], Any]:
             "pass from_dlpack=numpy.from_dlpack"
         ) from error
     if dtype not in _AS_BYTES:
-        return torch.from_dlpack
-    return lambda view: torch.from_dlpack(view).view(getattr(torch, dtype))
+        return from_dlpack
+    return lambda view: from_dlpack(view).view(getattr(torch, dtype))

@@ -128,8 +128,8 @@ void bind_machine(py::module_& parent) {
       "Controls of the emulated NVIDIA machine behind the drivers stock-uvm-emulated and "
       "patched-emulated.");
   bind_settings(module);
-  module.def("reset", &control::reset, py::arg("settings") = NvidiaSettings{}, Release(),
-             "Starts the machine, and the emulated CUDA with it, from new.");
+  module.def("reset", &control::reset, py::arg_v("settings", NvidiaSettings{}, "Settings()"),
+             Release(), "Starts the machine, and the emulated CUDA with it, from new.");
   module.def("fail", &control::fail, py::arg("ioctl"), py::arg("nth"), py::arg("status"),
              "The nth call (1: the next) of an ioctl, by NVIDIA's name, answers an NV_STATUS.");
   module.def("fail_call", &control::fail_call, py::arg("ioctl"), py::arg("nth"), py::arg("error"),

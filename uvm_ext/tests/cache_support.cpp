@@ -50,12 +50,13 @@ std::vector<std::string> testable_drivers() {
   return names;
 }
 
+bool has_fine_pages(const std::string& driver) { return smallest_page(driver) <= 64 << 10; }
+
 std::vector<std::string> fine_drivers() {
   std::vector<std::string> names = testable_drivers();
-  names.erase(
-      std::remove_if(names.begin(), names.end(),
-                     [](const std::string& name) { return smallest_page(name) > 64 << 10; }),
-      names.end());
+  names.erase(std::remove_if(names.begin(), names.end(),
+                             [](const std::string& name) { return !has_fine_pages(name); }),
+              names.end());
   return names;
 }
 

@@ -24,6 +24,7 @@ std::vector<std::string> testable_drivers();
 // Those of them with small pages: tests that open very many caches would spend their time
 // on writing zeros over large ones.
 std::vector<std::string> fine_drivers();
+bool has_fine_pages(const std::string& driver);
 
 // Passes when told to.
 class ManualFence final : public Fence {
