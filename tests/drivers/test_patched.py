@@ -193,6 +193,26 @@ def test_the_zeros_cannot_be_written(space):
     assert writable() == []
 
 
+def test_no_call_goes_from_one_reservation_into_the_next():
+    """Reservations may lie side by side; here they do."""
+    space = Space(NAME, PAGE, regions=2)
+    page = space.page
+    first = space.driver.reserve(2 * space.bytes, REGION)
+    second = space.driver.reserve(2 * space.bytes, REGION)
+    assert second == first + 2 * space.bytes
+    batch = [
+        _native.MapEntry(second - page, page, space.slab, 0),
+        _native.MapEntry(second, page, space.slab, page),
+    ]
+    space.driver.map(batch)
+    space.driver.zero([(second - page, page), (second, page)])
+    space.driver.unmap(batch)
+    for address in (first, second):
+        space.driver.release_reservation(address)
+    space.close()
+    assert held() == NOTHING
+
+
 # --- failures ---
 
 

@@ -2,8 +2,6 @@
 
 #include <utility>
 
-#include "drivers/batch.hpp"
-
 namespace pyvattn {
 namespace nvidia {
 
@@ -19,7 +17,7 @@ FencePtr CudaBytes::erase(const std::vector<Range>& ranges, const FencePtr& afte
   } else if (after) {
     after->wait();
   }
-  for (const Range& run : contiguous_runs(ranges)) {
+  for (const Range& run : ranges) {
     const cuda::Result result = cuda_.cuMemsetD8Async(run.address, 0, run.length, stream_.get());
     if (result == cuda::kSuccess) continue;
     // The caller may unmap at once: let what was submitted finish first.

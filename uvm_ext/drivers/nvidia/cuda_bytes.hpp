@@ -15,7 +15,8 @@ class CudaBytes {
  public:
   explicit CudaBytes(CudaContextPtr context);
 
-  // Zeros over the ranges once `after` has passed; the fence says when they are there.
+  // Zeros over the ranges, each inside one reservation, once `after` has passed; the fence
+  // says when they are there.
   FencePtr erase(const std::vector<Range>& ranges, const FencePtr& after);
   // Both return when the bytes are there.
   void write(Address address, const std::string& bytes);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/errors.hpp"
+#include "drivers/batch.hpp"
 
 namespace pyvattn {
 namespace nvidia {
@@ -64,6 +65,20 @@ std::vector<Range> CudaReservations::all() const {
   std::vector<Range> ranges;
   for (const auto& [address, bytes] : reservations_) ranges.push_back({address, bytes});
   return ranges;
+}
+
+std::vector<Range> CudaReservations::runs_of(const std::vector<Range>& ranges) const {
+  std::vector<Range> runs;
+  for (Range run : contiguous_runs(ranges)) {
+    const Address end = run.address + run.length;
+    for (auto next = reservations_.upper_bound(run.address);
+         next != reservations_.end() && next->first < end; ++next) {
+      runs.push_back({run.address, static_cast<std::size_t>(next->first - run.address)});
+      run = {next->first, static_cast<std::size_t>(end - next->first)};
+    }
+    runs.push_back(run);
+  }
+  return runs;
 }
 
 void CudaReservations::create_decoy() {

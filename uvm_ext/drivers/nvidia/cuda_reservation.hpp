@@ -34,6 +34,9 @@ class CudaReservations {
   // The reservation that holds the address. Throws DriverError.
   Range find(Address address) const;
   std::vector<Range> all() const;
+  // Joins ranges whose addresses follow each other, but not from one reservation into the
+  // next: they may lie side by side, and no call may go from one into the other.
+  std::vector<Range> runs_of(const std::vector<Range>& ranges) const;
 
  private:
   void create_decoy();

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "core/errors.hpp"
-#include "drivers/batch.hpp"
 
 namespace pyvattn {
 namespace {
@@ -332,7 +331,7 @@ void PatchedDriver::unmap(const std::vector<MapEntry>& batch) {
   if (is_lost()) return;
   require_sound("unmap", {batch.front().address, batch.front().length});
   Entries entries;
-  for (const Range& run : contiguous_runs(ranges_of(batch))) {
+  for (const Range& run : addresses_.runs_of(ranges_of(batch))) {
     add_zeros(fine() ? fine_zeros_ : coarse_zeros_, run, &entries);
   }
   std::size_t done = 0;
@@ -375,7 +374,7 @@ PatchedDriver::Failure PatchedDriver::send(const Entries& entries,
 
 FencePtr PatchedDriver::zero(const std::vector<Range>& batch, const FencePtr& after) {
   require_parent("zero");
-  return bytes_.erase(batch, after);
+  return bytes_.erase(addresses_.runs_of(batch), after);
 }
 
 }  // namespace pyvattn

@@ -242,7 +242,7 @@ void StockUvmDriver::unmap(const std::vector<MapEntry>& batch) {
   std::vector<Range> ranges;
   for (const MapEntry& entry : batch) ranges.push_back({entry.address, entry.length});
   std::size_t touched = 0;
-  for (const Range& run : contiguous_runs(ranges)) {
+  for (const Range& run : addresses_.runs_of(ranges)) {
     const Answer answer = zeros_->restore(run);
     for (std::size_t bytes = 0; bytes < run.length; ++touched) bytes += batch[touched].length;
     if (answer.ok()) continue;
@@ -253,7 +253,7 @@ void StockUvmDriver::unmap(const std::vector<MapEntry>& batch) {
 
 FencePtr StockUvmDriver::zero(const std::vector<Range>& batch, const FencePtr& after) {
   require_parent("zero");
-  return bytes_.erase(batch, after);
+  return bytes_.erase(addresses_.runs_of(batch), after);
 }
 
 }  // namespace pyvattn
