@@ -1,7 +1,7 @@
 """Adapters of packages that need a GPU, against stand-ins with the packages' own signatures.
 
 They show that slots, lengths, scale and causality arrive where each interface wants
-them. What the real kernels give is shown in tests/gpu/test_attention.py.
+them. What the real kernels give is shown in tests/gpu/test_gpu_attention.py.
 """
 
 # ruff: noqa: E402

@@ -73,7 +73,7 @@ def test_the_longest_released_gives_first(open_bench):
 def test_no_slot_is_left(open_bench):
     cache = open_bench().cache
     slots = [cache.acquire() for _ in range(4)]
-    with pytest.raises(OutOfSlots, match="all 4 slots are live.*max_slots"):
+    with pytest.raises(OutOfSlots, match=r"all 4 slots are live.*max_slots"):
         cache.acquire()
     cache.release(slots[2])
     assert cache.acquire().index == slots[2].index

@@ -194,8 +194,8 @@ std::vector<GrowthTarget> Cache::check_step(const SlotLength* requests, std::siz
     const SlotLength& request = requests[i];
     if (request.slot.index >= slots) refuse(request);
     SlotHead& head = heads[request.slot.index];
-    const bool current = request.slot.generation == head.generation ||
-                         request.slot.generation == SlotRef::kCurrent;
+    const bool current =
+        request.slot.generation == head.generation || request.slot.generation == SlotRef::kCurrent;
     if (!current || head.state != SlotState::live || head.stamp == call ||
         static_cast<std::uint64_t>(request.length) > max_tokens) {
       refuse(request);
