@@ -11,6 +11,9 @@ torch = pytest.importorskip("torch", reason="pyvattn.attention needs torch")
 from pyvattn import CacheSpec, KVCache, errors  # noqa: E402
 from pyvattn.attention import Kernel, append, attend, kernel_infos, register  # noqa: E402
 
+# Small tensors gain nothing from threads, and test workers share the cores.
+torch.set_num_threads(1)
+
 KERNELS = ["auto", "sdpa", "reference"]
 LENGTHS = (1, 37, 64, 250)
 

@@ -97,6 +97,8 @@ def load():
     pytest.importorskip("matplotlib", reason="the demo needs matplotlib")
     from pyvattn.demo.model import Chat
 
+    torch.set_num_threads(1)
+
     def load_tiny():
         torch.manual_seed(0)
         config = transformers.LlamaConfig(

@@ -53,10 +53,10 @@ class Display:
     def _table(self, requests: Sequence[Request]) -> Table:
         table = Table(box=None, padding=(0, 1), header_style="dim")
         table.add_column("slot", justify="right")
-        table.add_column("request", width=36, no_wrap=True)
+        table.add_column("request", width=30, no_wrap=True)
         table.add_column("prompt", justify="right")
         table.add_column("new", justify="right", width=4)
-        table.add_column("", width=24)
+        table.add_column("", width=20)
         slots = [request.slot for request in requests]
         live = {int(slot): index for index, slot in enumerate(slots) if slot is not None}
         for slot in range(self._slots):
@@ -64,7 +64,7 @@ class Display:
                 table.add_row(str(slot), Text("free", style="dim"), "", "", "")
                 continue
             request, new = requests[live[slot]], len(requests[live[slot]].output)
-            bar = ProgressBar(total=request.max_new_tokens, completed=new, width=24)
+            bar = ProgressBar(total=request.max_new_tokens, completed=new, width=20)
             title = self._titles[live[slot]]
             table.add_row(str(slot), title, str(len(request.prompt)), str(new), bar)
         return table

@@ -12,6 +12,9 @@ transformers = pytest.importorskip(
     "transformers", reason="the transformers integration needs transformers"
 )
 
+# Small tensors gain nothing from threads, and test workers share the cores.
+torch.set_num_threads(1)
+
 VOCABULARY = 97
 LENGTHS = (3, 17, 9, 40)
 
