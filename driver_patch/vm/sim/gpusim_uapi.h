@@ -122,7 +122,7 @@ struct gpusim_limit {
 	__u64 pages;
 };
 
-/* Run the constructors of an instrumented module: the bounds of its .init_array. */
+/* Run the constructors of an instrumented module: the bounds of its .init_array, renamed. */
 struct gpusim_constructors {
 	__u64 address;
 	__u64 size;

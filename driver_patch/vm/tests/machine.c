@@ -181,7 +181,7 @@ static void start_coverage(void)
 	struct gpusim_constructors request = { 0 };
 	char text[64];
 
-	read_file("/sys/module/nvidia_uvm/sections/.init_array", text, sizeof(text));
+	read_file("/sys/module/nvidia_uvm/sections/.gcov_constructors", text, sizeof(text));
 	request.address = strtoull(text, NULL, 16);
 	request.size = strtoull(setting("constructors", "0"), NULL, 0);
 	if (!request.address || !request.size)
