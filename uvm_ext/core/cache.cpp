@@ -215,13 +215,15 @@ SlotRef Cache::acquire(std::int64_t tokens) {
   const std::uint32_t length = check_length(tokens);
   Lock lock = lock_usable();
   std::optional<std::uint32_t> slot = slots_.best_fit(math_.pages_for(length));
-  if (!slot) {
+  // What is not live is being cleaned or moved; the lock is open while settling, so
+  // that other threads may have released more, or taken what came free.
+  while (!slot) {
+    if (slots_.slots_in(SlotState::live) == slots_.size()) {
+      throw OutOfSlots("all " + std::to_string(slots_.size()) +
+                       " slots are live: release() one, or open the cache with more max_slots");
+    }
     settle(lock);
     slot = slots_.best_fit(math_.pages_for(length));
-  }
-  if (!slot) {
-    throw OutOfSlots("all " + std::to_string(slots_.size()) +
-                     " slots are live: release() one, or open the cache with more max_slots");
   }
   FencePtr& fence = slots_.pages(*slot).fence;
   if (fence) fence->wait();

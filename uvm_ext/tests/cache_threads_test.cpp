@@ -70,6 +70,13 @@ class Worker {
             failure_ = error.what();
           }
         }) {}
+  // A test that fails before join() must say so, not end the program.
+  ~Worker() {
+    if (thread_.joinable()) thread_.join();
+  }
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
+
   void join() {
     thread_.join();
     CHECK_EQUAL(failure_, "");
