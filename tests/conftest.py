@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_slab_is_left() -> Iterator[None]:
+    """When the tests of a process are over, no slab of the host driver is left open."""
+    yield
+    gc.collect()
+    left = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            if "pyvattn-slab" in os.readlink(descriptor):
+                left.append(descriptor.name)
+    assert not left, f"caches that were not closed left {len(left)} slabs open"
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

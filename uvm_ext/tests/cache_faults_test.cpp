@@ -182,7 +182,7 @@ void fail_two_calls(const Scenario& scenario, const std::string& driver, int fir
 }
 
 TEST(cache_survives_a_failure_on_the_way_back) {
-  constexpr int kCalls = 6;
+  constexpr int kCalls = 5;
   for (const std::string& driver : test::fine_drivers()) {
     for (const Scenario& scenario : all_scenarios()) {
       for (int first = 0; first < kCalls; ++first) {

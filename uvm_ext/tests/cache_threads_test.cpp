@@ -239,7 +239,7 @@ TEST(cache_serves_several_threads_at_once) {
 
 // The background takes spare pages of a live slot. While it is at it, a step of that slot
 // must not count on them.
-TEST(cache_waits_for_pages_that_the_background_is_taking) {
+TEST(cache_waits_for_pages_that_the_mapper_thread_is_taking) {
   CacheShape shape;
   shape.eager = true;
   shape.arenas = 1;
