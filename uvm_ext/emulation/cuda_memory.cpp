@@ -12,7 +12,12 @@ namespace pyvattn::emulation {
 namespace {
 
 constexpr off_t kFileSize = off_t{1} << 46;
+#ifdef __SANITIZE_THREAD__
+// ThreadSanitizer leaves a program little room beside its shadow.
+constexpr std::size_t kWindow = std::size_t{1} << 38;
+#else
 constexpr std::size_t kWindow = std::size_t{1} << 44;
+#endif
 
 void* pointer(cuda::Pointer address) { return reinterpret_cast<void*>(address); }
 

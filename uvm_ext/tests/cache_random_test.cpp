@@ -168,8 +168,6 @@ class Requests {
     CHECK_EQUAL(cache_->stats().slots_live, live_.size());
   }
 
-  // Bytes looked at of every token.
-
   WatchedCache& cache_;
   Random& random_;
   std::vector<Request> live_;
