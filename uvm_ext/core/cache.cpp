@@ -276,8 +276,7 @@ void Cache::step(const SlotLength* requests, std::size_t count) {
     lock.lock();
     blocking_seconds_ += seconds_since(start);
   }
-  std::vector<GrowthTarget> growing = check_step(requests, count);
-  if (!growing.empty()) make_resident(lock, requests, count, std::move(growing));
+  if (!check_step(requests, count).empty()) make_resident(lock, requests, count);
   if (store_lengths(requests, count) && eager_) ask_for_next(requests, count);
 }
 
@@ -428,14 +427,13 @@ bool Cache::try_grow(Lock& lock, const std::vector<GrowthTarget>& targets, std::
 // Each attempt starts from the requests again: the lock may have been open. The
 // first takes things as they are, the second has what the background held, the
 // third does not count on slabs that the device may not have.
-void Cache::make_resident(Lock& lock, const SlotLength* requests, std::size_t count,
-                          std::vector<GrowthTarget> growing) {
+void Cache::make_resident(Lock& lock, const SlotLength* requests, std::size_t count) {
   const Stopwatch blocking(blocking_seconds_);
+  std::vector<GrowthTarget> growing;
   std::string cause;
   for (int attempt = 0; attempt < 3; ++attempt) {
     if (attempt == 1) settle(lock);
-    for (const GrowthTarget& target : growing) wait_not_in_flight(lock, target.slot);
-    growing = check_step(requests, count);
+    growing = growing_slots(lock, requests, count);
     if (growing.empty()) return;
     const std::uint64_t from_pool = attempt < 2 ? pool_->pages_available() : pool_->pages_free();
     try {
@@ -445,6 +443,21 @@ void Cache::make_resident(Lock& lock, const SlotLength* requests, std::size_t co
     }
   }
   throw_out_of_memory(new_growth().pages_needed(growing), cause);
+}
+
+// The slots of a step that need pages, once the background has its hands on none of
+// them. The lock is open while one is waited for, and the background may take up
+// another meanwhile, so that after each wait all are looked at again.
+std::vector<GrowthTarget> Cache::growing_slots(Lock& lock, const SlotLength* requests,
+                                               std::size_t count) {
+  while (true) {
+    std::vector<GrowthTarget> growing = check_step(requests, count);
+    const auto busy = std::find_if(growing.begin(), growing.end(), [this](const auto& target) {
+      return slots_.head(target.slot).in_flight;
+    });
+    if (busy == growing.end()) return growing;
+    wait_not_in_flight(lock, busy->slot);
+  }
 }
 
 void Cache::wait_not_in_flight(Lock& lock, std::uint32_t slot) {

@@ -121,8 +121,9 @@ class Cache {
 
   bool store_lengths(const SlotLength* requests, std::size_t count);
   void ask_for_next(const SlotLength* requests, std::size_t count);
-  void make_resident(Lock& lock, const SlotLength* requests, std::size_t count,
-                     std::vector<GrowthTarget> growing);
+  std::vector<GrowthTarget> growing_slots(Lock& lock, const SlotLength* requests,
+                                          std::size_t count);
+  void make_resident(Lock& lock, const SlotLength* requests, std::size_t count);
   bool try_grow(Lock& lock, const std::vector<GrowthTarget>& targets, std::uint64_t from_pool,
                 From from);
   void settle(Lock& lock);

@@ -118,21 +118,22 @@ void Watch::protect(const Range& range, std::shared_ptr<ManualFence> fence) {
   protected_.emplace_back(range, std::move(fence));
 }
 
-void Watch::hold_unmap(std::shared_ptr<ManualFence> until) {
+void Watch::hold(Operation operation, std::shared_ptr<ManualFence> until) {
   const std::lock_guard<std::mutex> lock(mutex_);
+  held_operation_ = operation;
   hold_ = std::move(until);
 }
 
-void Watch::wait_for_held_unmap() {
+void Watch::wait_for_held() {
   std::unique_lock<std::mutex> lock(mutex_);
   changed_.wait(lock, [this] { return holding_; });
 }
 
-void Watch::wait_while_held() {
+void Watch::wait_while_held(Operation operation) {
   std::shared_ptr<ManualFence> hold;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    hold = hold_;
+    if (operation == held_operation_) hold = hold_;
     holding_ = hold != nullptr;
   }
   changed_.notify_all();
@@ -174,6 +175,7 @@ void Watch::free_slab(SlabId slab) {
 
 void Watch::map(const std::vector<MapEntry>& batch) {
   const OneAtATime one(*this);
+  wait_while_held(Operation::map);
   inner().map(batch);
   const std::lock_guard<std::mutex> lock(mutex_);
   for (const MapEntry& entry : batch) {
@@ -185,7 +187,7 @@ void Watch::map(const std::vector<MapEntry>& batch) {
 
 void Watch::unmap(const std::vector<MapEntry>& batch) {
   const OneAtATime one(*this);
-  wait_while_held();
+  wait_while_held(Operation::unmap);
   check_protected(batch);
   inner().unmap(batch);
   const std::lock_guard<std::mutex> lock(mutex_);

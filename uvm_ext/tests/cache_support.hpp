@@ -13,6 +13,7 @@
 
 #include "adaptors/checked.hpp"
 #include "adaptors/faults.hpp"
+#include "adaptors/statistics.hpp"
 #include "core/cache.hpp"
 #include "tests/harness.hpp"
 
@@ -55,10 +56,10 @@ class Watch final : public Adaptor {
 
   // No page of the range may be unmapped before the fence has passed.
   void protect(const Range& range, std::shared_ptr<ManualFence> fence);
-  // From now on unmap() waits for the fence, on the way in.
-  void hold_unmap(std::shared_ptr<ManualFence> until);
+  // From now on map() or unmap() waits for the fence, on the way in.
+  void hold(Operation operation, std::shared_ptr<ManualFence> until);
   // Returns once a thread waits there.
-  void wait_for_held_unmap();
+  void wait_for_held();
 
   Mappings mappings() const;
   // What went wrong, empty where nothing did. Failures cannot be thrown here: the cache
@@ -70,10 +71,11 @@ class Watch final : public Adaptor {
   void check_protected(const std::vector<MapEntry>& batch);
   void violate(const std::string& what);
 
-  void wait_while_held();
+  void wait_while_held(Operation operation);
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
+  Operation held_operation_ = Operation::unmap;
   std::shared_ptr<ManualFence> hold_;
   bool holding_ = false;
   std::atomic<int> inside_{0};

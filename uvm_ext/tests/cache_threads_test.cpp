@@ -262,10 +262,10 @@ TEST(cache_waits_for_pages_that_the_mapper_thread_is_taking) {
   cache->drain();
 
   const auto gate = std::make_shared<ManualFence>();
-  cache.watch->hold_unmap(gate);
+  cache.watch->hold(Operation::unmap, gate);
   const SlotLength wish = {poor, 20};
   cache->prefetch(&wish, 1);
-  cache.watch->wait_for_held_unmap();
+  cache.watch->wait_for_held();
   std::string outcome = "backed";
   Worker stepping([&] {
     try {
@@ -276,11 +276,48 @@ TEST(cache_waits_for_pages_that_the_mapper_thread_is_taking) {
     }
   });
   for (int i = 0; i < 1000; ++i) std::this_thread::yield();
-  cache.watch->hold_unmap(nullptr);
+  cache.watch->hold(Operation::unmap, nullptr);
   gate->pass();
   stepping.join();
   CHECK(outcome == "refused" || (outcome == "backed" && cache.is_backed(rich, 32)));
   cache.close();
+}
+
+// A step waits for one slot that the background is mapping; by the time it is done, the
+// background has taken up the next one, which the step has seen idle before.
+TEST(cache_looks_again_after_waiting_for_the_mapper_thread) {
+  test::with_seeds(20, [](std::uint64_t) {
+    CacheShape shape;
+    shape.eager = true;
+    // So many arenas that the background takes one slot at a time.
+    shape.arenas = 128;
+    shape.slots = 2;
+    shape.row_pages = 2;
+    shape.limit_pages = 512;
+    shape.slab_pages = 64;
+    WatchedCache cache(shape);
+    const SlotRef first = cache->acquire(0);
+    const SlotRef second = cache->acquire(0);
+    cache->drain();
+
+    const auto gates = {std::make_shared<ManualFence>(), std::make_shared<ManualFence>()};
+    cache.watch->hold(Operation::map, *gates.begin());
+    const SlotLength wishes[] = {{first, 4}, {second, 4}};
+    cache->prefetch(wishes, 2);
+    cache.watch->wait_for_held();
+    Worker stepping([&] { cache->step(wishes, 2); });
+    for (int i = 0; i < 100; ++i) std::this_thread::yield();
+    cache.watch->hold(Operation::map, *(gates.begin() + 1));
+    (*gates.begin())->pass();
+    for (int i = 0; i < 100; ++i) std::this_thread::yield();
+    (*(gates.begin() + 1))->pass();
+    stepping.join();
+    CHECK(cache.is_backed(first, 4));
+    CHECK(cache.is_backed(second, 4));
+    cache->drain();
+    cache.check_books();
+    cache.close();
+  });
 }
 
 // close() may come while every other call is on its way: each ends, or says ClosedError.
