@@ -12,40 +12,47 @@ namespace {
 using Release = py::call_guard<py::gil_scoped_release>;
 namespace control = emulation::nvidia_control;
 
+struct LayoutField {
+  const char* name;
+  std::uint16_t nvidia::Layout::* field;
+};
+
+constexpr LayoutField kLayoutFields[] = {
+    {"rm_alloc_status", &nvidia::Layout::rm_alloc_status},
+    {"rm_alloc_bytes", &nvidia::Layout::rm_alloc_bytes},
+    {"rm_alloc_access_bytes", &nvidia::Layout::rm_alloc_access_bytes},
+    {"rm_free_bytes", &nvidia::Layout::rm_free_bytes},
+    {"rm_control_bytes", &nvidia::Layout::rm_control_bytes},
+    {"memory_bytes", &nvidia::Layout::memory_bytes},
+    {"memory_attr", &nvidia::Layout::memory_attr},
+    {"memory_attr2", &nvidia::Layout::memory_attr2},
+    {"memory_size", &nvidia::Layout::memory_size},
+    {"memory_alignment", &nvidia::Layout::memory_alignment},
+    {"memory_limit", &nvidia::Layout::memory_limit},
+    {"device_bytes", &nvidia::Layout::device_bytes},
+    {"subdevice_bytes", &nvidia::Layout::subdevice_bytes},
+    {"gpu_attributes_bytes", &nvidia::Layout::gpu_attributes_bytes},
+    {"max_gpus", &nvidia::Layout::max_gpus},
+    {"map_bytes", &nvidia::Layout::map_bytes},
+    {"map_per_gpu", &nvidia::Layout::map_per_gpu},
+    {"map_gpu_count", &nvidia::Layout::map_gpu_count},
+    {"map_rm_control_fd", &nvidia::Layout::map_rm_control_fd},
+    {"map_client", &nvidia::Layout::map_client},
+    {"map_memory", &nvidia::Layout::map_memory},
+    {"map_status", &nvidia::Layout::map_status},
+    {"map_number", &nvidia::Layout::map_number},
+    {"unmap_number", &nvidia::Layout::unmap_number},
+    {"range_number", &nvidia::Layout::range_number},
+    {"free_number", &nvidia::Layout::free_number},
+    {"unmap_bytes", &nvidia::Layout::unmap_bytes},
+    {"unmap_uuid", &nvidia::Layout::unmap_uuid},
+    {"unmap_status", &nvidia::Layout::unmap_status},
+    {"range_bytes", &nvidia::Layout::range_bytes},
+};
+
 py::dict layout_of(const nvidia::Layout& layout) {
   py::dict fields;
-#define PYVATTN_FIELD(name) fields[#name] = layout.name;
-  PYVATTN_FIELD(rm_alloc_status)
-  PYVATTN_FIELD(rm_alloc_bytes)
-  PYVATTN_FIELD(rm_alloc_access_bytes)
-  PYVATTN_FIELD(rm_free_bytes)
-  PYVATTN_FIELD(rm_control_bytes)
-  PYVATTN_FIELD(memory_bytes)
-  PYVATTN_FIELD(memory_attr)
-  PYVATTN_FIELD(memory_attr2)
-  PYVATTN_FIELD(memory_size)
-  PYVATTN_FIELD(memory_alignment)
-  PYVATTN_FIELD(memory_limit)
-  PYVATTN_FIELD(device_bytes)
-  PYVATTN_FIELD(subdevice_bytes)
-  PYVATTN_FIELD(gpu_attributes_bytes)
-  PYVATTN_FIELD(max_gpus)
-  PYVATTN_FIELD(map_bytes)
-  PYVATTN_FIELD(map_per_gpu)
-  PYVATTN_FIELD(map_gpu_count)
-  PYVATTN_FIELD(map_rm_control_fd)
-  PYVATTN_FIELD(map_client)
-  PYVATTN_FIELD(map_memory)
-  PYVATTN_FIELD(map_status)
-  PYVATTN_FIELD(map_number)
-  PYVATTN_FIELD(unmap_number)
-  PYVATTN_FIELD(range_number)
-  PYVATTN_FIELD(free_number)
-  PYVATTN_FIELD(unmap_bytes)
-  PYVATTN_FIELD(unmap_uuid)
-  PYVATTN_FIELD(unmap_status)
-  PYVATTN_FIELD(range_bytes)
-#undef PYVATTN_FIELD
+  for (const LayoutField& field : kLayoutFields) fields[field.name] = layout.*field.field;
   return fields;
 }
 
