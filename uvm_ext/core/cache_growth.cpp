@@ -1,0 +1,130 @@
+// How the slots of a step come by their pages.
+#include "core/cache.hpp"
+
+#include <algorithm>
+#include <string>
+
+#include "core/errors.hpp"
+#include "core/stopwatch.hpp"
+#include "core/text.hpp"
+
+namespace pyvattn {
+
+// Of a live slot, what its longest length needs: kernels on the way may still read
+// there. Of a free one, nothing.
+std::uint32_t Cache::row_pages_kept(std::uint32_t slot) const {
+  const SlotHead& head = slots_.head(slot);
+  const std::uint32_t rows = slots_.row_pages(slot);
+  if (head.state == SlotState::free) return 0;
+  if (head.state != SlotState::live) return rows;
+  return std::min(rows, math_.pages_for(std::max(head.written, head.claimed)));
+}
+
+// What may be taken away, in the order in which it is: the longest released first,
+// then what live slots inherited from longer requests.
+std::vector<SpareTail> Cache::spare_tails() const {
+  std::vector<SpareTail> tails;
+  for (std::uint32_t slot : slots_.free_with_pages()) {
+    if (!slots_.head(slot).in_flight) tails.push_back({slot, 0});
+  }
+  for (std::uint32_t slot = 0; slot < slots_.size(); ++slot) {
+    const SlotHead& head = slots_.head(slot);
+    if (head.state != SlotState::live || head.in_flight) continue;
+    const std::uint32_t kept = row_pages_kept(slot);
+    if (kept < slots_.row_pages(slot)) tails.push_back({slot, kept});
+  }
+  return tails;
+}
+
+std::uint64_t Cache::spare_pages() const {
+  std::uint64_t pages = slots_.pages_in(SlotState::free);
+  for (std::uint32_t slot = 0; slot < slots_.size(); ++slot) {
+    if (slots_.head(slot).state != SlotState::live) continue;
+    pages += std::uint64_t{slots_.row_pages(slot) - row_pages_kept(slot)} * geometry_.arenas;
+  }
+  return pages;
+}
+
+void Cache::throw_out_of_memory(std::uint64_t pages, const std::string& cause) const {
+  const std::uint64_t page = geometry_.page_size;
+  const std::uint64_t free = pool_->pages_available() * page;
+  const std::uint64_t reclaimable = spare_pages() * page;
+  throw OutOfMemory("out of pages: " + bytes_text(pages * page) + " asked for, " +
+                        bytes_text(free) + " free, " + bytes_text(reclaimable) +
+                        " reclaimable, limit " + bytes_text(limit_->limit()) +
+                        ": release a slot, admit fewer requests or raise the limit with resize()" +
+                        (cause.empty() ? "" : " [" + cause + "]"),
+                    pages * page, free, reclaimable);
+}
+
+// Plans under the lock and makes the driver calls: with the lock held in the
+// foreground, where the caller waits anyway; without it in the background, so that
+// a step that needs nothing is not held up. False where the slots hold too little.
+bool Cache::try_grow(Lock& lock, const std::vector<GrowthTarget>& targets, std::uint64_t from_pool,
+                     From from) {
+  Growth growth = new_growth();
+  const std::uint64_t needed = growth.pages_needed(targets);
+  const bool short_of_pages = needed > from_pool;
+  if (short_of_pages && needed > from_pool + spare_pages()) return false;
+  growth.plan(targets, from_pool, short_of_pages ? spare_tails() : std::vector<SpareTail>{}, math_);
+  pages_in_flight_ += growth.pages_in_flight();
+  if (from == From::background) lock.unlock();
+  try {
+    growth.execute();
+  } catch (...) {
+    if (from == From::background) lock.lock();
+    pages_in_flight_ -= growth.pages_in_flight();
+    growth.roll_back(math_);
+    settled_.notify_all();
+    throw;
+  }
+  if (from == From::background) lock.lock();
+  pages_in_flight_ -= growth.pages_in_flight();
+  growth.commit(math_);
+  reclaimed_pages_ += growth.pages_reclaimed();
+  settled_.notify_all();
+  return true;
+}
+
+// Each attempt starts from the requests again: the lock may have been open. The
+// first takes things as they are, the second has what the background held, the
+// third does not count on slabs that the device may not have.
+void Cache::make_resident(Lock& lock, const SlotLength* requests, std::size_t count) {
+  const Stopwatch blocking(blocking_seconds_);
+  std::vector<GrowthTarget> growing;
+  std::string cause;
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    if (attempt == 1) settle(lock);
+    growing = growing_slots(lock, requests, count);
+    if (growing.empty()) return;
+    const std::uint64_t from_pool = attempt < 2 ? pool_->pages_available() : pool_->pages_free();
+    try {
+      if (try_grow(lock, growing, from_pool, From::foreground)) return;
+    } catch (const DriverOutOfMemory& error) {
+      cause = error.what();
+    }
+  }
+  throw_out_of_memory(new_growth().pages_needed(growing), cause);
+}
+
+// The slots of a step that need pages, once the background has its hands on none of
+// them. The lock is open while one is waited for, and the background may take up
+// another meanwhile, so that after each wait all are looked at again.
+std::vector<GrowthTarget> Cache::growing_slots(Lock& lock, const SlotLength* requests,
+                                               std::size_t count) {
+  while (true) {
+    std::vector<GrowthTarget> growing = check_step(requests, count);
+    const auto busy = std::find_if(growing.begin(), growing.end(), [this](const auto& target) {
+      return slots_.head(target.slot).in_flight;
+    });
+    if (busy == growing.end()) return growing;
+    wait_not_in_flight(lock, busy->slot);
+  }
+}
+
+void Cache::wait_not_in_flight(Lock& lock, std::uint32_t slot) {
+  settled_.wait(lock, [&] { return !slots_.head(slot).in_flight; });
+  check_usable();
+}
+
+}  // namespace pyvattn

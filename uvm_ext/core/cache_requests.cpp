@@ -1,0 +1,169 @@
+// What a request asks of a cache: acquire, step, prefetch, release.
+#include "core/cache.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <string>
+#include <utility>
+
+#include "core/errors.hpp"
+#include "core/stopwatch.hpp"
+
+namespace pyvattn {
+namespace {
+
+// Holds a flag for one call; refuses a second caller.
+class Exclusive {
+ public:
+  explicit Exclusive(std::atomic<bool>& flag) : flag_(flag) {
+    if (flag_.exchange(true)) {
+      throw BusyError(
+          "two threads called step() at once: let one thread step, or hold a lock around it");
+    }
+  }
+  Exclusive(const Exclusive&) = delete;
+  Exclusive& operator=(const Exclusive&) = delete;
+  ~Exclusive() { flag_ = false; }
+
+ private:
+  std::atomic<bool>& flag_;
+};
+
+}  // namespace
+
+SlotRef Cache::acquire(std::int64_t tokens) {
+  const std::uint32_t length = check_length(tokens);
+  Lock lock = lock_usable();
+  std::optional<std::uint32_t> slot = slots_.best_fit(math_.pages_for(length));
+  // What is not live is being cleaned or moved; the lock is open while settling, so
+  // that other threads may have released more, or taken what came free.
+  while (!slot) {
+    if (slots_.slots_in(SlotState::live) == slots_.size()) {
+      throw OutOfSlots("all " + std::to_string(slots_.size()) +
+                       " slots are live: release() one, or open the cache with more max_slots");
+    }
+    settle(lock);
+    slot = slots_.best_fit(math_.pages_for(length));
+  }
+  FencePtr& fence = slots_.pages(*slot).fence;
+  if (fence) fence->wait();
+  fence = nullptr;
+  slots_.set_state(*slot, SlotState::live);
+  SlotHead& head = slots_.head(*slot);
+  ++head.generation;
+  head.length = 0;
+  head.written = 0;
+  head.claimed = 0;
+  // The next request is expected to be like the last ones, the newest counting most.
+  typical_tokens_ += (static_cast<double>(length) - typical_tokens_) * 0.25;
+  admission_wanted_ = true;
+  wake_mapper();
+  return {*slot, head.generation};
+}
+
+void Cache::release(const SlotRef& ref, FencePtr after) {
+  Lock lock = lock_usable();
+  std::uint32_t slot = check_live(ref);
+  wait_not_in_flight(lock, slot);
+  slot = check_live(ref);
+  SlotHead& head = slots_.head(slot);
+  SlotPages& pages = slots_.pages(slot);
+  tokens_used_ -= head.length;
+  head.length = 0;
+  pages.dirty_row_pages = math_.pages_touched(head.written);
+  pages.released_at = ++releases_;
+  pages.fence = std::move(after);
+  if (wanted_[slot] != 0) wanted_[slot] = 1;
+  if (pages.dirty_row_pages == 0) {
+    slots_.set_state(slot, SlotState::free);
+    return;
+  }
+  slots_.set_state(slot, SlotState::released);
+  if (mapper_) return wake_mapper();
+  try {
+    clean(lock, slot);
+  } catch (const Error&) {
+    // The slot stays released; acquire() or growth cleans it, or reports why not.
+  }
+}
+
+void Cache::step(const SlotLength* requests, std::size_t count) {
+  const Exclusive one(stepping_);
+  check_usable();
+  Lock lock(mutex_, std::try_to_lock);
+  if (!lock) {
+    const auto start = std::chrono::steady_clock::now();
+    lock.lock();
+    blocking_seconds_ += seconds_since(start);
+  }
+  if (!check_step(requests, count).empty()) make_resident(lock, requests, count);
+  if (store_lengths(requests, count) && eager_) ask_for_next(requests, count);
+}
+
+// Returns whether any slot is as long as its pages allow.
+bool Cache::store_lengths(const SlotLength* requests, std::size_t count) {
+  SlotHead* const heads = slots_.heads();
+  std::uint64_t used = tokens_used_;
+  bool any_full = false;
+  for (std::size_t i = 0; i < count; ++i) {
+    SlotHead& head = heads[requests[i].slot.index];
+    used += head.claimed;
+    used -= head.length;
+    head.length = head.claimed;
+    head.written = std::max(head.written, head.claimed);
+    any_full |= head.claimed >= head.capacity;
+  }
+  tokens_used_ = used;
+  return any_full;
+}
+
+void Cache::ask_for_next(const SlotLength* requests, std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::uint32_t slot = requests[i].slot.index;
+    const SlotHead& head = slots_.head(slot);
+    if (head.length >= head.capacity && head.length < geometry_.max_tokens) {
+      ask(slot, head.length + 1);
+    }
+  }
+  wake_mapper();
+}
+
+void Cache::prefetch(const SlotLength* requests, std::size_t count) {
+  Lock lock = lock_usable();
+  if (check_step(requests, count).empty() || !mapper_) return;
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto length = static_cast<std::uint32_t>(requests[i].length);
+    if (length > slots_.head(requests[i].slot.index).capacity) ask(requests[i].slot.index, length);
+  }
+  wake_mapper();
+}
+
+bool Cache::can_admit(std::int64_t tokens) {
+  const std::uint32_t length = check_length(tokens);
+  Lock lock = lock_usable();
+  if (slots_.slots_in(SlotState::live) == slots_.size()) return false;
+  const std::uint64_t pages = std::uint64_t{math_.pages_for(length)} * geometry_.arenas;
+  return pages <= pool_->pages_available() + spare_pages() + slots_.pages_in(SlotState::released) +
+                      slots_.pages_in(SlotState::cleaning);
+}
+
+void Cache::drain() {
+  check_usable();
+  if (mapper_) mapper_->drain();
+}
+
+std::int64_t Cache::length(const SlotRef& slot) {
+  Lock lock = lock_usable();
+  return slots_.head(check_live(slot)).length;
+}
+
+const ArenaPtr& Cache::arena(std::uint32_t index) const {
+  check_usable();
+  if (index >= arenas_.size()) {
+    throw ConfigError("arena " + std::to_string(index) + " is outside 0.." +
+                      std::to_string(arenas_.size() - 1));
+  }
+  return arenas_[index];
+}
+
+}  // namespace pyvattn

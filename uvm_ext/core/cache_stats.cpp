@@ -1,0 +1,42 @@
+#include "core/cache.hpp"
+
+namespace pyvattn {
+
+CacheStats Cache::stats() {
+  if (inherited()) check_usable();
+  Lock lock(mutex_);
+  const OperationCounts counts = statistics_->counts();
+  const auto count = [&](Operation operation) {
+    return counts[static_cast<std::size_t>(operation)];
+  };
+  CacheStats s;
+  s.page_size = geometry_.page_size;
+  s.pages_allocated = pool_->pages_allocated();
+  s.pages_free = pool_->pages_free();
+  const std::uint64_t spare = spare_pages();
+  s.pages_live = slots_.pages_in(SlotState::live) + slots_.pages_in(SlotState::free) - spare +
+                 pages_in_flight_;
+  s.pages_quarantined = slots_.pages_in(SlotState::released) +
+                        slots_.pages_in(SlotState::cleaning) + slots_.pages_fenced();
+  s.pages_retained = spare - slots_.pages_fenced();
+  s.pages_mapped = s.pages_live + s.pages_retained;
+  s.slabs = pool_->slabs();
+  s.slots_live = slots_.slots_in(SlotState::live);
+  s.memory_limit = limit_->limit();
+  s.bytes_used = tokens_used_ * geometry_.token_bytes * geometry_.arenas;
+  s.bytes_reserved = geometry_.arena_bytes() * geometry_.arenas;
+  s.map_calls = count(Operation::map).calls;
+  s.map_batches = count(Operation::map).batches;
+  s.unmap_calls = count(Operation::unmap).calls;
+  for (const OperationCount& each : counts) s.driver_failures += each.failures;
+  s.prefetch_failures = prefetch_failures_;
+  s.reclaimed_pages = reclaimed_pages_;
+  s.zeroed_bytes = count(Operation::zero).bytes;
+  s.zero_seconds = count(Operation::zero).seconds;
+  s.map_seconds_blocking = blocking_seconds_;
+  s.map_seconds_hidden = hidden_seconds_;
+  s.bookkeeping_bytes = pool_->bookkeeping_bytes() + slots_.bookkeeping_bytes();
+  return s;
+}
+
+}  // namespace pyvattn
