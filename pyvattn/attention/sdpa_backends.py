@@ -52,17 +52,35 @@ class SdpaBackendKernel(Kernel):
         mask = None
         if problem.causal and not square and queries > 1:
             mask = causal_lower_right(queries, tokens)
+        grouped = q.shape[1] != k.shape[1]
+        # The efficient backend knows no groups. It takes strides of zero, so that each KV
+        # head can stand as a batch row whose query heads all see the same memory.
+        apart = grouped and self._backend == SDPBackend.EFFICIENT_ATTENTION
+        shape = _by_kv_head if apart else _as_batch
         with sdpa_kernel(self._backend):
             out = scaled_dot_product_attention(
-                q.transpose(0, 1)[None],
-                k.transpose(0, 1)[None],
-                v.transpose(0, 1)[None],
+                shape(q, k.shape[1]),
+                shape(k, k.shape[1], q.shape[1]),
+                shape(v, k.shape[1], q.shape[1]),
                 attn_mask=mask,
                 is_causal=problem.causal and square,
                 scale=problem.scale,
-                enable_gqa=q.shape[1] != k.shape[1],
+                enable_gqa=grouped and not apart,
             )
-        return out[0].transpose(0, 1)
+        return out.reshape(q.shape[1], queries, -1).transpose(0, 1)
+
+
+def _as_batch(tensor: Tensor, kv_heads: int, q_heads: int = 0) -> Tensor:
+    """Return ``[1, heads, tokens, dim]`` of ``[tokens, heads, dim]``."""
+    return tensor.transpose(0, 1)[None]
+
+
+def _by_kv_head(tensor: Tensor, kv_heads: int, q_heads: int = 0) -> Tensor:
+    """Return ``[kv_heads, heads of the group, tokens, dim]``; for K and V nothing is copied."""
+    heads = tensor.transpose(0, 1)
+    if q_heads:
+        return heads[:, None].expand(-1, q_heads // kv_heads, -1, -1)
+    return heads.unflatten(0, (kv_heads, -1))
 
 
 def sdpa_backends() -> list[SdpaBackendKernel]:

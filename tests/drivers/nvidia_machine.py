@@ -11,6 +11,9 @@ emulated_cuda, emulated_nvidia = _native.emulated_cuda, _native.emulated_nvidia
 
 KB = 1 << 10
 REGION = 2 << 20
+# What the drivers on the emulated machine make known to CUDA at once: no ioctl goes over
+# the border between two.
+CHUNK = 4 << 20
 NO_MEMORY = 0x51
 INSUFFICIENT_RESOURCES = 0x1A
 GPU_IS_LOST = 0x0F
@@ -76,6 +79,11 @@ class Space:
         return _native.MapEntry(
             self.address(place), pages * self.page, self.slab, offset * self.page
         )
+
+    def chunks(self, place: int, pages: int) -> int:
+        """How many chunks ``pages`` pages from ``place`` on touch."""
+        first, last = place * self.page // CHUNK, ((place + pages) * self.page - 1) // CHUNK
+        return last - first + 1
 
     def address(self, place: int) -> int:
         return self.base + place * self.page

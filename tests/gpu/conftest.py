@@ -29,6 +29,13 @@ def why_no_gpu() -> str | None:
     return None
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # The long form prints the arguments of each frame. Tensors of a cache that is closed by
+    # then lie on unmapped memory: reading them would break CUDA for all tests that follow.
+    if config.option.tbstyle == "auto":
+        config.option.tbstyle = "short"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE not in item.path.parents:

@@ -1,5 +1,5 @@
-// The emulated libcuda as the emulated nvidia-uvm sees it: what CUDA reserves and maps
-// is an external range of the address space, and mappings in it.
+// The emulated libcuda as the emulated nvidia-uvm sees it: each piece of memory that CUDA
+// maps is an external range of the address space, with a mapping in it.
 #include "emulation/cuda_state.hpp"
 #include "emulation/nvidia_machine.hpp"
 
@@ -13,27 +13,20 @@ unsigned long long context_of_now() {
   return device < 0 ? 0 : State::instance().contexts.at(static_cast<std::size_t>(device)).id;
 }
 
-Result address_reserve(cuda::Pointer* address, std::size_t size, std::size_t alignment,
-                       cuda::Pointer hint, unsigned long long flags) {
-  const Result result = libcuda().cuMemAddressReserve(address, size, alignment, hint, flags);
+Result memory_map(cuda::Pointer address, std::size_t size, std::size_t offset, cuda::Handle handle,
+                  unsigned long long flags) {
+  const Result result = libcuda().cuMemMap(address, size, offset, handle, flags);
   const auto locked = State::instance().lock();
   if (result == cuda::kSuccess) {
-    nvidia_machine().va_space().add_range({*address, size}, context_of_now());
+    nvidia_machine().va_space().add_range({address, size}, context_of_now());
   }
-  return result;
-}
-
-Result address_free(cuda::Pointer address, std::size_t size) {
-  const Result result = libcuda().cuMemAddressFree(address, size);
-  const auto locked = State::instance().lock();
-  if (result == cuda::kSuccess) nvidia_machine().va_space().remove_range(address);
   return result;
 }
 
 Result memory_unmap(cuda::Pointer address, std::size_t size) {
   const Result result = libcuda().cuMemUnmap(address, size);
   const auto locked = State::instance().lock();
-  if (result == cuda::kSuccess) nvidia_machine().va_space().forget_mappings({address, size});
+  if (result == cuda::kSuccess) nvidia_machine().va_space().remove_ranges({address, size});
   return result;
 }
 
@@ -47,8 +40,7 @@ Result memory_set_access(cuda::Pointer address, std::size_t size,
 
 LibCuda make_table() {
   LibCuda table = libcuda();
-  table.cuMemAddressReserve = address_reserve;
-  table.cuMemAddressFree = address_free;
+  table.cuMemMap = memory_map;
   table.cuMemUnmap = memory_unmap;
   table.cuMemSetAccess = memory_set_access;
   return table;

@@ -113,7 +113,7 @@ NvidiaMachine& nvidia_machine() {
     const auto machine = std::make_shared<NvidiaMachine>(settings_of_now());
     VaSpace& space = machine->va_space();
     state.is_mapped = [&space](cuda::Pointer address, std::size_t size) {
-      return !space.is_inside_range({address, size}) || space.is_mapped({address, size});
+      return !space.touches_range({address, size}) || space.is_mapped({address, size});
     };
     state.companion = machine;
   }

@@ -28,11 +28,10 @@ void VaSpace::add_range(const Range& range, unsigned long long context) {
   ranges_[range.address] = {range.length, context};
 }
 
-void VaSpace::remove_range(Address address) {
-  const auto found = ranges_.find(address);
-  if (found == ranges_.end()) return;
-  forget_mappings({address, found->second.length});
-  ranges_.erase(found);
+void VaSpace::remove_ranges(const Range& within) {
+  forget_mappings(within);
+  ranges_.erase(ranges_.lower_bound(within.address),
+                ranges_.lower_bound(within.address + within.length));
 }
 
 void VaSpace::drop_ranges(const std::function<bool(unsigned long long)>& alive) {
@@ -52,6 +51,13 @@ bool VaSpace::is_inside_range(const Range& range) const {
   const auto& [start, found] = *std::prev(next);
   const Address into = range.address - start;
   return into < found.length && range.length <= found.length - into;
+}
+
+bool VaSpace::touches_range(const Range& range) const {
+  const auto next = ranges_.lower_bound(range.address + range.length);
+  if (next == ranges_.begin()) return false;
+  const auto& [start, found] = *std::prev(next);
+  return start + found.length > range.address;
 }
 
 void VaSpace::note_cuda_mapping(const Range& range) {

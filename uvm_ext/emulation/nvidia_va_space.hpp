@@ -54,10 +54,13 @@ class VaSpace {
   using Mappings = std::map<Address, Mapping>;
 
   void add_range(const Range& range, unsigned long long context);
-  void remove_range(Address address);
+  // Removes those that begin in `within`.
+  void remove_ranges(const Range& within);
   // Drops the ranges whose context is not `alive` any more.
   void drop_ranges(const std::function<bool(unsigned long long context)>& alive);
+  // Wholly inside one: what ioctls ask for.
   bool is_inside_range(const Range& range) const;
+  bool touches_range(const Range& range) const;
 
   // CUDA's own mappings: 2 MiB entries, writable.
   void note_cuda_mapping(const Range& range);

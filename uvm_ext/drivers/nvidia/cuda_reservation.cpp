@@ -1,7 +1,9 @@
 #include "drivers/nvidia/cuda_reservation.hpp"
 
+#include <algorithm>
 #include <cstdint>
 #include <iterator>
+#include <string>
 #include <utility>
 
 #include "core/errors.hpp"
@@ -28,8 +30,13 @@ Range CudaReservations::reserve(std::size_t bytes, std::size_t alignment) {
   const std::size_t length = chunks * chunk_;
   cuda::Pointer address = 0;
   check_cuda(cuda_, "reserve (cuMemAddressReserve)", 0, length,
-             cuda_.cuMemAddressReserve(&address, length, alignment, 0, 0));
+             cuda_.cuMemAddressReserve(&address, length, std::max(alignment, chunk_), 0, 0));
   const Range range{address, length};
+  if (address % chunk_ != 0) {
+    forget(range, 0);
+    throw DriverError("reserve (cuMemAddressReserve)", address, length, "not aligned",
+                      "CUDA was asked for addresses at a multiple of " + std::to_string(chunk_));
+  }
   std::size_t known = 0;
   try {
     make_known(range, &known);

@@ -19,7 +19,7 @@ namespace nvidia {
 class CudaReservations {
  public:
   // `chunk` is how much one call makes known to CUDA, and how much memory that costs: a
-  // multiple of 2 MiB.
+  // power of two from 2 MiB on. Chunks begin at multiples of it; see borders.hpp.
   CudaReservations(CudaContextPtr context, std::size_t chunk);
   // Gives everything back, as far as CUDA still answers.
   ~CudaReservations();

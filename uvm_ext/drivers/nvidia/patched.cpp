@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/errors.hpp"
+#include "drivers/nvidia/borders.hpp"
 
 namespace pyvattn {
 namespace {
@@ -57,6 +58,7 @@ PatchedDriver::PatchedDriver(const nvidia::Platform& platform, int device, std::
                              Capabilities capabilities, std::size_t chunk)
     : capabilities_(std::move(capabilities)),
       page_size_(page_size),
+      chunk_(chunk),
       context_(std::make_shared<CudaContext>(*platform.cuda, device)),
       addresses_(context_, chunk),
       probe_(addresses_.reserve(kHugePage, kHugePage)),
@@ -79,7 +81,8 @@ PatchedDriver::~PatchedDriver() { drop_everything(); }
 nvidia::UvmSpace PatchedDriver::open_space(const nvidia::Platform& platform) const {
   // Only UVM_UNMAP_EXTERNAL is used of UVM's own ioctls, and every known release has the
   // same parameters for it.
-  return nvidia::UvmSpace(*platform.system, nvidia::layout_rows().back().layout, gpu_.uuid, probe_);
+  return nvidia::UvmSpace(*platform.system, nvidia::layout_rows().back().layout, gpu_.uuid, probe_,
+                          chunk_);
 }
 
 nvidia::PatchQuery PatchedDriver::require_gpu() const {
@@ -192,7 +195,7 @@ void PatchedDriver::free_slab(SlabId id) {
 
 void PatchedDriver::add_zeros(const Zeros& zeros, Range range, Entries* entries) const {
   while (range.length > 0) {
-    const std::size_t bytes = std::min(range.length, zeros.bytes);
+    const std::size_t bytes = std::min(nvidia::bytes_to_border(range, chunk_), zeros.bytes);
     uvm_vattn_map_entry entry{};
     entry.address = range.address;
     entry.handle = zeros.handle;
@@ -213,13 +216,16 @@ PatchedDriver::Entries PatchedDriver::page_entries(const std::vector<MapEntry>& 
       throw DriverError("map", page.address, page.length, "unknown slab",
                         "slab " + std::to_string(page.slab));
     }
-    uvm_vattn_map_entry entry{};
-    entry.address = page.address;
-    entry.handle = found->second.handle;
-    entry.first_page = static_cast<std::uint32_t>(page.offset / page_size_);
-    entry.page_count = static_cast<std::uint32_t>(page.length / page_size_);
-    entry.flags = UVM_VATTN_MAP_REPLACE;
-    entries.push_back(entry);
+    nvidia::for_each_chunk({page.address, page.length}, chunk_, [&](const Range& part) {
+      const std::size_t offset = page.offset + (part.address - page.address);
+      uvm_vattn_map_entry entry{};
+      entry.address = part.address;
+      entry.handle = found->second.handle;
+      entry.first_page = static_cast<std::uint32_t>(offset / page_size_);
+      entry.page_count = static_cast<std::uint32_t>(part.length / page_size_);
+      entry.flags = UVM_VATTN_MAP_REPLACE;
+      entries.push_back(entry);
+    });
   }
   return entries;
 }
@@ -281,6 +287,7 @@ void PatchedDriver::map(const std::vector<MapEntry>& batch) {
   if (batch.empty()) return;
   require_sound("map", {batch.front().address, batch.front().length});
   Entries entries = page_entries(batch);
+  const std::size_t pages = entries.size();
   const std::vector<Address> regions = regions_to_refine(batch);
   std::vector<Range> sorted;
   if (!regions.empty()) sorted = ranges_of(batch);
@@ -295,18 +302,18 @@ void PatchedDriver::map(const std::vector<MapEntry>& batch) {
     for (const Address region : regions) fine_regions_.set({region, kHugePage}, true);
     return;
   }
-  undo_map(batch, regions, entries, done);
+  undo_map(regions, entries, pages, done);
   fail(failure, "map (UVM_VATTN_MAP)");
 }
 
-// Calls before the one that failed were carried out: `done` entries.
-void PatchedDriver::undo_map(const std::vector<MapEntry>& batch,
-                             const std::vector<Address>& regions, const Entries& entries,
-                             std::size_t done) noexcept {
+// Calls before the one that failed were carried out: `done` entries, of which the first
+// `pages` map pages and the others zeros.
+void PatchedDriver::undo_map(const std::vector<Address>& regions, const Entries& entries,
+                             std::size_t pages, std::size_t done) noexcept {
   Entries zeros;
   const Zeros& small = fine() ? fine_zeros_ : coarse_zeros_;
-  for (std::size_t i = 0; i < std::min(done, batch.size()); ++i) {
-    add_zeros(small, {batch[i].address, batch[i].length}, &zeros);
+  for (std::size_t i = 0; i < std::min(done, pages); ++i) {
+    add_zeros(small, {entries[i].address, bytes_of(entries[i])}, &zeros);
   }
   std::size_t undone = 0;
   if (!zeros.empty() && !send(zeros, &undone).answer.ok() && !is_lost()) broken_ = true;

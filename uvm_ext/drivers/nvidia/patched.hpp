@@ -79,13 +79,14 @@ class PatchedDriver final : public Driver {
   std::size_t bytes_of(const uvm_vattn_map_entry& entry) const;
   Failure take_away(const std::vector<Address>& regions) noexcept;
   void put_back(const std::vector<Address>& regions) noexcept;
-  void undo_map(const std::vector<MapEntry>& batch, const std::vector<Address>& regions,
-                const Entries& entries, std::size_t done) noexcept;
+  void undo_map(const std::vector<Address>& regions, const Entries& entries, std::size_t pages,
+                std::size_t done) noexcept;
   // In as few calls as the module allows; `done` counts the entries that are carried out.
   Failure send(const Entries& entries, std::size_t* done) const noexcept;
 
   const Capabilities capabilities_;
   const std::size_t page_size_;
+  const std::size_t chunk_;
   const CudaContextPtr context_;
   nvidia::CudaReservations addresses_;
   const Range probe_;

@@ -67,7 +67,7 @@ StockUvmDriver::StockUvmDriver(const nvidia::Platform& platform, int device, std
       staging_(addresses_.reserve(chunk, kHugePage)),
       gpu_(or_refuse([&] { return nvidia::identify_gpu(platform, device); })),
       uvm_(or_refuse(
-          [&] { return nvidia::UvmSpace(*platform.system, layout_, gpu_.uuid, staging_); })),
+          [&] { return nvidia::UvmSpace(*platform.system, layout_, gpu_.uuid, staging_, chunk); })),
       rm_(or_refuse(
           [&] { return nvidia::RmClient(*platform.system, layout_, gpu_.uuid, gpu_.minor); })),
       bytes_(context_),

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "core/errors.hpp"
+#include "drivers/nvidia/borders.hpp"
 
 namespace pyvattn {
 namespace nvidia {
@@ -41,9 +42,11 @@ Answer call_unmap(System& system, const Layout& layout, int fd, Parameters& call
 
 }  // namespace
 
-UvmSpace::UvmSpace(System& system, const Layout& layout, const Uuid& uuid, const Range& probe)
+UvmSpace::UvmSpace(System& system, const Layout& layout, const Uuid& uuid, const Range& probe,
+                   std::size_t chunk)
     : system_(system),
       layout_(layout),
+      chunk_(chunk),
       file_(find(system, layout, uuid, probe)),
       map_call_(map_parameters(layout, uuid)),
       unmap_call_(unmap_parameters(layout, uuid)) {}
@@ -71,13 +74,21 @@ File UvmSpace::find(System& system, const Layout& layout, const Uuid& uuid, cons
 
 Answer UvmSpace::map(const Range& range, const MemoryRef& memory, std::size_t offset,
                      std::uint32_t mapping_type) noexcept {
-  map_call_.set<std::uint64_t>(kBase, range.address);
-  map_call_.set<std::uint64_t>(kLength, range.length);
-  map_call_.set<std::uint64_t>(kOffset, offset);
   map_call_.set<std::uint32_t>(layout_.map_per_gpu + kMappingType, mapping_type);
   map_call_.set<std::int32_t>(layout_.map_rm_control_fd, memory.control_fd);
   map_call_.set<Handle>(layout_.map_client, memory.client);
   map_call_.set<Handle>(layout_.map_memory, memory.memory);
+  Answer answer;
+  for_each_chunk(range, chunk_, [&](const Range& part) {
+    if (answer.ok()) answer = map_part(part, offset + (part.address - range.address));
+  });
+  return answer;
+}
+
+Answer UvmSpace::map_part(const Range& range, std::size_t offset) noexcept {
+  map_call_.set<std::uint64_t>(kBase, range.address);
+  map_call_.set<std::uint64_t>(kLength, range.length);
+  map_call_.set<std::uint64_t>(kOffset, offset);
   map_call_.set<Status>(layout_.map_status, kUnwritten);
   Answer answer;
   answer.error = system_.ioctl(file_.get(), layout_.map_number, map_call_.data());
@@ -86,7 +97,12 @@ Answer UvmSpace::map(const Range& range, const MemoryRef& memory, std::size_t of
 }
 
 Answer UvmSpace::unmap(const Range& range) noexcept {
-  return call_unmap(system_, layout_, file_.get(), unmap_call_, range);
+  Answer first;
+  for_each_chunk(range, chunk_, [&](const Range& part) {
+    const Answer answer = call_unmap(system_, layout_, file_.get(), unmap_call_, part);
+    if (first.ok()) first = answer;
+  });
+  return first;
 }
 
 }  // namespace nvidia

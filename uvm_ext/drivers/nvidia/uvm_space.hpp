@@ -23,15 +23,19 @@ struct MemoryRef {
 
 class UvmSpace {
  public:
-  // Finds the descriptor whose address space owns `probe`, addresses that CUDA reserved.
-  // Nothing is mapped there afterwards. Throws DriverUnavailable where there is none.
-  UvmSpace(System& system, const Layout& layout, const Uuid& uuid, const Range& probe);
+  // Finds the descriptor whose address space owns `probe`, addresses that CUDA reserved
+  // in chunks of `chunk` bytes. Nothing is mapped there afterwards. Throws
+  // DriverUnavailable where there is none.
+  UvmSpace(System& system, const Layout& layout, const Uuid& uuid, const Range& probe,
+           std::size_t chunk);
 
-  // One call, whatever the length. UVM takes the largest page-table entries that
-  // address, length, offset and memory allow. What is mapped there already is taken away
-  // first, also where the call then fails.
+  // One call for each chunk that the range touches. UVM takes the largest page-table
+  // entries that address, length, offset and memory allow. What is mapped there already
+  // is taken away first, also where the call then fails; after a failure the rest of the
+  // range is as it was.
   Answer map(const Range& range, const MemoryRef& memory, std::size_t offset,
              std::uint32_t mapping_type) noexcept;
+  // All of the range, also where a part fails; the answer is the first failure.
   Answer unmap(const Range& range) noexcept;
 
   int fd() const { return file_.get(); }
@@ -39,8 +43,11 @@ class UvmSpace {
  private:
   static File find(System& system, const Layout& layout, const Uuid& uuid, const Range& probe);
 
+  Answer map_part(const Range& range, std::size_t offset) noexcept;
+
   System& system_;
   const Layout& layout_;
+  const std::size_t chunk_;
   // A copy, so that the number cannot come to mean another file once CUDA closes its own.
   const File file_;
   // Zeroed once: a call sets the few fields that change.
