@@ -67,12 +67,31 @@ def test_bandwidth_of_new_and_of_reused_memory():
     options = bandwidth.Options(driver="cumem-emulated", rounds=3, total=16)
     found = {measure.name: measure.value for measure in bandwidth.measure(options)}
     assert list(found) == [
-        "new memory, extents of 2.00 MiB",
-        "reused memory, extents of 2.00 MiB",
-        "new memory, extents of 8.00 MiB",
-        "reused memory, extents of 8.00 MiB",
+        f"cumem-emulated, {kind}, extents of {size}"
+        for size in ("2.00 MiB", "8.00 MiB")
+        for kind in ("new memory", "reused memory")
     ]
     assert all(value > 0 for value in found.values())
+
+
+def test_two_drivers_are_compared_where_both_have_such_extents():
+    options = bandwidth.Options(driver="host", against="cumem-emulated", rounds=3, total=16)
+    found = {measure.name: measure for measure in bandwidth.measure(options)}
+    ratios = [name for name in found if name.startswith("time, host / cumem-emulated")]
+    assert len(ratios) == 4  # two sizes, new and reused
+    assert "host, reused memory, extents of 64.0 KiB" in found
+    ours, theirs = (
+        found[f"{driver}, reused memory, extents of 8.00 MiB"].value
+        for driver in ("host", "cumem-emulated")
+    )
+    ratio = found["time, host / cumem-emulated, reused memory, extents of 8.00 MiB"]
+    assert ratio.low <= ratio.value <= ratio.high
+    assert (ratio.value > 1) == (ours < theirs) or ratio.low <= 1 <= ratio.high
+
+
+def test_a_driver_is_not_compared_with_itself():
+    with pytest.raises(ConfigError, match="cumem-emulated"):
+        list(bandwidth.measure(bandwidth.Options("cumem-emulated", against="cumem-emulated")))
 
 
 # --- capacity ---

@@ -77,9 +77,13 @@ def api(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -
 @click.command()
 @click.option("--rounds", type=click.IntRange(min=3), default=15, help="Of each size [15].")
 @click.option("--total", type=click.IntRange(min=2), default=256, help="MiB a round [256].")
+@click.option("--against", help="A second driver, measured by turns with the first.")
 @_driver_options(page_size=None)
 def bandwidth(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
-    """Time how fast memory becomes usable, by extent size."""
+    """Time how fast memory becomes usable, by extent size.
+
+    With --against the exit code is 1 if a target is missed.
+    """
     run_bench(ctx, "bandwidth", options, out, as_json)
 
 
