@@ -22,6 +22,7 @@ class FlashAttention2Kernel(Kernel):
 
     name = "flash-attn-2"
     supports = "float16 and bfloat16, head dims to 256, CUDA graphs"
+    capturable = True
 
     def unavailable(self) -> str | None:
         """See :meth:`Kernel.unavailable`."""

@@ -17,6 +17,22 @@ from pyvattn.errors import TensorError
 Indices = Sequence[int] | Tensor
 
 
+class KnownIndices(tuple[int, ...]):
+    """Indices that the host knows and that lie on a device as well.
+
+    Kernels of either kind read them without a transfer. ``tensor`` is int32.
+    """
+
+    tensor: Tensor
+
+    @classmethod
+    def of(cls, values: Sequence[int], tensor: Tensor) -> KnownIndices:
+        """Join ``values`` and the tensor that holds the same."""
+        indices = cls(values)
+        indices.tensor = tensor.to(torch.int32)
+        return indices
+
+
 @dataclass(frozen=True)
 class Problem:
     """One layer's attention for a batch of slots.
@@ -99,6 +115,8 @@ class Kernel(ABC):
     name: str
     #: What the kernel takes, in a few words for people.
     supports: str
+    #: Whether slots and lengths are read on the device only, so that a CUDA graph can hold a call.
+    capturable = False
 
     def unavailable(self) -> str | None:
         """Say why the kernel cannot run on this machine, or return ``None``."""
@@ -135,6 +153,8 @@ def _to_host(indices: Indices) -> tuple[int, ...]:
 
 
 def _to_device(indices: Indices, device: torch.device) -> Tensor:
+    if isinstance(indices, KnownIndices):
+        indices = indices.tensor
     if isinstance(indices, Tensor):
         return indices.to(device=device, dtype=torch.int32)
     return torch.tensor(_to_host(indices), dtype=torch.int32, device=device)

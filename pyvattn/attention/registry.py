@@ -13,6 +13,7 @@ from pyvattn.attention.problem import Kernel, Problem
 from pyvattn.attention.reference import ReferenceKernel
 from pyvattn.attention.sdpa import SdpaKernel
 from pyvattn.attention.sdpa_backends import sdpa_backends
+from pyvattn.attention.varlen import VarlenKernel
 from pyvattn.errors import ConfigError, UnsupportedError
 
 # "auto" takes the first that is available and can do the problem.
@@ -84,6 +85,7 @@ def _objection(kernel: Kernel, problem: Problem) -> str | None:
 # Those that take a whole batch at once come first.
 register(FlashAttention3Kernel())
 register(FlashAttention2Kernel())
+register(VarlenKernel())
 register(FlashAttention4Kernel())
 register(FlashInferKernel())
 register(SdpaKernel())

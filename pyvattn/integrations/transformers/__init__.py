@@ -9,7 +9,11 @@ with the library. For ``generate``::
     with VAttentionCache.for_model(model, **options) as cache:
         model.generate(**inputs, past_key_values=cache)
 
-and for continuous batching, :class:`Engine`.
+and for many prompts by continuous batching::
+
+    requests = generate_batch(model, prompts, max_new_tokens=128, memory="20GiB")
+
+with :class:`Engine` beneath it for requests that come one by one.
 
 Raises :class:`~pyvattn.errors.MissingDependency` where torch or transformers
 is not installed.
@@ -29,10 +33,20 @@ except ImportError as error:
 
 from pyvattn.integrations.transformers.cache import VAttentionCache
 from pyvattn.integrations.transformers.engine import Engine
+from pyvattn.integrations.transformers.generate import generate_batch
 from pyvattn.integrations.transformers.interface import ATTENTION, register_attention
 from pyvattn.integrations.transformers.request import Request
+from pyvattn.integrations.transformers.sampling import choose_by
 from pyvattn.integrations.transformers.spec import spec_for
 
-__all__ = ["ATTENTION", "Engine", "Request", "VAttentionCache", "spec_for"]
+__all__ = [
+    "ATTENTION",
+    "Engine",
+    "Request",
+    "VAttentionCache",
+    "choose_by",
+    "generate_batch",
+    "spec_for",
+]
 
 register_attention()

@@ -111,7 +111,7 @@ class VAttentionCache(ContiguousCache):
         self.kv.step(dict(zip(self._rows, lengths, strict=True)))
         self._prefetch(lengths)
         self._real_after = real
-        self._pass = ForwardPass(self.kv, slots, lengths, counts, queries, device)
+        self._pass = ForwardPass.of_batch(self.kv, slots, lengths, counts, queries, device)
         return self._pass
 
     def finish(self) -> None:

@@ -1,41 +1,59 @@
-"""Continuous batching over the slots of a cache, small enough to read.
+"""Continuous batching over the slots of a cache.
 
-Requests join as soon as a slot and its pages are there, and leave as soon as
-they are done, while the others run on. Nothing is moved or gathered: every
-request's K and V stay in its slot, and each step only says how long the slots
-are.
+Requests join as soon as a slot and its pages are there, and leave as soon as they are
+done, while the others run on. Nothing is moved or gathered: every request's K and V
+stay in its slot, and each step only says how long the slots are. Which token comes
+next is decided on the device; the host reads the tokens of a step once, and on CUDA
+only after the next step was launched, so the device never waits for it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from pyvattn.errors import LengthError, OutOfMemory, SpecError
-from pyvattn.integrations.transformers.base import ContiguousCache
-from pyvattn.integrations.transformers.forward import ForwardPass
+from pyvattn.integrations.transformers.decode import DeviceBatch
+from pyvattn.integrations.transformers.graphs import wants_graphs
 from pyvattn.integrations.transformers.interface import ATTENTION
+from pyvattn.integrations.transformers.readback import Readback
 from pyvattn.integrations.transformers.request import Request
+from pyvattn.integrations.transformers.sampling import Choose, greedy
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from transformers import PreTrainedModel
 
     from pyvattn.cache import KVCache, Slot
 
 
 class Engine:
-    """Greedy decoding of many requests with one model and one cache.
+    """Decoding of many requests with one model and one cache, step by step.
 
-    The model is switched to the attention implementation ``"pyvattn"``; the
-    cache stays the caller's, who closes it after :meth:`close`. One thread.
+    The model is switched to the attention implementation ``"pyvattn"``; the cache stays
+    the caller's, who closes it after :meth:`close`. One thread.
 
-    A request ends with any of ``stop_tokens`` or its own limit. ``on_step`` is
-    called in every step once the new tokens are known and before finished
-    requests leave: to stream them, or to watch.
+    A request ends with any of ``stop_tokens`` or its own limit. ``on_step`` is called in
+    every step once new tokens are known and before finished requests leave: to stream
+    them, or to watch. ``choose`` picks tokens from logits (see
+    :func:`~pyvattn.integrations.transformers.sampling.choose_by`; default: greedy).
+
+    A step runs at most ``max_prefill_tokens`` tokens of prompts, longer ones in chunks,
+    and one token of every request whose prompt is done. At most ``max_batch`` requests run
+    at once; by default as many as the cache has slots.
+
+    ``graphs=None`` captures the decode step as a CUDA graph for each batch size where the
+    device and the attention kernel allow it, ``True`` insists and ``False`` does without.
+    It takes one slot of the cache for itself. With ``lookahead`` the tokens of a step are
+    read after the next step was launched; a request that says a stop token is then run one
+    token further, which is dropped. It is on by default on CUDA.
+
+    Raises :class:`~pyvattn.errors.UnsupportedError` where ``graphs=True`` cannot be, and
+    :class:`~pyvattn.errors.SpecError` for numbers that make no sense.
     """
 
     def __init__(
@@ -44,7 +62,17 @@ class Engine:
         cache: KVCache,
         stop_tokens: Collection[int] = (),
         on_step: Callable[[Engine], None] | None = None,
+        *,
+        choose: Choose = greedy,
+        max_batch: int | None = None,
+        max_prefill_tokens: int = 8192,
+        graphs: bool | None = None,
+        lookahead: bool | None = None,
     ) -> None:
+        for name, count in (("max_batch", max_batch), ("max_prefill_tokens", max_prefill_tokens)):
+            if count is not None and count < 1:
+                raise SpecError(f"{name}={count}: use at least 1")
+        self.graphs = wants_graphs(model, cache, graphs)
         model.set_attn_implementation(ATTENTION)
         self.model = model
         self.cache = cache
@@ -52,7 +80,13 @@ class Engine:
         self.on_step = on_step
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
-        self._batch = _Batch(cache)
+        self._max_batch = cache.spec.max_slots if max_batch is None else max_batch
+        self._max_prefill_tokens = max_prefill_tokens
+        self._lookahead = model.device.type == "cuda" if lookahead is None else lookahead
+        self._scratch = self._take_scratch() if self.graphs else None
+        self._batch = DeviceBatch(model, cache, choose, self._scratch)
+        self._unread: deque[Readback] = deque()
+        self._finished: list[Request] = []
 
     @property
     def busy(self) -> bool:
@@ -62,7 +96,8 @@ class Engine:
     def submit(self, prompt: Sequence[int], max_new_tokens: int) -> Request:
         """Queue a prompt of token ids; it runs from one of the next steps on.
 
-        Raises :class:`~pyvattn.errors.LengthError` if it cannot fit in a slot.
+        Raises :class:`~pyvattn.errors.LengthError` if it cannot fit in a slot, and
+        :class:`~pyvattn.errors.SpecError` for an empty prompt or no token to generate.
         """
         if not prompt or max_new_tokens < 1:
             raise SpecError(
@@ -82,24 +117,24 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Request]:
-        """Run one iteration: admit, back, compute, retire. Returns the requests that finished.
+        """Run one iteration: back, compute, read, retire. Returns the requests that finished.
 
-        Raises :class:`~pyvattn.errors.OutOfMemory` only where a request does
-        not fit even alone; that request is dropped, the others go on with the
-        next call. Raises :class:`~pyvattn.errors.OutOfSlots` where others hold
-        every slot of the cache.
+        Raises :class:`~pyvattn.errors.OutOfMemory` only where a request does not fit even
+        alone; that request is dropped, the others go on with the next call. Raises
+        :class:`~pyvattn.errors.OutOfSlots` where others hold every slot of the cache.
         """
-        joined = self._admit()
+        launched = Readback()
         self._back()
-        going = [request for request in self.running if request not in joined]
-        for request in joined:
-            if request in self.running:
-                self._compute([request], request.tokens)
-        if going:
-            self._compute(going, [request.tokens[-1] for request in going])
-        if self.on_step is not None:
-            self.on_step(self)
-        return self._retire()
+        try:
+            self._decode(launched)
+            self._prefill(launched)
+        finally:
+            if launched.requests:
+                launched.begin()
+                self._unread.append(launched)
+        self._read(keep=1 if self._lookahead and launched.requests else 0)
+        finished, self._finished = self._finished, []
+        return finished
 
     def run(self) -> list[Request]:
         """Step until every request is done; returns them in the order they finished."""
@@ -115,123 +150,176 @@ class Engine:
         elif request in self.running:
             self._leave(request)
 
+    @torch.inference_mode()
+    def capture(self, most: int) -> None:
+        """Capture the decode step of every batch size to ``most`` now, not when it first occurs.
+
+        Does nothing without graphs.
+        """
+        if self.graphs:
+            self._batch.capture_to(most)
+
     def close(self) -> None:
         """Drop every request and release their slots."""
         self.waiting.clear()
+        self._unread.clear()
         while self.running:
             self._leave(self.running[-1])
+        if self._scratch is not None:
+            scratch, self._scratch = self._scratch, None
+            self.cache.release(scratch)
 
-    def _admit(self) -> list[Request]:
-        """Give waiting requests a slot while slots and pages last, first come first served."""
-        joined: list[Request] = []
-        while self.waiting and self._has_room(self.waiting[0]):
-            request = self.waiting[0]
-            request.slot = self.cache.acquire(tokens=request.length)
-            self.running.append(self.waiting.popleft())
-            joined.append(request)
-        return joined
+    def __enter__(self) -> Engine:
+        return self
 
-    def _has_room(self, request: Request) -> bool:
-        """Whether ``request`` may join. The only one is always tried: it can wait for nobody."""
-        return not self.running or self.cache.can_admit(request.length)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- memory ---
+
+    def _take_scratch(self) -> Slot:
+        """Return a slot with one token backed, which fills up captured batches."""
+        slot = self.cache.acquire(tokens=1)
+        try:
+            self.cache.step({slot: 1})
+        except BaseException:
+            self.cache.release(slot)
+            raise
+        return slot
 
     def _back(self) -> None:
-        """Back this step's tokens, and let the next step's be mapped while the model computes."""
-        while self.running:
+        """Back the next token of every request that decodes, and have the one after it mapped."""
+        while True:
+            decoding = [request for request in self.running if request.decoding]
             try:
-                self.cache.step(self._lengths(ahead=0))
+                self.cache.step({_slot(each): each.cached + 1 for each in decoding})
             except OutOfMemory:
-                self._preempt()
+                self._make_room()
             else:
-                self.cache.prefetch(self._lengths(ahead=1))
-                return
+                break
+        most = self.cache.spec.max_tokens
+        self.cache.prefetch({_slot(each): min(each.cached + 2, most) for each in decoding})
 
-    def _lengths(self, ahead: int) -> dict[Slot, int]:
-        room = self.cache.spec.max_tokens
-        return {_slot(each): min(each.length + ahead, room) for each in self.running}
-
-    def _preempt(self) -> None:
+    def _make_room(self) -> None:
         """Send the youngest request back to wait; its tokens are computed anew when it returns."""
+        before = len(self.running)
+        self._read(keep=0)
+        if len(self.running) < before:
+            return
         youngest = self.running[-1]
-        alone = len(self.running) == 1
         self._leave(youngest)
-        if alone:
-            raise OutOfMemory(
-                f"a request of {youngest.length} tokens does not fit in the cache even alone and "
-                "was dropped: raise the cache's memory limit"
-            )
+        if not self.running:
+            raise _too_large(youngest)
         self.waiting.appendleft(youngest)
 
-    def _compute(self, requests: list[Request], tokens: list[int]) -> None:
-        """Run the model on ``tokens``, equally many for each request; each gains one token."""
-        inputs = torch.tensor(tokens, device=self.model.device).view(len(requests), -1)
-        slots = [_slot(request) for request in requests]
-        lengths = [request.length for request in requests]
-        logits = self._batch.forward(self.model, slots, lengths, inputs)
-        for request, token in zip(requests, logits.argmax(dim=-1).tolist(), strict=True):
-            request.output.append(token)
+    def _admit(self) -> Request | None:
+        """Give the first that waits a slot with all its tokens backed, if they are to be had.
 
-    def _retire(self) -> list[Request]:
-        """Release the slots of requests that are done."""
-        done = [request for request in self.running if self._is_done(request)]
-        for request in done:
+        The only one is always tried: it can wait for nobody.
+        """
+        if not self.waiting or len(self.running) >= self._max_batch:
+            return None
+        request = self.waiting[0]
+        if self.running and not self.cache.can_admit(request.length):
+            return None
+        slot = self.cache.acquire(tokens=request.length)
+        try:
+            self.cache.step({slot: request.length})
+        except BaseException as error:
+            self.cache.release(slot)
+            if not isinstance(error, OutOfMemory):
+                raise
+            if self.running:
+                return None
+            self.waiting.popleft()
+            raise _too_large(request) from error
+        self.waiting.popleft()
+        request.slot, request.cached, request.started = slot, 0, len(request.output)
+        self.running.append(request)
+        return request
+
+    def _leave(self, request: Request) -> None:
+        """Release the slot. The device may still be at work on it: the cache waits for that."""
+        self.running.remove(request)
+        slot = _slot(request)
+        request.slot, request.ready = None, False
+        self.cache.release(slot)
+
+    # --- computing ---
+
+    def _decode(self, launched: Readback) -> None:
+        """Add a token to every request whose slot is filled."""
+        decoding = [request for request in self.running if request.decoding]
+        if not decoding:
+            return
+        slots = [int(_slot(request)) for request in decoding]
+        tokens = self._batch.decode(slots, [request.cached + 1 for request in decoding])
+        for request in decoding:
+            request.cached += 1
+            request.started += 1
+        launched.add(decoding, tokens)
+
+    def _prefill(self, launched: Readback) -> None:
+        """Run as many tokens of prompts as a step may, in one packed batch."""
+        room = self._max_prefill_tokens
+        chunks: list[tuple[Request, int]] = []
+        for request in self._unfilled():
+            end = min(request.length, request.cached + room)
+            chunks.append((request, end))
+            room -= end - request.cached
+            if not room:
+                break
+        if not chunks:
+            return
+        tokens = self._batch.prefill(
+            [(int(_slot(each)), each.tokens[each.cached : end], end) for each, end in chunks]
+        )
+        for request, end in chunks:
+            request.cached = end
+        # Only the last chunk can end before its request does.
+        filled = [request for request, end in chunks if end == request.length]
+        for request in filled:
+            request.ready = True
+            request.started += 1
+        if filled:
+            launched.add(filled, tokens[: len(filled)])
+
+    def _unfilled(self) -> Iterator[Request]:
+        """Yield the requests whose prompts are to be run, then admit more as they are asked for."""
+        yield from [request for request in self.running if not request.ready]
+        while (request := self._admit()) is not None:
+            yield request
+
+    def _read(self, keep: int) -> None:
+        """Read the tokens of all but the newest ``keep`` launches, and let go who is done."""
+        while len(self._unread) > keep:
+            for request, slot, token in self._unread.popleft().tokens():
+                if request.slot is slot and not self._is_done(request):
+                    request.output.append(token)
+        if self.on_step is not None:
+            self.on_step(self)
+        for request in [each for each in self.running if self._is_done(each)]:
             request.done = True
             self._leave(request)
-        return done
+            self._finished.append(request)
 
     def _is_done(self, request: Request) -> bool:
         full = len(request.output) >= request.max_new_tokens
-        return full or request.output[-1] in self.stop_tokens
-
-    def _leave(self, request: Request) -> None:
-        self.running.remove(request)
-        slot, request.slot = _slot(request), None
-        self.cache.release(slot)
-
-
-class _Batch(ContiguousCache):
-    """The library's view of whichever requests a forward pass is for."""
-
-    def forward(
-        self, model: PreTrainedModel, slots: list[Slot], lengths: list[int], inputs: Tensor
-    ) -> Tensor:
-        """Run ``[batch, tokens]`` of the newest tokens; returns logits ``[batch, vocabulary]``.
-
-        ``lengths`` count these tokens, which the cache has backed already.
-        """
-        queries = inputs.shape[1]
-        self._pass = ForwardPass(
-            self.kv,
-            slots=tuple(int(slot) for slot in slots),
-            lengths=tuple(lengths),
-            counts=(queries,) * len(slots),
-            queries=queries,
-            device=inputs.device,
-        )
-        last = torch.tensor(lengths, device=inputs.device)[:, None]
-        positions = last + torch.arange(-queries, 0, device=inputs.device)
-        outputs = model(
-            input_ids=inputs,
-            position_ids=positions,
-            past_key_values=self,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits: Tensor = outputs.logits[:, -1]
-        return logits
-
-    def begin(
-        self, batch_size: int, queries: int, padding_mask: Tensor | None, device: torch.device
-    ) -> ForwardPass:
-        """Return the pass that :meth:`forward` prepared."""
-        assert self._pass is not None
-        return self._pass
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the tokens of the longest row; positions are given, so only masks ask."""
-        return 0 if self._pass is None else max(self._pass.lengths) - self._pass.queries
+        return full or (bool(request.output) and request.output[-1] in self.stop_tokens)
 
 
 def _slot(request: Request) -> Slot:
     assert request.slot is not None
     return request.slot
+
+
+def _too_large(request: Request) -> OutOfMemory:
+    return OutOfMemory(
+        f"a request of {request.length} tokens does not fit in the cache even alone and was "
+        "dropped: raise the cache's memory limit"
+    )

@@ -1,0 +1,84 @@
+"""torch's variable-length attention, torch.nn.attention.varlen.varlen_attn.
+
+It is the FlashAttention that torch itself brings, so it runs where no other package
+is installed. A layer's K and V go in as one run of tokens, from the first slot to the
+last: a row's keys begin where its slot begins, ``seqused_k`` says how many there are,
+and nothing between the slots is read. All of that stays on the device.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from inspect import signature
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from pyvattn.attention import optional
+from pyvattn.attention.problem import Kernel, Problem
+from pyvattn.attention.rows import blank_padding
+
+_MODULE = "torch.nn.attention.varlen"
+_HEAD_DIMS = tuple(range(8, 257, 8))
+_MOST_TOKENS = 2**31 - 1  # starts and lengths are int32
+
+
+class VarlenKernel(Kernel):
+    """torch's own FlashAttention with a start and a length for each row."""
+
+    name = "torch-varlen"
+    supports = "float16 and bfloat16, head dims to 256, CUDA graphs"
+    capturable = True
+
+    def unavailable(self) -> str | None:
+        """See :meth:`Kernel.unavailable`."""
+        return _why_too_old() or optional.why_no_device((8, 0))
+
+    def unsupported(self, problem: Problem) -> str | None:
+        """See :meth:`Kernel.unsupported`."""
+        for cached in (problem.k, problem.v):
+            if cached.stride(0) % cached.stride(1):
+                return "the slots of this cache do not lie a whole number of tokens apart"
+            if _one_run(cached).shape[0] > _MOST_TOKENS:
+                return f"it counts to {_MOST_TOKENS} tokens, the slots of this cache span more"
+        return optional.why_not_flash(problem, _HEAD_DIMS)
+
+    def attend(self, problem: Problem) -> Tensor:
+        """See :meth:`Kernel.attend`."""
+        batch, queries, q_heads, head_dim = problem.q.shape
+        device = problem.q.device
+        spacing = problem.k.stride(0) // problem.k.stride(1)
+        out: Tensor = optional.load(_MODULE).varlen_attn(
+            problem.q.reshape(batch * queries, q_heads, head_dim),
+            _one_run(problem.k),
+            _one_run(problem.v),
+            torch.arange(batch + 1, dtype=torch.int32, device=device) * queries,
+            # Only the starts are read where seqused_k is given; the last entry is an end.
+            pad(problem.device_slots * spacing, (0, 1)),
+            queries,
+            problem.k.shape[1],
+            scale=problem.scale,
+            window_size=(-1, 0) if problem.causal else (-1, -1),
+            enable_gqa=True,
+            seqused_k=problem.device_lengths,
+        )
+        return blank_padding(out.view(problem.q.shape), problem)
+
+
+def _one_run(cached: Tensor) -> Tensor:
+    """View ``[slots, tokens, heads, dim]`` as ``[tokens from the first slot to the last, …]``."""
+    slots, tokens, heads, dim = cached.shape
+    apart, *strides = cached.stride()
+    total = (slots - 1) * (apart // strides[0]) + tokens
+    return cached.as_strided((total, heads, dim), tuple(strides))
+
+
+@cache
+def _why_too_old() -> str | None:
+    if reason := optional.why_not_importable(_MODULE, "pip install 'torch>=2.12'"):
+        return reason
+    known = signature(optional.load(_MODULE).varlen_attn).parameters
+    if "seqused_k" not in known or "enable_gqa" not in known:
+        return f"torch {torch.__version__} has no varlen_attn with seqused_k: install torch 2.12"
+    return None

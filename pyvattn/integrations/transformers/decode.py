@@ -1,0 +1,185 @@
+"""The state of all slots on the device, and the step that adds a token to some of them.
+
+Tokens and lengths are kept by slot, so a batch is only a list of slots: a request that
+joins or leaves changes that list and nothing else. Everything a step reads and writes
+has a fixed address, K and V too, so on CUDA a step is captured once for each batch size
+and replayed while slots grow, join and leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyvattn.attention.problem import KnownIndices
+from pyvattn.errors import UnsupportedError
+from pyvattn.integrations.transformers.base import ContiguousCache
+from pyvattn.integrations.transformers.forward import ForwardPass, Part, upload
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pyvattn.cache import KVCache, Slot
+    from pyvattn.integrations.transformers.sampling import Choose
+
+
+class DeviceBatch:
+    """Runs a model over the slots of a cache; the host reads no value.
+
+    ``scratch`` is a slot of one backed token that fills up captured batches: with it
+    steps are captured as CUDA graphs, without it they run as they are.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, cache: KVCache, choose: Choose, scratch: Slot | None
+    ) -> None:
+        slots = cache.spec.max_slots
+        self._model = model
+        self._choose = choose
+        self._scratch = None if scratch is None else int(scratch)
+        self._view = _View(cache)
+        self._tokens = torch.zeros(slots, dtype=torch.long, device=model.device)
+        self._lengths = torch.ones(slots, dtype=torch.long, device=model.device)
+        self._new = torch.zeros(slots, dtype=torch.long, device=model.device)
+        self._graphs: dict[int, tuple[Any, Tensor]] = {}
+        self._pool: Any = None
+        self._rows: tuple[int, ...] = ()
+
+    def prefill(self, chunks: Sequence[tuple[int, Sequence[int], int]]) -> Tensor:
+        """Run the newest tokens of some slots in one packed batch.
+
+        A chunk is ``(slot, tokens, end)``: its tokens stand before token ``end`` of the
+        slot. Returns ``[chunks]``: the token that follows each chunk, which is the slot's
+        next one where the chunk ends its prompt.
+        """
+        device = self._model.device
+        spans = [(slot, end - len(tokens), end) for slot, tokens, end in chunks]
+        step = ForwardPass.of_chunks(self._view.kv, spans, device)
+        inputs = upload([token for _, tokens, _ in chunks for token in tokens], device)
+        last = [span.stop - 1 for span in (part.span for part in step.parts) if span is not None]
+        logits = self._forward(step, inputs[None], step.positions, upload(last, device))[0]
+        new = self._choose(logits)
+        slots = upload([slot for slot, _, _ in spans], device)
+        self._tokens[slots] = new
+        self._lengths[slots] = upload([end for _, _, end in spans], device)
+        return new
+
+    def decode(self, slots: Sequence[int], lengths: Sequence[int]) -> Tensor:
+        """Add a token to each of ``slots``, which then hold ``lengths``; returns ``[slots]``.
+
+        The result is overwritten by the next call.
+        """
+        if self._scratch is not None:
+            self._replay(tuple(slots))
+        else:
+            device = self._model.device
+            rows, counts = upload(slots, device), upload(lengths, device)
+            part = Part(KnownIndices.of(slots, rows), KnownIndices.of(lengths, counts))
+            self._decode(rows, counts, part)
+        return self._new[: len(slots)]
+
+    def capture_to(self, most: int) -> None:
+        """Capture every batch size to ``most`` that is not yet, the largest first."""
+        sizes = {batch_size(rows, self._new.shape[0]) for rows in range(1, most + 1)}
+        # Graphs share memory; a smaller one fits in what a larger one left.
+        for size in sorted(sizes - self._graphs.keys(), reverse=True):
+            self._capture(size)
+
+    def _capture(self, size: int) -> None:
+        """Capture the step of ``size`` rows, which may be scratch in part.
+
+        Raises :class:`~pyvattn.errors.UnsupportedError` where the model cannot be captured.
+        """
+        device = self._model.device
+        rows = torch.full((size,), self._scratch or 0, dtype=torch.long, device=device)
+        graph = torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        try:
+            with torch.cuda.stream(side):
+                self._decode_captured(
+                    rows
+                )  # kernels are loaded and libraries set up before the capture
+            torch.cuda.current_stream(device).wait_stream(side)
+            # The mapper thread goes on mapping meanwhile: the capture is of this thread only.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                self._decode_captured(rows)
+        except RuntimeError as error:
+            raise UnsupportedError(
+                f"the decode step of {type(self._model).__name__} cannot be captured in a CUDA "
+                f"graph ({str(error).splitlines()[0]}): use graphs=False"
+            ) from error
+        self._pool = graph.pool()
+        self._graphs[size] = graph, rows
+
+    def _replay(self, slots: tuple[int, ...]) -> None:
+        size = batch_size(len(slots), self._new.shape[0])
+        if size not in self._graphs:
+            self._capture(size)
+        graph, rows = self._graphs[size]
+        if slots != self._rows:
+            padding = [self._scratch or 0] * (size - len(slots))
+            rows.copy_(upload([*slots, *padding], rows.device))
+            self._rows = slots
+        graph.replay()
+
+    def _decode_captured(self, rows: Tensor) -> None:
+        """Add a token to each of ``rows``, by lengths that the device counts itself."""
+        lengths = self._lengths[rows] + (rows != self._scratch)
+        self._lengths[rows] = lengths
+        self._decode(rows, lengths, Part(rows.to(torch.int32), lengths.to(torch.int32)))
+
+    def _decode(self, rows: Tensor, lengths: Tensor, part: Part) -> None:
+        step = ForwardPass.of_step(self._view.kv, rows, lengths, part)
+        logits = self._forward(step, self._tokens[rows][:, None], step.positions, 1)
+        new = self._choose(logits[:, -1])
+        self._tokens[rows] = new
+        self._new[: rows.shape[0]] = new
+
+    def _forward(
+        self, step: ForwardPass, inputs: Tensor, positions: Tensor, keep: int | Tensor
+    ) -> Tensor:
+        """Return the logits ``[batch, kept, vocabulary]`` of ``[batch, tokens]``."""
+        self._view.hold(step)
+        outputs = self._model(
+            input_ids=inputs,
+            position_ids=positions,
+            past_key_values=self._view,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        logits: Tensor = outputs.logits
+        return logits
+
+
+class _View(ContiguousCache):
+    """The library's view of whichever slots a forward pass is for."""
+
+    def hold(self, step: ForwardPass) -> None:
+        """Have the next forward pass be ``step``."""
+        self._pass = step
+
+    def begin(
+        self, batch_size: int, queries: int, padding_mask: Tensor | None, device: torch.device
+    ) -> ForwardPass:
+        """Return the pass that was handed over."""
+        assert self._pass is not None
+        return self._pass
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return 0: positions are given, and lengths differ by row and lie on the device."""
+        return 0
+
+
+def batch_size(rows: int, most: int) -> int:
+    """Return the size that a batch of ``rows`` is filled up to, at most ``most``.
+
+    The sizes are 1, 2, 4, 8, 10, 12, 14, 16, 20, …: four or less to each power of two, so few are
+    captured, and no more than a fifth of a batch from 8 rows on is filler.
+    """
+    step = max(1, 1 << max(0, rows.bit_length() - 3))
+    size = 1 << (rows - 1).bit_length() if rows <= 8 else -(-rows // step) * step
+    return min(size, most)

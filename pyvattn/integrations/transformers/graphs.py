@@ -1,0 +1,48 @@
+"""Whether the decode step can be captured in a CUDA graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from pyvattn.attention.problem import Problem
+from pyvattn.attention.registry import choose
+from pyvattn.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pyvattn.cache import KVCache
+
+
+def wants_graphs(model: PreTrainedModel, cache: KVCache, asked: bool | None) -> bool:
+    """Return whether to capture: ``asked``, or for ``None`` whether it is possible.
+
+    Raises :class:`~pyvattn.errors.UnsupportedError` where it is asked for and not possible.
+    """
+    if asked is False:
+        return False
+    reason = why_no_graphs(model, cache)
+    if asked and reason is not None:
+        raise UnsupportedError(f"graphs=True: {reason}; use graphs=False or None")
+    return reason is None
+
+
+def why_no_graphs(model: PreTrainedModel, cache: KVCache) -> str | None:
+    """Say why a decode step over ``cache`` cannot be captured, or return ``None``."""
+    if model.device.type != "cuda":
+        return f"CUDA graphs need a CUDA device, the model is on {model.device}"
+    if cache.spec.max_slots < 2:
+        return "one slot fills up captured batches, and the cache has only one: max_slots=2"
+    k, v = cache.layer(0)
+    heads = model.config.get_text_config(decoder=True).num_attention_heads
+    q = torch.empty(1, 1, heads, k.shape[-1], dtype=k.dtype, device=k.device)
+    row = torch.zeros(1, dtype=torch.int32, device=k.device)
+    kernel = choose("auto", Problem(q, k, v, row, row, True, 1.0))
+    if not kernel.capturable:
+        return (
+            f"attention kernel {kernel.name} reads lengths on the host; install flash-attn, or a "
+            "torch whose torch.nn.attention.varlen takes seqused_k, with a model in bfloat16"
+        )
+    return None
