@@ -1,5 +1,7 @@
 #include "core/arena.hpp"
 
+#include <exception>
+
 #include "core/errors.hpp"
 #include "core/fork.hpp"
 
@@ -16,7 +18,7 @@ Arena::~Arena() {
   if (fork_generation_ != fork_generation()) return;
   try {
     driver_->release_reservation(address_);
-  } catch (const Error&) {
+  } catch (const std::exception&) {
     // A destructor has nobody to tell; the driver releases what is left when it goes.
   }
 }

@@ -57,6 +57,7 @@ Cache::Cache(const DriverPtr& driver, const Geometry& geometry, const CacheOptio
       slots_(geometry.slots, geometry.arenas),
       wanted_(geometry.slots, 0) {
   check(geometry);
+  wanted_slots_.reserve(geometry.slots);
   const std::size_t slab = slab_size(*driver, options);
   arenas_ = make_arenas(driver_, geometry);
   pool_ = std::make_unique<PagePool>(*driver_, *limit_, slab);
@@ -74,7 +75,7 @@ Cache::~Cache() {
   }
   try {
     close();
-  } catch (const Error&) {
+  } catch (const std::exception&) {
     // A destructor has nobody to tell; the driver gives back what is left when it goes.
   }
 }
@@ -133,7 +134,7 @@ void Cache::close() {
     slots_.set_state(slot, SlotState::free);
     try {
       unmap_tail({slot, 0});
-    } catch (const Error&) {
+    } catch (const std::exception&) {
       failure = std::current_exception();
     }
   }

@@ -104,11 +104,12 @@ class Cache {
   bool inherited() const;
 
   const Geometry& geometry() const { return geometry_; }
-  const ArenaPtr& arena(std::uint32_t index) const;
+  ArenaPtr arena(std::uint32_t index);
 
  private:
   using Lock = std::unique_lock<std::mutex>;
   enum class From { foreground, background };
+  class Claims;
 
   Growth new_growth() { return {*driver_, *limit_, *pool_, slots_, arenas_, geometry_}; }
   void check_usable() const;
@@ -124,6 +125,8 @@ class Cache {
   std::vector<GrowthTarget> growing_slots(Lock& lock, const SlotLength* requests,
                                           std::size_t count);
   void make_resident(Lock& lock, const SlotLength* requests, std::size_t count);
+  void claim(const SlotLength* requests, std::size_t count);
+  void grow_for(Lock& lock, const SlotLength* requests, std::size_t count);
   bool try_grow(Lock& lock, const std::vector<GrowthTarget>& targets, std::uint64_t from_pool,
                 From from);
   void settle(Lock& lock);

@@ -2,6 +2,7 @@
 #include "core/cache.hpp"
 
 #include <algorithm>
+#include <exception>
 #include <utility>
 
 #include "core/errors.hpp"
@@ -77,9 +78,9 @@ bool Cache::do_background_work() {
       return true;
     }
     return prepare_admission(lock);
-  } catch (const Error&) {
-    // What the background cannot do is left to the call that needs it, which
-    // reports the failure.
+  } catch (const std::exception&) {
+    // What the background cannot do, for want of the process's own memory as well, is
+    // left to the call that needs it, which reports the failure.
     ++prefetch_failures_;
     return !wanted_slots_.empty();
   }

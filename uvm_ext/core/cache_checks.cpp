@@ -83,10 +83,8 @@ std::vector<GrowthTarget> Cache::check_step(const SlotLength* requests, std::siz
       refuse(request);
     }
     head.stamp = call;
-    head.claimed = static_cast<std::uint32_t>(request.length);
-    if (head.claimed > head.capacity) {
-      growing.push_back({request.slot.index, math_.pages_for(head.claimed)});
-    }
+    const auto length = static_cast<std::uint32_t>(request.length);
+    if (length > head.capacity) growing.push_back({request.slot.index, math_.pages_for(length)});
   }
   return growing;
 }

@@ -86,11 +86,50 @@ bool Cache::try_grow(Lock& lock, const std::vector<GrowthTarget>& targets, std::
   return true;
 }
 
+// Remembers what the slots of a step were claimed for. Without keep() the claims become
+// that again.
+class Cache::Claims {
+ public:
+  Claims(SlotTable& slots, const SlotLength* requests, std::size_t count) : slots_(slots) {
+    before_.reserve(count);
+    for (std::size_t i = 0; i < count; ++i) {
+      const SlotHead& head = slots.head(requests[i].slot.index);
+      before_.push_back({requests[i].slot.index, head.generation, head.claimed});
+    }
+  }
+  Claims(const Claims&) = delete;
+  Claims& operator=(const Claims&) = delete;
+  ~Claims() {
+    for (const Claim& each : before_) {
+      SlotHead& head = slots_.head(each.slot);
+      // The lock may have been open, and another request may have the slot now.
+      if (head.generation == each.generation) head.claimed = each.claimed;
+    }
+  }
+  void keep() { before_.clear(); }
+
+ private:
+  struct Claim {
+    std::uint32_t slot;
+    std::uint32_t generation;
+    std::uint32_t claimed;
+  };
+
+  SlotTable& slots_;
+  std::vector<Claim> before_;
+};
+
+void Cache::make_resident(Lock& lock, const SlotLength* requests, std::size_t count) {
+  const Stopwatch blocking(blocking_seconds_);
+  Claims claims(slots_, requests, count);
+  grow_for(lock, requests, count);
+  claims.keep();
+}
+
 // Each attempt starts from the requests again: the lock may have been open. The
 // first takes things as they are, the second has what the background held, the
 // third does not count on slabs that the device may not have.
-void Cache::make_resident(Lock& lock, const SlotLength* requests, std::size_t count) {
-  const Stopwatch blocking(blocking_seconds_);
+void Cache::grow_for(Lock& lock, const SlotLength* requests, std::size_t count) {
   std::vector<GrowthTarget> growing;
   std::string cause;
   for (int attempt = 0; attempt < 3; ++attempt) {
@@ -107,6 +146,14 @@ void Cache::make_resident(Lock& lock, const SlotLength* requests, std::size_t co
   throw_out_of_memory(new_growth().pages_needed(growing), cause);
 }
 
+// From here on no page that the step needs is spare.
+void Cache::claim(const SlotLength* requests, std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) {
+    SlotHead& head = slots_.head(requests[i].slot.index);
+    head.claimed = std::max(head.claimed, static_cast<std::uint32_t>(requests[i].length));
+  }
+}
+
 // The slots of a step that need pages, once the background has its hands on none of
 // them. The lock is open while one is waited for, and the background may take up
 // another meanwhile, so that after each wait all are looked at again.
@@ -114,6 +161,7 @@ std::vector<GrowthTarget> Cache::growing_slots(Lock& lock, const SlotLength* req
                                                std::size_t count) {
   while (true) {
     std::vector<GrowthTarget> growing = check_step(requests, count);
+    claim(requests, count);
     const auto busy = std::find_if(growing.begin(), growing.end(), [this](const auto& target) {
       return slots_.head(target.slot).in_flight;
     });

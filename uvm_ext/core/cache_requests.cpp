@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
 #include <string>
 #include <utility>
 
@@ -82,7 +83,7 @@ void Cache::release(const SlotRef& ref, FencePtr after) {
   if (mapper_) return wake_mapper();
   try {
     clean(lock, slot);
-  } catch (const Error&) {
+  } catch (const std::exception&) {
     // The slot stays released; acquire() or growth cleans it, or reports why not.
   }
 }
@@ -107,11 +108,13 @@ bool Cache::store_lengths(const SlotLength* requests, std::size_t count) {
   bool any_full = false;
   for (std::size_t i = 0; i < count; ++i) {
     SlotHead& head = heads[requests[i].slot.index];
-    used += head.claimed;
+    const auto length = static_cast<std::uint32_t>(requests[i].length);
+    used += length;
     used -= head.length;
-    head.length = head.claimed;
-    head.written = std::max(head.written, head.claimed);
-    any_full |= head.claimed >= head.capacity;
+    head.length = length;
+    head.claimed = length;
+    head.written = std::max(head.written, length);
+    any_full |= length >= head.capacity;
   }
   tokens_used_ = used;
   return any_full;
@@ -131,6 +134,7 @@ void Cache::ask_for_next(const SlotLength* requests, std::size_t count) {
 void Cache::prefetch(const SlotLength* requests, std::size_t count) {
   Lock lock = lock_usable();
   if (check_step(requests, count).empty() || !mapper_) return;
+  claim(requests, count);
   for (std::size_t i = 0; i < count; ++i) {
     const auto length = static_cast<std::uint32_t>(requests[i].length);
     if (length > slots_.head(requests[i].slot.index).capacity) ask(requests[i].slot.index, length);
@@ -157,8 +161,8 @@ std::int64_t Cache::length(const SlotRef& slot) {
   return slots_.head(check_live(slot)).length;
 }
 
-const ArenaPtr& Cache::arena(std::uint32_t index) const {
-  check_usable();
+ArenaPtr Cache::arena(std::uint32_t index) {
+  const Lock lock = lock_usable();
   if (index >= arenas_.size()) {
     throw ConfigError("arena " + std::to_string(index) + " is outside 0.." +
                       std::to_string(arenas_.size() - 1));

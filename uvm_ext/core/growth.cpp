@@ -1,6 +1,7 @@
 #include "core/growth.hpp"
 
 #include <algorithm>
+#include <exception>
 #include <functional>
 
 #include "core/errors.hpp"
@@ -177,7 +178,7 @@ void Growth::give_back_pool_pages() noexcept {
   extents_.clear();
   try {
     if (limit_.allocated() > allocated_before_) pool_.trim(allocated_before_);
-  } catch (const Error&) {
+  } catch (const std::exception&) {
     // The slab stays in the pool, free: a failed call may leave that.
   }
 }
@@ -187,7 +188,7 @@ void Growth::roll_back(const PageMath& math) noexcept {
   if (tails_unmapped_ && !unmap_batch_.empty()) {
     try {
       driver_.map(unmap_batch_);
-    } catch (const Error&) {
+    } catch (const std::exception&) {
       // The tails cannot be put back: their clean pages go to the pool instead.
       for (const SpareTail& tail : tails_) {
         const std::vector<PageNumber>& table = slots_.pages(tail.slot).pages;

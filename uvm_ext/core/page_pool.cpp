@@ -1,6 +1,8 @@
 #include "core/page_pool.hpp"
 
 #include <algorithm>
+#include <exception>
+#include <utility>
 
 #include "core/errors.hpp"
 
@@ -29,7 +31,7 @@ PagePool::~PagePool() {
     if (slab.pages == 0) continue;
     try {
       driver_.free_slab(slab.id);
-    } catch (const Error&) {
+    } catch (const std::exception&) {
       // A destructor has nobody to tell; the driver closes what is left when it goes.
     }
   }
@@ -146,9 +148,11 @@ bool PagePool::grow(std::uint32_t needed) {
     index = unused_slabs_.back();
   } else {
     if ((std::uint64_t{index} + 1) << slab_order_ > kNone) return false;
-    slabs_.emplace_back();
-    unused_slabs_.push_back(index);
     pages_.resize(std::size_t{index + 1} << slab_order_);
+    slabs_.emplace_back();
+    // Room for every slab: giving one back must not fail.
+    unused_slabs_.reserve(slabs_.capacity());
+    unused_slabs_.push_back(index);
   }
   const std::uint32_t pages = 1u << order;
   SlabId id = 0;
@@ -171,19 +175,18 @@ void PagePool::allocate(std::uint32_t count, PageNumber after, std::vector<Exten
   const std::size_t before = out.size();
   const std::uint64_t allocated_before = limit_.allocated();
   try {
-    Extent extent;
-    if (count > 0 && take_behind(after, count, extent)) {
-      out.push_back(extent);
-      count -= extent.count;
-    }
+    bool behind = true;
     while (count > 0) {
+      // A place for the extent first: pages that were taken must not be lost.
+      Extent& extent = out.emplace_back();
       const std::uint32_t run = std::min(count, 1u << slab_order_);
-      if (!take_run(run, extent) && !(grow(count) && take_run(run, extent)) &&
-          !take_largest(count, extent)) {
+      const bool taken = (std::exchange(behind, false) && take_behind(after, count, extent)) ||
+                         take_run(run, extent) || (grow(count) && take_run(run, extent)) ||
+                         take_largest(count, extent);
+      if (!taken) {
         throw DriverOutOfMemory("allocate pages", 0, std::uint64_t{count} * page_size_,
                                 "the page pool is empty");
       }
-      out.push_back(extent);
       count -= extent.count;
     }
   } catch (...) {

@@ -7,13 +7,17 @@ namespace pyvattn {
 void SlotTable::forget_pages(std::uint32_t slot) {
   const SlotState state = heads_[slot].state;
   page_counts_[static_cast<std::size_t>(state)] -= pages_[slot].pages.size();
-  if (state == SlotState::free) by_pages_.erase({row_pages(slot), slot});
+  if (state != SlotState::free) return;
+  by_pages_.erase(
+      std::lower_bound(by_pages_.begin(), by_pages_.end(), PagesAndSlot{row_pages(slot), slot}));
 }
 
 void SlotTable::count_pages(std::uint32_t slot) {
   const SlotState state = heads_[slot].state;
   page_counts_[static_cast<std::size_t>(state)] += pages_[slot].pages.size();
-  if (state == SlotState::free) by_pages_.insert({row_pages(slot), slot});
+  if (state != SlotState::free) return;
+  const PagesAndSlot entry = {row_pages(slot), slot};
+  by_pages_.insert(std::lower_bound(by_pages_.begin(), by_pages_.end(), entry), entry);
 }
 
 void SlotTable::set_state(std::uint32_t slot, SlotState state) {
@@ -22,11 +26,16 @@ void SlotTable::set_state(std::uint32_t slot, SlotState state) {
   count_pages(slot);
 }
 
+std::vector<SlotTable::PagesAndSlot>::const_iterator SlotTable::first_with(
+    std::uint32_t row_pages) const {
+  return std::lower_bound(by_pages_.begin(), by_pages_.end(), PagesAndSlot{row_pages, 0});
+}
+
 std::optional<std::uint32_t> SlotTable::best_fit(std::uint32_t row_pages) const {
-  for (auto i = by_pages_.lower_bound({row_pages, 0}); i != by_pages_.end(); ++i) {
+  for (auto i = first_with(row_pages); i != by_pages_.end(); ++i) {
     if (!heads_[i->second].in_flight) return i->second;
   }
-  std::optional<std::pair<std::uint32_t, std::uint32_t>> most;
+  std::optional<PagesAndSlot> most;
   for (auto i = by_pages_.rbegin(); i != by_pages_.rend(); ++i) {
     if (most && i->first < most->first) break;
     if (!heads_[i->second].in_flight) most = *i;
@@ -36,7 +45,7 @@ std::optional<std::uint32_t> SlotTable::best_fit(std::uint32_t row_pages) const 
 
 std::vector<std::uint32_t> SlotTable::free_with_pages() const {
   std::vector<std::uint32_t> slots;
-  for (auto i = by_pages_.lower_bound({1, 0}); i != by_pages_.end(); ++i) {
+  for (auto i = first_with(1); i != by_pages_.end(); ++i) {
     slots.push_back(i->second);
   }
   std::sort(slots.begin(), slots.end(), [this](std::uint32_t a, std::uint32_t b) {
@@ -67,10 +76,8 @@ std::uint64_t SlotTable::pages_fenced() const {
 }
 
 std::size_t SlotTable::bookkeeping_bytes() const {
-  // A node of a std::set holds its value, three pointers and a colour.
-  constexpr std::size_t kNode = sizeof(std::pair<std::uint32_t, std::uint32_t>) + 4 * sizeof(void*);
   std::size_t bytes = heads_.capacity() * sizeof(SlotHead) + pages_.capacity() * sizeof(SlotPages) +
-                      by_pages_.size() * kNode;
+                      by_pages_.capacity() * sizeof(PagesAndSlot);
   for (const SlotPages& each : pages_) bytes += each.pages.capacity() * sizeof(PageNumber);
   return bytes;
 }

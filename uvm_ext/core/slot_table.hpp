@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <optional>
-#include <set>
 #include <utility>
 #include <vector>
 
@@ -24,8 +23,8 @@ struct SlotHead {
   std::uint32_t length = 0;
   std::uint32_t capacity = 0;
   std::uint32_t written = 0;  // the longest length of this request
-  std::uint32_t claimed = 0;  // the length that the last call to name it asked for
-  std::uint32_t stamp = 0;    // that call, to notice a slot named twice
+  std::uint32_t claimed = 0;  // a length that somebody asks for: its pages are not spare
+  std::uint32_t stamp = 0;    // the last call to name it, to notice a slot named twice
   SlotState state = SlotState::free;
   // Somebody maps or unmaps its pages without holding the lock.
   bool in_flight = false;
@@ -44,7 +43,9 @@ struct SlotPages {
 class SlotTable {
  public:
   SlotTable(std::uint32_t slots, std::uint32_t arenas)
-      : arenas_(arenas), heads_(slots), pages_(slots) {}
+      : arenas_(arenas), heads_(slots), pages_(slots) {
+    by_pages_.reserve(slots);
+  }
 
   SlotHead& head(std::uint32_t slot) { return heads_[slot]; }
   const SlotHead& head(std::uint32_t slot) const { return heads_[slot]; }
@@ -83,11 +84,17 @@ class SlotTable {
   std::size_t bookkeeping_bytes() const;
 
  private:
+  using PagesAndSlot = std::pair<std::uint32_t, std::uint32_t>;
+
+  // Where the free slots with at least so many row pages begin.
+  std::vector<PagesAndSlot>::const_iterator first_with(std::uint32_t row_pages) const;
+
   const std::uint32_t arenas_;
   std::vector<SlotHead> heads_;
   std::vector<SlotPages> pages_;
-  // Free slots by number of row pages.
-  std::set<std::pair<std::uint32_t, std::uint32_t>> by_pages_;
+  // Free slots by number of row pages, in order. Never more than there are slots, so
+  // that what commits or rolls back needs no memory.
+  std::vector<PagesAndSlot> by_pages_;
   std::uint64_t page_counts_[4] = {0, 0, 0, 0};
 };
 

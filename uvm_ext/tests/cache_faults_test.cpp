@@ -80,6 +80,21 @@ Scenario growth_that_takes_a_live_slots_spare_pages() {
       [](WatchedCache& cache, const std::vector<SlotRef>& live) { step_to(cache, {live[1]}, 20); }};
 }
 
+// One slot only uses what it inherited, another grows: nothing of the former is spare while
+// they step, and what was spare before is so again where the step fails.
+Scenario growth_beside_a_slot_that_uses_what_it_inherited() {
+  CacheShape shape;
+  shape.guard_tokens = 0;
+  return {"growth beside a slot that uses what it inherited", shape,
+          [](WatchedCache& cache) {
+            retained_row(cache, 32);
+            const std::vector<SlotRef> live = {cache->acquire(32), cache->acquire(0)};
+            step_to(cache, {live[0]}, 4);
+            return live;
+          },
+          [](WatchedCache& cache, const std::vector<SlotRef>& live) { step_to(cache, live, 30); }};
+}
+
 Scenario shrinking_the_limit() {
   CacheShape shape;
   shape.slab_pages = 4;
@@ -94,7 +109,8 @@ Scenario shrinking_the_limit() {
 
 std::vector<Scenario> atomic_scenarios() {
   return {growth_from_fresh_slabs(), growth_that_reclaims(),
-          growth_that_takes_a_live_slots_spare_pages()};
+          growth_that_takes_a_live_slots_spare_pages(),
+          growth_beside_a_slot_that_uses_what_it_inherited()};
 }
 
 std::vector<Scenario> all_scenarios() {

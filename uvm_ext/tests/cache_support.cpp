@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 
 #include "drivers/registry.hpp"
 
@@ -124,6 +125,18 @@ void Watch::hold(Operation operation, std::shared_ptr<ManualFence> until) {
   hold_ = std::move(until);
 }
 
+void Watch::exhaust(Operation operation) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  exhausted_ = operation;
+}
+
+void Watch::fail_if_exhausted(Operation operation) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (exhausted_ != operation) return;
+  exhausted_.reset();
+  throw std::bad_alloc();
+}
+
 void Watch::wait_for_held() {
   std::unique_lock<std::mutex> lock(mutex_);
   changed_.wait(lock, [this] { return holding_; });
@@ -176,6 +189,7 @@ void Watch::free_slab(SlabId slab) {
 void Watch::map(const std::vector<MapEntry>& batch) {
   const OneAtATime one(*this);
   wait_while_held(Operation::map);
+  fail_if_exhausted(Operation::map);
   inner().map(batch);
   const std::lock_guard<std::mutex> lock(mutex_);
   for (const MapEntry& entry : batch) {
@@ -188,6 +202,7 @@ void Watch::map(const std::vector<MapEntry>& batch) {
 void Watch::unmap(const std::vector<MapEntry>& batch) {
   const OneAtATime one(*this);
   wait_while_held(Operation::unmap);
+  fail_if_exhausted(Operation::unmap);
   check_protected(batch);
   inner().unmap(batch);
   const std::lock_guard<std::mutex> lock(mutex_);
@@ -196,6 +211,11 @@ void Watch::unmap(const std::vector<MapEntry>& batch) {
       mappings_.erase(entry.address + at);
     }
   }
+}
+
+FencePtr Watch::zero(const std::vector<Range>& batch, const FencePtr& after) {
+  fail_if_exhausted(Operation::zero);
+  return inner().zero(batch, after);
 }
 
 // --- the cache ---

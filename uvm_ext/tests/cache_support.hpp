@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -53,11 +54,14 @@ class Watch final : public Adaptor {
   void free_slab(SlabId slab) override;
   void map(const std::vector<MapEntry>& batch) override;
   void unmap(const std::vector<MapEntry>& batch) override;
+  FencePtr zero(const std::vector<Range>& batch, const FencePtr& after) override;
 
   // No page of the range may be unmapped before the fence has passed.
   void protect(const Range& range, std::shared_ptr<ManualFence> fence);
   // From now on map() or unmap() waits for the fence, on the way in.
   void hold(Operation operation, std::shared_ptr<ManualFence> until);
+  // The next map(), unmap() or zero() finds the process out of memory.
+  void exhaust(Operation operation);
   // Returns once a thread waits there.
   void wait_for_held();
 
@@ -72,12 +76,14 @@ class Watch final : public Adaptor {
   void violate(const std::string& what);
 
   void wait_while_held(Operation operation);
+  void fail_if_exhausted(Operation operation);
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   Operation held_operation_ = Operation::unmap;
   std::shared_ptr<ManualFence> hold_;
   bool holding_ = false;
+  std::optional<Operation> exhausted_;
   std::atomic<int> inside_{0};
   Mappings mappings_;
   std::vector<std::pair<Range, std::shared_ptr<ManualFence>>> protected_;

@@ -320,6 +320,35 @@ TEST(cache_looks_again_after_waiting_for_the_mapper_thread) {
   });
 }
 
+// The mapper thread runs out of the process's own memory: the process goes on, and the call
+// that needs the pages maps or cleans them itself.
+TEST(cache_outlives_a_mapper_thread_that_is_out_of_memory) {
+  CacheShape shape;
+  shape.eager = true;
+  WatchedCache cache(shape);
+  const SlotRef slot = cache->acquire(0);
+  cache->drain();
+  cache.watch->exhaust(Operation::map);
+  const SlotLength wish = {slot, 20};
+  cache->prefetch(&wish, 1);
+  cache->drain();
+  CHECK_EQUAL(cache->stats().prefetch_failures, 1u);
+  CHECK(!cache.is_backed(slot, 1));
+  cache.check_books();
+  cache->step(&wish, 1);
+  CHECK(cache.is_backed(slot, 20));
+
+  cache.watch->exhaust(Operation::zero);
+  cache->release(slot, nullptr);
+  cache->drain();
+  CHECK_EQUAL(cache->stats().prefetch_failures, 2u);
+  CHECK(cache->stats().pages_quarantined > 0);
+  cache.check_books();
+  cache->resize(shape.limit_pages * cache.page_size);
+  CHECK_EQUAL(cache->stats().pages_quarantined, 0u);
+  cache.close();
+}
+
 // close() may come while every other call is on its way: each ends, or says ClosedError.
 TEST(cache_closes_under_the_feet_of_other_threads) {
   test::with_seeds(20, [](std::uint64_t seed) {
@@ -345,6 +374,13 @@ TEST(cache_closes_under_the_feet_of_other_threads) {
         }
       }));
     }
+    // One that takes the lock for nothing else.
+    workers.push_back(std::make_unique<Worker>([&cache] {
+      try {
+        while (true) CHECK(cache->arena(0)->bytes() > 0);
+      } catch (const ClosedError&) {
+      }
+    }));
     for (std::uint64_t i = 0; i < seed * 5; ++i) std::this_thread::yield();
     cache->close();
     for (const auto& worker : workers) worker->join();
