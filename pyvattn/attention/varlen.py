@@ -1,9 +1,9 @@
-"""torch's variable-length attention, torch.nn.attention.varlen.varlen_attn.
+"""torch's own FlashAttention on sequences of unequal length, torch.nn.attention.varlen.
 
-It is the FlashAttention that torch itself brings, so it runs where no other package
-is installed. A layer's K and V go in as one run of tokens, from the first slot to the
-last: a row's keys begin where its slot begins, ``seqused_k`` says how many there are,
-and nothing between the slots is read. All of that stays on the device.
+It comes with torch, so it runs where no other package is installed. A layer's K and V
+go in as one run of tokens, from the first slot to the last: a row's keys begin where
+its slot begins, ``seqused_k`` says how many there are, and nothing between the slots is
+read. All of that stays on the device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MOST_TOKENS = 2**31 - 1  # starts and lengths are int32
 
 
 class VarlenKernel(Kernel):
-    """torch's own FlashAttention with a start and a length for each row."""
+    """FlashAttention as torch brings it, with a start and a length for each row."""
 
     name = "torch-varlen"
     supports = "float16 and bfloat16, head dims to 256, CUDA graphs"
@@ -33,37 +33,71 @@ class VarlenKernel(Kernel):
 
     def unavailable(self) -> str | None:
         """See :meth:`Kernel.unavailable`."""
-        return _why_too_old() or optional.why_no_device((8, 0))
+        return optional.why_no_device((8, 0))
 
     def unsupported(self, problem: Problem) -> str | None:
         """See :meth:`Kernel.unsupported`."""
         for cached in (problem.k, problem.v):
             if cached.stride(0) % cached.stride(1):
                 return "the slots of this cache do not lie a whole number of tokens apart"
-            if _one_run(cached).shape[0] > _MOST_TOKENS:
+            if cached.shape[0] * (cached.stride(0) // cached.stride(1)) > _MOST_TOKENS:
                 return f"it counts to {_MOST_TOKENS} tokens, the slots of this cache span more"
         return optional.why_not_flash(problem, _HEAD_DIMS)
 
     def attend(self, problem: Problem) -> Tensor:
         """See :meth:`Kernel.attend`."""
         batch, queries, q_heads, head_dim = problem.q.shape
-        device = problem.q.device
+        starts_q = torch.arange(batch + 1, dtype=torch.int32, device=problem.q.device) * queries
+        # Only the starts are read where seqused_k is given; the last entry is an end.
         spacing = problem.k.stride(0) // problem.k.stride(1)
-        out: Tensor = optional.load(_MODULE).varlen_attn(
+        starts_k = pad(problem.device_slots * spacing, (0, 1))
+        out = _varlen(
             problem.q.reshape(batch * queries, q_heads, head_dim),
             _one_run(problem.k),
             _one_run(problem.v),
-            torch.arange(batch + 1, dtype=torch.int32, device=device) * queries,
-            # Only the starts are read where seqused_k is given; the last entry is an end.
-            pad(problem.device_slots * spacing, (0, 1)),
+            starts_q,
+            starts_k,
             queries,
-            problem.k.shape[1],
-            scale=problem.scale,
-            window_size=(-1, 0) if problem.causal else (-1, -1),
-            enable_gqa=True,
-            seqused_k=problem.device_lengths,
+            problem,
         )
         return blank_padding(out.view(problem.q.shape), problem)
+
+
+def _varlen(
+    q: Tensor, k: Tensor, v: Tensor, starts_q: Tensor, starts_k: Tensor, most: int, of: Problem
+) -> Tensor:
+    """Call varlen_attn, or the operator beneath it where torch's function lacks ``seqused_k``."""
+    longest = of.k.shape[1]
+    if _takes_lengths():
+        out: Tensor = optional.load(_MODULE).varlen_attn(
+            q,
+            k,
+            v,
+            starts_q,
+            starts_k,
+            most,
+            longest,
+            scale=of.scale,
+            window_size=(-1, 0) if of.causal else (-1, -1),
+            enable_gqa=True,
+            seqused_k=of.device_lengths,
+        )
+        return out
+    out, *_ = torch.ops.aten._flash_attention_forward(
+        q,
+        k,
+        v,
+        starts_q,
+        starts_k,
+        most,
+        longest,
+        0.0,  # dropout
+        of.causal,
+        False,  # return_debug_mask
+        scale=of.scale,
+        seqused_k=of.device_lengths,
+    )
+    return out
 
 
 def _one_run(cached: Tensor) -> Tensor:
@@ -75,10 +109,9 @@ def _one_run(cached: Tensor) -> Tensor:
 
 
 @cache
-def _why_too_old() -> str | None:
-    if reason := optional.why_not_importable(_MODULE, "pip install 'torch>=2.12'"):
-        return reason
+def _takes_lengths() -> bool:
+    """Whether varlen_attn has ``seqused_k`` and ``enable_gqa``, as from torch 2.12 on."""
+    if optional.why_not_importable(_MODULE, "pip install torch") is not None:
+        return False
     known = signature(optional.load(_MODULE).varlen_attn).parameters
-    if "seqused_k" not in known or "enable_gqa" not in known:
-        return f"torch {torch.__version__} has no varlen_attn with seqused_k: install torch 2.12"
-    return None
+    return {"seqused_k", "enable_gqa"} <= known.keys()

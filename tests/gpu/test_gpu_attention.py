@@ -18,7 +18,7 @@ from pyvattn.attention import append, attend, kernel_infos
 from pyvattn.errors import UnsupportedError
 
 KERNELS = [info.name for info in kernel_infos() if info.unavailable is None] or ["none"]
-CAPTURABLE = [name for name in KERNELS if name in ("flash-attn-2", "flash-attn-3")]
+CAPTURABLE = [name for name in KERNELS if name in ("flash-attn-2", "flash-attn-3", "torch-varlen")]
 
 
 def open_case(layout, kv_heads, q_heads, head_dim, dtype="bfloat16", seed=0, **options):

@@ -42,7 +42,7 @@ def why_no_graphs(model: PreTrainedModel, cache: KVCache) -> str | None:
     kernel = choose("auto", Problem(q, k, v, row, row, True, 1.0))
     if not kernel.capturable:
         return (
-            f"attention kernel {kernel.name} reads lengths on the host; install flash-attn, or a "
-            "torch whose torch.nn.attention.varlen takes seqused_k, with a model in bfloat16"
+            f"attention kernel {kernel.name} reads lengths on the host; the others take float16 "
+            "and bfloat16: load the model in one of these"
         )
     return None
