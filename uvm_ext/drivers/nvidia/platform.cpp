@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cctype>
 #include <cstdio>
-#include <sstream>
+#include <cstdlib>
+#include <vector>
 
 #include "core/errors.hpp"
 #include "drivers/cuda_context.hpp"
@@ -11,6 +12,18 @@
 namespace pyvattn {
 namespace nvidia {
 namespace {
+
+constexpr const char* kBlanks = " \t\r\n";
+
+std::vector<std::string> words_of(const std::string& text) {
+  std::vector<std::string> words;
+  for (std::size_t end = 0;;) {
+    const std::size_t start = text.find_first_not_of(kBlanks, end);
+    if (start == std::string::npos) return words;
+    end = std::min(text.find_first_of(kBlanks, start), text.size());
+    words.push_back(text.substr(start, end - start));
+  }
+}
 
 std::string format_uuid(const Uuid& uuid) {
   std::string text = "GPU-";
@@ -30,10 +43,12 @@ int read_minor(System& system, const std::string& bus_id) {
   if (!text) throw DriverUnavailable(path + " cannot be read, so the GPU's node is not known");
   const std::string label = "Device Minor:";
   const std::size_t found = text->find(label);
-  int minor = -1;
-  if (found != std::string::npos) std::istringstream(text->substr(found + label.size())) >> minor;
-  if (minor < 0) throw DriverUnavailable(path + " names no device minor");
-  return minor;
+  const std::size_t start =
+      found == std::string::npos ? found : text->find_first_not_of(kBlanks, found + label.size());
+  if (start == std::string::npos || std::isdigit(static_cast<unsigned char>((*text)[start])) == 0) {
+    throw DriverUnavailable(path + " names no device minor");
+  }
+  return static_cast<int>(std::strtol(text->c_str() + start, nullptr, 10));
 }
 
 // Two or three numbers with points between, the first of three digits: 580.142, 535.261.03.
@@ -91,8 +106,7 @@ std::string driver_release(System& system) {
     throw DriverUnavailable(std::string(path) +
                             " cannot be read, so the driver's release is not known");
   }
-  std::istringstream words(*text);
-  for (std::string word; words >> word;) {
+  for (const std::string& word : words_of(*text)) {
     if (is_release(word)) return word;
   }
   throw DriverUnavailable(std::string(path) + " names no driver release");

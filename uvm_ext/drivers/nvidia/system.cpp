@@ -9,8 +9,6 @@
 #include <cerrno>
 #include <climits>
 #include <cstdlib>
-#include <fstream>
-#include <sstream>
 
 namespace pyvattn {
 namespace nvidia {
@@ -39,11 +37,17 @@ class LinuxSystem final : public System {
   }
 
   std::optional<std::string> read(const std::string& path) override {
-    std::ifstream file(path);
-    if (!file) return std::nullopt;
-    std::ostringstream text;
-    text << file.rdbuf();
-    return text.str();
+    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return std::nullopt;
+    std::string text;
+    char block[4096];
+    ssize_t count = 0;
+    while ((count = ::read(fd, block, sizeof block)) > 0) {
+      text.append(block, static_cast<std::size_t>(count));
+    }
+    ::close(fd);
+    if (count < 0) return std::nullopt;
+    return text;
   }
 
   bool exists(const std::string& path) override { return ::access(path.c_str(), F_OK) == 0; }
