@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "adaptors/limit.hpp"
@@ -74,8 +75,8 @@ class Cache {
   Cache(const Cache&) = delete;
   Cache& operator=(const Cache&) = delete;
 
-  // A free slot: the one whose pages fit `tokens` best. Nothing is mapped yet.
-  // Throws LengthError, OutOfSlots.
+  // A free slot: the one whose pages fit `tokens` best, of those whose fence has passed
+  // where one will do. Nothing is mapped yet. Throws LengthError, OutOfSlots.
   SlotRef acquire(std::int64_t tokens);
   // Ends a request. Its pages stay for the next one until memory is short; they are
   // zeroed once `after` (null: nothing) has passed. Throws SlotError.
@@ -119,6 +120,9 @@ class Cache {
   [[noreturn]] void refuse(const SlotLength& request) const;
   void next_call();
   std::vector<GrowthTarget> check_step(const SlotLength* requests, std::size_t count);
+
+  std::uint32_t ready_slot(Lock& lock, std::uint32_t row_pages);
+  std::optional<std::uint32_t> choose_slot(std::uint32_t row_pages) const;
 
   bool store_lengths(const SlotLength* requests, std::size_t count);
   void ask_for_next(const SlotLength* requests, std::size_t count);

@@ -32,25 +32,49 @@ class Exclusive {
 
 }  // namespace
 
-SlotRef Cache::acquire(std::int64_t tokens) {
-  const std::uint32_t length = check_length(tokens);
-  Lock lock = lock_usable();
-  std::optional<std::uint32_t> slot = slots_.best_fit(math_.pages_for(length));
-  // What is not live is being cleaned or moved; the lock is open while settling, so
-  // that other threads may have released more, or taken what came free.
-  while (!slot) {
-    if (slots_.slots_in(SlotState::live) == slots_.size()) {
+// A free slot whose pages nobody uses any more. The lock is open while one is waited
+// for: other threads may release more meanwhile, or take what came free.
+std::uint32_t Cache::ready_slot(Lock& lock, std::uint32_t row_pages) {
+  while (true) {
+    const std::optional<std::uint32_t> slot = choose_slot(row_pages);
+    if (slot && slots_.is_ready(*slot)) return *slot;
+    if (slot) {
+      const FencePtr fence = slots_.pages(*slot).fence;
+      lock.unlock();
+      fence->wait();
+      lock.lock();
+      check_usable();
+    } else if (slots_.slots_in(SlotState::live) < slots_.size()) {
+      // What is not live is being cleaned or moved.
+      settle(lock);
+    } else {
       throw OutOfSlots("all " + std::to_string(slots_.size()) +
                        " slots are live: release() one, or open the cache with more max_slots");
     }
-    settle(lock);
-    slot = slots_.best_fit(math_.pages_for(length));
   }
-  FencePtr& fence = slots_.pages(*slot).fence;
-  if (fence) fence->wait();
-  fence = nullptr;
-  slots_.set_state(*slot, SlotState::live);
-  SlotHead& head = slots_.head(*slot);
+}
+
+// The slot that fits best. Where the device still uses it: one that is ready, unless
+// the pages which that one lacks would have to be waited for as well.
+std::optional<std::uint32_t> Cache::choose_slot(std::uint32_t row_pages) const {
+  const std::optional<std::uint32_t> best = slots_.best_fit(row_pages);
+  if (!best || slots_.is_ready(*best)) return best;
+  const auto ready = slots_.best_fit(row_pages, SlotTable::Among::ready);
+  if (!ready) return best;
+  const std::uint32_t lacking = row_pages - std::min(row_pages, slots_.row_pages(*ready));
+  const std::uint64_t own = slots_.pages(*ready).pages.size();
+  const std::uint64_t to_be_had =
+      pool_->pages_available() + spare_pages() - slots_.pages_fenced() - own;
+  return std::uint64_t{lacking} * geometry_.arenas <= to_be_had ? ready : best;
+}
+
+SlotRef Cache::acquire(std::int64_t tokens) {
+  const std::uint32_t length = check_length(tokens);
+  Lock lock = lock_usable();
+  const std::uint32_t slot = ready_slot(lock, math_.pages_for(length));
+  slots_.pages(slot).fence = nullptr;
+  slots_.set_state(slot, SlotState::live);
+  SlotHead& head = slots_.head(slot);
   ++head.generation;
   head.length = 0;
   head.written = 0;
@@ -59,7 +83,7 @@ SlotRef Cache::acquire(std::int64_t tokens) {
   typical_tokens_ += (static_cast<double>(length) - typical_tokens_) * 0.25;
   admission_wanted_ = true;
   wake_mapper();
-  return {*slot, head.generation};
+  return {slot, head.generation};
 }
 
 void Cache::release(const SlotRef& ref, FencePtr after) {

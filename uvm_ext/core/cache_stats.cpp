@@ -14,11 +14,13 @@ CacheStats Cache::stats() {
   s.pages_allocated = pool_->pages_allocated();
   s.pages_free = pool_->pages_free();
   const std::uint64_t spare = spare_pages();
+  // Once: a fence may pass at any time, and a page counts in one place.
+  const std::uint64_t fenced = slots_.pages_fenced();
   s.pages_live = slots_.pages_in(SlotState::live) + slots_.pages_in(SlotState::free) - spare +
                  pages_in_flight_;
-  s.pages_quarantined = slots_.pages_in(SlotState::released) +
-                        slots_.pages_in(SlotState::cleaning) + slots_.pages_fenced();
-  s.pages_retained = spare - slots_.pages_fenced();
+  s.pages_quarantined =
+      slots_.pages_in(SlotState::released) + slots_.pages_in(SlotState::cleaning) + fenced;
+  s.pages_retained = spare - fenced;
   s.pages_mapped = s.pages_live + s.pages_retained;
   s.slabs = pool_->slabs();
   s.slots_live = slots_.slots_in(SlotState::live);

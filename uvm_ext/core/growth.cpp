@@ -65,7 +65,7 @@ void Growth::choose_tails(std::uint64_t pages, const std::vector<SpareTail>& spa
     unmap_batch_.insert(unmap_batch_.end(), entries.begin(), entries.end());
     stash_.insert(stash_.end(), tail.begin(), tail.end());
     tails_.push_back({slot, left});
-    if (slots_.pages(slot).fence) fences_.push_back(slots_.pages(slot).fence);
+    if (!slots_.is_ready(slot)) fences_.push_back(slots_.pages(slot).fence);
   }
   if (stash_.size() < pages) {
     throw DriverOutOfMemory("reclaim pages", 0, pages * geometry_.page_size,

@@ -31,14 +31,22 @@ std::vector<SlotTable::PagesAndSlot>::const_iterator SlotTable::first_with(
   return std::lower_bound(by_pages_.begin(), by_pages_.end(), PagesAndSlot{row_pages, 0});
 }
 
-std::optional<std::uint32_t> SlotTable::best_fit(std::uint32_t row_pages) const {
+bool SlotTable::is_ready(std::uint32_t slot) const {
+  const FencePtr& fence = pages_[slot].fence;
+  return !fence || fence->passed();
+}
+
+std::optional<std::uint32_t> SlotTable::best_fit(std::uint32_t row_pages, Among among) const {
+  const auto fits = [&](std::uint32_t slot) {
+    return !heads_[slot].in_flight && (among == Among::all || is_ready(slot));
+  };
   for (auto i = first_with(row_pages); i != by_pages_.end(); ++i) {
-    if (!heads_[i->second].in_flight) return i->second;
+    if (fits(i->second)) return i->second;
   }
   std::optional<PagesAndSlot> most;
   for (auto i = by_pages_.rbegin(); i != by_pages_.rend(); ++i) {
     if (most && i->first < most->first) break;
-    if (!heads_[i->second].in_flight) most = *i;
+    if (fits(i->second)) most = *i;
   }
   return most ? std::optional<std::uint32_t>(most->second) : std::nullopt;
 }
@@ -51,6 +59,8 @@ std::vector<std::uint32_t> SlotTable::free_with_pages() const {
   std::sort(slots.begin(), slots.end(), [this](std::uint32_t a, std::uint32_t b) {
     return pages_[a].released_at < pages_[b].released_at;
   });
+  std::stable_partition(slots.begin(), slots.end(),
+                        [this](std::uint32_t slot) { return is_ready(slot); });
   return slots;
 }
 
@@ -69,8 +79,7 @@ std::uint32_t SlotTable::slots_in(SlotState state) const {
 std::uint64_t SlotTable::pages_fenced() const {
   std::uint64_t pages = 0;
   for (const auto& [row_pages, slot] : by_pages_) {
-    const FencePtr& fence = pages_[slot].fence;
-    if (fence && !fence->passed()) pages += pages_[slot].pages.size();
+    if (!is_ready(slot)) pages += pages_[slot].pages.size();
   }
   return pages;
 }

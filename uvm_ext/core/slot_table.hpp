@@ -66,10 +66,14 @@ class SlotTable {
   void forget_pages(std::uint32_t slot);
   void count_pages(std::uint32_t slot);
 
+  enum class Among { all, ready };
   // The free slot with the fewest pages that suffice, else the one with the most.
-  // Slots in flight are passed over.
-  std::optional<std::uint32_t> best_fit(std::uint32_t row_pages) const;
-  // Free slots that have pages, least recently released first.
+  // Slots in flight are passed over, and among the ready so are those with a fence to
+  // wait for.
+  std::optional<std::uint32_t> best_fit(std::uint32_t row_pages, Among among = Among::all) const;
+  // Whether its fence has passed, or it has none.
+  bool is_ready(std::uint32_t slot) const;
+  // Free slots that have pages: the ready ones first, then as they were released.
   std::vector<std::uint32_t> free_with_pages() const;
   std::optional<std::uint32_t> find(SlotState state) const;
 
