@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 
 import pytest
 from nvidia_machine import (
+    CHUNK,
     GPU_IS_LOST,
     KB,
     NO_MEMORY,
@@ -274,8 +276,46 @@ def test_a_reservation_that_fails_leaves_nothing(nth):
     before = held()
     emulated_nvidia.fail(MAP, 1, GPU_IS_LOST)
     with pytest.raises(DriverError):
-        driver.reserve(nth * (4 << 20), REGION)
+        driver.reserve(nth * CHUNK, REGION)
     assert held() == before
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_release_that_fails_leaves_the_reservation_as_it_was(nth):
+    driver = _native.make_driver(NAME, PAGE)
+    before = held()
+    base = driver.reserve(3 * CHUNK, REGION)
+    emulated_nvidia.fail("UVM_UNMAP_EXTERNAL", nth, GPU_IS_LOST)
+    with pytest.raises(DriverError, match="release_reservation"):
+        driver.release_reservation(base)
+    assert all(
+        ctypes.string_at(base + place, 64) == bytes(64) for place in range(0, 3 * CHUNK, REGION)
+    )
+    driver.release_reservation(base)
+    assert held() == before
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_an_extent_over_the_border_of_two_chunks_is_one_call_of_two_entries(space, fails):
+    border = CHUNK // PAGE
+    neighbours = [space.entry(border - 2), space.entry(border + 1)]
+    space.driver.map(neighbours)
+    extent = space.entry(border - 1, 2)
+    if fails:
+        emulated_nvidia.fail(MAP, 1, GPU_IS_LOST)
+        with pytest.raises(DriverError):
+            space.driver.map([extent])
+        assert space.read(border - 1) == space.read(border) == bytes(64)
+    calls = Calls(MAP)
+    space.driver.map([extent])
+    assert calls.made() == {MAP: 1}
+    space.write(border - 1, b"before")
+    space.write(border, b"behind")
+    assert space.read(border - 1).startswith(b"before")
+    assert space.read(border).startswith(b"behind")
+    space.driver.unmap([extent])
+    assert space.read(border - 1) == space.read(border) == bytes(64)
+    space.driver.unmap(neighbours)
 
 
 def test_a_reset_context_is_reported_and_everything_can_be_closed():

@@ -9,6 +9,7 @@ import os
 
 import pytest
 from nvidia_machine import (
+    CHUNK,
     GPU_IS_LOST,
     INSUFFICIENT_RESOURCES,
     KB,
@@ -256,7 +257,7 @@ def test_a_reservation_that_fails_leaves_nothing(nth):
     driver = _native.make_driver(NAME, PAGE)
     before = held()
     emulated_nvidia.fail(MAP, nth, GPU_IS_LOST)
-    bytes_ = 8 * (4 << 20)
+    bytes_ = 8 * CHUNK
     with pytest.raises(DriverError):
         driver.reserve(bytes_, REGION)
     assert held() == before
@@ -273,10 +274,25 @@ def test_a_reservation_that_cuda_refuses_leaves_nothing(function, nth):
     failed = 0
     for _ in range(2):
         try:
-            driver.release_reservation(driver.reserve(3 * (4 << 20), REGION))
+            driver.release_reservation(driver.reserve(3 * CHUNK, REGION))
         except OutOfMemory as error:
             failed += function in str(error)
     assert failed == 1
+    assert held() == before
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_release_that_fails_leaves_the_reservation_as_it_was(nth):
+    driver = _native.make_driver(NAME, PAGE)
+    before = held()
+    base = driver.reserve(3 * CHUNK, REGION)
+    emulated_nvidia.fail(UNMAP, nth, GPU_IS_LOST)
+    with pytest.raises(DriverError, match="release_reservation"):
+        driver.release_reservation(base)
+    assert all(
+        ctypes.string_at(base + place, 64) == bytes(64) for place in range(0, 3 * CHUNK, REGION)
+    )
+    driver.release_reservation(base)
     assert held() == before
 
 

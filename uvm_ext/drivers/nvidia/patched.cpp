@@ -157,18 +157,20 @@ Address PatchedDriver::reserve(std::size_t bytes, std::size_t alignment) {
 void PatchedDriver::release_reservation(Address address) {
   require_parent("release_reservation");
   const Range range = addresses_.find(address);
-  const Answer answer = uvm_.unmap(range);
-  if (!answer.ok() && !is_lost()) {
-    fail({answer, range}, "release_reservation (UVM_UNMAP_EXTERNAL)");
-  }
+  std::size_t unmapped = 0;
+  const Answer answer = uvm_.unmap(range, &unmapped);
   try {
+    if (!answer.ok() && !is_lost()) {
+      fail({answer, range}, "release_reservation (UVM_UNMAP_EXTERNAL)");
+    }
     addresses_.release(range.address);
   } catch (...) {
+    const Range empty{range.address, unmapped};
     Entries entries;
-    add_zeros(coarse_zeros_, range, &entries);
+    add_zeros(coarse_zeros_, empty, &entries);
     std::size_t done = 0;
     if (!send(entries, &done).answer.ok() && !is_lost()) broken_ = true;
-    fine_regions_.set(range, false);
+    fine_regions_.set(empty, false);
     throw;
   }
   fine_regions_.remove(range.address);

@@ -138,8 +138,10 @@ Address StockUvmDriver::reserve(std::size_t bytes, std::size_t alignment) {
 void StockUvmDriver::release_reservation(Address address) {
   require_parent("release_reservation");
   const Range range = addresses_.find(address);
-  const Answer answer = uvm_.unmap(range);
+  std::size_t unmapped = 0;
+  const Answer answer = uvm_.unmap(range, &unmapped);
   if (!answer.ok() && !is_lost()) {
+    if (!zeros_->restore({range.address, unmapped}).ok()) broken_ = true;
     fail(answer, "release_reservation (UVM_UNMAP_EXTERNAL)", range);
   }
   try {

@@ -96,13 +96,16 @@ Answer UvmSpace::map_part(const Range& range, std::size_t offset) noexcept {
   return answer;
 }
 
-Answer UvmSpace::unmap(const Range& range) noexcept {
-  Answer first;
+Answer UvmSpace::unmap(const Range& range, std::size_t* done) noexcept {
+  Answer answer;
+  std::size_t unmapped = 0;
   for_each_chunk(range, chunk_, [&](const Range& part) {
-    const Answer answer = call_unmap(system_, layout_, file_.get(), unmap_call_, part);
-    if (first.ok()) first = answer;
+    if (!answer.ok()) return;
+    answer = call_unmap(system_, layout_, file_.get(), unmap_call_, part);
+    if (answer.ok()) unmapped += part.length;
   });
-  return first;
+  if (done != nullptr) *done = unmapped;
+  return answer;
 }
 
 }  // namespace nvidia

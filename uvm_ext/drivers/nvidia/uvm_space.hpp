@@ -35,8 +35,8 @@ class UvmSpace {
   // range is as it was.
   Answer map(const Range& range, const MemoryRef& memory, std::size_t offset,
              std::uint32_t mapping_type) noexcept;
-  // All of the range, also where a part fails; the answer is the first failure.
-  Answer unmap(const Range& range) noexcept;
+  // Stops at the first chunk that fails; `done`, where given, becomes the bytes before it.
+  Answer unmap(const Range& range, std::size_t* done = nullptr) noexcept;
 
   int fd() const { return file_.get(); }
 
