@@ -117,6 +117,30 @@ def overlap(ctx: click.Context, /, out: str | None, as_json: bool, **options: An
 
 
 @click.command()
+@click.option("--model", default="llama-3-8b", help="llama-3-8b or tiny [llama-3-8b].")
+@click.option("--layers", type=click.IntRange(min=0), default=0, help="Layers [all].")
+@click.option("--requests", type=click.IntRange(min=1), default=32, help="Requests [32].")
+@click.option("--prompt-tokens", type=click.IntRange(min=1), default=4096, help="Each [4096].")
+@click.option("--new-tokens", type=click.IntRange(min=2), default=128, help="Each [128].")
+@click.option("--against", default="sdpa", help="Attention of the library's paged cache [sdpa].")
+@click.option("--rounds", type=click.IntRange(min=1), default=1, help="Runs of both [1].")
+@click.option("--device", default="cuda:0", help="cuda:0 and so on, or cpu [cuda:0].")
+@click.option("--driver", default="auto", help="Driver by name [auto].")
+@click.option("--page-size", default="auto", help="Such as 64K [auto].")
+@click.option("--layout", default="auto", help="layer, token or auto [auto].")
+@click.option("--out", type=click.Path(file_okay=False), help="Folder for transformers.json.")
+@json_option
+@click.pass_context
+def transformers(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
+    """Serve requests with transformers through our cache and through its own paged cache.
+
+    The weights are random and seeded. On the CPU use --model tiny and few tokens. The exit
+    code is 1 if a target is missed.
+    """
+    run_bench(ctx, "transformers", options, out, as_json)
+
+
+@click.command()
 @click.option("--trace", type=click.Path(exists=True, dir_okay=False), help="CSV of requests.")
 @click.option("--memory", default="40GiB", help="Memory for KV [40GiB].")
 @click.option("--rounds", type=click.IntRange(min=3), default=31, help="Places in the trace [31].")

@@ -117,9 +117,7 @@ def _measure_extent(memories: list[Memory], extent: int, rounds: int) -> Iterato
         note = f"{memory.name}, {format_size(memory.page)} pages"
         for kind in _KINDS:
             rates = [memory.total / 1e9 / value for value in seconds[memory.name, kind]]
-            yield Measure.of(
-                f"{memory.name}, {kind}, {title}", summarise(rates), "GB/s", note=note
-            )
+            yield Measure.of(f"{memory.name}, {kind}, {title}", summarise(rates), "GB/s", note=note)
     if len(able) < 2:
         return
     ours, theirs = able[0].name, able[1].name

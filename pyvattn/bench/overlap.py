@@ -109,7 +109,7 @@ def _capturable() -> bool:
     from pyvattn.attention import kernel_infos
 
     first = next(info.name for info in kernel_infos() if info.unavailable is None)
-    return first in ("flash-attn-2", "flash-attn-3")
+    return first in ("flash-attn-2", "flash-attn-3", "torch-varlen")
 
 
 def _report(options: Options, runs: dict[str, Run], blocked: dict[str, float]) -> Iterator[Measure]:

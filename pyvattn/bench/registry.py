@@ -19,5 +19,6 @@ BENCHES = {
     "bandwidth": Bench("pyvattn.bench.bandwidth", "Memory made usable in a second."),
     "attention": Bench("pyvattn.bench.attention", "Kernels on our memory, cudaMalloc and paged."),
     "overlap": Bench("pyvattn.bench.overlap", "What mapping adds to a decode step."),
+    "transformers": Bench("pyvattn.bench.transformers", "Continuous batching, both caches."),
     "capacity": Bench("pyvattn.bench.capacity", "Requests of a trace that fit: any machine."),
 }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pyvattn.attention.problem import Problem
+from pyvattn.attention.problem import Kernel, Problem
 from pyvattn.attention.registry import choose
 from pyvattn.errors import UnsupportedError
 
@@ -35,14 +35,19 @@ def why_no_graphs(model: PreTrainedModel, cache: KVCache) -> str | None:
         return f"CUDA graphs need a CUDA device, the model is on {model.device}"
     if cache.spec.max_slots < 2:
         return "one slot fills up captured batches, and the cache has only one: max_slots=2"
-    k, v = cache.layer(0)
-    heads = model.config.get_text_config(decoder=True).num_attention_heads
-    q = torch.empty(1, 1, heads, k.shape[-1], dtype=k.dtype, device=k.device)
-    row = torch.zeros(1, dtype=torch.int32, device=k.device)
-    kernel = choose("auto", Problem(q, k, v, row, row, True, 1.0))
+    kernel = decode_kernel(model, cache)
     if not kernel.capturable:
         return (
             f"attention kernel {kernel.name} reads lengths on the host; the others take float16 "
             "and bfloat16: load the model in one of these"
         )
     return None
+
+
+def decode_kernel(model: PreTrainedModel, cache: KVCache) -> Kernel:
+    """Return the attention kernel that a decode step of ``model`` over ``cache`` takes."""
+    k, v = cache.layer(0)
+    heads = model.config.get_text_config(decoder=True).num_attention_heads
+    q = torch.empty(1, 1, heads, k.shape[-1], dtype=k.dtype, device=k.device)
+    row = torch.ones(1, dtype=torch.int32, device=k.device)
+    return choose("auto", Problem(q, k, v, row, row, True, 1.0))
