@@ -153,15 +153,29 @@ class Ours:
 
 
 def run_library(model: Any, options: Options, prompts: list[list[int]]) -> Run:
-    """Serve ``prompts`` through the library's paged cache, with its own settings."""
-    from transformers import GenerationConfig
+    """Serve ``prompts`` through the library's paged cache, with its own settings.
+
+    It sizes the cache by the memory that is free. Of the host's it would take nearly all, so
+    there it gets what the requests need.
+    """
+    from transformers import ContinuousBatchingConfig, GenerationConfig
 
     model.set_attn_implementation(f"paged|{options.against}")
     # No token ends a request: each gets as many as ours.
     config = GenerationConfig(
         max_new_tokens=options.new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
     )
-    found = model.generate_batch(prompts, generation_config=config, record_timestamps=True)
+    settings = ContinuousBatchingConfig()
+    if options.device == "cpu":
+        tokens = options.prompt_tokens + options.new_tokens
+        settings.num_blocks = (tokens // settings.block_size + 2) * options.requests
+        settings.max_batch_tokens = max(256, tokens)
+    found = model.generate_batch(
+        prompts,
+        generation_config=config,
+        continuous_batching_config=settings,
+        record_timestamps=True,
+    )
     outputs = list(found.values())
     failed = [output.error for output in outputs if output.error is not None]
     if failed or len(outputs) < len(prompts):

@@ -24,3 +24,14 @@ def prompts():
     from tiny_models import random_prompts
 
     return random_prompts()
+
+
+@pytest.fixture
+def kv(llama):
+    """Three slots of 128 tokens for the Llama."""
+    from pyvattn import KVCache
+    from pyvattn.integrations.transformers import spec_for
+
+    spec = spec_for(llama, max_slots=3, max_tokens=128)
+    with KVCache(spec, device="cpu", memory="64MiB") as kv:
+        yield kv

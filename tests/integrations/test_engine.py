@@ -22,12 +22,6 @@ def expected_output(model, prompt, new):
     return sequences[0, len(prompt) :].tolist()
 
 
-@pytest.fixture
-def kv(llama):
-    with open_kv(llama) as kv:
-        yield kv
-
-
 @pytest.mark.parametrize("make", [make_llama, make_gpt2])
 @pytest.mark.parametrize("layout", ["layer", "token"])
 def test_requests_that_join_and_leave_get_the_tokens_they_get_alone(make, layout):
