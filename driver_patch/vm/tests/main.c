@@ -3,6 +3,7 @@
  * The first process of the emulated machine: loads the modules, runs the tests, looks for
  * leaks, and only then writes the verdict to the second serial port.
  */
+#define _GNU_SOURCE	/* FNM_EXTMATCH */
 #include <errno.h>
 #include <fcntl.h>
 #include <fnmatch.h>
@@ -118,7 +119,7 @@ static void run_tests(void)
 	const struct test *test;
 
 	for (test = __start_tests; test < __stop_tests; test++) {
-		if (fnmatch(setting("only", "*"), test->name, 0))
+		if (fnmatch(setting("only", "*"), test->name, FNM_EXTMATCH))
 			continue;
 		if ((test->needs_patch && !module_is_patched()) || (test->slow && !slow)) {
 			skipped++;
