@@ -60,7 +60,7 @@ NV_STATUS nvUvmInterfaceGetExternalAllocPtes(uvmGpuAddressSpaceHandle vaSpace, N
 					     NvU64 size, UvmGpuExternalMappingInfo *info)
 {
 	struct sim_memory *memory = xa_load(&duplicates, hMemory);
-	u64 page_size, wanted, room, i;
+	u64 page_size, wanted, room, words, i;
 
 	SIM_MAY_FAIL();
 	if (!memory)
@@ -74,16 +74,20 @@ NV_STATUS nvUvmInterfaceGetExternalAllocPtes(uvmGpuAddressSpaceHandle vaSpace, N
 	if (offset > memory->size || size > memory->size - offset)
 		return NV_ERR_INVALID_LIMIT;
 	wanted = size / page_size;
-	room = min(wanted, info->pteBufferSize / sizeof(u64));
+	/* An entry of 2M lies in the directory above, whose entries are twice as large. */
+	words = page_size == UVM_PAGE_SIZE_2M ? 2 : 1;
+	room = min(wanted, info->pteBufferSize / (words * sizeof(u64)));
 	for (i = 0; i < room; i++) {
 		u64 at = offset + i * page_size;
 		u64 physical = memory->pages[at / memory->page_size] + at % memory->page_size;
 
-		info->pteBuffer[i] = make_pte(physical, info);
+		info->pteBuffer[i * words] = make_pte(physical, info);
+		if (words == 2)
+			info->pteBuffer[i * words + 1] = 0;
 	}
 	info->numWrittenPtes = room;
 	info->numRemainingPtes = wanted - room;
-	info->pteSize = sizeof(u64);
+	info->pteSize = words * sizeof(u64);
 	return NV_OK;
 }
 EXPORT_SYMBOL(nvUvmInterfaceGetExternalAllocPtes);

@@ -47,6 +47,7 @@ enum sim_page_owner {
 	SIM_PAGE_PMA,		/* UVM, may be evicted */
 	SIM_PAGE_PMA_PINNED,	/* UVM */
 	SIM_PAGE_RM,		/* the resource manager: its own use and user allocations */
+	SIM_PAGE_GOING,		/* being given back: nothing may lead to it any more */
 };
 
 struct sim_pma {
@@ -184,6 +185,7 @@ void sim_memory_put(struct sim_memory *memory);
 int sim_pma_init(struct sim_gpu *gpu);
 void sim_pma_exit(struct sim_gpu *gpu);
 bool sim_page_in_use(struct sim_gpu *gpu, u64 address);
+bool sim_pages_are_going(struct sim_gpu *gpu, u64 address, u64 size);
 NV_STATUS sim_rm_alloc_pages(struct sim_gpu *gpu, u64 count, u64 page_size, u64 *pages);
 void sim_rm_free_pages(struct sim_gpu *gpu, u64 count, u64 page_size, u64 *pages);
 
@@ -192,7 +194,7 @@ struct sim_translation sim_translate(struct sim_vaspace *vas, u64 va, bool write
 enum gpusim_fault sim_walk(struct sim_vaspace *vas, u64 va, struct gpusim_pte *pte);
 typedef bool (*sim_pte_visitor)(const struct gpusim_pte *pte, void *data);	/* false: stop */
 void sim_for_each_pte(struct sim_vaspace *vas, u64 start, u64 end, sim_pte_visitor visit, void *data);
-void sim_check_unmapped(struct sim_gpu *gpu, u64 physical, u64 size);
+void sim_check_unmapped(struct sim_gpu *gpu);
 
 /* tlb.c: the caller holds gpu->lock */
 void sim_tlb_init(struct sim_tlb *tlb);
@@ -200,7 +202,7 @@ void sim_tlb_flush(struct sim_tlb *tlb);
 void sim_tlb_invalidate(struct sim_tlb *tlb, bool targeted, u64 va, u32 level);
 bool sim_tlb_find(struct xarray *cache, u64 key, u64 *value);
 void sim_tlb_keep(struct xarray *cache, u64 key, u64 value);
-bool sim_tlb_maps(struct sim_tlb *tlb, u64 physical, u64 size, u64 *va);
+bool sim_tlb_maps_going(struct sim_gpu *gpu, struct sim_tlb *tlb, u64 *va);
 
 /* vaspace.c */
 struct sim_vaspace *sim_vaspace_create(struct sim_gpu *gpu);
@@ -250,6 +252,13 @@ int sim_rm_user_init(void);
 void sim_rm_user_exit(void);
 struct sim_vaspace *sim_user_vaspace_get(u32 client, u32 object);
 struct sim_memory *sim_user_memory_get(u32 client, u32 object);
+
+/* rm_control.c */
+NV_STATUS sim_rm_control(u32 command, void __user *params, u32 size);
+
+/* proc.c */
+int sim_proc_init(void);
+void sim_proc_exit(void);
 
 /* test_device.c */
 int sim_test_device_init(void);

@@ -27,13 +27,16 @@ struct gpusim_vaspace {
 	__u32 object;
 };
 
+/* gpusim_access.operation; a fill takes its byte from the first of the buffer. */
+enum gpusim_operation { GPUSIM_READ, GPUSIM_WRITE, GPUSIM_FILL };
+
 /* Read or write a GPU virtual address: page tables, TLB and all. */
 struct gpusim_access {
 	struct gpusim_vaspace vas;
 	__u64 va;
 	__u64 buffer;
 	__u64 length;
-	__u32 write;
+	__u32 operation;
 	__u32 fault;		/* out: enum gpusim_fault */
 	__u64 fault_va;		/* out */
 };

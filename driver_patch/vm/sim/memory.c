@@ -233,10 +233,10 @@ NV_STATUS nvUvmInterfaceDupAllocation(uvmGpuAddressSpaceHandle srcVaSpace, NvU64
 }
 EXPORT_SYMBOL(nvUvmInterfaceDupAllocation);
 
+/* As it was left: RM scrubs what it frees, but promises it to nobody. */
 struct sim_memory *sim_memory_alloc(struct sim_gpu *gpu, u64 size, u64 page_size)
 {
 	struct sim_memory *memory = kzalloc(sizeof(*memory), GFP_KERNEL);
-	u64 i;
 
 	if (!memory)
 		return NULL;
@@ -251,8 +251,6 @@ struct sim_memory *sim_memory_alloc(struct sim_gpu *gpu, u64 size, u64 page_size
 		kfree(memory);
 		return NULL;
 	}
-	for (i = 0; i < memory->count; i++)
-		memset(gpu->fb + memory->pages[i], 0, page_size);
 	sim_born(SIM_OBJ_MEMORY);
 	return memory;
 }

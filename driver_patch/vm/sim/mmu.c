@@ -288,35 +288,37 @@ struct sim_translation sim_translate(struct sim_vaspace *vas, u64 va, bool write
 	return result;
 }
 
-struct freed {
-	u64 physical, size, va;
+struct going {
+	struct sim_gpu *gpu;
+	struct gpusim_pte pte;
 	bool found;
 };
 
-static bool maps_freed(const struct gpusim_pte *pte, void *data)
+static bool find_going(const struct gpusim_pte *pte, void *data)
 {
-	struct freed *freed = data;
+	struct going *going = data;
 
-	freed->found = pte->aperture == 0 && pte->physical < freed->physical + freed->size &&
-		       pte->physical + pte->size > freed->physical;
-	freed->va = pte->va;
-	return !freed->found;
+	if (pte->aperture || !sim_pages_are_going(going->gpu, pte->physical, pte->size))
+		return true;
+	going->pte = *pte;
+	going->found = true;
+	return false;
 }
 
 /* Memory that goes back to the allocator must be reachable through no page table and no TLB. */
-void sim_check_unmapped(struct sim_gpu *gpu, u64 physical, u64 size)
+void sim_check_unmapped(struct sim_gpu *gpu)
 {
-	struct freed freed = { .physical = physical, .size = size };
 	struct sim_vaspace *vas;
 	u64 va;
 
 	list_for_each_entry(vas, &gpu->vaspaces, node) {
-		if (sim_tlb_maps(&vas->tlb, physical, size, &va))
-			sim_model_error("0x%llx is freed while the TLB still maps it at 0x%llx", physical, va);
-		sim_for_each_pte(vas, 0, BIT_ULL(VA_BITS), maps_freed, &freed);
-		if (freed.found)
+		struct going going = { .gpu = gpu };
+
+		if (sim_tlb_maps_going(gpu, &vas->tlb, &va))
+			sim_model_error("memory is freed while the TLB still maps it at 0x%llx", va);
+		sim_for_each_pte(vas, 0, BIT_ULL(VA_BITS), find_going, &going);
+		if (going.found)
 			sim_model_error("0x%llx is freed while a page table still maps it at 0x%llx",
-					physical, freed.va);
-		freed.found = false;
+					going.pte.physical, going.pte.va);
 	}
 }

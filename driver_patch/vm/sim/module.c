@@ -12,6 +12,10 @@ static unsigned int fb_mb = 64;
 module_param(fb_mb, uint, 0444);
 MODULE_PARM_DESC(fb_mb, "frame buffer of each GPU in MB, a multiple of 2");
 
+static unsigned int gpus = SIM_MAX_GPUS;
+module_param(gpus, uint, 0444);
+MODULE_PARM_DESC(gpus, "most GPUs to simulate");
+
 struct sim_gpu *sim_gpus[SIM_MAX_GPUS];
 unsigned int sim_gpu_count;
 
@@ -67,7 +71,7 @@ static int __init gpusim_init(void)
 
 	if (!fb_mb || fb_mb % 2)
 		return -EINVAL;
-	while (!result && sim_gpu_count < SIM_MAX_GPUS &&
+	while (!result && sim_gpu_count < min(gpus, (unsigned int)SIM_MAX_GPUS) &&
 	       (pci = pci_get_device(TEST_DEVICE_VENDOR, TEST_DEVICE_ID, pci)))
 		result = create_gpu(pci);
 	pci_dev_put(pci);
@@ -84,12 +88,17 @@ static int __init gpusim_init(void)
 	result = sim_dump_init();
 	if (result)
 		goto no_dump;
+	result = sim_proc_init();
+	if (result)
+		goto no_proc;
 	result = sim_test_device_init();
 	if (result)
 		goto no_test_device;
 	return 0;
 
 no_test_device:
+	sim_proc_exit();
+no_proc:
 	sim_dump_exit();
 no_dump:
 	sim_coverage_exit();
@@ -103,6 +112,7 @@ no_gpus:
 static void __exit gpusim_exit(void)
 {
 	sim_test_device_exit();
+	sim_proc_exit();
 	sim_dump_exit();
 	sim_coverage_exit();
 	sim_rm_user_exit();

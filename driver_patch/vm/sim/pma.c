@@ -39,6 +39,16 @@ bool sim_page_in_use(struct sim_gpu *gpu, u64 address)
 	       READ_ONCE(gpu->pma.owner[page]) != SIM_PAGE_FREE;
 }
 
+bool sim_pages_are_going(struct sim_gpu *gpu, u64 address, u64 size)
+{
+	u64 page, end = min((address + size + SIM_PAGE_SIZE - 1) >> SIM_PAGE_SHIFT, gpu->pma.pages);
+
+	for (page = address >> SIM_PAGE_SHIFT; page < end; page++)
+		if (READ_ONCE(gpu->pma.owner[page]) == SIM_PAGE_GOING)
+			return true;
+	return false;
+}
+
 static void update_statistics(struct sim_pma *pma)
 {
 	u64 page, i, whole = 0;
@@ -150,13 +160,26 @@ NV_STATUS sim_rm_alloc_pages(struct sim_gpu *gpu, u64 count, u64 page_size, u64 
 	}
 }
 
+/* What is free already stays so, for give_back() to find. */
+static void mark_going(struct sim_pma *pma, u64 address, u64 count)
+{
+	u64 i, page = address >> SIM_PAGE_SHIFT;
+
+	for (i = page; i < page + count && i < pma->pages; i++)
+		if (pma->owner[i] != SIM_PAGE_FREE)
+			WRITE_ONCE(pma->owner[i], SIM_PAGE_GOING);
+}
+
 /* The caller holds gpu->lock. */
 void sim_rm_free_pages(struct sim_gpu *gpu, u64 count, u64 page_size, u64 *pages)
 {
 	u64 n;
 
+	mutex_lock(&gpu->pma.lock);
 	for (n = 0; n < count; n++)
-		sim_check_unmapped(gpu, pages[n], page_size);
+		mark_going(&gpu->pma, pages[n], page_size >> SIM_PAGE_SHIFT);
+	mutex_unlock(&gpu->pma.lock);
+	sim_check_unmapped(gpu);
 	mutex_lock(&gpu->pma.lock);
 	for (n = 0; n < count; n++)
 		give_back(&gpu->pma, pages[n], page_size >> SIM_PAGE_SHIFT);

@@ -12,6 +12,7 @@
 #define RM_MAJOR 195
 
 #define ESC_FREE 0x29
+#define ESC_CONTROL 0x2a
 #define ESC_ALLOC 0x2b
 #define ESC_REGISTER_FD 201
 
@@ -36,6 +37,12 @@ struct rm_alloc_rights {	/* NVOS64_PARAMETERS */
 
 struct rm_free {	/* NVOS00_PARAMETERS */
 	u32 root, parent, handle, status;
+};
+
+struct rm_control {	/* NVOS54_PARAMETERS */
+	u32 root, object, command, flags;
+	u64 params;
+	u32 params_size, status;
 };
 
 struct rm_memory_params {	/* the head of NV_MEMORY_ALLOCATION_PARAMS */
@@ -266,6 +273,21 @@ static long ioctl_alloc(struct file *file, void __user *argument, unsigned int s
 	return copy_to_user(argument, &request, sizeof(request)) ? -EFAULT : 0;
 }
 
+static long ioctl_control(void __user *argument)
+{
+	struct rm_control request;
+	bool known;
+
+	if (copy_from_user(&request, argument, sizeof(request)))
+		return -EFAULT;
+	mutex_lock(&rm_lock);
+	known = find_client(request.root) && request.object == request.root;
+	mutex_unlock(&rm_lock);
+	request.status = known ? sim_rm_control(request.command, u64_to_user_ptr(request.params), request.params_size) :
+				 NV_ERR_INVALID_CLIENT;
+	return copy_to_user(argument, &request, sizeof(request)) ? -EFAULT : 0;
+}
+
 static long user_ioctl(struct file *file, unsigned int command, unsigned long argument)
 {
 	struct rm_free request;
@@ -275,6 +297,9 @@ static long user_ioctl(struct file *file, unsigned int command, unsigned long ar
 		return 0;
 	case ESC_ALLOC:
 		return ioctl_alloc(file, (void __user *)argument, _IOC_SIZE(command));
+	case ESC_CONTROL:
+		return _IOC_SIZE(command) == sizeof(struct rm_control) ?
+		       ioctl_control((void __user *)argument) : -EINVAL;
 	case ESC_FREE:
 		if (copy_from_user(&request, (void __user *)argument, sizeof(request)))
 			return -EFAULT;

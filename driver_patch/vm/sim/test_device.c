@@ -9,6 +9,16 @@
 
 #define BOUNCE (64U << 10)
 
+static long fill_bounce(void *bounce, const u8 __user *byte)
+{
+	u8 value;
+
+	if (get_user(value, byte))
+		return -EFAULT;
+	memset(bounce, value, BOUNCE);
+	return 0;
+}
+
 static long do_access(void __user *argument)
 {
 	struct gpusim_access request;
@@ -25,20 +35,22 @@ static long do_access(void __user *argument)
 	bounce = kmalloc(BOUNCE, GFP_KERNEL);
 	if (!bounce)
 		result = -ENOMEM;
+	else if (request.operation == GPUSIM_FILL)
+		result = fill_bounce(bounce, u64_to_user_ptr(request.buffer));
 	request.fault = GPUSIM_FAULT_NONE;
 	for (done = 0; !result && !request.fault && done < request.length; done += BOUNCE) {
 		u64 part = min_t(u64, BOUNCE, request.length - done);
 		void __user *buffer = u64_to_user_ptr(request.buffer + done);
 
-		if (request.write && copy_from_user(bounce, buffer, part)) {
+		if (request.operation == GPUSIM_WRITE && copy_from_user(bounce, buffer, part)) {
 			result = -EFAULT;
 			break;
 		}
 		mutex_lock(&vas->gpu->lock);
-		request.fault = sim_copy_virtual(vas, request.va + done, bounce, part, request.write,
+		request.fault = sim_copy_virtual(vas, request.va + done, bounce, part, request.operation != GPUSIM_READ,
 						 &request.fault_va);
 		mutex_unlock(&vas->gpu->lock);
-		if (!request.write && !request.fault && copy_to_user(buffer, bounce, part))
+		if (request.operation == GPUSIM_READ && !request.fault && copy_to_user(buffer, bounce, part))
 			result = -EFAULT;
 	}
 	kfree(bounce);

@@ -74,8 +74,8 @@ void sim_tlb_keep(struct xarray *cache, u64 key, u64 value)
 		sim_model_error("no memory for the TLB");
 }
 
-/* Does any cached translation lead into this video memory? */
-bool sim_tlb_maps(struct sim_tlb *tlb, u64 physical, u64 size, u64 *va)
+/* Does any cached translation lead into video memory that is being given back? */
+bool sim_tlb_maps_going(struct sim_gpu *gpu, struct sim_tlb *tlb, u64 *va)
 {
 	unsigned long key;
 	void *entry;
@@ -86,8 +86,7 @@ bool sim_tlb_maps(struct sim_tlb *tlb, u64 physical, u64 size, u64 *va)
 			u64 pte = xa_to_value(entry);
 			u64 at = (pte & GENMASK_ULL(32, 8)) << 4;
 
-			if (((pte >> 1) & 3) == 0 && at < physical + size &&
-			    at + (1ULL << pte_shift[i]) > physical) {
+			if (((pte >> 1) & 3) == 0 && sim_pages_are_going(gpu, at, 1ULL << pte_shift[i])) {
 				*va = (u64)key << pte_shift[i];
 				return true;
 			}

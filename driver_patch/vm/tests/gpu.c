@@ -14,6 +14,7 @@
 #define CLASS_VASPACE 0x90f1
 #define CLASS_MEMORY_LOCAL_USER 0x40
 #define ATTR_BIG_PAGES_NONCONTIGUOUS ((2u << 23) | (3u << 27))
+#define ATTR_HUGE_PAGES_NONCONTIGUOUS ((3u << 23) | (3u << 27))
 
 struct rm_alloc {	/* NVOS21_PARAMETERS */
 	uint32_t root, parent, handle, class;
@@ -38,14 +39,20 @@ struct rm_memory_params {	/* NV_MEMORY_ALLOCATION_PARAMS */
 		FAIL("%s: %s", #command, strerror(errno));			\
 } while (0)
 
+static int sim_file = -1;
+
 int sim(void)
 {
-	static int file = -1;
+	if (sim_file < 0)
+		sim_file = open("/dev/gpusim", O_RDWR | O_CLOEXEC);
+	CHECK(sim_file >= 0);
+	return sim_file;
+}
 
-	if (file < 0)
-		file = open("/dev/gpusim", O_RDWR | O_CLOEXEC);
-	CHECK(file >= 0);
-	return file;
+void close_sim(void)
+{
+	close(sim_file);
+	sim_file = -1;
 }
 
 static void sim_call(unsigned long command, void *argument)
@@ -87,7 +94,8 @@ int open_uvm(void)
 	return file;
 }
 
-uint32_t rm_alloc(int control, uint32_t client, uint32_t parent, uint32_t class, void *params, size_t size)
+static NV_STATUS try_rm_alloc(int control, uint32_t client, uint32_t parent, uint32_t class, void *params,
+			      size_t size, uint32_t *handle)
 {
 	struct rm_alloc request = {
 		.root = client, .parent = parent, .class = class,
@@ -95,8 +103,16 @@ uint32_t rm_alloc(int control, uint32_t client, uint32_t parent, uint32_t class,
 	};
 
 	UVM_CALL(control, RM_ALLOC, &request);
-	CHECK_EQ(request.status, NV_OK);
-	return request.handle;
+	*handle = request.handle;
+	return request.status;
+}
+
+uint32_t rm_alloc(int control, uint32_t client, uint32_t parent, uint32_t class, void *params, size_t size)
+{
+	uint32_t handle;
+
+	CHECK_EQ(try_rm_alloc(control, client, parent, class, params, size, &handle), NV_OK);
+	return handle;
 }
 
 void rm_free(int control, uint32_t client, uint32_t handle)
@@ -114,6 +130,16 @@ uint32_t rm_memory(struct gpu *gpu, uint64_t size)
 	};
 
 	return rm_alloc(gpu->control, gpu->client, gpu->device, CLASS_MEMORY_LOCAL_USER, &params, sizeof(params));
+}
+
+NV_STATUS try_rm_memory_2m(struct gpu *gpu, uint64_t size, uint32_t *memory)
+{
+	struct rm_memory_params params = {
+		.owner = gpu->client, .attr = ATTR_HUGE_PAGES_NONCONTIGUOUS, .size = size,
+	};
+
+	return try_rm_alloc(gpu->control, gpu->client, gpu->device, CLASS_MEMORY_LOCAL_USER, &params, sizeof(params),
+			    memory);
 }
 
 NV_STATUS try_register_gpu(int uvm, NvProcessorUuid uuid)
@@ -259,10 +285,11 @@ NV_STATUS try_migrate(struct gpu *gpu, void *base, uint64_t length, bool to_gpu)
 	return params.rmStatus;
 }
 
-static uint32_t gpu_access(struct gpu *gpu, uint64_t va, void *buffer, uint64_t length, bool write)
+static uint32_t gpu_access(struct gpu *gpu, uint64_t va, void *buffer, uint64_t length,
+			   enum gpusim_operation operation)
 {
 	struct gpusim_access request = {
-		.vas = gpu->vas, .va = va, .buffer = (uintptr_t)buffer, .length = length, .write = write,
+		.vas = gpu->vas, .va = va, .buffer = (uintptr_t)buffer, .length = length, .operation = operation,
 	};
 
 	sim_call(GPUSIM_ACCESS, &request);
@@ -271,12 +298,17 @@ static uint32_t gpu_access(struct gpu *gpu, uint64_t va, void *buffer, uint64_t 
 
 uint32_t gpu_read(struct gpu *gpu, uint64_t va, void *buffer, uint64_t length)
 {
-	return gpu_access(gpu, va, buffer, length, false);
+	return gpu_access(gpu, va, buffer, length, GPUSIM_READ);
 }
 
 uint32_t gpu_write(struct gpu *gpu, uint64_t va, const void *buffer, uint64_t length)
 {
-	return gpu_access(gpu, va, (void *)(uintptr_t)buffer, length, true);
+	return gpu_access(gpu, va, (void *)(uintptr_t)buffer, length, GPUSIM_WRITE);
+}
+
+uint32_t gpu_set(struct gpu *gpu, uint64_t va, uint8_t value, uint64_t length)
+{
+	return gpu_access(gpu, va, &value, length, GPUSIM_FILL);
 }
 
 static uint64_t pattern(uint64_t seed, uint64_t i)

@@ -27,6 +27,7 @@ struct gpu {
 };
 
 int sim(void);		/* /dev/gpusim */
+void close_sim(void);	/* before the simulator is unloaded */
 int open_uvm(void);	/* a file on which UVM_INITIALIZE was done */
 NvProcessorUuid gpu_uuid(unsigned int index);
 
@@ -40,7 +41,8 @@ NV_STATUS try_unregister_vaspace(struct gpu *gpu);
 NV_STATUS try_unregister_gpu(struct gpu *gpu);
 uint32_t rm_alloc(int control, uint32_t client, uint32_t parent, uint32_t class, void *params, size_t size);
 void rm_free(int control, uint32_t client, uint32_t handle);
-uint32_t rm_memory(struct gpu *gpu, uint64_t size);	/* a slab of 64K pages, zeroed */
+uint32_t rm_memory(struct gpu *gpu, uint64_t size);	/* a slab of 64K pages, not zeroed */
+NV_STATUS try_rm_memory_2m(struct gpu *gpu, uint64_t size, uint32_t *memory);	/* of 2M pages */
 
 /* Addresses: reserve_aligned only reserves; external_range also makes the range known to UVM. */
 uint64_t reserve_aligned(uint64_t length, uint64_t alignment);
@@ -56,6 +58,7 @@ NV_STATUS try_migrate(struct gpu *gpu, void *base, uint64_t length, bool to_gpu)
 /* The copy engine, on behalf of a kernel: returns enum gpusim_fault. */
 uint32_t gpu_read(struct gpu *gpu, uint64_t va, void *buffer, uint64_t length);
 uint32_t gpu_write(struct gpu *gpu, uint64_t va, const void *buffer, uint64_t length);
+uint32_t gpu_set(struct gpu *gpu, uint64_t va, uint8_t value, uint64_t length);
 void gpu_fill(struct gpu *gpu, uint64_t va, uint64_t length, uint64_t seed);	/* a pattern */
 void gpu_check(struct gpu *gpu, uint64_t va, uint64_t length, uint64_t seed);
 void gpu_check_zero(struct gpu *gpu, uint64_t va, uint64_t length);

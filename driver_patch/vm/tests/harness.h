@@ -12,8 +12,10 @@ struct test {
 	const char *name;
 	void (*run)(void);
 	unsigned int seconds;	/* it has hung after that long; 0: the default */
-	bool needs_patch;
+	bool needs_patch, needs_stock;
 	bool slow;	/* only where the run asks for it (vm.slow=1) */
+	const char *gpu;	/* parameters of the simulator; NULL: those of most tests */
+	bool ends_module;	/* the modules can only be unloaded after it */
 	const char *logs;	/* what the kernel may say although it sounds bad */
 };
 

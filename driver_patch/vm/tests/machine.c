@@ -169,12 +169,6 @@ static void node(const char *path, unsigned int major, unsigned int minor)
 		give_up(path);
 }
 
-static void load_virtio(void)
-{
-	if (!access("/virtio_console.ko", R_OK))
-		load("/virtio_console.ko", "");
-}
-
 /* The constructors that gcov's counters need, which this kernel does not call. */
 static void start_coverage(void)
 {
@@ -201,11 +195,23 @@ static void make_raw(int file)
 	}
 }
 
-/* The limit of a VA space lies below the 62 MB that the GPU has: both can be reached. */
-void set_up_machine(void)
+/* The limit of a VA space lies below the 62 MB that the GPU has by default: both can be reached. */
+void load_modules(const char *gpu)
 {
 	unsigned int major;
 
+	load("/nvidia.ko", gpu ? gpu : "fb_mb=64");
+	load("/nvidia-uvm.ko", gpu ? "uvm_leak_checker=2" :
+	     "uvm_enable_builtin_tests=1 uvm_leak_checker=2 uvm_vattn_max_mbytes=40");
+	major = major_of("nvidia-uvm");
+	unlink("/dev/nvidia-uvm");
+	unlink("/dev/nvidia-uvm-tools");
+	node("/dev/nvidia-uvm", major, 0);
+	node("/dev/nvidia-uvm-tools", major, 1);
+}
+
+void set_up_machine(void)
+{
 	mkdir("/proc", 0755);
 	mkdir("/sys", 0755);
 	mkdir("/dev", 0755);
@@ -217,15 +223,10 @@ void set_up_machine(void)
 	mount("tmpfs", "/dev/shm", "tmpfs", 0, NULL);
 	results = open(RESULTS, O_WRONLY | O_CLOEXEC);
 	make_raw(results);
-	load_virtio();
-	load("/nvidia.ko", setting("fb_mb", "fb_mb=64"));
-	load("/nvidia-uvm.ko", "uvm_enable_builtin_tests=1 uvm_leak_checker=2 uvm_vattn_max_mbytes=40");
-	major = major_of("nvidia-uvm");
-	node("/dev/nvidia-uvm", major, 0);
-	node("/dev/nvidia-uvm-tools", major, 1);
 	node("/dev/nvidiactl", 195, 255);
 	node("/dev/nvidia0", 195, 0);
 	node("/dev/nvidia1", 195, 1);
+	load_modules(NULL);
 	start_coverage();
 }
 
@@ -269,7 +270,7 @@ const char *unload_modules(void)
 				 (long long)live.objects[i].live);
 	if (live.model_errors)
 		snprintf(what, sizeof(what), "the simulator saw %llu errors", (unsigned long long)live.model_errors);
-	close(sim());
+	close_sim();
 	remove_module("nvidia");
 	return what[0] ? what : NULL;
 }
@@ -310,10 +311,13 @@ void save_coverage(void)
 	int source = open("/proc/gpusim_coverage", O_RDONLY | O_CLOEXEC);
 	ssize_t length;
 
+	/* Only what the first modules counted is saved: the next begin from zero. */
 	if (coverage < 0 || source < 0)
 		return;
 	make_raw(coverage);
 	while ((length = read(source, block, sizeof(block))) > 0)
 		(void)!write(coverage, block, (size_t)length);
 	close(source);
+	close(coverage);
+	coverage = -1;
 }

@@ -4,6 +4,7 @@
 #define MACHINE_H
 
 void set_up_machine(void);
+void load_modules(const char *gpu);	/* parameters of the simulator, NULL: those of most tests */
 void run_shell(void);
 const char *unload_modules(void);	/* NULL, or what went wrong */
 const char *scan_kernel_log(const char *allowed);

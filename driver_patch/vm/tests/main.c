@@ -30,6 +30,8 @@
 extern const struct test __start_tests[], __stop_tests[];
 
 static unsigned int passed, failed, skipped;
+static const char *used_gpu;	/* parameters of the simulator that is loaded */
+static bool modules_are_spent;
 
 static double now(void)
 {
@@ -79,15 +81,43 @@ static const char *leaked(const struct gpusim_live *before)
 	return what;
 }
 
+/* Everything must have been given back when they go. */
+static void end_modules(void)
+{
+	const char *problem;
+
+	save_coverage();
+	problem = unload_modules();
+	if (!problem)
+		problem = scan_kernel_log(NULL);
+	if (problem) {
+		report("FAIL machine %s", problem);
+		failed++;
+	}
+}
+
+/* The modules start anew where a test wants another GPU or left them unusable. */
+static void use_gpu(const char *parameters)
+{
+	if (parameters == used_gpu && !modules_are_spent)
+		return;
+	end_modules();
+	load_modules(parameters);
+	used_gpu = parameters;
+	modules_are_spent = false;
+}
+
 static void run_test(const struct test *test)
 {
-	struct gpusim_live before = live_objects();
+	struct gpusim_live before;
 	double start = now();
 	const char *problem, *said;
 	int status;
 	pid_t child;
 
 	say("running %s", test->name);
+	use_gpu(test->gpu);
+	before = live_objects();
 	child = fork();
 	if (child == 0) {
 		setpgid(0, 0);
@@ -98,11 +128,12 @@ static void run_test(const struct test *test)
 	kill(-child, SIGKILL);
 	inject_off();
 	limit_pages(0, 0);
-	problem = status == -1 ? "hangs" : leaked(&before);
+	problem = status == -1 ? "hangs" : test->ends_module ? NULL : leaked(&before);
 	said = scan_kernel_log(test->logs);
 	problem = said ? said : problem;
 	if (!problem && status)
 		problem = status > 128 ? strsignal(status - 128) : "";
+	modules_are_spent |= test->ends_module;
 	if (problem || status) {
 		report("FAIL %s %.2fs %s", test->name, now() - start, problem);
 		failed++;
@@ -115,13 +146,14 @@ static void run_test(const struct test *test)
 static void run_tests(void)
 {
 	bool slow = !strcmp(setting("slow", "0"), "1");
+	bool patched = module_is_patched();
 	bool fail_fast = !strcmp(setting("fail_fast", "0"), "1");
 	const struct test *test;
 
 	for (test = __start_tests; test < __stop_tests; test++) {
 		if (fnmatch(setting("only", "*"), test->name, FNM_EXTMATCH))
 			continue;
-		if ((test->needs_patch && !module_is_patched()) || (test->slow && !slow)) {
+		if ((test->needs_patch && !patched) || (test->needs_stock && patched) || (test->slow && !slow)) {
 			skipped++;
 			continue;
 		}
@@ -133,16 +165,9 @@ static void run_tests(void)
 
 static void finish(void)
 {
-	const char *problem;
-
-	save_coverage();
-	problem = unload_modules();
-	if (!problem)
-		problem = scan_kernel_log(NULL);
-	if (problem)
-		report("FAIL machine %s", problem);
+	end_modules();
 	report("verdict %s passed=%u failed=%u skipped=%u seconds=%.1f",
-	       !problem && !failed && passed ? "PASS" : "FAIL", passed, failed, skipped, now());
+	       !failed && passed ? "PASS" : "FAIL", passed, failed, skipped, now());
 	sync();
 	reboot(RB_POWER_OFF);
 }

@@ -306,7 +306,10 @@ PATCH_TEST(stock_map_over_our_mapping)
 	map_one(&gpu, base, handle, 0, 32);
 	gpu_fill(&gpu, base, PAGE_2M, 1);
 	CHECK_EQ(try_map_external(&gpu, base, 4 * PAGE_64K, 0, slab, 1), NV_OK);
-	gpu_check_zero(&gpu, base, 4 * PAGE_64K);
+	gpu_fill(&gpu, base, 4 * PAGE_64K, 2);
+	gpu_check(&gpu, base, 4 * PAGE_64K, 2);
+	CHECK_EQ(try_unmap_external(&gpu, base, 4 * PAGE_64K), NV_OK);
+	gpu_check_fault(&gpu, base);
 	CHECK_EQ(vattn_stats(&gpu).bytes_mapped[0], 28 * PAGE_64K);
 }
 

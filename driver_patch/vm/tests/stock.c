@@ -35,10 +35,10 @@ TEST(external_map_read_write)
 	gpu_check_fault(&gpu, base);
 	CHECK_EQ(try_map_external(&gpu, base + PAGE_64K, 4 * PAGE_64K, 8 * PAGE_64K, slab, 1), NV_OK);
 	CHECK_EQ(try_map_external(&gpu, base + 4 * MB, PAGE_2M, 0, slab, 1), NV_OK);
-	gpu_check_zero(&gpu, base + PAGE_64K, 4 * PAGE_64K);
+	gpu_fill(&gpu, base + 4 * MB, PAGE_2M, 2);
 	gpu_fill(&gpu, base + PAGE_64K, 4 * PAGE_64K, 1);
 	gpu_check(&gpu, base + 4 * MB + 8 * PAGE_64K, 4 * PAGE_64K, 1);
-	gpu_check_zero(&gpu, base + 4 * MB, 8 * PAGE_64K);
+	gpu_check(&gpu, base + 4 * MB, 8 * PAGE_64K, 2);
 	CHECK_EQ(dump_ptes(&gpu, base, 4 * MB, ptes, 64), 4);
 	CHECK_EQ(ptes[0].va, base + PAGE_64K);
 	CHECK_EQ(ptes[0].size, PAGE_64K);
@@ -91,8 +91,10 @@ TEST(external_read_only)
 	uint32_t slab = rm_memory(&gpu, PAGE_64K);
 	uint64_t base = external_range(&gpu, PAGE_2M), word = 7;
 
+	CHECK_EQ(try_map_external(&gpu, base, PAGE_64K, 0, slab, 1), NV_OK);
+	gpu_fill(&gpu, base, PAGE_64K, 8);
 	CHECK_EQ(try_map_external(&gpu, base, PAGE_64K, 0, slab, UvmGpuMappingTypeReadOnly), NV_OK);
-	gpu_check_zero(&gpu, base, PAGE_64K);
+	gpu_check(&gpu, base, PAGE_64K, 8);
 	CHECK_EQ(gpu_write(&gpu, base, &word, sizeof(word)), GPUSIM_FAULT_READ_ONLY);
 }
 
@@ -152,4 +154,25 @@ TEST(second_gpu)
 	gpu_fill(&second, base, PAGE_64K, 9);
 	CHECK_EQ(dump_ptes(&second, base, PAGE_64K, &pte, 1), 1);
 	CHECK_EQ(dump_ptes(&first, base, PAGE_64K, &pte, 1), 0);
+}
+
+/* CUDA's own memory comes in 2M pages; small ones take their place, and they the place of small ones. */
+TEST(external_2m_pages_and_64k_pages_in_turn)
+{
+	struct gpu gpu = open_gpu(0);
+	uint64_t base = external_range(&gpu, 8 * MB);
+	uint32_t small = rm_memory(&gpu, PAGE_2M), large;
+
+	CHECK_EQ(try_rm_memory_2m(&gpu, 8 * MB, &large), NV_OK);
+	CHECK_EQ(try_map_external(&gpu, base, 8 * MB, 0, large, 1), NV_OK);
+	gpu_fill(&gpu, base, 8 * MB, 1);
+	CHECK_EQ(try_unmap_external(&gpu, base, PAGE_2M), NV_OK);
+	CHECK_EQ(try_map_external(&gpu, base, PAGE_2M, 0, small, 1), NV_OK);
+	gpu_fill(&gpu, base, PAGE_2M, 2);
+	gpu_check(&gpu, base, PAGE_2M, 2);
+	CHECK_EQ(try_unmap_external(&gpu, base, PAGE_2M), NV_OK);
+	gpu_check_fault(&gpu, base);
+	CHECK_EQ(try_map_external(&gpu, base, 8 * MB, 0, large, 1), NV_OK);
+	gpu_check(&gpu, base, 8 * MB, 1);
+	CHECK_EQ(counters(0).tlb_stale_hits, 0);
 }
