@@ -5,7 +5,7 @@ VM_RELEASE ?= $(lastword $(VM_RELEASES))
 
 .PHONY: vm-test vm-shell vm-hardening vm-mutants vm-coverage
 
-vm-test: ## Test the patched kernel module on a simulated GPU in QEMU
+vm-test: $(VENV)/.build ## Test the patched kernel module on a simulated GPU in QEMU
 	$(VM)/test-all $(VM_RELEASES)
 
 vm-shell: ## A shell in the emulated machine (VM_RELEASE=…)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT OR GPL-2.0
+"""What tests in the emulated machine do beside pyvattn: reach memory, read counters."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+import conformance
+
+from pyvattn import _native
+
+libcuda = ctypes.CDLL("libcuda.so.1")
+
+#: struct gpusim_get_counters of sim/gpusim_uapi.h: two words, then counters of 8 bytes.
+_SIM_COUNTERS = ("pushes", "methods", "invalidates")
+_SIM_COUNTERS_BYTES = 8 + 14 * 8
+_SIM_GET_COUNTERS = 0xC0000000 | _SIM_COUNTERS_BYTES << 16 | ord("g") << 8 | 4
+
+#: struct uvm_vattn_stats of uapi/uvm_vattn_ioctl.h: 30 values of 8 bytes, two of 4.
+_STATS_BYTES = 30 * 8 + 8
+_STATS = 0xC0000000 | _STATS_BYTES << 16 | 0x56 << 8 | 0x45
+_STATS_FIELDS = (
+    *("bytes_allocated", "limit_bytes", "handles"),
+    *("alloc_calls", "free_calls", "map_calls", "unmap_calls", "failed_calls"),
+    *("map_entries", "unmap_entries", "ptes_written", "pte_pushes", "tlb_invalidates"),
+    "clear_pushes",
+)
+
+
+def simulator_counters() -> dict[str, int]:
+    """What the simulated GPU did since it was made."""
+    block = bytearray(_SIM_COUNTERS_BYTES)
+    fd = os.open("/dev/gpusim", os.O_RDWR)
+    fcntl.ioctl(fd, _SIM_GET_COUNTERS, block)
+    os.close(fd)
+    return dict(zip(_SIM_COUNTERS, struct.unpack_from("=3Q", block, 8), strict=True))
+
+
+def patch_statistics() -> dict[str, int]:
+    """What UVM_VATTN_STATS says of the VA space that CUDA opened in this process."""
+    for entry in Path("/proc/self/fd").iterdir():
+        if os.readlink(entry) != "/dev/nvidia-uvm":
+            continue
+        block = bytearray(_STATS_BYTES)
+        fcntl.ioctl(int(entry.name), _STATS, block)
+        if struct.unpack_from("=I", block, _STATS_BYTES - 4)[0] == 0:
+            return dict(zip(_STATS_FIELDS, struct.unpack_from("=14Q", block, 128), strict=True))
+    raise AssertionError("no descriptor of this process answers UVM_VATTN_STATS")
+
+
+class DeviceSpace(conformance.Space):
+    """Reaches the memory through CUDA's copies: the CPU cannot touch it."""
+
+    def write(self, place: int, data: bytes) -> None:
+        address = ctypes.c_uint64(self.address(place))
+        assert libcuda.cuMemcpyHtoDAsync_v2(address, data, ctypes.c_size_t(len(data)), None) == 0
+
+    def read(self, place: int, size: int = 64) -> bytes:
+        data, address = ctypes.create_string_buffer(size), ctypes.c_uint64(self.address(place))
+        assert libcuda.cuMemcpyDtoHAsync_v2(data, address, ctypes.c_size_t(size), None) == 0
+        return data.raw
+
+
+def page_sizes(driver: str) -> list[int]:
+    """Page sizes of a driver on this machine, in bytes."""
+    return list(_native.driver_capabilities(driver, 0).page_sizes)
