@@ -26,7 +26,8 @@ class CacheSpec:
     are those of one rank. ``max_tokens`` is the longest request and
     ``max_slots`` the most requests that are live at once: both cost addresses
     only, not memory. ``guard_tokens`` past every length read as finite values,
-    because kernels read whole tiles.
+    because some kernels read whole tiles; ``pyvattn info`` lists how many each
+    needs, and those of torch's own attention need none.
 
     ``kind="mla"`` (multi-head latent attention, see :meth:`mla`) keeps one
     latent vector of ``latent_dim`` and one rotary key of ``rope_dim`` elements

@@ -196,8 +196,9 @@ class Constant(Kernel):
 
     supports = "anything"
 
-    def __init__(self, name, unavailable=None, unsupported=None):
+    def __init__(self, name, unavailable=None, unsupported=None, guard_tokens=0):
         self.name = name
+        self.guard_tokens = guard_tokens
         self._unavailable, self._unsupported = unavailable, unsupported
 
     def unavailable(self):
@@ -239,6 +240,27 @@ def test_auto_takes_the_first_kernel_that_can():
         assert (attend(q, kv, 1, slots, (3,)) == 7).all()
         with pytest.raises(errors.UnsupportedError, match="needs a GPU"):
             attend(q, kv, 1, slots, (3,), kernel="absent")
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_kernel_that_reads_further_than_the_cache_guards_is_not_used():
+    register(Constant("far", guard_tokens=64), before="sdpa")
+    for guard, taken in ((64, True), (63, False), (0, False)):
+        with open_kv(make_spec(guard_tokens=guard)) as kv:
+            slots, _ = fill(kv, (3,))
+            q = torch.randn(1, 1, 8, 64)
+            assert (attend(q, kv, 1, slots, (3,)) == 7).all() == taken
+            if not taken:
+                with pytest.raises(errors.UnsupportedError, match=r"guard_tokens=64\)"):
+                    attend(q, kv, 1, slots, (3,), kernel="far")
+
+
+def test_a_kernel_that_was_not_measured_gets_the_default_guard():
+    infos = {info.name: info for info in kernel_infos()}
+    default = make_spec().guard_tokens
+    for name, info in infos.items():
+        measured = name.startswith("sdpa") or name in ("flex", "reference")
+        assert info.guard_tokens == (0 if measured else default)
 
 
 @pytest.mark.usefixtures("registry")

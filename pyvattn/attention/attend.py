@@ -38,7 +38,8 @@ def attend(
 
     Raises :class:`~pyvattn.errors.TensorError` for shapes that do not fit,
     :class:`~pyvattn.errors.ConfigError` for an unknown kernel and
-    :class:`~pyvattn.errors.UnsupportedError` for one that cannot do it.
+    :class:`~pyvattn.errors.UnsupportedError` for one that cannot do it, be it for
+    the cache's ``guard_tokens``.
     """
     if cache.spec.kind != "kv":
         raise UnsupportedError(
@@ -49,4 +50,4 @@ def attend(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     problem = Problem(q, k, v, slots, lengths, causal, scale)
     problem.check()
-    return choose(kernel, problem).attend(problem)
+    return choose(kernel, problem, cache.spec.guard_tokens).attend(problem)

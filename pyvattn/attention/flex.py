@@ -34,6 +34,7 @@ class FlexKernel(Kernel):
     """FlexAttention, one call for each row; compiled on CUDA, plain torch on the CPU."""
 
     supports = "float32, float16 and bfloat16, score and mask functions"
+    guard_tokens = 0
 
     def __init__(
         self,

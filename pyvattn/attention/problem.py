@@ -117,6 +117,9 @@ class Kernel(ABC):
     supports: str
     #: Whether slots and lengths are read on the device only, so that a CUDA graph can hold a call.
     capturable = False
+    #: How many tokens past a row's length the kernel may read: the cache must guard as many.
+    #: tests/gpu/overread.py measures it; what was not measured gets a cache's default guard.
+    guard_tokens = 256
 
     def unavailable(self) -> str | None:
         """Say why the kernel cannot run on this machine, or return ``None``."""

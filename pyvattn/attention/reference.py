@@ -13,6 +13,7 @@ class ReferenceKernel(Kernel):
 
     name = "reference"
     supports = "every dtype, any head dim; in float64"
+    guard_tokens = 0
 
     def attend(self, problem: Problem) -> Tensor:
         """See :meth:`Kernel.attend`."""

@@ -22,11 +22,15 @@ _KERNELS: dict[str, Kernel] = {}
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """A kernel's name, what it takes, and why it is unavailable here (``None``: it is)."""
+    """A kernel's name, what it takes, and why it is unavailable here (``None``: it is).
+
+    ``guard_tokens`` are those past a row's length that it may read.
+    """
 
     name: str
     supports: str
     unavailable: str | None
+    guard_tokens: int
 
 
 def register(kernel: Kernel, before: str | None = None) -> None:
@@ -50,21 +54,25 @@ def register(kernel: Kernel, before: str | None = None) -> None:
 def kernel_infos() -> list[KernelInfo]:
     """List the kernels in the order in which ``auto`` tries them."""
     return [
-        KernelInfo(kernel.name, kernel.supports, kernel.unavailable())
+        KernelInfo(kernel.name, kernel.supports, kernel.unavailable(), kernel.guard_tokens)
         for kernel in _KERNELS.values()
     ]
 
 
-def choose(name: str, problem: Problem) -> Kernel:
-    """Return the kernel called ``name``, or for ``auto`` the first that can do ``problem``."""
+def choose(name: str, problem: Problem, guard_tokens: int | None = None) -> Kernel:
+    """Return the kernel called ``name``, or for ``auto`` the first that can do ``problem``.
+
+    ``guard_tokens`` are those of the cache; a kernel that reads further past a row's
+    length cannot do the problem. ``None`` is for memory that needs no guard.
+    """
     if name != "auto":
         kernel = _find(name)
-        if reason := _objection(kernel, problem):
+        if reason := _objection(kernel, problem, guard_tokens):
             raise UnsupportedError(f"kernel {name!r}: {reason}; use kernel='auto'")
         return kernel
     objections = []
     for kernel in _KERNELS.values():
-        reason = _objection(kernel, problem)
+        reason = _objection(kernel, problem, guard_tokens)
         if reason is None:
             return kernel
         objections.append(f"{kernel.name}: {reason}")
@@ -78,8 +86,15 @@ def _find(name: str) -> Kernel:
     return _KERNELS[name]
 
 
-def _objection(kernel: Kernel, problem: Problem) -> str | None:
-    return kernel.unavailable() or kernel.unsupported(problem)
+def _objection(kernel: Kernel, problem: Problem, guard_tokens: int | None) -> str | None:
+    if reason := kernel.unavailable() or kernel.unsupported(problem):
+        return reason
+    if guard_tokens is not None and kernel.guard_tokens > guard_tokens:
+        return (
+            f"may read {kernel.guard_tokens} tokens past a row's length, and the cache guards "
+            f"{guard_tokens}: open it with CacheSpec(guard_tokens={kernel.guard_tokens})"
+        )
+    return None
 
 
 # Those that take a whole batch at once come first.

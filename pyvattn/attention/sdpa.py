@@ -21,6 +21,7 @@ class SdpaKernel(Kernel):
 
     name = "sdpa"
     supports = "float32, float16 and bfloat16, any head dim"
+    guard_tokens = 0
 
     def unsupported(self, problem: Problem) -> str | None:
         """See :meth:`Kernel.unsupported`."""

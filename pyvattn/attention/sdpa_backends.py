@@ -21,6 +21,8 @@ _HALF = (torch.float16, torch.bfloat16)
 class SdpaBackendKernel(Kernel):
     """scaled_dot_product_attention with one backend, one call for each row."""
 
+    guard_tokens = 0
+
     def __init__(self, name: str, backend: SDPBackend, supports: str) -> None:
         self.name = name
         self.supports = supports
@@ -80,7 +82,8 @@ def _by_kv_head(tensor: Tensor, kv_heads: int, q_heads: int = 0) -> Tensor:
     heads = tensor.transpose(0, 1)
     if q_heads:
         return heads[:, None].expand(-1, q_heads // kv_heads, -1, -1)
-    return heads.unflatten(0, (kv_heads, -1))
+    grouped: Tensor = heads.unflatten(0, (kv_heads, -1))
+    return grouped
 
 
 def sdpa_backends() -> list[SdpaBackendKernel]:
@@ -88,7 +91,11 @@ def sdpa_backends() -> list[SdpaBackendKernel]:
     half = "float16 and bfloat16 on CUDA"
     return [
         SdpaBackendKernel("sdpa-cudnn", SDPBackend.CUDNN_ATTENTION, f"{half}, head dims to 256"),
-        SdpaBackendKernel("sdpa-flash", SDPBackend.FLASH_ATTENTION, f"{half}, head dims to 256"),
+        SdpaBackendKernel(
+            "sdpa-flash",
+            SDPBackend.FLASH_ATTENTION,
+            f"{half}, head dims to 256; also float32 on the CPU",
+        ),
         SdpaBackendKernel(
             "sdpa-efficient", SDPBackend.EFFICIENT_ATTENTION, "float32, float16 and bfloat16"
         ),

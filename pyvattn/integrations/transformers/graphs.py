@@ -50,4 +50,5 @@ def decode_kernel(model: PreTrainedModel, cache: KVCache) -> Kernel:
     heads = model.config.get_text_config(decoder=True).num_attention_heads
     q = torch.empty(1, 1, heads, k.shape[-1], dtype=k.dtype, device=k.device)
     row = torch.ones(1, dtype=torch.int32, device=k.device)
-    return choose("auto", Problem(q, k, v, row, row, True, 1.0))
+    problem = Problem(q, k, v, row, row, True, 1.0)
+    return choose("auto", problem, cache.spec.guard_tokens)
