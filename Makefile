@@ -16,7 +16,7 @@ SETUP  := PYTHON=$(PYTHON) scripts/setup_env.sh
 PYTEST_ARGS ?=
 JOBS   ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 4 ? 4 : n)))
 
-CXX_SOURCES := $(shell find uvm_ext driver_patch/uapi -name '*.[ch]pp' -o -name '*.[ch]' -o -name CMakeLists.txt)
+CXX_SOURCES := $(shell find uvm_ext driver_patch/uapi -name '*.[ch]pp' -o -name '*.[ch]' -o -name '*.inc' -o -name '*.map' -o -name CMakeLists.txt)
 
 .PHONY: help
 help: ## Show this list

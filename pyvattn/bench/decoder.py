@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyvattn.bench.attention import HEAD_DIM, KV_HEADS, Q_HEADS
 from pyvattn.cache import KVCache
+
+if TYPE_CHECKING:
+    from pyvattn.attention.problem import Kernel
 
 _HIDDEN, _FEED, _VOCABULARY = 4096, 14336, 128256
 
@@ -42,8 +45,26 @@ class Decoder:
         self.lengths = torch.ones(batch, dtype=torch.int32, device=device)
         self._graph: Any = None
 
+    @property
+    def kernel(self) -> Kernel:
+        """The attention kernel that takes the step's problem."""
+        from pyvattn.attention.problem import Problem
+        from pyvattn.attention.registry import choose
+
+        k, v = self._cache.layer(0)
+        q = self._torch.empty(1, 1, Q_HEADS, HEAD_DIM, dtype=k.dtype, device=k.device)
+        return choose("auto", Problem(q, k, v, self.slots[:1], self.lengths[:1], True, 1.0))
+
+    @property
+    def description(self) -> str:
+        """Say how a step runs: the kernel, and whether it was captured."""
+        how = "in a CUDA graph" if self._graph else "not captured: it reads lengths on the host"
+        return f"{self.kernel.name} {how}"
+
     def capture(self) -> None:
-        """Capture a step as a CUDA graph; the tokens of the cache must be backed."""
+        """Capture a step as a CUDA graph, if the kernel can be: the tokens must be backed."""
+        if not self.kernel.capturable:
+            return
         torch = self._torch
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

@@ -40,25 +40,38 @@ def require_gpu(device: int) -> Any:
 
 
 def interleave_on_gpu(
-    alternatives: Mapping[str, Callable[[], object]], *, rounds: int, calls: int = 5
+    alternatives: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    round_seconds: float = 0.02,
+    total_seconds: float = 20.0,
 ) -> dict[str, list[float]]:
     """Return seconds a call on the device, by CUDA events, one value for each round.
 
-    In each round every alternative runs in turn, ``calls`` times.
+    In each round every alternative runs in turn, as often as takes about
+    ``round_seconds``, once at least. Slow ones get fewer rounds, seven at least,
+    where all would take longer than ``total_seconds``.
     """
-    torch = require_torch()
     for call in alternatives.values():
-        for _ in range(3):
-            call()
+        call()
+    once = {name: _time_on_gpu(call, 2) for name, call in alternatives.items()}
+    calls = {name: max(1, round(round_seconds / one)) for name, one in once.items()}
+    a_round = sum(calls[name] * one for name, one in once.items())
+    rounds = min(rounds, max(7, int(total_seconds / a_round)))
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for _ in range(rounds):
         for name, call in alternatives.items():
-            torch.cuda.synchronize()
-            begin.record()
-            for _ in range(calls):
-                call()
-            end.record()
-            end.synchronize()
-            seconds[name].append(begin.elapsed_time(end) / 1e3 / calls)
+            seconds[name].append(_time_on_gpu(call, calls[name]))
     return seconds
+
+
+def _time_on_gpu(call: Callable[[], object], calls: int) -> float:
+    torch = require_torch()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3 / calls

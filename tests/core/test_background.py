@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,13 +159,13 @@ def test_other_calls_beside_step(open_bench):
     assert (bench.arrays()[0][slots[0], 0:1023:3, 0, 0] == np.arange(1, 1024, 3)).all()
 
 
+def resident() -> int:
+    """Pages of 4 KiB that this process has in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+
 def test_memory_does_not_grow_over_many_steps():
     """Requests come, grow and go for ten million slot steps."""
-    from pathlib import Path
-
-    def resident():
-        return int(Path("/proc/self/statm").read_text().split()[1])
-
     spec = small_spec(max_slots=256, max_tokens=512)
     with KVCache(spec, device="cpu", memory="1GiB", accounting=True) as cache:
         lengths = np.zeros(256, dtype=np.int64)
@@ -192,8 +193,31 @@ def test_memory_does_not_grow_over_many_steps():
         run(40_000)
         cache.drain()
         after = cache.stats()
-        assert resident() - memory < 256, "pages of 4 KiB"
+        assert resident() - memory < 256
         assert after.pages_allocated == stats.pages_allocated
+        assert after.bookkeeping_bytes <= 1.1 * stats.bookkeeping_bytes
+
+
+def test_ten_million_steps_leave_memory_where_it_was():
+    """Steps of one token, in 1,221 requests one after the other."""
+    spec = small_spec(max_slots=4, max_tokens=8192)
+    with KVCache(spec, device="cpu", memory="1GiB", accounting=True) as cache:
+
+        def serve_one_request():
+            slot = cache.acquire(100)
+            for length in range(1, 8193):
+                cache.step({slot: length})
+            cache.release(slot)
+            cache.drain()
+
+        serve_one_request()
+        memory, stats = resident(), cache.stats()
+        for _ in range(10_000_000 // 8192 + 1):
+            serve_one_request()
+        after = cache.stats()
+        assert resident() - memory < 256
+        assert after.pages_allocated == stats.pages_allocated
+        assert after.pages_mapped == stats.pages_mapped
         assert after.bookkeeping_bytes <= 1.1 * stats.bookkeeping_bytes
 
 
