@@ -199,8 +199,8 @@ def test_memory_does_not_grow_over_many_steps():
 
 
 def test_ten_million_steps_leave_memory_where_it_was():
-    """Steps of one token, in 1,221 requests one after the other."""
-    spec = small_spec(max_slots=4, max_tokens=8192)
+    """Steps of one token each, in requests that come one after the other."""
+    spec = small_spec(max_slots=1, max_tokens=8192)
     with KVCache(spec, device="cpu", memory="1GiB", accounting=True) as cache:
 
         def serve_one_request():
