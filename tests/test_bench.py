@@ -1,5 +1,7 @@
 """The bench's parts: the baseline keeps its promises, ratios are paired, targets are judged."""
 
+import sys
+
 import pytest
 
 from pyvattn import LengthError, OutOfMemory, SlotError
@@ -7,6 +9,8 @@ from pyvattn.bench import core
 from pyvattn.bench.block_table import BlockTable
 from pyvattn.bench.report import Measure, Report
 from pyvattn.bench.timing import interleave, ratios, summarise
+from pyvattn.cli.app import run
+from pyvattn.cli.exits import Exit
 
 
 class TestBlockTable:
@@ -69,6 +73,24 @@ class TestReport:
         fine, missed = Measure("a", 1, "", at_most=1), Measure("b", 2, "", at_most=1)
         assert Report("core", [fine, Measure("c", 9, "")]).ok
         assert not Report("core", [fine, missed]).ok
+
+    def test_it_is_written_into_a_folder_or_a_file(self, tmp_path):
+        report = Report("core", [Measure("a", 1, "")])
+        assert report.write(tmp_path / "new") == tmp_path / "new" / "core.json"
+        assert report.write(tmp_path / "h200" / "core-64k.json").read_text() != ""
+        assert sorted(p.name for p in tmp_path.rglob("*.json")) == ["core-64k.json", "core.json"]
+
+    def test_a_place_that_cannot_be_written_is_refused_before_the_bench(
+        self, tmp_path, monkeypatch, capsys
+    ):
+        (tmp_path / "file").touch()
+        out = str(tmp_path / "file" / "x.json")
+        monkeypatch.setattr(sys, "argv", ["pyvattn", "bench", "core", "--out", out])
+        monkeypatch.setattr(core, "measure", lambda options: pytest.fail("it ran"))
+        with pytest.raises(SystemExit) as stop:
+            run()
+        assert stop.value.code == Exit.BAD_INPUT
+        assert out.removesuffix("/x.json") in capsys.readouterr().err
 
 
 class TestCore:

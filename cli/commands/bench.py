@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +17,10 @@ from pyvattn.bench.report import Measure, Report
 from pyvattn.cli.exits import Exit
 from pyvattn.cli.lazy import LazyCommand, LazyGroup
 from pyvattn.cli.output import console, json_option, print_json, progress_console, table
+
+_OUT = click.option(
+    "--out", type=click.Path(), help="Folder for BENCH.json, or a file that ends in .json."
+)
 
 
 @click.group(
@@ -30,7 +37,7 @@ def command() -> None:
 @click.command()
 @click.option("--trace", type=click.Path(exists=True, dir_okay=False), help="CSV of requests.")
 @click.option("--rounds", type=click.IntRange(min=3), default=31, help="Of each timing [31].")
-@click.option("--out", type=click.Path(file_okay=False), help="Folder for core.json.")
+@_OUT
 @json_option
 @click.pass_context
 def core(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
@@ -50,7 +57,7 @@ def _driver_options(*, page_size: str | None = "auto") -> Callable[[Any], Any]:
             "--page-size", default=page_size, help=f"Such as 64K [{page_size or 'the smallest'}]."
         ),
         click.option("--device", type=int, default=0, help="Ordinal of the CUDA device [0]."),
-        click.option("--out", type=click.Path(file_okay=False), help="Folder for the JSON."),
+        _OUT,
         json_option,
         click.pass_context,
     )
@@ -128,7 +135,7 @@ def overlap(ctx: click.Context, /, out: str | None, as_json: bool, **options: An
 @click.option("--driver", default="auto", help="Driver by name [auto].")
 @click.option("--page-size", default="auto", help="Such as 64K [auto].")
 @click.option("--layout", default="auto", help="layer, token or auto [auto].")
-@click.option("--out", type=click.Path(file_okay=False), help="Folder for transformers.json.")
+@_OUT
 @json_option
 @click.pass_context
 def transformers(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
@@ -144,7 +151,7 @@ def transformers(ctx: click.Context, /, out: str | None, as_json: bool, **option
 @click.option("--trace", type=click.Path(exists=True, dir_okay=False), help="CSV of requests.")
 @click.option("--memory", default="40GiB", help="Memory for KV [40GiB].")
 @click.option("--rounds", type=click.IntRange(min=3), default=31, help="Places in the trace [31].")
-@click.option("--out", type=click.Path(file_okay=False), help="Folder for capacity.json.")
+@_OUT
 @json_option
 @click.pass_context
 def capacity(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
@@ -161,6 +168,8 @@ def run_bench(
 ) -> None:
     """Run a bench, show its measures as they come, keep the report, and exit with its verdict."""
     module = import_module(BENCHES[name].module)
+    if out is not None:
+        _make_room_for(out)
     measures = []
     with progress_console().status(f"bench {name}") as status:
         for found in module.measure(module.Options(**options)):
@@ -175,6 +184,14 @@ def run_bench(
         click.echo(f"Written: {report.write(out)}", err=True)
     if not report.ok:
         ctx.exit(Exit.CHECK_FAILED)
+
+
+def _make_room_for(out: str) -> None:
+    """Create the folder of the results now: a bench may take long, and must not be lost."""
+    folder = Path(out).parent if out.endswith(".json") else Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def _print(report: Report) -> None:

@@ -87,9 +87,11 @@ class Report:
             "measures": [{**asdict(measure), "ok": measure.ok} for measure in self.measures],
         }
 
-    def write(self, folder: str | PathLike[str]) -> Path:
-        """Write ``<bench>.json`` into ``folder`` and return its path."""
-        path = Path(folder) / f"{self.bench}.json"
+    def write(self, where: str | PathLike[str]) -> Path:
+        """Write the JSON file ``where``, or ``<bench>.json`` in that folder; return its path."""
+        path = Path(where)
+        if path.suffix != ".json":
+            path /= f"{self.bench}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
         return path
