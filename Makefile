@@ -72,8 +72,9 @@ wheel: $(VENV)/.tools ## Build the wheel into dist/
 wheel-check: wheel ## Install the wheel alone in a new environment and use it there
 	@scripts/check_wheel.sh dist/*.whl
 
-results: ## Write README's tables from the JSON in docs/results/
-	@$(PYTHON) scripts/update_results.py
+results: $(VENV)/.demo ## Write README's tables and the plots from the JSON in docs/results/
+	@$(BIN)/python scripts/update_results.py
+	@$(BIN)/python scripts/plot_results.py
 
 stubs: $(VENV)/.test $(VENV)/.build ## Regenerate pyvattn/_native.pyi from the built module
 	@$(BIN)/python scripts/generate_stubs.py

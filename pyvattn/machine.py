@@ -30,6 +30,8 @@ def describe_machine() -> dict[str, object]:
 def describe_run() -> dict[str, object]:
     """Return the command and the time."""
     name = Path(sys.argv[0]).name
+    if name == "__main__.py":
+        name = "pyvattn"
     return {
         "command": " ".join([name, *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -25,3 +25,9 @@ def test_a_machine_without_a_gpu_names_none(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_NVIDIA", tmp_path / "nothing")
     assert "gpus" not in machine.describe_machine()
     assert machine.describe_machine()["cores"] >= 1
+
+
+def test_the_command_is_what_a_user_types(monkeypatch):
+    for program in ("/usr/bin/pyvattn", "/site-packages/pyvattn/__main__.py"):
+        monkeypatch.setattr(machine.sys, "argv", [program, "bench", "api"])
+        assert machine.describe_run()["command"] == "pyvattn bench api"

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Run tests/gpu and the benches that need a GPU on this machine, and keep the results.
+#
+#   scripts/measure_gpu.sh STEP... [FOLDER]
+#
+# STEP is tests, drivers, attention, overlap, serving or all. FOLDER is where the JSON
+# goes, docs/results/ and the GPU's name by default. pyvattn must be installed for
+# PYTHON (python3), with torch; kernels that cannot be imported are left out. Every part
+# runs, whatever came before, each in a process of its own; the summary says what failed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+
+usage() { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+steps=()
+folder=
+for argument in "$@"; do
+  case $argument in
+    tests | drivers | attention | overlap | serving | all) steps+=("$argument") ;;
+    -*) usage ;;
+    *) [ -z "$folder" ] || usage; folder=$argument ;;
+  esac
+done
+[ ${#steps[@]} -gt 0 ] || usage
+if [ -z "$folder" ]; then
+  gpu=$(sed -n 's/^Model:[[:space:]]*NVIDIA //p' /proc/driver/nvidia/gpus/*/information 2>/dev/null | head -n 1)
+  [ -n "$gpu" ] || { echo "no NVIDIA GPU here (/proc/driver/nvidia/gpus)" >&2; exit 3; }
+  folder=docs/results/$(tr 'A-Z ' 'a-z-' <<<"$gpu")
+fi
+mkdir -p "$folder"
+
+summary=()
+failures=0
+# part NAME SECONDS COMMAND...
+part() {
+  local name=$1 limit=$2 from=$SECONDS code=0
+  shift 2
+  printf '\n######## %s: %s\n' "$name" "$*"
+  timeout --kill-after=20 "$limit" "$@" </dev/null || code=$?
+  [ "$code" -eq 0 ] || failures=$((failures + 1))
+  summary+=("$(printf '%-28s exit %3d %5d s' "$name" "$code" $((SECONDS - from)))")
+}
+bench() {
+  local name=$1 limit=$2
+  shift 2
+  part "$name" "$limit" "$PYTHON" -m pyvattn bench "$@" --out "$folder/$name.json"
+}
+
+tests() {
+  local file
+  for file in tests/gpu/test_*.py; do
+    part "$(basename "$file" .py)" 300 "$PYTHON" -m pytest -q "$file"
+  done
+}
+drivers() {
+  part info 60 "$PYTHON" -m pyvattn info --probe
+  bench api-cumem 60 api --driver cumem
+  bench api-stock-uvm 60 api --driver stock-uvm --page-size 64K
+  bench bandwidth 120 bandwidth --driver stock-uvm --page-size 64K --against cumem
+}
+attention() {
+  bench attention-cumem 300 attention --driver cumem --layout layer
+  bench attention-64k 300 attention --driver stock-uvm --page-size 64K --layout layer
+  bench attention-token-2m 300 attention --driver stock-uvm --page-size 2M --layout token
+}
+overlap() {
+  local batch
+  for batch in 32 128 256; do
+    bench "overlap-$batch" 120 overlap --driver cumem --batch "$batch" --steps 400
+  done
+  bench overlap-256-64k 120 overlap --driver stock-uvm --page-size 64K --batch 256 --steps 400
+}
+serving() {
+  bench transformers 300 transformers
+}
+
+for step in "${steps[@]}"; do
+  if [ "$step" = all ]; then
+    tests; drivers; attention; overlap; serving
+  else
+    "$step"
+  fi
+done
+printf '\n######## summary: results in %s\n' "$folder"
+printf '  %s\n' "${summary[@]}"
+exit $((failures > 0))
