@@ -13,7 +13,7 @@ from pyvattn._native import Slot
 from pyvattn.errors import ConfigError, DriverError
 from pyvattn.fences import fence_after
 from pyvattn.geometry import Geometry, TensorView
-from pyvattn.resolve import resolve
+from pyvattn.resolve import open_driver
 from pyvattn.spec import CacheSpec
 from pyvattn.stats import Stats
 from pyvattn.units import format_page_size, format_size, parse_size
@@ -65,7 +65,7 @@ class KVCache:
                     f"not device={device!r} and driver={driver!r}"
                 )
             driver = "host-accounting"
-        chosen = resolve(
+        opened = open_driver(
             spec,
             device=device,
             driver=driver,
@@ -73,8 +73,7 @@ class KVCache:
             layout=layout,
             layers_per_arena=layers_per_arena,
         )
-        native = _native.make_driver(chosen.driver, chosen.geometry.page_size, chosen.device)
-        self._open(spec, chosen.geometry, native, parse_size(memory, "memory"), eager)
+        self._open(spec, opened.geometry, opened.driver, parse_size(memory, "memory"), eager)
 
     @classmethod
     def on_driver(

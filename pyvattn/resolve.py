@@ -6,9 +6,10 @@ import os
 import re
 import warnings
 from dataclasses import dataclass
+from functools import partial
 
 from pyvattn import _native
-from pyvattn.errors import ConfigError, PlanWarning
+from pyvattn.errors import ConfigError, DriverUnavailable, PlanWarning
 from pyvattn.geometry import Geometry
 from pyvattn.planner import plan
 from pyvattn.spec import CacheSpec
@@ -16,6 +17,8 @@ from pyvattn.spec import CacheSpec
 # Drivers that lend another's costs to the planner: they behave like it.
 _PLANNED_AS = {"host-accounting": "host"}
 _EMULATED = "-emulated"
+# What "auto" takes on a CUDA device.
+_PREFERRED, _FALLBACK = "patched", "cumem"
 _CUDA_DEVICE = re.compile(r"cuda(?::([0-9]+))?")
 
 
@@ -26,6 +29,53 @@ class Resolved:
     driver: str
     device: int
     geometry: Geometry
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open driver, and where tokens lie on its pages."""
+
+    driver: _native.Driver
+    geometry: Geometry
+
+
+def open_driver(
+    spec: CacheSpec,
+    *,
+    device: str,
+    driver: str,
+    page_size: int | str,
+    layout: str,
+    layers_per_arena: int | None,
+) -> Opened:
+    """Open what :func:`resolve` finds.
+
+    Only once it is open can the patched module say whether it serves this GPU. Where it
+    does not, "auto" takes ``cumem``, with a :class:`~pyvattn.errors.PlanWarning` that
+    says why.
+    """
+    find = partial(
+        resolve,
+        spec,
+        device=device,
+        page_size=page_size,
+        layout=layout,
+        layers_per_arena=layers_per_arena,
+    )
+    chosen = find(driver=driver)
+    try:
+        return _open(chosen)
+    except DriverUnavailable as error:
+        if chosen.driver != _PREFERRED or _asked(driver) != "auto":
+            raise
+        warnings.warn(f"driver='auto' takes {_FALLBACK}: {error}", PlanWarning, stacklevel=3)
+    return _open(find(driver=_FALLBACK))
+
+
+def _open(chosen: Resolved) -> Opened:
+    page_size = chosen.geometry.page_size
+    driver = _native.make_driver(chosen.driver, page_size, chosen.device)
+    return Opened(driver, chosen.geometry)
 
 
 def resolve(
@@ -77,8 +127,12 @@ def _parse_device(device: str) -> tuple[bool, int]:
     return True, int(match.group(1) or 0)
 
 
+def _asked(driver: str) -> str:
+    return os.environ.get("PYVATTN_DRIVER", driver) if driver == "auto" else driver
+
+
 def _choose_driver(driver: str, on_cuda: bool, ordinal: int) -> str:
-    wanted = os.environ.get("PYVATTN_DRIVER", driver) if driver == "auto" else driver
+    wanted = _asked(driver)
     if wanted == "auto":
         return _auto(on_cuda, ordinal)
     names = _native.driver_names()
@@ -99,14 +153,9 @@ def _auto(on_cuda: bool, ordinal: int) -> str:
     """Never falls from a GPU to ``host``: that would hide what is wrong."""
     if not on_cuda:
         return "host"
-    from pyvattn.errors import DriverUnavailable
-
-    if "patched" in _native.driver_names():
-        try:
-            _native.driver_capabilities("patched", ordinal)
-        except DriverUnavailable:
-            pass
-        else:
-            return "patched"
-    _native.driver_capabilities("cumem", ordinal)
-    return "cumem"
+    try:
+        _native.driver_capabilities(_PREFERRED, ordinal)
+    except DriverUnavailable:
+        _native.driver_capabilities(_FALLBACK, ordinal)
+        return _FALLBACK
+    return _PREFERRED

@@ -199,7 +199,10 @@ class TestInfo:
             "cumem",
             "host",
         }
-        assert found["auto"]["cpu"] == "host"
+        assert found["auto"]["cpu"]["driver"] == "host"
+        assert found["auto"]["cuda"]["reason"]
+        assert found["patch"]["reason"]
+        assert found["cuda"]["devices"] or found["cuda"]["reason"]
         assert found["versions"]["python"].startswith("3.")
 
     def test_the_probe_covers_every_page_size_of_host(self):

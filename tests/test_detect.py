@@ -1,12 +1,16 @@
 """Detection on machines that are made of files, with a core that answers as told."""
 
+from typing import ClassVar
+
 import pytest
 
-from pyvattn import DriverUnavailable
-from pyvattn.detect import auto_driver, detect_drivers, read_machine
+from pyvattn import DriverError, DriverUnavailable, cuda
+from pyvattn.detect import auto_driver, choose_auto, detect_drivers, read_machine
 from pyvattn.detect.core import ask_core
+from pyvattn.detect.devices import describe_cuda
 from pyvattn.detect.machine import Machine
 from pyvattn.detect.probe import probe_page
+from pyvattn.errors import MissingDependency
 
 K, M = 1 << 10, 1 << 20
 
@@ -103,6 +107,80 @@ class TestReports:
     def test_auto_never_takes_stock_uvm_and_never_falls_to_host(self, offered, device, expected):
         found = tuple(reports(GPU, *offered).values())
         assert auto_driver(found, device) == expected
+
+
+class TestWhatAutoTakes:
+    def test_cumem_names_the_finer_drivers_and_how_to_ask_for_them(self):
+        choice = choose_auto(tuple(reports(GPU, "stock-uvm", "cumem", "host").values()), "cuda")
+        assert choice.driver == "cumem"
+        assert "2M" in choice.reason
+        assert "PYVATTN_DRIVER=stock-uvm" in choice.improvement
+        assert "64K" in choice.improvement
+        assert "driver plan" in choice.improvement
+
+    def test_a_stock_uvm_that_is_not_available_is_not_recommended(self):
+        choice = choose_auto(tuple(reports(GPU, "cumem", "host").values()), "cuda")
+        assert "stock-uvm" not in choice.improvement
+        assert "driver plan" in choice.improvement
+
+    def test_nothing_is_better_than_patched_and_nothing_than_host_on_a_cpu(self):
+        everything = tuple(reports(GPU, "patched", "stock-uvm", "cumem", "host").values())
+        for device, driver in (("cuda", "patched"), ("cpu", "host")):
+            choice = choose_auto(everything, device)
+            assert (choice.driver, choice.improvement) == (driver, "")
+
+    def test_without_a_gpu_the_reason_is_the_machines_and_the_cpu_is_left(self):
+        found = Machine()
+        choice = choose_auto(tuple(reports(found, "host").values()), "cuda")
+        assert choice.driver is None
+        assert choice.reason == found.no_gpu_reason
+        assert "device='cpu'" in choice.improvement
+
+
+class TestCuda:
+    class Cuda:
+        """cuda-python with two devices, of which the second gives no context."""
+
+        asked: ClassVar[list[int]] = []
+
+        @staticmethod
+        def cuda_version():
+            return 13, 0
+
+        @staticmethod
+        def devices():
+            return [cuda.Device(i, "H200", f"GPU-{i}", (9, 0), 140 << 30, 2 * M) for i in (0, 1)]
+
+        @classmethod
+        def memory(cls, ordinal):
+            cls.asked.append(ordinal)
+            if ordinal == 1:
+                raise DriverError("cuDevicePrimaryCtxRetain failed")
+            return cuda.Memory(100 << 30, 140 << 30)
+
+    @pytest.fixture(autouse=True)
+    def _devices(self, monkeypatch):
+        self.Cuda.asked.clear()
+        for name in ("cuda_version", "devices", "memory"):
+            monkeypatch.setattr(cuda, name, getattr(self.Cuda, name))
+
+    def test_a_context_is_made_on_the_device_that_was_asked_about_only(self):
+        found = describe_cuda(0)
+        assert [device.free_bytes for device in found.devices] == [100 << 30, None]
+        assert self.Cuda.asked == [0]
+        assert (found.version, found.reason) == ((13, 0), "")
+
+    def test_a_device_without_a_context_is_listed_all_the_same(self):
+        assert [device.uuid for device in describe_cuda(1).devices] == ["GPU-0", "GPU-1"]
+
+    def test_what_is_missing_is_a_reason(self, monkeypatch):
+        def missing():
+            raise MissingDependency("cuda-python is not installed")
+
+        monkeypatch.setattr(cuda, "cuda_version", missing)
+        found = describe_cuda(0)
+        assert (found.devices, found.version) == ((), None)
+        assert "cuda-python" in found.reason
 
 
 class TestTheCoreItself:

@@ -6,11 +6,12 @@ import warnings
 
 import pytest
 
-from pyvattn import CacheSpec, PlanWarning, _native
+from pyvattn import CacheSpec, KVCache, PlanWarning, _native
 from pyvattn.errors import ConfigError, DriverUnavailable
 from pyvattn.resolve import resolve
 
 SPEC = CacheSpec(32, 8, 128)
+SMALL = CacheSpec(1, 1, 64, max_slots=2, max_tokens=64)
 AUTO = {
     "device": "cuda",
     "driver": "auto",
@@ -73,3 +74,35 @@ def test_what_the_planner_chooses_does_not_warn(machine):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         resolve(SPEC, **AUTO)
+
+
+class TestPatchedThatDoesNotServeThisGpu:
+    """The module answers the query, and lists no page size once it is asked about the GPU."""
+
+    @pytest.fixture(autouse=True)
+    def _emulated(self, monkeypatch):
+        from pyvattn import resolve as module
+
+        monkeypatch.delenv("PYVATTN_DRIVER", raising=False)
+        monkeypatch.setattr(module, "_PREFERRED", "patched-emulated")
+        monkeypatch.setattr(module, "_FALLBACK", "cumem-emulated")
+        monkeypatch.setattr(module, "_needs_cuda", lambda _name: True)
+        settings = _native.emulated_nvidia.Settings()
+        settings.confidential = True
+        _native.emulated_nvidia.reset(settings)
+        yield
+        _native.emulated_nvidia.reset(_native.emulated_nvidia.Settings())
+
+    def test_auto_takes_cumem_and_says_why(self):
+        with (
+            pytest.warns(PlanWarning, match=r"takes cumem.*not work on this GPU"),
+            KVCache(SMALL, device="cuda", memory="64MiB") as cache,
+        ):
+            assert cache.driver == "cumem-emulated"
+
+    def test_by_name_it_is_refused(self, monkeypatch):
+        with pytest.raises(DriverUnavailable, match="not work on this GPU"):
+            KVCache(SMALL, device="cuda", driver="patched-emulated", memory="64MiB")
+        monkeypatch.setenv("PYVATTN_DRIVER", "patched-emulated")
+        with pytest.raises(DriverUnavailable, match="not work on this GPU"):
+            KVCache(SMALL, device="cuda", memory="64MiB")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -14,8 +15,10 @@ from rich.text import Text
 
 from pyvattn.cli.exits import Exit
 from pyvattn.cli.output import console, json_option, print_json, table
-from pyvattn.detect import DriverReport, auto_driver, detect_drivers, read_machine
-from pyvattn.units import format_page_size
+from pyvattn.detect import AutoChoice, DriverReport, choose_auto, detect_drivers, read_machine
+from pyvattn.detect.devices import CudaReport, describe_cuda
+from pyvattn.detect.machine import Machine
+from pyvattn.units import format_page_size, format_size
 
 # Read from package metadata: nothing is imported.
 _PACKAGES = (
@@ -23,7 +26,7 @@ _PACKAGES = (
     "torch",
     "transformers",
     "numpy",
-    "cuda-python",
+    "cuda-bindings",
     "flash-attn",
     "flashinfer-python",
 )
@@ -39,35 +42,43 @@ _PACKAGES = (
 @json_option
 @click.pass_context
 def command(ctx: click.Context, /, probe: bool, device: int, as_json: bool) -> None:
-    """Show drivers and attention kernels, why each is or is not available, and versions.
+    """Show drivers, devices and attention kernels, why each is or is not available, and versions.
 
     With --probe the exit code is 1 if a page of an available driver fails.
     """
     machine = read_machine()
     reports = detect_drivers(device, machine)
+    autos = {where: choose_auto(reports, where) for where in ("cuda", "cpu")}
+    cuda = _cuda(machine, device)
+    kernels = _kernels()
     probes = _probe(reports, device) if probe else []
-    autos = {where: auto_driver(reports, where) for where in ("cuda", "cpu")}
     if as_json:
         print_json(
             {
-                "versions": _versions(),
-                "machine": asdict(machine),
+                "versions": _versions(machine),
+                "machine": {**asdict(machine), "no_gpu_reason": machine.no_gpu_reason},
+                "cuda": asdict(cuda),
+                "patch": _patch(),
                 "drivers": [asdict(report) for report in reports],
-                "auto": autos,
-                "kernels": [asdict(kernel) for kernel in _kernels()],
+                "auto": {where: asdict(choice) for where, choice in autos.items()},
+                "kernels": [asdict(kernel) for kernel in kernels],
                 "probes": [{**asdict(p), "ok": p.ok} for p in probes],
             }
         )
     else:
-        _print(reports, autos)
-        _print_kernels(_kernels())
+        _print(reports, autos, cuda, machine)
+        _print_kernels(kernels)
         if probe:
             _print_probes(probes)
+        versions = [
+            f"{name} {found or 'not installed'}" for name, found in _versions(machine).items()
+        ]
+        console().print(Text(f"\n{', '.join(versions)}; {sys.executable}"))
     if any(not p.ok for p in probes):
         ctx.exit(Exit.CHECK_FAILED)
 
 
-def _versions() -> dict[str, str | None]:
+def _versions(machine: Machine) -> dict[str, str | None]:
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -75,8 +86,25 @@ def _versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[name] = None
     found["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
-    found["nvidia driver"] = read_machine().release
+    found["nvidia driver"] = machine.release
     return found
+
+
+def _cuda(machine: Machine, device: int) -> CudaReport:
+    """Ask CUDA where something speaks for a GPU; elsewhere the reason is known already."""
+    reason = machine.no_gpu_reason
+    return describe_cuda(device) if reason is None else CudaReport(reason=reason)
+
+
+def _patch() -> dict[str, Any] | None:
+    """What the patched module answers to the query, also where it is not usable."""
+    try:
+        from pyvattn import _native
+    except ImportError:
+        return None
+    query = _native.query_patch()
+    names = ("usable", "reason", "version", "page_sizes")
+    return {name: getattr(query, name) for name in names}
 
 
 def _probe(reports: tuple[DriverReport, ...], device: int) -> list[Any]:
@@ -90,27 +118,57 @@ def _probe(reports: tuple[DriverReport, ...], device: int) -> list[Any]:
     ]
 
 
-def _print(reports: tuple[DriverReport, ...], autos: dict[str, str | None]) -> None:
+def _print(
+    reports: tuple[DriverReport, ...],
+    autos: dict[str, AutoChoice],
+    cuda: CudaReport,
+    machine: Machine,
+) -> None:
     out = console()
-    rows = [
-        (
-            report.name,
-            "yes" if report.available else "no",
-            " ".join(map(format_page_size, report.page_sizes)),
-            report.reason,
-        )
-        for report in reports
-    ]
-    out.print(table("Drivers", ("driver", "<available", "<pages", "<why"), rows))
-    for where, name in autos.items():
-        device = "a CUDA device" if where == "cuda" else "device='cpu'"
-        chosen = f"means {name}" if name else "finds no driver here"
-        out.print(Text(f"driver='auto' on {device} {chosen}."))
-    for report in reports:
-        if report.advice:
-            out.print(Text(f"{report.name}: {report.advice}."))
-    versions = [f"{name} {found or 'not installed'}" for name, found in _versions().items()]
-    out.print(Text(f"\n{', '.join(versions)}; {sys.executable}"))
+    for where, choice in autos.items():
+        out.print(Text(_auto_line(where, choice)))
+    out.print()
+    out.print(table("Drivers", ("driver", "<available", "<pages", "<why"), map(_row, reports)))
+    if cuda.devices:
+        out.print(_device_table(cuda))
+    elif machine.no_gpu_reason is None:
+        out.print(Text(f"CUDA devices cannot be listed: {cuda.reason}"))
+
+
+def _auto_line(where: str, choice: AutoChoice) -> str:
+    device = "a CUDA device" if where == "cuda" else "device='cpu'"
+    if choice.driver is None:
+        line = f"driver='auto' on {device} finds none: {choice.reason}."
+        return f"{line} {choice.improvement}." if choice.improvement else line
+    line = f"driver='auto' on {device} takes {choice.driver}: {choice.reason}."
+    return f"{line} Better: {choice.improvement}." if choice.improvement else line
+
+
+def _row(report: DriverReport) -> tuple[str, ...]:
+    why = f"{report.reason}; {report.advice}" if report.advice else report.reason
+    sizes = " ".join(map(format_page_size, report.page_sizes))
+    return report.name, "yes" if report.available else "no", sizes, why
+
+
+def _device_table(cuda: CudaReport) -> Any:
+    assert cuda.version is not None
+    major, minor = cuda.version
+    return table(
+        f"CUDA devices (the driver supports CUDA {major}.{minor})",
+        ("device", "<name", "<UUID", "compute", "cuMem pages", "free", "of"),
+        [
+            (
+                f"cuda:{device.ordinal}",
+                device.name,
+                device.uuid,
+                ".".join(map(str, device.compute_capability)),
+                "none" if device.granularity is None else format_page_size(device.granularity),
+                "" if device.free_bytes is None else format_size(device.free_bytes),
+                format_size(device.total_bytes),
+            )
+            for device in cuda.devices
+        ],
+    )
 
 
 def _kernels() -> list[Any]:
@@ -123,16 +181,19 @@ def _kernels() -> list[Any]:
 
 
 def _print_kernels(kernels: list[Any]) -> None:
-    rows = [
-        (kernel.name, "no" if kernel.unavailable else "yes", kernel.supports, kernel.unavailable)
-        for kernel in kernels
-    ]
-    columns = ("kernel", "<available", "<takes", "<why not")
+    columns = ("kernel", "<available", "<takes", "guard", "<why not")
     console().print(
-        table("Attention kernels, in the order of kernel='auto'", columns, rows)
-        if rows
+        table("Attention kernels, in the order of kernel='auto'", columns, _kernel_rows(kernels))
+        if kernels
         else Text("Attention kernels need torch: pip install 'pyvattn[torch]'.")
     )
+
+
+def _kernel_rows(kernels: list[Any]) -> Iterator[tuple[str, ...]]:
+    for kernel in kernels:
+        available = "no" if kernel.unavailable else "yes"
+        guard = str(kernel.guard_tokens)
+        yield kernel.name, available, kernel.supports, guard, kernel.unavailable or ""
 
 
 def _print_probes(probes: list[Any]) -> None:

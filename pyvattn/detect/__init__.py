@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pyvattn.detect import cumem, host, patched, stock_uvm
+from pyvattn.detect.auto import AutoChoice, choose_auto
 from pyvattn.detect.core import Ask, ask_core
 from pyvattn.detect.machine import Machine, read_machine
 from pyvattn.detect.report import DriverReport
 
 _DETECTORS = (patched.detect, stock_uvm.detect, cumem.detect, host.detect)
-# What `auto` may choose on a CUDA device: never stock-uvm, never host.
-_AUTO_ON_CUDA = (patched.NAME, cumem.NAME)
 
 
 def detect_drivers(
@@ -28,9 +27,15 @@ def detect_drivers(
 
 def auto_driver(reports: Sequence[DriverReport], device: str) -> str | None:
     """Return the driver that ``auto`` means on ``device`` ("cpu" or "cuda…"), None for none."""
-    wanted = (host.NAME,) if device == "cpu" else _AUTO_ON_CUDA
-    available = {report.name for report in reports if report.available}
-    return next((name for name in wanted if name in available), None)
+    return choose_auto(reports, device).driver
 
 
-__all__ = ["DriverReport", "Machine", "auto_driver", "detect_drivers", "read_machine"]
+__all__ = [
+    "AutoChoice",
+    "DriverReport",
+    "Machine",
+    "auto_driver",
+    "choose_auto",
+    "detect_drivers",
+    "read_machine",
+]

@@ -13,9 +13,9 @@ NAME = "cumem"
 def detect(machine: Machine, ask: Ask) -> DriverReport:
     """Report on ``cumem``; any CUDA GPU with a recent driver has it."""
     if (reason := machine.no_gpu_reason) is not None:
-        return DriverReport(NAME, False, reason, advice="use device='cpu' here")
+        return DriverReport(NAME, False, reason)
     try:
         sizes = ask(NAME)
     except DriverUnavailable as error:
         return DriverReport(NAME, False, str(error))
-    return DriverReport(NAME, True, "CUDA's virtual memory management", sizes)
+    return DriverReport(NAME, True, "CUDA's virtual memory management, on any CUDA GPU", sizes)

@@ -9,7 +9,7 @@ from pyvattn.errors import DriverUnavailable
 
 NAME = "patched"
 
-_HOW = "driver_patch/README.md describes how to patch nvidia-uvm"
+_HOW = "a patched nvidia-uvm would map a whole step in one call: `pyvattn driver plan`"
 
 
 def detect(machine: Machine, ask: Ask) -> DriverReport:

@@ -21,10 +21,10 @@ def detect(machine: Machine, ask: Ask) -> DriverReport:
     return DriverReport(
         NAME,
         True,
-        f"ioctls of NVIDIA driver {machine.release}",
+        f"the ioctls of NVIDIA driver {machine.release} are known; the self-test runs when it is "
+        "opened, and with --probe",
         sizes,
-        advice="pages finer than cumem's 2M, never chosen by itself: ask with "
-        "driver='stock-uvm' or PYVATTN_DRIVER=stock-uvm",
+        advice="never chosen by itself: ask with driver='stock-uvm' or PYVATTN_DRIVER=stock-uvm",
     )
 
 

@@ -67,7 +67,6 @@ def test_a_patched_module_is_found_without_cuda():
         ({"patch_version": 2}, "version 2 of the interface, this pyvattn version 1"),
         ({"missing_nodes": ["/dev/nvidia-uvm"]}, "ENOENT"),
         ({"forbidden_nodes": ["/dev/nvidia-uvm"]}, "EACCES"),
-        ({"confidential": True}, "does not work on this GPU"),
     ],
 )
 def test_detection_says_why_it_is_not_usable_and_raises_nothing(settings, reason):
@@ -77,6 +76,15 @@ def test_detection_says_why_it_is_not_usable_and_raises_nothing(settings, reason
     assert reason in query.reason
     with pytest.raises(DriverUnavailable, match="cumem"):
         _native.driver_capabilities(NAME)
+    assert held() == NOTHING
+
+
+def test_a_gpu_that_the_module_does_not_serve_shows_when_it_is_opened():
+    """The module can be asked about a GPU only where CUDA has opened it."""
+    start(confidential=True)
+    assert _native.query_patch(emulated=True).usable
+    with pytest.raises(DriverUnavailable, match=r"does not work on this GPU.*cumem"):
+        _native.make_driver(NAME, PAGE)
     assert held() == NOTHING
 
 

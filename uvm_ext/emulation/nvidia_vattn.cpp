@@ -90,11 +90,12 @@ int NvidiaMachine::vattn_ioctl(const OpenFilePtr& file, unsigned long request, v
 Status NvidiaMachine::vattn_query(const OpenFilePtr& file, void* argument) {
   auto* query = static_cast<uvm_vattn_query*>(argument);
   if (query->reserved != 0) return nvidia::kInvalidArgument;
-  if (!is_zero(query->gpu_uuid) &&
-      (file->kind != Kind::uvm_space || ordinal_of(query->gpu_uuid) < 0)) {
+  // Without a GPU the answer is what the module can do on any.
+  const bool of_gpu = !is_zero(query->gpu_uuid);
+  if (of_gpu && (file->kind != Kind::uvm_space || ordinal_of(query->gpu_uuid) < 0)) {
     return nvidia::kInvalidDevice;
   }
-  query->page_sizes = settings_.confidential ? 0 : kPageSizes;
+  query->page_sizes = of_gpu && settings_.confidential ? 0 : kPageSizes;
   query->max_alloc_bytes = std::uint64_t{1} << 30;
   query->limit_bytes = kLimit;
   query->version = settings_.patch_version;
