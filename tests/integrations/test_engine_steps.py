@@ -135,6 +135,32 @@ def test_a_forward_pass_that_fails_loses_no_token(llama, kv, monkeypatch, failin
     assert_as_alone(llama, [*requests, late])
 
 
+@pytest.mark.parametrize("steps", range(1, 6))
+def test_a_stop_token_that_is_read_after_a_failure_is_the_last(llama, kv, monkeypatch, steps):
+    """A step that fails half-way leaves two launches to read, one past the stop token."""
+    prompt = random_prompts([17])[0]
+    whole = expected_output(llama, prompt, 5)
+    assert len(set(whole)) == 5
+    real = llama.model.layers[0].mlp.forward
+
+    def fail(hidden):
+        if hidden.shape[1] > 1:
+            raise ZeroDivisionError
+        return real(hidden)
+
+    with Engine(llama, kv, {whole[2]}, lookahead=True) as engine:
+        request = engine.submit(prompt, 5)
+        for _ in range(steps):
+            engine.step()
+        engine.submit([5, 6, 7], 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(llama.model.layers[0].mlp, "forward", fail)
+            with pytest.raises(ZeroDivisionError):
+                engine.step()
+        engine.run()
+    assert request.output == whole[:3]
+
+
 def test_no_more_requests_run_at_once_than_asked_for(llama):
     with open_kv(llama, slots=8) as kv, Engine(llama, kv, max_batch=2) as engine:
         requests = [engine.submit(prompt, 5) for prompt in random_prompts([5, 9, 3, 7])]

@@ -8,16 +8,16 @@ and replayed while slots grow, join and leave.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pyvattn.attention.problem import KnownIndices
-from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.transformers.base import ContiguousCache
 from pyvattn.integrations.transformers.forward import ForwardPass, Part, upload
+from pyvattn.integrations.transformers.graphs import Recorder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,8 +44,8 @@ class DeviceBatch:
         self._tokens = torch.zeros(slots, dtype=torch.long, device=model.device)
         self._lengths = torch.ones(slots, dtype=torch.long, device=model.device)
         self._new = torch.zeros(slots, dtype=torch.long, device=model.device)
-        self._graphs: dict[int, tuple[Any, Tensor]] = {}
-        self._pool: Any = None
+        self._record = Recorder(model.device).record
+        self._captured: dict[int, tuple[Callable[[], None], Tensor]] = {}
         self._rows: tuple[int, ...] = ()
 
     def prefill(self, chunks: Sequence[tuple[int, Sequence[int], int]]) -> Tensor:
@@ -73,7 +73,7 @@ class DeviceBatch:
         The result is overwritten by the next call.
         """
         if self._scratch is not None:
-            self._replay(tuple(slots))
+            self._replay(tuple(slots), self._scratch)
         else:
             device = self._model.device
             rows, counts = upload(slots, device), upload(lengths, device)
@@ -85,46 +85,27 @@ class DeviceBatch:
         """Capture every batch size to ``most`` that is not yet, the largest first."""
         sizes = {batch_size(rows, self._new.shape[0]) for rows in range(1, most + 1)}
         # Graphs share memory; a smaller one fits in what a larger one left.
-        for size in sorted(sizes - self._graphs.keys(), reverse=True):
+        for size in sorted(sizes - self._captured.keys(), reverse=True):
             self._capture(size)
 
     def _capture(self, size: int) -> None:
-        """Capture the step of ``size`` rows, which may be scratch in part.
+        """Capture the step of ``size`` rows, all scratch: it touches no request.
 
         Raises :class:`~pyvattn.errors.UnsupportedError` where the model cannot be captured.
         """
-        device = self._model.device
-        rows = torch.full((size,), self._scratch or 0, dtype=torch.long, device=device)
-        graph = torch.cuda.CUDAGraph()
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        try:
-            with torch.cuda.stream(side):
-                self._decode_captured(
-                    rows
-                )  # kernels are loaded and libraries set up before the capture
-            torch.cuda.current_stream(device).wait_stream(side)
-            # The mapper thread goes on mapping meanwhile: the capture is of this thread only.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                self._decode_captured(rows)
-        except RuntimeError as error:
-            raise UnsupportedError(
-                f"the decode step of {type(self._model).__name__} cannot be captured in a CUDA "
-                f"graph ({str(error).splitlines()[0]}): use graphs=False"
-            ) from error
-        self._pool = graph.pool()
-        self._graphs[size] = graph, rows
+        assert self._scratch is not None
+        rows = torch.full((size,), self._scratch, dtype=torch.long, device=self._model.device)
+        self._captured[size] = self._record(lambda: self._decode_captured(rows)), rows
 
-    def _replay(self, slots: tuple[int, ...]) -> None:
+    def _replay(self, slots: tuple[int, ...], scratch: int) -> None:
         size = batch_size(len(slots), self._new.shape[0])
-        if size not in self._graphs:
+        if size not in self._captured:
             self._capture(size)
-        graph, rows = self._graphs[size]
+        replay, rows = self._captured[size]
         if slots != self._rows:
-            padding = [self._scratch or 0] * (size - len(slots))
-            rows.copy_(upload([*slots, *padding], rows.device))
+            rows.copy_(upload([*slots, *[scratch] * (size - len(slots))], rows.device))
             self._rows = slots
-        graph.replay()
+        replay()
 
     def _decode_captured(self, rows: Tensor) -> None:
         """Add a token to each of ``rows``, by lengths that the device counts itself."""

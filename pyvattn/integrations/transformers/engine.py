@@ -17,7 +17,7 @@ import torch
 
 from pyvattn.errors import LengthError, OutOfMemory, SpecError
 from pyvattn.integrations.transformers.decode import DeviceBatch
-from pyvattn.integrations.transformers.graphs import wants_graphs
+from pyvattn.integrations.transformers.graphs import on_device, wants_graphs
 from pyvattn.integrations.transformers.interface import ATTENTION
 from pyvattn.integrations.transformers.readback import Readback
 from pyvattn.integrations.transformers.request import Request
@@ -123,16 +123,10 @@ class Engine:
         alone; that request is dropped, the others go on with the next call. Raises
         :class:`~pyvattn.errors.OutOfSlots` where others hold every slot of the cache.
         """
-        launched = Readback()
-        self._back()
-        try:
-            self._decode(launched)
-            self._prefill(launched)
-        finally:
-            if launched.requests:
-                launched.begin()
-                self._unread.append(launched)
-        self._read(keep=1 if self._lookahead and launched.requests else 0)
+        with on_device(self.model.device):
+            self._back()
+            launched = self._launch()
+            self._read(keep=1 if self._lookahead and launched else 0)
         finished, self._finished = self._finished, []
         return finished
 
@@ -157,7 +151,8 @@ class Engine:
         Does nothing without graphs.
         """
         if self.graphs:
-            self._batch.capture_to(most)
+            with on_device(self.model.device):
+                self._batch.capture_to(most)
 
     def close(self) -> None:
         """Drop every request and release their slots."""
@@ -251,6 +246,18 @@ class Engine:
         self.cache.release(slot)
 
     # --- computing ---
+
+    def _launch(self) -> bool:
+        """Give the device this step's work; returns whether there was any."""
+        launched = Readback()
+        try:
+            self._decode(launched)
+            self._prefill(launched)
+        finally:
+            if launched.requests:
+                launched.begin()
+                self._unread.append(launched)
+        return bool(launched.requests)
 
     def _decode(self, launched: Readback) -> None:
         """Add a token to every request whose slot is filled."""

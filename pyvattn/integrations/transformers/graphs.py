@@ -1,8 +1,10 @@
-"""Whether the decode step can be captured in a CUDA graph."""
+"""CUDA graphs of the decode step: whether they can be, and making them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -52,3 +54,41 @@ def decode_kernel(model: PreTrainedModel, cache: KVCache) -> Kernel:
     row = torch.ones(1, dtype=torch.int32, device=k.device)
     problem = Problem(q, k, v, row, row, True, 1.0)
     return choose("auto", problem, cache.spec.guard_tokens)
+
+
+class Recorder:
+    """Captures work as CUDA graphs, which share memory: no two of them may run at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool: Any = None
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Run ``work`` once, then capture it; returns what replays it on the current stream.
+
+        Raises :class:`~pyvattn.errors.UnsupportedError` where it cannot be captured.
+        """
+        graph = torch.cuda.CUDAGraph()
+        here, side = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        side.wait_stream(here)
+        try:
+            # The first run loads kernels and sets libraries up, which no capture may do.
+            with torch.cuda.stream(side):
+                work()
+            here.wait_stream(side)
+            # The capture is of this thread alone: the mapper thread goes on mapping meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                work()
+        except RuntimeError as error:
+            raise UnsupportedError(
+                f"the model's decode step cannot be captured in a CUDA graph "
+                f"({str(error).strip().splitlines()[0]}): use graphs=False"
+            ) from error
+        self._pool = graph.pool()
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+
+def on_device(device: torch.device) -> AbstractContextManager[None]:
+    """Make ``device`` current for CUDA: streams, events and graphs are those of the current one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
