@@ -140,7 +140,7 @@ def test_a_stop_token_that_is_read_after_a_failure_is_the_last(llama, kv, monkey
     """A step that fails half-way leaves two launches to read, one past the stop token."""
     prompt = random_prompts([17])[0]
     whole = expected_output(llama, prompt, 5)
-    assert len(set(whole)) == 5
+    assert whole[2] not in whole[:2]
     real = llama.model.layers[0].mlp.forward
 
     def fail(hidden):
