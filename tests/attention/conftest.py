@@ -11,3 +11,10 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _kernels_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it: other tests of the process list the kernels."""
+    registry = pytest.importorskip("pyvattn.attention.registry")
+    monkeypatch.setattr(registry, "_KERNELS", dict(registry._KERNELS))
