@@ -24,9 +24,12 @@ SECTION = re.compile(r"<!-- results: (\w+) -->\n.*?<!-- end of results -->", re.
 
 def source(found: dict[str, Any], name: str) -> str:
     machine = found["machine"]
+    gpus = ", ".join(machine.get("gpus", [])) or "no GPU"
+    if "nvidia_driver" in machine:
+        gpus += f", driver {machine['nvidia_driver']}"
     return (
         f"`{found['command']}`, {found['date'][:10]}, {machine['cpu']}, {machine['cores']} cores, "
-        f"no GPU ([JSON](docs/results/{name}))"
+        f"{gpus} ([JSON](docs/results/{name}))"
     )
 
 
@@ -42,8 +45,8 @@ def target(measure: dict[str, Any]) -> str:
     return f"at most {number(measure['at_most'])}"
 
 
-def core() -> Iterator[str]:
-    found = json.loads((RESULTS / "core.json").read_text())
+def targets(found: dict[str, Any]) -> Iterator[str]:
+    """The measures of a bench that have a target, each with its figure."""
     yield "| measure | figure | quartiles | target |"
     yield "| --- | --- | --- | --- |"
     for measure in found["measures"]:
@@ -56,6 +59,11 @@ def core() -> Iterator[str]:
             f"| {measure['name']} | {number(measure['value'])} {measure['unit']}{missed} | "
             f"{spread} | {target(measure)} |"
         )
+
+
+def core() -> Iterator[str]:
+    found = json.loads((RESULTS / "core.json").read_text())
+    yield from targets(found)
     yield ""
     yield source(found, "core.json")
 
@@ -97,7 +105,28 @@ def demo() -> Iterator[str]:
     yield source(found, "demo.json")
 
 
-TABLES: dict[str, Callable[[], Iterator[str]]] = {"core": core, "replay": replay, "demo": demo}
+def gpu() -> Iterator[str]:
+    """Every bench in the folders of docs/results/, which are named after GPUs."""
+    files = sorted(RESULTS.glob("*/*.json"))
+    if not files:
+        yield "No figures yet: `scripts/measure_gpu.sh all` takes them on a machine with a GPU."
+    for file in files:
+        found = json.loads(file.read_text())
+        if not any(measure["ok"] is not None for measure in found.get("measures", ())):
+            continue
+        name = str(file.relative_to(RESULTS))
+        yield from targets(found)
+        yield ""
+        yield f"{source(found, name)}, [plot](docs/pictures/results/{name[:-5]}.png)"
+        yield ""
+
+
+TABLES: dict[str, Callable[[], Iterator[str]]] = {
+    "core": core,
+    "replay": replay,
+    "demo": demo,
+    "gpu": gpu,
+}
 
 
 def render(text: str) -> str:
