@@ -14,6 +14,9 @@ from pyvattn.errors import Error
 COMMANDS = {
     "info": LazyCommand("pyvattn.cli.commands.info", "Show drivers, page sizes and versions."),
     "plan": LazyCommand("pyvattn.cli.commands.plan", "Choose page size and layout for a model."),
+    "calibrate": LazyCommand(
+        "pyvattn.cli.commands.calibrate", "Measure what driver calls cost on this machine."
+    ),
     "demo": LazyCommand("pyvattn.cli.commands.demo", "Serve a small model and check its output."),
     "replay": LazyCommand("pyvattn.cli.commands.replay", "Run a request trace through the cache."),
     "bench": LazyCommand("pyvattn.cli.commands.bench", "Measure, and keep the results as JSON."),

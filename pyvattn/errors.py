@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "BusyError",
+    "CalibrationError",
     "ClosedError",
     "ConfigError",
     "DriverError",
@@ -58,6 +59,10 @@ class SpecError(Error, ValueError):
 
 class ConfigError(Error, ValueError):
     """An unknown or unusable driver, page size, layout or option."""
+
+
+class CalibrationError(ConfigError):
+    """A calibration file that cannot be read, or that another machine made."""
 
 
 class SlotError(Error, ValueError):

@@ -17,7 +17,7 @@ _NVIDIA = Path("/proc/driver/nvidia")
 def describe_machine() -> dict[str, object]:
     """Return CPU, cores, memory, GPUs, kernel, Python and package versions."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         **_describe_gpus(_NVIDIA),
@@ -38,7 +38,8 @@ def describe_run() -> dict[str, object]:
     }
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Return the name that the processor gives itself."""
     model = _find(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo"))
     return model or platform.processor() or platform.machine()
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from pyvattn import _native
+from pyvattn.detect.identity import identify
 from pyvattn.errors import ConfigError, DriverUnavailable, PlanWarning
 from pyvattn.geometry import Geometry
-from pyvattn.planner import plan
+from pyvattn.planner import plan, use_calibration
 from pyvattn.spec import CacheSpec
 
 # Drivers that lend another's costs to the planner: they behave like it.
@@ -90,16 +91,18 @@ def resolve(
     """Turn every "auto" into a choice.
 
     Raises :class:`~pyvattn.errors.ConfigError` for a device, driver, page size
-    or layout that does not exist, and
+    or layout that does not exist or a calibration that was named and does not fit, and
     :class:`~pyvattn.errors.DriverUnavailable` for a driver that this machine
     cannot offer. Warns with :class:`~pyvattn.errors.PlanWarning` where what was
     asked for by name makes kernels slow, or mapping too slow to hide.
     """
     on_cuda, ordinal = _parse_device(device)
     name = _choose_driver(driver, on_cuda, ordinal)
+    planned_as = _PLANNED_AS.get(name, name.removesuffix(_EMULATED))
     planned = plan(
         spec,
-        driver=_PLANNED_AS.get(name, name.removesuffix(_EMULATED)),
+        driver=planned_as,
+        costs=use_calibration(planned_as, identify()),
         page_size=page_size,
         layout=layout,
         layers_per_arena=layers_per_arena,

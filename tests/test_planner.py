@@ -1,12 +1,11 @@
 """The planner's arithmetic against brute force, and its choices against the rules it states."""
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvattn import CacheSpec, ConfigError, _native
@@ -15,7 +14,6 @@ from pyvattn.planner import (
     Verdict,
     Workload,
     default_costs,
-    load_calibration,
     plan,
     typical_workload,
 )
@@ -29,9 +27,10 @@ DEEPSEEK_V3 = CacheSpec.mla(layers=61)
 MODELS = [LLAMA3_8B, LLAMA3_8B.shard(8), LLAMA2_7B, DEEPSEEK_V3, CacheSpec(16, 8, 64)]
 
 
-def candidate(spec, layout, page_size, driver="stock-uvm", group=None, workload=None):
+def candidate(spec, layout, page_size, driver="stock-uvm", group=None, workload=None, ahead=1):
     geometry = spec.geometry(layout, page_size, group)
-    return evaluate(spec, geometry, default_costs(driver), workload or typical_workload(spec))
+    load = workload or typical_workload(spec)
+    return evaluate(spec, geometry, default_costs(driver), load, ahead)
 
 
 class TestFigures:
@@ -41,6 +40,7 @@ class TestFigures:
         assert candidate(LLAMA3_8B, "token", "2M").tokens_per_page == 16
         assert candidate(LLAMA3_8B, "token", "64K").tokens_per_page == 0.5
 
+    @settings(deadline=None)
     @given(
         layers=st.sampled_from([1, 2, 6]),
         heads=st.integers(1, 5),
@@ -170,6 +170,7 @@ class TestChoice:
         assert page(prompt=4000) < short
         assert page(prompt=4000) == 64 * K
 
+    @settings(deadline=None)
     @given(
         layers=st.integers(1, 80),
         heads=st.sampled_from([1, 2, 8, 32]),
@@ -223,6 +224,26 @@ class TestChoice:
         made = plan(LLAMA3_8B, driver="stock-uvm", few_layers=True)
         assert {c.layers_per_arena for c in made.candidates} == {1, 2, 4, 8, 16, 32}
 
+    def test_pages_mapped_ahead_cost_what_larger_pages_cost(self):
+        """As long as both have the same page-table entries; that is why few are worth it."""
+        together = candidate(LLAMA3_8B, "layer", 64 * K, ahead=4)
+        larger = candidate(LLAMA3_8B, "layer", 256 * K)
+        assert together.calls_per_step == larger.calls_per_step
+        assert together.map_us_per_step == larger.map_us_per_step
+        assert together.waste_mean_bytes == pytest.approx(larger.waste_mean_bytes, rel=0.01)
+        assert together.tokens_per_page == larger.tokens_per_page / 4
+        made = plan(LLAMA3_8B, driver="stock-uvm", page_size="64K", read_ahead=(1, 4))
+        assert {c.read_ahead for c in made.candidates} == {1, 4}
+
+    @pytest.mark.parametrize("bad", [0, -1, 1.5])
+    def test_mapping_no_page_ahead_is_refused(self, bad):
+        with pytest.raises(ConfigError, match="read_ahead"):
+            plan(LLAMA3_8B, driver="host", read_ahead=(1, bad))
+
+    def test_cumem_saves_no_call_by_mapping_ahead(self):
+        alone, ahead = (candidate(LLAMA3_8B, "token", "2M", "cumem", ahead=n) for n in (1, 4))
+        assert alone.calls_per_step == ahead.calls_per_step
+
     def test_the_default_load_fits_the_spec(self):
         load = typical_workload(CacheSpec(2, 1, 8, max_slots=4, max_tokens=64))
         assert load.batch == 4
@@ -246,52 +267,6 @@ class TestChoice:
     def test_an_impossible_load_is_refused(self, load):
         with pytest.raises(ConfigError):
             Workload(**load)
-
-
-class TestCalibration:
-    def write(self, tmp_path, content):
-        path = tmp_path / "calibration.json"
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-        return path
-
-    def test_it_replaces_the_constants_that_it_names(self, tmp_path):
-        path = self.write(
-            tmp_path,
-            {"source": "my machine", "drivers": {"cumem": {"map_us": {"2097152": 10}}}},
-        )
-        costs = load_calibration(path, "cumem")
-        assert costs.call_us(2 * M) == 10
-        assert costs.source == "my machine"
-        assert costs.read_gb_per_s == default_costs("cumem").read_gb_per_s
-        assert load_calibration(path, "host") == default_costs("host")
-        assert "my machine" in plan(LLAMA3_8B, driver="cumem", costs=costs).explanation
-
-    def test_a_calibration_of_an_estimate_is_a_measurement(self, tmp_path):
-        path = self.write(
-            tmp_path, {"source": "here", "drivers": {"patched": {"map_us": {"65536": 5}}}}
-        )
-        assert not default_costs("patched").measured
-        assert load_calibration(path, "patched").measured
-
-    @pytest.mark.parametrize(
-        "content",
-        [
-            "{",
-            "[]",
-            {"drivers": {"host": {}}},
-            {"source": "x", "drivers": {"host": {"map_us": {}}}},
-            {"source": "x", "drivers": {"host": {"map_us": {"65536": -1}}}},
-            {"source": "x", "drivers": {"host": {"read_gb_per_s": 0}}},
-            {"source": "x", "drivers": {"host": {"map_us": 7}}},
-        ],
-    )
-    def test_an_unusable_file_is_refused_by_name(self, tmp_path, content):
-        with pytest.raises(ConfigError, match=r"calibration\.json"):
-            load_calibration(self.write(tmp_path, content), "host")
-
-    def test_a_missing_file_is_refused_by_name(self, tmp_path):
-        with pytest.raises(ConfigError, match=r"none\.json"):
-            load_calibration(tmp_path / "none.json", "host")
 
 
 @pytest.mark.parametrize("name", DEFAULT_COSTS)

@@ -13,19 +13,21 @@ from rich.text import Text
 from pyvattn.cli.model_options import model_options, read_model
 from pyvattn.cli.output import console, json_option, print_json, table
 from pyvattn.cli.sizes import size_option
+from pyvattn.detect.identity import identify
 from pyvattn.planner import (
     DEFAULT_COSTS,
     Candidate,
-    DriverCosts,
     Plan,
     Workload,
     default_costs,
-    load_calibration,
     plan,
     typical_workload,
+    use_calibration,
 )
 from pyvattn.spec import CacheSpec
 from pyvattn.units import format_page_size, format_size
+
+_READ_AHEAD = (1, 2, 4, 8)
 
 
 @click.command()
@@ -45,6 +47,8 @@ from pyvattn.units import format_page_size, format_size
     help="Keep to this layout [auto].",
 )
 @click.option("--few-layers", is_flag=True, help="Try arenas of a few layers as well.")
+@click.option("--read-ahead", is_flag=True, help="Try mapping 2, 4 and 8 pages at a time as well.")
+@click.option("--guard", "guard_tokens", type=int, help="Tokens of tail guard [256].")
 @click.option("--batch", type=int, help="Requests in a step [as many as slots, at most 256].")
 @click.option("--prompt", type=int, help="Tokens of a prompt [1155, mean of the Azure trace].")
 @click.option("--generated", type=int, help="Tokens that a request generates [211].")
@@ -53,7 +57,7 @@ from pyvattn.units import format_page_size, format_size
 @click.option(
     "--calibration",
     type=click.Path(exists=True, dir_okay=False),
-    help="JSON with this machine's costs of calls.",
+    help="What `pyvattn calibrate` wrote [PYVATTN_CALIBRATION, then the user's own].",
 )
 @json_option
 def command(config: str | None, as_json: bool, **options: Any) -> None:
@@ -63,7 +67,7 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
     opened, mapped or downloaded.
     """
     shape = ("layers", "kv_heads", "head_dim", "latent_dim", "rope_dim", "dtype", "max_tokens",
-             "max_slots", "tensor_parallel")  # fmt: skip
+             "max_slots", "tensor_parallel", "guard_tokens")  # fmt: skip
     spec = read_model(config, **{name: options.pop(name) for name in shape})
     memory, driver = options.pop("memory"), options.pop("driver")
     load = _workload(spec, config, options)
@@ -71,11 +75,20 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
     if driver == "all" and options["page_size"] != "auto":
         # A page size by name leaves out the drivers that do not have it.
         drivers = [
-            name for name in drivers if options["page_size"] in _costs(name, None).page_sizes
+            name for name in drivers if options["page_size"] in default_costs(name).page_sizes
         ]
     calibration = options.pop("calibration")
+    ahead = _READ_AHEAD if options.pop("read_ahead") else (1,)
+    here = identify()
     plans = [
-        plan(spec, driver=name, workload=load, costs=_costs(name, calibration), **options)
+        plan(
+            spec,
+            driver=name,
+            workload=load,
+            costs=use_calibration(name, here, calibration),
+            read_ahead=ahead,
+            **options,
+        )
         for name in drivers or ["host"]
     ]
     if as_json:
@@ -110,10 +123,6 @@ def _weights_beside(config: str | None) -> int:
         return int(index["metadata"]["total_size"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
-
-
-def _costs(driver: str, calibration: str | None) -> DriverCosts:
-    return load_calibration(calibration, driver) if calibration else default_costs(driver)
 
 
 def _model_line(spec: CacheSpec) -> str:
@@ -160,7 +169,7 @@ def _row(candidate: Candidate, made: Plan) -> tuple[str, ...]:
     entry, loss = candidate.tokens_per_entry, candidate.kernel_loss
     return (
         candidate.layout_name,
-        format_page_size(candidate.page_size),
+        _pages(candidate),
         str(candidate.arenas),
         f"{candidate.tokens_per_page:.4g}",
         "" if entry is None else f"{entry:.4g}",
@@ -172,6 +181,11 @@ def _row(candidate: Candidate, made: Plan) -> tuple[str, ...]:
         f"{candidate.map_share:.1%}",
         _verdict(candidate, made),
     )
+
+
+def _pages(candidate: Candidate) -> str:
+    size = format_page_size(candidate.page_size)
+    return size if candidate.read_ahead == 1 else f"{candidate.read_ahead} x {size}"
 
 
 def _verdict(candidate: Candidate, made: Plan) -> str:

@@ -7,21 +7,25 @@
 ('token', 2)
 """
 
+from pyvattn.planner.calibration import Calibration, read_calibration, use_calibration
 from pyvattn.planner.candidate import Candidate
 from pyvattn.planner.choose import Plan, plan
-from pyvattn.planner.costs import DEFAULT_COSTS, DriverCosts, default_costs, load_calibration
-from pyvattn.planner.tlb import Verdict
+from pyvattn.planner.costs import DEFAULT_COSTS, DriverCosts, default_costs
+from pyvattn.planner.tlb import Losses, Verdict
 from pyvattn.planner.workload import Workload, typical_workload
 
 __all__ = [
     "DEFAULT_COSTS",
+    "Calibration",
     "Candidate",
     "DriverCosts",
+    "Losses",
     "Plan",
     "Verdict",
     "Workload",
     "default_costs",
-    "load_calibration",
     "plan",
+    "read_calibration",
     "typical_workload",
+    "use_calibration",
 ]

@@ -22,18 +22,24 @@ LEAST_LAYER_US = 10.0
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a page size and layout cost under a workload.
+    """What a page size, a layout and pages mapped ahead cost under a workload.
+
+    ``read_ahead`` pages are mapped at a time where a row grows: the one that is needed, and
+    those after it.
 
     Bytes and tokens of waste are those of one request, a private guard included;
     tokens are of the whole model. ``waste_share`` is the mean waste over all that a request holds.
     Calls and times (µs) are means over a step, or of one admission; ``step_us``
     is the least time that a step can take and ``map_share`` mapping time over it.
+    ``unmap_us_per_admission`` comes on top where the pages have to be taken from other
+    slots, and ``zero_us_per_step`` passes on the device; None where it was not measured.
     """
 
     layout: str
     layout_name: str
     layers_per_arena: int
     page_size: int
+    read_ahead: int
     arenas: int
     token_bytes: int
     tokens_per_page: float
@@ -48,6 +54,8 @@ class Candidate:
     map_us_per_step: float
     calls_per_admission: float
     map_us_per_admission: float
+    unmap_us_per_admission: float | None
+    zero_us_per_step: float | None
     step_us: float
     map_share: float
 
@@ -79,19 +87,26 @@ def _least_step_us(spec: CacheSpec, costs: DriverCosts, workload: Workload) -> f
 
 
 def evaluate(
-    spec: CacheSpec, geometry: Geometry, costs: DriverCosts, workload: Workload
+    spec: CacheSpec,
+    geometry: Geometry,
+    costs: DriverCosts,
+    workload: Workload,
+    read_ahead: int = 1,
 ) -> Candidate:
-    """Return the costs of ``geometry``."""
+    """Return the costs of ``geometry`` with ``read_ahead`` pages mapped at a time."""
     page, token = geometry.page_size, geometry.token_bytes
     # The end of a request falls on every multiple of gcd(page, token) alike.
     grain = gcd(page, token)
     guard = geometry.guard_tokens if costs.private_guard else 0
-    waste_mean = geometry.arenas * ((page - grain) / 2 + guard * token)
     # A token larger than a page takes several pages, neighbours in one extent.
-    growth = workload.batch * geometry.arenas * min(1.0, token / page)
-    step_calls, step_map_us = costs.map_cost(growth, max(page, token), page)
+    unit = max(page, token)
+    ahead = (read_ahead - 1) * unit
+    waste_mean = geometry.arenas * ((page - grain + ahead) / 2 + guard * token)
+    growth = workload.batch * geometry.arenas * min(1.0, token / page) / read_ahead
+    step_calls, step_map_us = costs.map_cost(growth, read_ahead * unit, page)
     prompt_bytes = geometry.pages(workload.prompt + guard) * page
     admission_calls, admission_us = costs.map_cost(geometry.arenas, prompt_bytes, page)
+    zeroed = workload.batch * spec.token_bytes
     step_us = _least_step_us(spec, costs, workload)
     verdict = tlb.judge(geometry, costs.page_table)
     return Candidate(
@@ -99,20 +114,23 @@ def evaluate(
         layout_name=geometry.layout_name,
         layers_per_arena=geometry.layers_per_arena,
         page_size=page,
+        read_ahead=read_ahead,
         arenas=geometry.arenas,
         token_bytes=token,
         tokens_per_page=geometry.tokens_per_page,
         tokens_per_entry=tlb.tokens_per_entry(geometry) if costs.page_table else None,
         verdict=verdict,
-        kernel_loss=tlb.kernel_loss(geometry, verdict),
+        kernel_loss=tlb.kernel_loss(geometry, verdict, costs.losses),
         waste_mean_bytes=waste_mean,
-        waste_worst_bytes=geometry.arenas * (page - grain + guard * token),
+        waste_worst_bytes=geometry.arenas * (page - grain + ahead + guard * token),
         waste_mean_tokens=waste_mean / spec.token_bytes,
         waste_share=waste_mean / (workload.context * spec.token_bytes + waste_mean),
         calls_per_step=step_calls,
         map_us_per_step=step_map_us,
         calls_per_admission=admission_calls,
         map_us_per_admission=admission_us,
+        unmap_us_per_admission=costs.unmap_cost_us(geometry.arenas, prompt_bytes, page),
+        zero_us_per_step=zeroed / (costs.zero_gb_per_s * 1e3) if costs.zero_gb_per_s else None,
         step_us=step_us,
         map_share=step_map_us / step_us,
     )

@@ -14,7 +14,7 @@ Where nothing passes, the planner takes what comes nearest and warns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pyvattn.errors import ConfigError
@@ -68,6 +68,7 @@ def plan(
     layout: str = "auto",
     layers_per_arena: int | None = None,
     few_layers: bool = False,
+    read_ahead: Sequence[int] = (1,),
     workload: Workload | None = None,
     costs: DriverCosts | None = None,
 ) -> Plan:
@@ -75,19 +76,24 @@ def plan(
 
     What is given by name is kept, and warned of where the rules would not have
     it. ``few_layers`` lets the choice fall on arenas of a few layers, whose
-    kernels were not measured. ``workload`` is by default the mean request of
+    kernels were not measured. ``read_ahead`` are the numbers of pages to try that are
+    mapped at a time where a row grows; a cache maps what is asked for, so that more than
+    one is for an engine that prefetches as far. ``workload`` is by default the mean request of
     the Azure conversation trace, and ``costs`` are the built-in constants of
     ``driver``. Raises :class:`~pyvattn.errors.ConfigError` for a driver, page
     size or layout that does not exist.
     """
+    if bad := [pages for pages in read_ahead if not isinstance(pages, int) or pages < 1]:
+        raise ConfigError(f"read_ahead={bad[0]!r}: use whole numbers of pages from 1")
     costs = costs or default_costs(driver)
     workload = workload or typical_workload(spec)
     sizes = _page_sizes(costs, page_size)
     layouts = list(_layouts(spec, layout, layers_per_arena, few_layers))
     found = [
-        evaluate(spec, spec.geometry(name, size, group), costs, workload)
+        evaluate(spec, spec.geometry(name, size, group), costs, workload, pages)
         for size in sizes
         for name, group in layouts
+        for pages in read_ahead
     ]
     ranked = tuple(sorted(found, key=_preference))
     choice = ranked[0]
@@ -135,6 +141,7 @@ def _preference(candidate: Candidate) -> tuple[float, ...]:
         0.0 if loss is None else round(loss / _TIE),
         candidate.calls_per_step,
         candidate.waste_mean_bytes,
+        candidate.read_ahead,
     )
 
 

@@ -1,20 +1,16 @@
 """What driver calls cost: the constants of the cost model, each with its source.
 
-The defaults are one machine's measurements. :func:`load_calibration` replaces
-them by another machine's.
+The defaults are one machine's measurements. :mod:`pyvattn.planner.calibration`
+replaces them by another machine's.
 """
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from os import PathLike
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 from pyvattn.errors import ConfigError
+from pyvattn.planner.tlb import MEASURED_LOSSES, Losses
 
 K, M = 1 << 10, 1 << 20
 
@@ -23,12 +19,18 @@ _H200 = "one NVIDIA H200, driver 580.159.04, medians"
 _H200_READ_GB_PER_S = 4515.0
 
 
+Curve = tuple[tuple[int, float], ...]
+"""Pairs (bytes of an extent, microseconds of the one call for it), ascending."""
+
+
 @dataclass(frozen=True)
 class DriverCosts:
     """Costs of one driver's calls.
 
-    ``map_us`` are pairs (bytes of the extent, microseconds of the one call
-    that maps it), ascending. ``extent_is_page`` says that an extent never
+    ``map_us`` and ``unmap_us`` are for an extent in one call; the latter, ``zero_gb_per_s``
+    and ``copy_gb_per_s`` are empty or None where nobody measured them. ``losses`` are
+    those of kernels by layout and entries. ``ignored`` says why a calibration was not
+    used. ``extent_is_page`` says that an extent never
     spans pages: each page is a call of its own. ``one_call_per_step`` says
     that all of a step's extents go in one call, whose time beyond the
     cheapest call grows with the bytes mapped. ``page_table`` says whether
@@ -39,10 +41,15 @@ class DriverCosts:
 
     driver: str
     page_sizes: tuple[int, ...]
-    map_us: tuple[tuple[int, float], ...]
+    map_us: Curve
     read_gb_per_s: float
     source: str
     measured: bool = True
+    unmap_us: Curve = ()
+    zero_gb_per_s: float | None = None
+    copy_gb_per_s: float | None = None
+    losses: Losses = MEASURED_LOSSES
+    ignored: str = ""
     extent_is_page: bool = False
     one_call_per_step: bool = False
     page_table: bool = True
@@ -54,12 +61,7 @@ class DriverCosts:
         Linear between the measured sizes and beyond the last; below the first
         a call costs what the first costs.
         """
-        sizes = [size for size, _ in self.map_us]
-        if extent <= sizes[0] or len(sizes) == 1:
-            return self.map_us[0][1]
-        right = min(bisect_left(sizes, extent), len(sizes) - 1)
-        (x0, y0), (x1, y1) = self.map_us[right - 1], self.map_us[right]
-        return y0 + (y1 - y0) * (extent - x0) / (x1 - x0)
+        return _on_curve(self.map_us, extent)
 
     def map_cost(self, extents: float, extent: float, page_size: int) -> tuple[float, float]:
         """Return (calls, µs) of mapping ``extents`` extents of ``extent`` bytes in one step.
@@ -76,6 +78,23 @@ class DriverCosts:
             return calls, calls * first[1] + extents * extent * us_per_byte
         return extents, extents * self.call_us(extent)
 
+    def unmap_cost_us(self, extents: float, extent: float, page_size: int) -> float | None:
+        """Return µs to unmap ``extents`` extents of ``extent`` bytes; None where not measured."""
+        if not self.unmap_us:
+            return None
+        if self.extent_is_page:
+            return extents * extent / page_size * _on_curve(self.unmap_us, page_size)
+        return extents * _on_curve(self.unmap_us, extent)
+
+
+def _on_curve(curve: Curve, extent: float) -> float:
+    sizes = [size for size, _ in curve]
+    if extent <= sizes[0] or len(sizes) == 1:
+        return curve[0][1]
+    right = min(bisect_left(sizes, extent), len(sizes) - 1)
+    (x0, y0), (x1, y1) = curve[right - 1], curve[right]
+    return y0 + (y1 - y0) * (extent - x0) / (x1 - x0)
+
 
 _STOCK_UVM_MAP_US = (
     (64 * K, 19.4),
@@ -85,6 +104,15 @@ _STOCK_UVM_MAP_US = (
     (2 * M, 27.8),
     (16 * M, 74.0),
     (64 * M, 262.0),
+)
+_STOCK_UVM_UNMAP_US = (
+    (64 * K, 14.6),
+    (128 * K, 11.6),
+    (256 * K, 14.5),
+    (512 * K, 14.6),
+    (2 * M, 21.2),
+    (16 * M, 47.0),
+    (64 * M, 153.0),
 )
 
 DEFAULT_COSTS = {
@@ -105,6 +133,7 @@ DEFAULT_COSTS = {
             map_us=_STOCK_UVM_MAP_US,
             read_gb_per_s=_H200_READ_GB_PER_S,
             source=f"UVM_MAP_EXTERNAL_ALLOCATION; {_H200}",
+            unmap_us=_STOCK_UVM_UNMAP_US,
             private_guard=True,
         ),
         DriverCosts(
@@ -113,6 +142,7 @@ DEFAULT_COSTS = {
             map_us=((2 * M, 13.5 + 3.0 + 33.0),),
             read_gb_per_s=_H200_READ_GB_PER_S,
             source=f"cuMemCreate + cuMemMap + cuMemSetAccess of one page; {_H200}",
+            unmap_us=((2 * M, 21.7 + 15.8),),
             extent_is_page=True,
             private_guard=True,
         ),
@@ -137,39 +167,3 @@ def default_costs(driver: str) -> DriverCosts:
         raise ConfigError(
             f"driver {driver!r} is unknown to the planner: use one of {', '.join(DEFAULT_COSTS)}"
         ) from None
-
-
-def load_calibration(path: str | PathLike[str], driver: str) -> DriverCosts:
-    """Return the constants of ``driver`` with those that a calibration file replaces.
-
-    The file is JSON: ``{"source": "…", "drivers": {"stock-uvm": {"map_us":
-    {"65536": 19.4, …}, "read_gb_per_s": 4515}}}``; both values are optional.
-    A driver that the file does not name keeps its defaults. Raises
-    ``ConfigError`` for a file that cannot be used.
-    """
-    base = default_costs(driver)
-    try:
-        parsed = json.loads(Path(path).read_text(encoding="utf-8"))
-        entry = parsed["drivers"].get(driver)
-        return base if entry is None else _calibrated(base, entry, str(parsed["source"]))
-    except OSError as error:
-        raise ConfigError(f"cannot read the calibration {path}: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"the calibration {path} is not usable ({type(error).__name__}: {error}): it needs "
-            "'source' and, under 'drivers', 'map_us' and 'read_gb_per_s' of each"
-        ) from error
-
-
-def _calibrated(base: DriverCosts, entry: Mapping[str, Any], source: str) -> DriverCosts:
-    changes: dict[str, Any] = {"source": source}
-    if "map_us" in entry:
-        pairs = sorted((int(size), float(us)) for size, us in entry["map_us"].items())
-        if not pairs or any(size <= 0 or us <= 0 for size, us in pairs):
-            raise ValueError("map_us wants positive sizes and times")
-        changes |= {"map_us": tuple(pairs), "measured": True}
-    if "read_gb_per_s" in entry:
-        changes["read_gb_per_s"] = float(entry["read_gb_per_s"])
-        if not changes["read_gb_per_s"] > 0:
-            raise ValueError("read_gb_per_s must be positive")
-    return replace(base, **changes)

@@ -21,13 +21,17 @@ def summary(spec: CacheSpec, costs: DriverCosts, workload: Workload, choice: Can
             *_figures(spec, costs, workload, choice),
             *_reasons(choice),
             f"Costs of calls are {kind} ({costs.source}).",
+            *([f"A calibration was not used: {costs.ignored}."] if costs.ignored else []),
         ]
     )
 
 
 def describe(candidate: Candidate) -> str:
     """Name a candidate: layout and page size."""
-    return f"layout {candidate.layout_name}, {format_page_size(candidate.page_size)} pages"
+    name = f"layout {candidate.layout_name}, {format_page_size(candidate.page_size)} pages"
+    if candidate.read_ahead > 1:
+        return f"{name}, {candidate.read_ahead} mapped at a time"
+    return name
 
 
 def rejection(candidate: Candidate) -> str:
@@ -92,6 +96,19 @@ def _figures(
         f"({choice.map_us_per_step / 1e3:.3g} ms), {choice.calls_per_admission:.3g} to admit "
         f"{workload.prompt} tokens ({choice.map_us_per_admission / 1e3:.3g} ms)."
     )
+    if choice.unmap_us_per_admission is not None:
+        yield (
+            "Where their pages have to be taken from other slots, unmapping takes "
+            f"{choice.unmap_us_per_admission / 1e3:.3g} ms more."
+        )
+    if choice.zero_us_per_step is not None:
+        yield f"Zeroing what a step takes: {choice.zero_us_per_step / 1e3:.3g} ms on the device."
+    if choice.read_ahead > 1:
+        ahead = (choice.read_ahead - 1) * max(1.0, choice.tokens_per_page)
+        yield (
+            f"Mapping ahead is the engine's to ask for: cache.prefetch({{slot: length + "
+            f"{ahead:.0f}}}) when a row's last page is reached."
+        )
 
 
 def _reasons(choice: Candidate) -> Iterator[str]:

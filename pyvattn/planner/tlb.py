@@ -7,6 +7,7 @@ layout ``layer``: 32 tokens in a 64K entry run at 1.00 to 1.01, 16 tokens in a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 
 from pyvattn.geometry import Geometry
@@ -17,12 +18,25 @@ WARN_BELOW = 32
 SMALL_ENTRY = 64 << 10
 LARGE_ENTRY = 2 << 20
 
-# Decode time lost against cudaMalloc in layout `layer`, as a share.
-_LAYER_MANY_TOKENS = 1024
-_LAYER_MANY_LOSS = 0.00
-_LAYER_FEW_LOSS = 0.01
-# Measured with all 32 layers side by side, also on cudaMalloc; taken for any number of layers.
-_TOKEN_LOSS = 0.03
+# From here on tokens in an entry count as many.
+_MANY_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Decode time lost against cudaMalloc in layout ``layer``, as shares.
+
+    In layout ``layer``: with the tokens of a 2M entry, and with those of a 64K entry.
+    In layout ``token``: with 2M entries and all layers side by side; taken for any number
+    of layers.
+    """
+
+    layer_large: float = 0.0
+    layer_small: float = 0.01
+    token: float = 0.03
+
+
+MEASURED_LOSSES = Losses()
 
 
 class Verdict(str, Enum):
@@ -54,13 +68,15 @@ def judge(geometry: Geometry, page_table: bool) -> Verdict:
     return Verdict.WARN if tokens < WARN_BELOW else Verdict.OK
 
 
-def kernel_loss(geometry: Geometry, verdict: Verdict) -> float | None:
+def kernel_loss(
+    geometry: Geometry, verdict: Verdict, losses: Losses = MEASURED_LOSSES
+) -> float | None:
     """Return the share of decode time that the layout costs kernels; None where it is refused."""
     if verdict is Verdict.NO_RULE:
         return 0.0
     if verdict is Verdict.REFUSE:
         return None
     if geometry.layout == "token":
-        return _TOKEN_LOSS
-    many = tokens_per_entry(geometry) >= _LAYER_MANY_TOKENS
-    return _LAYER_MANY_LOSS if many else _LAYER_FEW_LOSS
+        return losses.token
+    many = tokens_per_entry(geometry) >= _MANY_TOKENS
+    return losses.layer_large if many else losses.layer_small

@@ -1,0 +1,12 @@
+"""Measures this machine's constants of the planner's cost model: ``pyvattn calibrate``.
+
+Calls and rates are measured on any driver, the host's included; what layouts cost
+kernels needs a GPU and torch.
+"""
+
+from __future__ import annotations
+
+from pyvattn.calibrate.driver import Options, measure_driver
+from pyvattn.calibrate.file import describe, write_calibration
+
+__all__ = ["Options", "describe", "measure_driver", "write_calibration"]

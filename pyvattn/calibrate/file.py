@@ -1,0 +1,58 @@
+"""Writes what was measured as a calibration file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from pyvattn.calibrate.driver import DriverConstants
+from pyvattn.detect.identity import identify
+from pyvattn.machine import describe_machine, describe_run
+from pyvattn.planner.calibration import VERSION, MadeOn
+
+
+def describe(constants: Sequence[DriverConstants], here: MadeOn | None = None) -> dict[str, Any]:
+    """Return the content of a calibration file."""
+    here = here or identify()
+    run = describe_run()
+    machine = ", ".join(
+        part
+        for part in (here.gpu, here.release and f"driver {here.release}", here.cpu)
+        if part is not None
+    )
+    return {
+        "version": VERSION,
+        "source": f"pyvattn calibrate, {str(run['date'])[:10]}, {machine}, medians",
+        "made_on": asdict(here),
+        "drivers": {one.driver: _entry(one) for one in constants},
+        "run": {**run, "machine": describe_machine()},
+        "measured": [asdict(one) for one in constants],
+    }
+
+
+def write_calibration(content: dict[str, Any], path: str | PathLike[str]) -> Path:
+    """Write the file whole or not at all; return its path."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f"{target.name}.new")
+    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    draft.replace(target)
+    return target
+
+
+def _entry(found: DriverConstants) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "map_us": {str(size): us for size, us in found.map_us.items()},
+        "unmap_us": {str(size): us for size, us in found.unmap_us.items()},
+        "zero_gb_per_s": found.zero_gb_per_s,
+    }
+    for name in ("read_gb_per_s", "copy_gb_per_s"):
+        if getattr(found, name) is not None:
+            entry[name] = getattr(found, name)
+    if found.losses is not None:
+        entry["losses"] = asdict(found.losses)
+    return entry

@@ -1,0 +1,173 @@
+"""Calibration files: this machine's constants of the cost model, as ``pyvattn calibrate`` writes.
+
+.. code-block:: json
+
+    {"version": 1, "source": "…", "made_on": {"cpu": "…", "gpu": "…", "release": "…"},
+     "drivers": {"stock-uvm": {"map_us": {"65536": 19.4}, "read_gb_per_s": 4515}}}
+
+Only ``source`` and ``drivers`` are needed, so a file can also be written by hand. A file of
+another GPU, driver release or CPU is refused where it was asked for by name, and left out
+with a reason where it was merely found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from pyvattn.errors import CalibrationError
+from pyvattn.planner.costs import Curve, DriverCosts, default_costs
+from pyvattn.planner.tlb import Losses
+
+VERSION = 1
+VARIABLE = "PYVATTN_CALIBRATION"
+OFF = "off"
+
+_RATES = ("read_gb_per_s", "zero_gb_per_s", "copy_gb_per_s")
+_CURVES = ("map_us", "unmap_us")
+
+
+@dataclass(frozen=True)
+class MadeOn:
+    """What a calibration depends on; None where it does not say, or the machine has none."""
+
+    cpu: str | None = None
+    gpu: str | None = None
+    release: str | None = None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The constants of one file, and the machine that they were measured on."""
+
+    source: str
+    drivers: Mapping[str, Mapping[str, Any]]
+    made_on: MadeOn = field(default_factory=MadeOn)
+
+    def costs(self, driver: str) -> DriverCosts:
+        """Return the constants of ``driver``, those that the file names in place of the defaults.
+
+        Raises ``ValueError`` or ``TypeError`` for constants that cannot be.
+        """
+        base = default_costs(driver)
+        entry = self.drivers.get(driver)
+        return base if entry is None else _replaced(base, entry, self.source)
+
+    def mismatch(self, driver: str, here: MadeOn) -> str | None:
+        """Say why the constants of ``driver`` are not this machine's, or return None.
+
+        A machine without a GPU may plan for one that has.
+        """
+        if driver not in self.drivers:
+            return None
+        names = ("cpu",) if driver == "host" else ("gpu", "release")
+        for name in names:
+            then, now = getattr(self.made_on, name), getattr(here, name)
+            if then is not None and now is not None and then != now:
+                what = {"cpu": "CPU", "gpu": "GPU", "release": "driver release"}[name]
+                return f"it was made on the {what} {then}, and this machine has {now}"
+        return None
+
+
+def default_path() -> Path:
+    """Return where ``pyvattn calibrate`` writes and a plan looks: in the user's config folder."""
+    config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(config) / "pyvattn" / "calibration.json"
+
+
+def read_calibration(path: str | PathLike[str]) -> Calibration:
+    """Read and check a file; raise :class:`~pyvattn.errors.CalibrationError` naming it."""
+    try:
+        parsed = json.loads(Path(path).read_text(encoding="utf-8"))
+        if parsed.get("version", VERSION) != VERSION:
+            raise ValueError(f"version {parsed['version']!r} is not {VERSION}")
+        made_on = MadeOn(**parsed.get("made_on", {}))
+        found = Calibration(str(parsed["source"]), dict(parsed["drivers"]), made_on)
+        for driver in found.drivers:
+            found.costs(driver)
+    except OSError as error:
+        raise CalibrationError(f"cannot read the calibration {path}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CalibrationError(
+            f"the calibration {path} is not usable ({type(error).__name__}: {error}): make it anew "
+            "with `pyvattn calibrate`"
+        ) from error
+    return found
+
+
+def use_calibration(
+    driver: str, here: MadeOn | None = None, path: str | PathLike[str] | None = None
+) -> DriverCosts:
+    """Return the constants of ``driver``: calibrated where there is a calibration, else defaults.
+
+    The file is ``path``, or the one that the environment variable PYVATTN_CALIBRATION names
+    ("off" for none), or the one in the user's config folder. Raises
+    :class:`~pyvattn.errors.CalibrationError` for one that was named and cannot be used;
+    the user's own is then left out, and ``ignored`` of the result says why.
+    """
+    here = here or MadeOn()
+    named = path if path is not None else os.environ.get(VARIABLE)
+    if named == OFF:
+        return default_costs(driver)
+    if named:
+        return _calibrated(driver, here, Path(named))
+    try:
+        return (
+            _calibrated(driver, here, default_path())
+            if default_path().exists()
+            else (default_costs(driver))
+        )
+    except CalibrationError as error:
+        return replace(default_costs(driver), ignored=str(error))
+
+
+def _calibrated(driver: str, here: MadeOn, path: Path) -> DriverCosts:
+    calibration = read_calibration(path)
+    if reason := calibration.mismatch(driver, here):
+        raise CalibrationError(
+            f"the calibration {path} does not fit: {reason}; make it anew with `pyvattn calibrate`"
+        )
+    costs = calibration.costs(driver)
+    if driver not in calibration.drivers:
+        return costs
+    return replace(costs, source=f"{costs.source}; {path}")
+
+
+def _replaced(base: DriverCosts, entry: Mapping[str, Any], source: str) -> DriverCosts:
+    known = {*_CURVES, *_RATES, "losses"}
+    if unknown := set(entry) - known:
+        raise ValueError(f"{base.driver} has no {', '.join(sorted(unknown))}")
+    changes: dict[str, Any] = {"source": source}
+    for name in _CURVES:
+        if name in entry:
+            changes[name] = _curve(name, entry[name])
+    if "map_us" in entry:
+        changes["measured"] = True
+    for name in _RATES:
+        if name in entry:
+            changes[name] = _positive(name, entry[name])
+    if "losses" in entry:
+        losses = Losses(**entry["losses"])
+        changes["losses"] = losses
+        if any(not 0 <= share < 100 for share in vars(losses).values()):
+            raise ValueError("losses are shares from 0")
+    return replace(base, **changes)
+
+
+def _curve(name: str, pairs: Mapping[str, Any]) -> Curve:
+    curve = tuple(sorted((int(size), float(us)) for size, us in pairs.items()))
+    if not curve or any(size <= 0 or not 0 < us < float("inf") for size, us in curve):
+        raise ValueError(f"{name} wants positive sizes and times")
+    return curve
+
+
+def _positive(name: str, value: Any) -> float:
+    rate = float(value)
+    if not 0 < rate < float("inf"):
+        raise ValueError(f"{name} must be positive")
+    return rate
