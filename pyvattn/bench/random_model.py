@@ -33,8 +33,12 @@ SHAPES = {
 }
 
 
-def make_model(name: str, device: str, *, layers: int | None = None, seed: int = 0) -> Any:
+def make_model(
+    name: str, device: str, *, layers: int | None = None, dtype: str | None = None, seed: int = 0
+) -> Any:
     """Return a model of the shape called ``name``, its seeded weights made on ``device``.
+
+    ``layers`` and ``dtype`` are those of the shape by default.
 
     Raises :class:`~pyvattn.errors.ConfigError` for an unknown name, and
     :class:`~pyvattn.errors.MissingDependency` without torch or transformers.
@@ -44,7 +48,7 @@ def make_model(name: str, device: str, *, layers: int | None = None, seed: int =
     shape = SHAPES[name]
     torch = require_torch()
     LlamaConfig, LlamaForCausalLM = _llama()
-    dtype = getattr(torch, shape.dtype)
+    weights = getattr(torch, dtype or shape.dtype)
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
@@ -59,11 +63,11 @@ def make_model(name: str, device: str, *, layers: int | None = None, seed: int =
         bos_token_id=1,
         eos_token_id=None,
         pad_token_id=0,
-        dtype=dtype,
+        dtype=weights,
     )
     before = torch.get_default_dtype()
     torch.manual_seed(seed)
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(weights)
     try:
         with torch.device(device):
             model: PreTrainedModel = LlamaForCausalLM(config)

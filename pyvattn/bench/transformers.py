@@ -78,7 +78,7 @@ class Run:
 
 def measure(options: Options) -> Iterator[Measure]:
     """Yield every measure. Raises DriverUnavailable without the GPU that is asked for."""
-    torch = _require(options)
+    _require(options)
     model = make_model(options.model, options.device, layers=options.layers or None)
     prompts = make_prompts(options.model, options.requests, options.prompt_tokens)
     theirs = f"transformers, paged|{options.against}"
@@ -89,7 +89,7 @@ def measure(options: Options) -> Iterator[Measure]:
         for _ in range(options.rounds):
             runs["ours"].append(ours.run(prompts))
             runs[theirs].append(run_library(model, options, prompts))
-        yield from _report(torch, options, runs, ours)
+        yield from _report(model, options, runs, ours)
 
 
 class Ours:
@@ -191,23 +191,24 @@ def run_library(model: Any, options: Options, prompts: list[list[int]]) -> Run:
     )
 
 
-def _require(options: Options) -> Any:
-    """Return torch where the device is there."""
+def _require(options: Options) -> None:
+    """Raise where the options make no sense or the device is not there."""
     if options.requests < 1 or options.prompt_tokens < 1 or options.new_tokens < 2:
         raise ConfigError(
             f"requests={options.requests}, prompt_tokens={options.prompt_tokens}, new_tokens="
             f"{options.new_tokens}: use at least 1, 1 and 2"
         )
+    require_torch()
     if options.device == "cpu":
-        return require_torch()
+        return
     kind, _, ordinal = options.device.partition(":")
     if kind != "cuda" or not (ordinal or "0").isdigit():
         raise ConfigError(f"device={options.device!r}: use 'cuda:0' or another ordinal, or 'cpu'")
-    return require_gpu(int(ordinal or 0))
+    require_gpu(int(ordinal or 0))
 
 
 def _report(
-    torch: Any, options: Options, runs: dict[str, list[Run]], ours: Ours
+    model: Any, options: Options, runs: dict[str, list[Run]], ours: Ours
 ) -> Iterator[Measure]:
     size = f"{options.requests} x ({options.prompt_tokens} + {options.new_tokens}) tokens"
     decode = {name: [run.decode for run in each] for name, each in runs.items()}
@@ -223,10 +224,29 @@ def _report(
         yield _ratio(f"{name}, {size}: output, {title}", over, under, target)
     for name, each in runs.items():
         yield _measure(f"{name}, {size}: all prompts", [run.first for run in each], "s")
+    yield from _of_the_device(model, options, runs["ours"], ours.cache)
     mapping = ours.cache.stats().map_seconds_blocking
     spent = sum(run.first + options.new_tokens / run.decode for run in runs["ours"])
     yield Measure("ours: share of the time that waits for mapping", mapping / spent * 100, "%")
     yield _same_tokens(options, runs)
+
+
+def _of_the_device(
+    model: Any, options: Options, runs: list[Run], cache: KVCache
+) -> Iterator[Measure]:
+    """Yield what these rates ask of memory and of arithmetic: the device's limits bound them."""
+    weights = [p for p in model.parameters() if p is not model.get_input_embeddings().weight]
+    tokens = options.requests * (options.prompt_tokens + options.new_tokens / 2)
+    read = sum(p.nbytes for p in weights) + tokens * cache.spec.token_bytes
+    rates = [read * run.decode / options.requests / 1e9 for run in runs]
+    yield _measure("ours: weights and KV read while all decode", rates, "GB/s")
+    layers = sum(p.numel() for p in model.get_decoder().layers.parameters())
+    config, length = model.config, options.prompt_tokens
+    # A token meets half of its prompt on average: 2 products of 2 operations for each element.
+    attention = 2 * length * config.num_attention_heads * cache.spec.head_dim * cache.spec.layers
+    work = (2 * layers + attention) * length * options.requests
+    rates = [work / run.first / 1e12 for run in runs]
+    yield _measure("ours: arithmetic until every prompt is done", rates, "TFLOP/s")
 
 
 def _same_tokens(options: Options, runs: dict[str, list[Run]]) -> Measure:

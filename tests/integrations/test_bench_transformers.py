@@ -27,6 +27,17 @@ def test_both_caches_give_the_same_tokens_and_every_rate_is_there():
         assert ratio.ok is None, "a target is for the model of the target only"
         assert "no CUDA graph" in ours.note
     assert found["requests with the same tokens from both"].ok is True
+    # A tiny layer has 64 x (64 + 2 x 16 + 64) + 3 x 64 x 96 weights and two norms of 64; the head
+    # 64 x 97. Each token of K and V takes 2 x 2 x 8 numbers a layer.
+    weights = 4 * (3 * (64 * 160 + 3 * 64 * 96 + 2 * 64) + 64 + 64 * 97)
+    kv = 3 * (20 + 8 / 2) * 4 * 3 * 2 * 2 * 8
+    rate = found[f"ours, {size}: output, while all decode"].value / 3
+    read = found["ours: weights and KV read while all decode"].value
+    assert read == pytest.approx((weights + kv) * rate / 1e9)
+    work = 3 * 20 * (2 * 3 * (64 * 160 + 3 * 64 * 96 + 2 * 64) + 2 * 20 * 64 * 3)
+    seconds = found[f"ours, {size}: all prompts"].value
+    done = found["ours: arithmetic until every prompt is done"].value
+    assert done == pytest.approx(work / seconds / 1e12)
 
 
 def test_rates_count_the_tokens_of_the_moments_that_they_are_about():
