@@ -110,7 +110,7 @@ def _one_run(cached: Tensor) -> Tensor:
 
 @cache
 def _takes_lengths() -> bool:
-    """Whether varlen_attn has ``seqused_k`` and ``enable_gqa``, as from torch 2.12 on."""
+    """Whether varlen_attn has ``seqused_k`` and ``enable_gqa``: torch 2.11 lacks both."""
     if optional.why_not_importable(_MODULE, "pip install torch") is not None:
         return False
     known = signature(optional.load(_MODULE).varlen_attn).parameters
