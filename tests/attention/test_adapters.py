@@ -16,11 +16,13 @@ torch = pytest.importorskip("torch")
 
 import attention_cases
 
+from pyvattn.attention import varlen
 from pyvattn.attention.flash_attn2 import FlashAttention2Kernel
 from pyvattn.attention.flash_attn3 import FlashAttention3Kernel
 from pyvattn.attention.flash_attn4 import FlashAttention4Kernel
 from pyvattn.attention.flashinfer import FlashInferKernel
 from pyvattn.attention.problem import Problem
+from pyvattn.attention.varlen import VarlenKernel
 
 
 def attend_row(q, k, v, scale, causal):
@@ -68,6 +70,51 @@ def single_prefill_with_kv_cache(q, k, v, *, causal, kv_layout, sm_scale):
     return attend_row(q, k, v, sm_scale, causal)
 
 
+def varlen_attn(
+    query,
+    key,
+    value,
+    cu_seq_q,
+    cu_seq_k,
+    max_q,
+    max_k,
+    *,
+    scale,
+    window_size,
+    enable_gqa,
+    seqused_k,
+):
+    assert window_size in ((-1, 0), (-1, -1))
+    assert enable_gqa
+    causal = window_size == (-1, 0)
+    return unequal_rows(query, key, value, cu_seq_q, cu_seq_k, max_q, scale, causal, seqused_k)
+
+
+def varlen_attn_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):
+    raise AssertionError("it takes no lengths: the operator must be called")
+
+
+def flash_attention_forward(
+    q, k, v, starts_q, starts_k, max_q, max_k, dropout, causal, debug, *, scale, seqused_k
+):
+    assert not dropout
+    assert not debug
+    return unequal_rows(q, k, v, starts_q, starts_k, max_q, scale, causal, seqused_k), None
+
+
+def unequal_rows(q, k, v, starts_q, starts_k, max_q, scale, causal, lengths):
+    """What the kernel does with starts and lengths: it reads no other end of a row's keys."""
+    assert starts_q.dtype == starts_k.dtype == lengths.dtype == torch.int32
+    assert len(starts_q) == len(starts_k) == len(lengths) + 1
+    out = torch.empty_like(q)
+    for row, length in enumerate(lengths.tolist()):
+        first, end = starts_q[row : row + 2].tolist()
+        assert end - first == max_q
+        keys = slice(starts_k[row], starts_k[row] + length)
+        out[first:end] = attend_row(q[first:end], k[keys], v[keys], scale, causal)
+    return out
+
+
 STAND_INS = {
     "flash_attn": (flash_attn_with_kvcache,),
     "flash_attn_interface": (flash_attn_with_kvcache,),
@@ -108,3 +155,29 @@ def test_adapters_hand_over_slots_lengths_and_scale(kernel, layout, queries, cau
         problem.check()
         out = kernel.attend(problem)
         torch.testing.assert_close(out.double(), case.expected(q, causal), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("newer", [True, False], ids=["torch 2.13", "torch 2.11"])
+@pytest.mark.parametrize("layout", ["layer", "token"])
+@pytest.mark.parametrize("queries", [1, 4, 60])
+@pytest.mark.parametrize("causal", [True, False])
+def test_torchs_own_kernel_gets_where_rows_begin(monkeypatch, newer, layout, queries, causal):
+    module = ModuleType("torch.nn.attention.varlen")
+    module.varlen_attn = varlen_attn if newer else varlen_attn_2_11
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    if not newer:
+        monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash_attention_forward)
+    varlen._takes_lengths.cache_clear()
+    try:
+        test_adapters_hand_over_slots_lengths_and_scale(VarlenKernel(), layout, queries, causal)
+    finally:
+        varlen._takes_lengths.cache_clear()
+
+
+def test_rows_that_lie_no_whole_number_of_tokens_apart_are_not_for_torchs_own_kernel():
+    """A token of 3 x 8 floats takes 96 bytes, of which a page holds no whole number."""
+    case = attention_cases.open_case("layer", 3, 3, 8, seed=1)
+    with case.cache:
+        k, v = case.cache.layer(0)
+        problem = Problem(case.queries(1), k, v, [], [], True, 1.0)
+        assert "whole number of tokens" in VarlenKernel().unsupported(problem)

@@ -139,6 +139,7 @@ def test_flex_takes_a_mask_function():
 def test_every_kernel_of_the_issue_is_listed_with_what_it_takes_and_why_it_is_not_here():
     infos = {info.name: info for info in kernel_infos()}
     listed = ["flash-attn-2", "flash-attn-3", "flash-attn-4", "flashinfer", "sdpa-cudnn"]
+    listed.append("torch-varlen")
     for name in [*listed, *KERNELS]:
         assert infos[name].supports
     assert all(infos[name].unavailable is None for name in KERNELS)
@@ -146,7 +147,9 @@ def test_every_kernel_of_the_issue_is_listed_with_what_it_takes_and_why_it_is_no
         assert all(infos[name].unavailable for name in listed)
 
 
-@pytest.mark.parametrize("kernel", ["flash-attn-2", "flash-attn-3", "flash-attn-4", "flashinfer"])
+@pytest.mark.parametrize(
+    "kernel", ["flash-attn-2", "flash-attn-3", "torch-varlen", "flash-attn-4", "flashinfer"]
+)
 def test_a_cuda_kernel_asked_for_by_name_on_a_cpu_says_why_not(kernel):
     case = attention_cases.open_case("layer", 2, 4, 64, guard_tokens=GUARD)
     with case.cache:
