@@ -110,6 +110,25 @@ def test_nothing_is_uploaded_while_the_batch_stays_the_same(llama, monkeypatch):
         assert len(uploads) == 2
 
 
+def test_chunks_of_about_one_size_attend_in_one_call(llama, monkeypatch):
+    shapes = []
+    real = OnDevice.attend
+
+    def attend(self, problem):
+        shapes.append(tuple(problem.q.shape[:2]))
+        return real(self, problem)
+
+    monkeypatch.setattr(OnDevice, "attend", attend)
+    prompts = random_prompts([20, 15, 25, 3, 1, 32])
+    with open_kv(llama, slots=8) as kv, Engine(llama, kv) as engine:
+        requests = [engine.submit(prompt, 6) for prompt in prompts]
+        engine.step()
+        assert shapes == [(3, 32), (1, 15), (1, 3), (1, 1)] * 3
+        engine.run()
+    for request in requests:
+        assert request.output == expected_output(llama, request.prompt, 6)
+
+
 def test_captures_touch_no_request(llama):
     with open_kv(llama, slots=6) as kv, Engine(llama, kv) as engine:
         requests = [engine.submit(prompt, 12) for prompt in random_prompts([5, 9, 3])]

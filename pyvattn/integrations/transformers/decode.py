@@ -9,15 +9,16 @@ and replayed while slots grow, join and leave.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pyvattn.attention.problem import KnownIndices
 from pyvattn.integrations.transformers.base import ContiguousCache
-from pyvattn.integrations.transformers.forward import ForwardPass, Part, upload
-from pyvattn.integrations.transformers.graphs import Recorder
+from pyvattn.integrations.transformers.forward import ForwardPass
+from pyvattn.integrations.transformers.graphs import Recorder, decode_kernel
+from pyvattn.integrations.transformers.parts import Chunk, Part, known, upload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,27 +45,27 @@ class DeviceBatch:
         self._tokens = torch.zeros(slots, dtype=torch.long, device=model.device)
         self._lengths = torch.ones(slots, dtype=torch.long, device=model.device)
         self._new = torch.zeros(slots, dtype=torch.long, device=model.device)
+        # A kernel that reads slots on the device takes many rows at once.
+        self._grouped = decode_kernel(model, cache).capturable
         self._record = Recorder(model.device).record
         self._captured: dict[int, tuple[Callable[[], None], Tensor]] = {}
         self._rows: tuple[int, ...] = ()
 
-    def prefill(self, chunks: Sequence[tuple[int, Sequence[int], int]]) -> Tensor:
-        """Run the newest tokens of some slots in one packed batch.
+    def prefill(self, chunks: Sequence[Chunk], tokens: Sequence[int]) -> Tensor:
+        """Run the tokens of ``chunks``, ``tokens`` in turn, in one packed batch.
 
-        A chunk is ``(slot, tokens, end)``: its tokens stand before token ``end`` of the
-        slot. Returns ``[chunks]``: the token that follows each chunk, which is the slot's
-        next one where the chunk ends its prompt.
+        Returns ``[chunks]``: the token that follows each chunk, which is the slot's next one
+        where the chunk ends its prompt.
         """
         device = self._model.device
-        spans = [(slot, end - len(tokens), end) for slot, tokens, end in chunks]
-        step = ForwardPass.of_chunks(self._view.kv, spans, device)
-        inputs = upload([token for _, tokens, _ in chunks for token in tokens], device)
-        last = [span.stop - 1 for span in (part.span for part in step.parts) if span is not None]
-        logits = self._forward(step, inputs[None], step.positions, upload(last, device))[0]
+        step = ForwardPass.of_chunks(self._view.kv, chunks, device, self._grouped)
+        inputs = upload(tokens, device)[None]
+        last = list(accumulate((chunk.count for chunk in chunks), initial=-1))[1:]
+        logits = self._forward(step, inputs, step.positions, upload(last, device))[0]
         new = self._choose(logits)
-        slots = upload([slot for slot, _, _ in spans], device)
+        slots = upload([chunk.slot for chunk in chunks], device)
         self._tokens[slots] = new
-        self._lengths[slots] = upload([end for _, _, end in spans], device)
+        self._lengths[slots] = upload([chunk.end for chunk in chunks], device)
         return new
 
     def decode(self, slots: Sequence[int], lengths: Sequence[int]) -> Tensor:
@@ -76,9 +77,8 @@ class DeviceBatch:
             self._replay(tuple(slots), self._scratch)
         else:
             device = self._model.device
-            rows, counts = upload(slots, device), upload(lengths, device)
-            part = Part(KnownIndices.of(slots, rows), KnownIndices.of(lengths, counts))
-            self._decode(rows, counts, part)
+            part = Part(known(slots, device), known(lengths, device))
+            self._decode(upload(slots, device), upload(lengths, device), part)
         return self._new[: len(slots)]
 
     def capture_to(self, most: int) -> None:

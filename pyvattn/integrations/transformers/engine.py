@@ -19,6 +19,7 @@ from pyvattn.errors import LengthError, OutOfMemory, SpecError
 from pyvattn.integrations.transformers.decode import DeviceBatch
 from pyvattn.integrations.transformers.graphs import on_device, wants_graphs
 from pyvattn.integrations.transformers.interface import ATTENTION
+from pyvattn.integrations.transformers.parts import Chunk
 from pyvattn.integrations.transformers.readback import Readback
 from pyvattn.integrations.transformers.request import Request
 from pyvattn.integrations.transformers.sampling import Choose, greedy
@@ -274,27 +275,29 @@ class Engine:
     def _prefill(self, launched: Readback) -> None:
         """Run as many tokens of prompts as a step may, in one packed batch."""
         room = self._max_prefill_tokens
-        chunks: list[tuple[Request, int]] = []
+        requests: list[Request] = []
+        chunks: list[Chunk] = []
+        tokens: list[int] = []
         for request in self._unfilled():
             end = min(request.length, request.cached + room)
-            chunks.append((request, end))
-            room -= end - request.cached
+            requests.append(request)
+            chunks.append(Chunk(int(_slot(request)), request.cached, end))
+            tokens += request.tokens[request.cached : end]
+            room -= chunks[-1].count
             if not room:
                 break
         if not chunks:
             return
-        tokens = self._batch.prefill(
-            [(int(_slot(each)), each.tokens[each.cached : end], end) for each, end in chunks]
-        )
-        for request, end in chunks:
-            request.cached = end
+        new = self._batch.prefill(chunks, tokens)
+        for request, chunk in zip(requests, chunks, strict=True):
+            request.cached = chunk.end
         # Only the last chunk can end before its request does.
-        filled = [request for request, end in chunks if end == request.length]
+        filled = [request for request in requests if request.cached == request.length]
         for request in filled:
             request.ready = True
             request.started += 1
         if filled:
-            launched.add(filled, tokens[: len(filled)])
+            launched.add(filled, new[: len(filled)])
 
     def _unfilled(self) -> Iterator[Request]:
         """Yield the requests whose prompts are to be run, then admit more as they are asked for."""

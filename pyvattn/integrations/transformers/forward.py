@@ -10,24 +10,11 @@ import torch
 from torch import Tensor
 
 from pyvattn.attention import append, attend
-from pyvattn.attention.problem import Indices, KnownIndices
 from pyvattn.errors import UnsupportedError
+from pyvattn.integrations.transformers.parts import Chunk, Part, known, parts_of, upload
 
 if TYPE_CHECKING:
     from pyvattn.cache import KVCache
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows of the model's batch that attend together.
-
-    ``span`` are its tokens in a packed batch (one row of tokens of several slots);
-    ``None`` is the whole batch.
-    """
-
-    slots: Indices
-    lengths: Indices
-    span: slice | None = None
 
 
 @dataclass
@@ -64,16 +51,16 @@ class ForwardPass:
         ``lengths`` are those afterwards. ``counts`` are the tokens that the pass adds to
         each row; a row that adds fewer than ``queries`` is padded on the left.
         """
-        row_slots, row_lengths = upload(slots, device), upload(lengths, device)
-        part = Part(KnownIndices.of(slots, row_slots), KnownIndices.of(lengths, row_lengths))
-        at = row_lengths[:, None] + torch.arange(-queries, 0, device=device)
+        part = Part(known(slots, device), known(lengths, device))
+        rows = upload(slots, device)[:, None]
+        at = upload(lengths, device)[:, None] + torch.arange(-queries, 0, device=device)
         if all(count == queries for count in counts):
-            return cls(kv, queries, row_slots[:, None], at, [part])
+            return cls(kv, queries, rows, at, [part])
         # Found on the host: what nonzero() finds on a device has to be waited for.
         first = queries - torch.tensor(counts)
-        rows, columns = (torch.arange(queries) >= first[:, None]).nonzero(as_tuple=True)
-        source = upload(rows, device), upload(columns, device)
-        return cls(kv, queries, row_slots[source[0]], at[source], [part], source)
+        real = (torch.arange(queries) >= first[:, None]).nonzero(as_tuple=True)
+        source = upload(real[0], device), upload(real[1], device)
+        return cls(kv, queries, rows[source[0], 0], at[source], [part], source)
 
     @classmethod
     def of_step(cls, kv: KVCache, slots: Tensor, lengths: Tensor, part: Part) -> ForwardPass:
@@ -86,29 +73,21 @@ class ForwardPass:
 
     @classmethod
     def of_chunks(
-        cls, kv: KVCache, chunks: Sequence[tuple[int, int, int]], device: torch.device
+        cls, kv: KVCache, chunks: Sequence[Chunk], device: torch.device, grouped: bool
     ) -> ForwardPass:
-        """Return the pass of a packed batch: one row, the tokens of several slots in turn.
+        """Return the pass of a packed batch: one row, the tokens of all chunks in turn.
 
-        A chunk is ``(slot, first, end)``: the tokens that it adds to the slot.
+        See :func:`~pyvattn.integrations.transformers.parts.parts_of` for ``grouped``.
         """
-        counts = [end - first for _, first, end in chunks]
-        ends = upload([end for _, _, end in chunks], device)
-        slots = upload([slot for slot, _, _ in chunks], device)
-        parts, offset = [], 0
-        for index, (slot, first, end) in enumerate(chunks):
-            here = slice(index, index + 1)
-            parts.append(
-                Part(
-                    KnownIndices.of([slot], slots[here]),
-                    KnownIndices.of([end], ends[here]),
-                    slice(offset, offset + end - first),
-                )
-            )
-            offset += end - first
-        token_slots = upload([s for s, first, end in chunks for _ in range(first, end)], device)
-        positions = upload([at for _, first, end in chunks for at in range(first, end)], device)
-        return cls(kv, sum(counts), token_slots[None], positions[None], parts)
+        slots = torch.cat([torch.full((chunk.count,), chunk.slot) for chunk in chunks])
+        positions = torch.cat([torch.arange(chunk.first, chunk.end) for chunk in chunks])
+        return cls(
+            kv,
+            len(slots),
+            upload(slots, device)[None],
+            upload(positions, device)[None],
+            parts_of(chunks, device, grouped),
+        )
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Write ``[batch, kv_heads, queries, head_dim]`` of ``layer`` into the slots."""
@@ -128,24 +107,13 @@ class ForwardPass:
         The result is ``[batch, queries, q_heads, head_dim]``, as the library has it.
         """
         q = query.transpose(1, 2)
-        attended = [
-            attend(
-                q if part.span is None else q[:, part.span],
-                self.kv,
-                self.layer,
-                part.slots,
-                part.lengths,
-                causal=True,
-                scale=scale,
-            )
-            for part in self.parts
-        ]
-        return attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
+        if self.parts[0].whole:
+            return self._attend(self.parts[0], q, scale)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        for part in self.parts:
+            part.put(self._attend(part, part.take(q), scale), out)
+        return out
 
-
-def upload(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
-    """Return ``values`` as an int64 tensor on ``device``, without waiting for the device."""
-    tensor = torch.as_tensor(values, dtype=torch.long)
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    def _attend(self, part: Part, q: Tensor, scale: float | None) -> Tensor:
+        slots, lengths = part.slots, part.lengths
+        return attend(q, self.kv, self.layer, slots, lengths, causal=True, scale=scale)

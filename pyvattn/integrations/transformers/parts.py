@@ -1,0 +1,127 @@
+"""Which tokens of the model's batch attend together, in one call of a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pyvattn.attention.problem import Indices, KnownIndices
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens ``first`` to ``end`` of a slot, which a packed batch adds to it."""
+
+    slot: int
+    first: int
+    end: int
+
+    @property
+    def count(self) -> int:
+        """The number of tokens."""
+        return self.end - self.first
+
+
+@dataclass(frozen=True)
+class Part:
+    """The whole batch ``[batch, queries, heads, dim]``: a slot and its length for each row."""
+
+    slots: Indices
+    lengths: Indices
+    whole: ClassVar[bool] = True
+
+    def take(self, q: Tensor) -> Tensor:
+        """Return the queries of the part, ``[rows, queries, heads, dim]``."""
+        return q
+
+    def put(self, attended: Tensor, out: Tensor) -> None:
+        """Write what they attended to where the batch, ``out``, has them."""
+        out.copy_(attended)
+
+
+@dataclass(frozen=True)
+class Span(Part):
+    """One chunk of a packed batch, as a view."""
+
+    span: slice
+    whole: ClassVar[bool] = False
+
+    def take(self, q: Tensor) -> Tensor:
+        """See :meth:`Part.take`."""
+        return q[:, self.span]
+
+    def put(self, attended: Tensor, out: Tensor) -> None:
+        """See :meth:`Part.put`."""
+        out[:, self.span] = attended
+
+
+@dataclass(frozen=True)
+class Group(Part):
+    """Chunks of a packed batch as rows that are padded on the left.
+
+    ``tokens`` (int64, ``[rows, queries]``) are places in the packed batch, any where a row
+    is padded. ``real`` are the places of ``tokens``, flattened, that are not padding.
+    """
+
+    tokens: Tensor
+    real: Tensor
+    whole: ClassVar[bool] = False
+
+    def take(self, q: Tensor) -> Tensor:
+        """See :meth:`Part.take`."""
+        return q[0][self.tokens]
+
+    def put(self, attended: Tensor, out: Tensor) -> None:
+        """See :meth:`Part.put`."""
+        out[0][self.tokens.flatten()[self.real]] = attended.flatten(0, 1)[self.real]
+
+
+def parts_of(chunks: Sequence[Chunk], device: torch.device, grouped: bool) -> list[Part]:
+    """Return the parts of a packed batch of ``chunks``, each one call of a kernel.
+
+    Chunk by chunk, or ``grouped``, which is for kernels that take many rows at once: chunks
+    of about the same size are the rows of one call, of which less than half is padding.
+    """
+    offsets = [0]
+    for chunk in chunks:
+        offsets.append(offsets[-1] + chunk.count)
+    groups: dict[int, list[int]] = {}
+    for index, chunk in enumerate(chunks):
+        groups.setdefault((chunk.count - 1).bit_length() if grouped else -index, []).append(index)
+    return [
+        _part([chunks[i] for i in group], [offsets[i] for i in group], device, len(chunks))
+        for group in groups.values()
+    ]
+
+
+def _part(chunks: list[Chunk], offsets: list[int], device: torch.device, of: int) -> Part:
+    slots = known([chunk.slot for chunk in chunks], device)
+    lengths = known([chunk.end for chunk in chunks], device)
+    if of == 1:
+        return Part(slots, lengths)
+    if len(chunks) == 1:
+        return Span(slots, lengths, slice(offsets[0], offsets[0] + chunks[0].count))
+    most = max(chunk.count for chunk in chunks)
+    ends = torch.tensor(offsets) + torch.tensor([chunk.count for chunk in chunks])
+    starts = torch.tensor(offsets)[:, None]
+    tokens = ends[:, None] + torch.arange(-most, 0)
+    real = (tokens >= starts).flatten().nonzero()[:, 0]
+    tokens = tokens.maximum(starts)
+    return Group(slots, lengths, upload(tokens, device), upload(real, device))
+
+
+def known(values: Sequence[int], device: torch.device) -> KnownIndices:
+    """Return ``values`` for kernels that read them on the host and on ``device`` alike."""
+    return KnownIndices.of(values, upload(values, device))
+
+
+def upload(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
+    """Return ``values`` as an int64 tensor on ``device``, without waiting for the device."""
+    tensor = torch.as_tensor(values, dtype=torch.long)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
