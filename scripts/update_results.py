@@ -1,9 +1,9 @@
-"""Write the tables of README.md from the JSON in docs/results/.
+"""Write the tables of README.md and docs/planner.md from the JSON in docs/results/.
 
 Usage: python scripts/update_results.py [--check]
 
 Each table stands between `<!-- results: NAME -->` and `<!-- end of results -->`.
-With --check nothing is written, and the exit status says whether README.md is
+With --check nothing is written, and the exit status says whether the pages are
 what the JSON says.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "planner.md")
 RESULTS = ROOT / "docs" / "results"
 SECTION = re.compile(r"<!-- results: (\w+) -->\n.*?<!-- end of results -->", re.DOTALL)
 
@@ -121,11 +121,45 @@ def gpu() -> Iterator[str]:
         yield ""
 
 
+def plan() -> Iterator[str]:
+    found = json.loads((RESULTS / "plan.json").read_text())
+    cases: dict[str, dict[str, dict[str, Any]]] = {}
+    for measure in found["measures"]:
+        case, _, what = measure["name"].partition(": ")
+        cases.setdefault(case, {})[what] = measure
+    yield (
+        "| model | driver | guard, tokens | choice | waste of a live request, tokens | "
+        "map calls of a step | loss above the best candidate, points | "
+        "64K arenas of a few layers would save, points |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    for case, measures in cases.items():
+        if "waste of a live request" not in measures:
+            continue
+        model, driver, guard = case.split("; ")
+        waste = measures["waste of a live request"]
+        choice = waste["note"].removeprefix("layout ").removesuffix(" pages")
+        others = ("map calls of a step", "loss above the best candidate",
+                  "arenas of a few layers would save")  # fmt: skip
+        figures = (f"{measures[name]['value']:.3g}" for name in others)
+        yield (
+            f"| {model} | `{driver}` | {guard.removeprefix('guard ')} | {choice} | "
+            f"{waste['value']:.1f} | {' | '.join(figures)} |"
+        )
+    yield ""
+    for case, measures in cases.items():
+        if ratio := measures.get("waste of 64K pages / 2M pages"):
+            yield f"- {case}: waste of 64K pages / 2M pages is {ratio['value']:.3g}."
+    yield ""
+    yield source(found, "plan.json").replace("docs/results/plan.json", "results/plan.json")
+
+
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "core": core,
     "replay": replay,
     "demo": demo,
     "gpu": gpu,
+    "plan": plan,
 }
 
 
@@ -139,17 +173,17 @@ def render(text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    text = README.read_text()
-    wanted = render(text)
-    if arguments == ["--check"]:
-        if text != wanted:
-            print("README.md is not what docs/results/ says: run `make results`", file=sys.stderr)
-        return int(text != wanted)
-    if arguments:
+    if arguments not in ([], ["--check"]):
         print(__doc__, file=sys.stderr)
         return 2
-    README.write_text(wanted)
-    return 0
+    stale = [page for page in PAGES if page.read_text() != render(page.read_text())]
+    for page in stale:
+        if arguments:
+            name = page.relative_to(ROOT)
+            print(f"{name} is not what docs/results/ says: run `make results`", file=sys.stderr)
+        else:
+            page.write_text(render(page.read_text()))
+    return int(bool(arguments and stale))
 
 
 if __name__ == "__main__":

@@ -163,6 +163,21 @@ def capacity(ctx: click.Context, /, out: str | None, as_json: bool, **options: A
     run_bench(ctx, "capacity", options, out, as_json)
 
 
+@click.command()
+@click.option("--trace", type=click.Path(exists=True, dir_okay=False), help="CSV of requests.")
+@click.option("--batch", type=click.IntRange(min=1), default=256, help="Requests of a step [256].")
+@_OUT
+@json_option
+@click.pass_context
+def plan(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
+    """Hold the planner's choice for five models to what every candidate costs on a trace.
+
+    Without --trace the requests are SYNTHETIC. The exit code is 1 if a choice loses a
+    percentage point more than the best candidate.
+    """
+    run_bench(ctx, "plan", options, out, as_json)
+
+
 def run_bench(
     ctx: click.Context, name: str, options: dict[str, Any], out: str | None, as_json: bool
 ) -> None:

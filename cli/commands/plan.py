@@ -46,7 +46,7 @@ _READ_AHEAD = (1, 2, 4, 8)
     default="auto",
     help="Keep to this layout [auto].",
 )
-@click.option("--few-layers", is_flag=True, help="Try arenas of a few layers as well.")
+@click.option("--few-layers", is_flag=True, help="Arenas of a few layers with 64K entries, too.")
 @click.option("--read-ahead", is_flag=True, help="Try mapping 2, 4 and 8 pages at a time as well.")
 @click.option("--guard", "guard_tokens", type=int, help="Tokens of tail guard [256].")
 @click.option("--batch", type=int, help="Requests in a step [as many as slots, at most 256].")

@@ -20,5 +20,6 @@ BENCHES = {
     "attention": Bench("pyvattn.bench.attention", "Kernels on our memory, cudaMalloc and paged."),
     "overlap": Bench("pyvattn.bench.overlap", "What mapping adds to a decode step."),
     "transformers": Bench("pyvattn.bench.transformers", "Continuous batching, both caches."),
+    "plan": Bench("pyvattn.bench.plan", "The planner's choices on a trace: any machine."),
     "capacity": Bench("pyvattn.bench.capacity", "Requests of a trace that fit: any machine."),
 }

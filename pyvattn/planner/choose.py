@@ -75,24 +75,28 @@ def plan(
     """Choose ``page_size`` and ``layout`` for ``spec`` on ``driver``; pure arithmetic.
 
     What is given by name is kept, and warned of where the rules would not have
-    it. ``few_layers`` lets the choice fall on arenas of a few layers, whose
-    kernels were not measured. ``read_ahead`` are the numbers of pages to try that are
-    mapped at a time where a row grows; a cache maps what is asked for, so that more than
-    one is for an engine that prefetches as far. ``workload`` is by default the mean request of
-    the Azure conversation trace, and ``costs`` are the built-in constants of
-    ``driver``. Raises :class:`~pyvattn.errors.ConfigError` for a driver, page
-    size or layout that does not exist.
+    it. Arenas of a few layers are tried on pages with 2M entries, where kernels
+    find what they were measured with; with ``few_layers`` also on those with 64K
+    entries, where they were not. ``read_ahead`` are the numbers of pages to try
+    that are mapped at a time where a row grows: a cache maps what is asked for,
+    so that more than one is for an engine that prefetches as far. ``workload``
+    is by default the mean request of the Azure conversation trace, and ``costs``
+    are the built-in constants of ``driver``.
+
+    Raises :class:`~pyvattn.errors.ConfigError` for a driver, page size or layout
+    that does not exist.
     """
     if bad := [pages for pages in read_ahead if not isinstance(pages, int) or pages < 1]:
         raise ConfigError(f"read_ahead={bad[0]!r}: use whole numbers of pages from 1")
     costs = costs or default_costs(driver)
     workload = workload or typical_workload(spec)
     sizes = _page_sizes(costs, page_size)
-    layouts = list(_layouts(spec, layout, layers_per_arena, few_layers))
+    layouts = list(_layouts(spec, layout, layers_per_arena))
     found = [
         evaluate(spec, spec.geometry(name, size, group), costs, workload, pages)
         for size in sizes
         for name, group in layouts
+        if few_layers or layout != "auto" or group is None or _is_measured(costs, size)
         for pages in read_ahead
     ]
     ranked = tuple(sorted(found, key=_preference))
@@ -115,7 +119,7 @@ def _page_sizes(costs: DriverCosts, wanted: int | str) -> tuple[int, ...]:
 
 
 def _layouts(
-    spec: CacheSpec, wanted: str, layers_per_arena: int | None, few_layers: bool
+    spec: CacheSpec, wanted: str, layers_per_arena: int | None
 ) -> Iterator[tuple[str, int | None]]:
     if wanted != "auto":
         yield check_layout(wanted), layers_per_arena
@@ -124,10 +128,18 @@ def _layouts(
         raise ConfigError(f"layers_per_arena={layers_per_arena} needs layout='token'")
     yield "layer", None
     yield "token", None
-    if few_layers:
-        for group in range(1, spec.layers):
-            if spec.layers % group == 0:
-                yield "token", group
+    for group in range(1, spec.layers):
+        if spec.layers % group == 0:
+            yield "token", group
+
+
+def _is_measured(costs: DriverCosts, page_size: int) -> bool:
+    """Whether arenas of a few layers on such pages look to a kernel like what was measured.
+
+    That is all layers of a smaller model side by side, with 2M entries. Without a page
+    table there is nothing that they could gain.
+    """
+    return costs.page_table and tlb.entry_size(page_size) == tlb.LARGE_ENTRY
 
 
 def _preference(candidate: Candidate) -> tuple[float, ...]:

@@ -27,8 +27,9 @@ class Losses:
     """Decode time lost against cudaMalloc in layout ``layer``, as shares.
 
     In layout ``layer``: with the tokens of a 2M entry, and with those of a 64K entry.
-    In layout ``token``: with 2M entries and all layers side by side; taken for any number
-    of layers.
+    In layout ``token``: with 16 tokens of one layer in a 2M entry, layers side by side.
+    How many arenas there are besides makes no difference to a kernel; 64K entries do, and
+    for them the figure is an assumption.
     """
 
     layer_large: float = 0.0

@@ -23,6 +23,14 @@ def test_batch_of_unequal_prompts_is_token_exact(model, prompts, layout):
         assert_same(generate(model, inputs, cache), expected)
 
 
+def test_arenas_of_a_few_layers_are_token_exact(model, prompts):
+    inputs = left_padded(prompts)
+    expected = reference(model, inputs)
+    with open_cache(model, layout="token", layers_per_arena=1) as cache:
+        assert cache.kv.geometry.arenas == cache.kv.spec.layers > 1
+        assert_same(generate(model, inputs, cache), expected)
+
+
 def test_only_real_tokens_are_stored(llama, prompts):
     with open_cache(llama) as cache:
         generate(llama, left_padded(prompts), cache, max_new_tokens=NEW)
