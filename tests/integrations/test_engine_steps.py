@@ -192,6 +192,39 @@ def test_numbers_that_make_no_sense(llama, kv, options):
     assert kv.stats().slots_live == 0
 
 
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [([5, 97], "token 97 is outside"), ([-1], "token -1"), ("text", "tokenize"), ([1.5], "token")],
+)
+def test_what_is_no_prompt_of_the_model(llama, kv, prompt, message):
+    with Engine(llama, kv) as engine, pytest.raises(errors.SpecError, match=message):
+        engine.submit(prompt, 5)
+
+
+def test_prompts_may_be_tensors(llama, kv, prompts):
+    with Engine(llama, kv) as engine:
+        request = engine.submit(torch.tensor(prompts[0]), 5)
+        engine.run()
+    assert request.output == expected_output(llama, prompts[0], 5)
+
+
+def test_no_more_tokens_than_the_model_has_positions_for():
+    model = make_gpt2()
+    with open_kv(model, max_tokens=1024) as kv, Engine(model, kv) as engine:
+        with pytest.raises(errors.LengthError, match="the model knows 512"):
+            engine.submit([5] * 500, 14)
+        request = engine.submit([5] * 500, 13)
+        engine.run()
+    assert len(request.output) == 13
+
+
+@pytest.mark.parametrize("changes", [{"num_hidden_layers": 2}, {"num_key_value_heads": 4}])
+def test_a_cache_for_another_model(kv, changes):
+    other = make_llama(**changes)
+    with pytest.raises(errors.SpecError, match="open the cache with spec_for"):
+        Engine(other, kv)
+
+
 def test_graphs_without_cuda_are_refused_and_nothing_is_switched(llama, kv):
     before = llama.config._attn_implementation
     with pytest.raises(errors.UnsupportedError, match="graphs=True: CUDA graphs need a CUDA"):

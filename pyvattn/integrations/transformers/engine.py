@@ -9,9 +9,10 @@ only after the next step was launched, so the device never waits for it.
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +24,7 @@ from pyvattn.integrations.transformers.parts import Chunk
 from pyvattn.integrations.transformers.readback import Readback
 from pyvattn.integrations.transformers.request import Request
 from pyvattn.integrations.transformers.sampling import Choose, greedy
+from pyvattn.integrations.transformers.spec import check_fit, positions_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -54,7 +56,8 @@ class Engine:
     token further, which is dropped. It is on by default on CUDA.
 
     Raises :class:`~pyvattn.errors.UnsupportedError` where ``graphs=True`` cannot be, and
-    :class:`~pyvattn.errors.SpecError` for numbers that make no sense.
+    :class:`~pyvattn.errors.SpecError` for numbers that make no sense and a cache that is not
+    for the model.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Engine:
         for name, count in (("max_batch", max_batch), ("max_prefill_tokens", max_prefill_tokens)):
             if count is not None and count < 1:
                 raise SpecError(f"{name}={count}: use at least 1")
+        check_fit(model, cache.spec)
         self.graphs = wants_graphs(model, cache, graphs)
         model.set_attn_implementation(ATTENTION)
         self.model = model
@@ -97,24 +101,44 @@ class Engine:
     def submit(self, prompt: Sequence[int], max_new_tokens: int) -> Request:
         """Queue a prompt of token ids; it runs from one of the next steps on.
 
-        Raises :class:`~pyvattn.errors.LengthError` if it cannot fit in a slot, and
-        :class:`~pyvattn.errors.SpecError` for an empty prompt or no token to generate.
+        Raises :class:`~pyvattn.errors.LengthError` if it cannot fit in a slot or in the
+        positions that the model has learned, and :class:`~pyvattn.errors.SpecError` for an
+        empty prompt, no token to generate, or what is no token of the model.
         """
-        if not prompt or max_new_tokens < 1:
+        tokens = self._tokens_of(prompt)
+        if not tokens or max_new_tokens < 1:
             raise SpecError(
-                f"a prompt of {len(prompt)} tokens with max_new_tokens={max_new_tokens}: "
+                f"a prompt of {len(tokens)} tokens with max_new_tokens={max_new_tokens}: "
                 "give at least one of each"
             )
         # The last new token is never read again, so it needs no room.
-        needed, room = len(prompt) + max_new_tokens - 1, self.cache.spec.max_tokens
-        if needed > room:
-            raise LengthError(
-                f"a prompt of {len(prompt)} tokens and {max_new_tokens} new ones need {needed} "
-                f"tokens, a slot holds max_tokens={room}: shorten one of them"
-            )
-        request = Request(list(prompt), max_new_tokens)
+        needed = len(tokens) + max_new_tokens - 1
+        most, positions = self.cache.spec.max_tokens, positions_of(self.model)
+        for room, whose in ((most, "a slot holds max_tokens="), (positions, "the model knows ")):
+            if room is not None and needed > room:
+                raise LengthError(
+                    f"a prompt of {len(tokens)} tokens and {max_new_tokens} new ones need {needed} "
+                    f"tokens, {whose}{room}: shorten one of them"
+                )
+        request = Request(tokens, max_new_tokens)
         self.waiting.append(request)
         return request
+
+    def _tokens_of(self, prompt: Sequence[int]) -> list[int]:
+        """Return the token ids as ints. An id that the model has not would be a device fault."""
+        try:
+            tokens = [operator.index(token) for token in prompt]
+        except TypeError:
+            raise SpecError("a prompt is a sequence of token ids: tokenize text first") from None
+        embeddings: Any = self.model.get_input_embeddings()
+        known = embeddings.weight.shape[0]
+        for token in tokens:
+            if not 0 <= token < known:
+                raise SpecError(
+                    f"token {token} is outside the vocabulary of {known}: the prompt was made by "
+                    "another model's tokenizer"
+                )
+        return tokens
 
     @torch.inference_mode()
     def step(self) -> list[Request]:

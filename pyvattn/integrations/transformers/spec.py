@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from pyvattn.errors import UnsupportedError
+from pyvattn.errors import SpecError, UnsupportedError
 from pyvattn.spec import CacheSpec
 
 if TYPE_CHECKING:
@@ -31,6 +31,26 @@ def spec_for(model: PreTrainedModel, max_slots: int, max_tokens: int) -> CacheSp
             "expands on its own: use the library's DynamicCache"
         )
     return spec
+
+
+def check_fit(model: PreTrainedModel, spec: CacheSpec) -> None:
+    """Raise :class:`~pyvattn.errors.SpecError` where a cache of ``spec`` is not for ``model``."""
+    wanted = spec_for(model, max_slots=spec.max_slots, max_tokens=spec.max_tokens)
+    for name in ("kind", "layers", "kv_heads", "head_dim", "dtype"):
+        has, needs = getattr(spec, name), getattr(wanted, name)
+        if has != needs:
+            raise SpecError(
+                f"the cache has {name}={has!r} and the model needs {needs!r}: open the cache with "
+                "spec_for(model, max_slots, max_tokens)"
+            )
+
+
+def positions_of(model: PreTrainedModel) -> int | None:
+    """Return how many positions ``model`` has learned; ``None`` where it computes them."""
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "rope_parameters", None) is not None:
+        return None
+    return getattr(config, "max_position_embeddings", None)
 
 
 def _check_layers(config: PreTrainedConfig) -> None:
