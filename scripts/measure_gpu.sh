@@ -57,6 +57,7 @@ drivers() {
   bench api-cumem 60 api --driver cumem
   bench api-stock-uvm 60 api --driver stock-uvm --page-size 64K
   bench bandwidth 120 bandwidth --driver stock-uvm --page-size 64K --against cumem
+  part calibrate 120 "$PYTHON" -m pyvattn calibrate --out "$folder/calibration.json"
 }
 attention() {
   bench attention-cumem 300 attention --driver cumem --layout layer
