@@ -206,6 +206,53 @@ class TestMeasuring:
         assert [one.name for one in path.parent.iterdir()] == ["c.json"]
 
 
+class TestKernels:
+    @pytest.fixture
+    def kernels(self, monkeypatch):
+        pytest.importorskip("torch")
+        from pyvattn.calibrate import kernels
+
+        monkeypatch.setattr(kernels, "_SPEC", CacheSpec(2, 8, 64, "float32", max_tokens=48))
+        monkeypatch.setattr(kernels, "_CONTEXT", 40)
+        return kernels
+
+    @pytest.mark.parametrize(("layout", "page_size"), [("layer", "64K"), ("token", "2M")])
+    def test_a_loss_is_the_time_on_our_memory_over_that_on_plain_memory(
+        self, kernels, monkeypatch, layout, page_size
+    ):
+        import torch
+
+        def times(steps, *, rounds):
+            for step in steps.values():
+                step()  # it attends, on the CPU
+            return {"ours": [3.0, 6.0, 9.0], "plain": [2.0, 5.0, 6.0]}
+
+        monkeypatch.setattr(kernels, "interleave_on_gpu", times)
+        loss = kernels._loss(torch, "cpu", "host", layout, page_size, rows=3, rounds=3)
+        assert loss == pytest.approx(0.5)
+
+    def test_noise_is_no_gain(self, kernels, monkeypatch):
+        import torch
+
+        monkeypatch.setattr(
+            kernels, "interleave_on_gpu", lambda _, rounds: {"ours": [1.0], "plain": [2.0]}
+        )
+        assert kernels._loss(torch, "cpu", "host", "layer", "64K", rows=1, rounds=3) == 0
+
+    def test_a_full_device_is_refused_and_a_small_one_gets_fewer_rows(self, kernels):
+        class Torch:
+            class cuda:
+                mem_get_info = staticmethod(lambda _device: (free, 1 << 40))
+
+        free = 3 * kernels._ROW_BYTES * 5 + 1
+        assert kernels._rows_that_fit(Torch, 0) == 5
+        free = 1 << 50
+        assert kernels._rows_that_fit(Torch, 0) == kernels._MOST_ROWS
+        free = 1000
+        with pytest.raises(DriverUnavailable, match="1000 B are free"):
+            kernels._rows_that_fit(Torch, 0)
+
+
 class TestIdentity:
     def test_the_gpu_and_the_release_are_read_from_text_files(self, tmp_path):
         driver = tmp_path / "proc/driver/nvidia"
@@ -229,6 +276,16 @@ class TestCommand:
         shape = ("--layers", "2", "--kv-heads", "1", "--head-dim", "64")
         said = self.call("plan", *shape, "--driver", "host").output
         assert "pyvattn calibrate" in " ".join(said.split())
+
+    def test_info_says_whose_constants_plans_reckon_with(self):
+        def plans():
+            return json.loads(self.call("info", "--json").stdout)["plans"]["cpu"]
+
+        assert plans() == default_costs("host").source
+        write(default_path(), file_of(map_us={"65536": 1}))
+        assert plans().startswith("my machine")
+        write(default_path(), "{")
+        assert "is not usable" in plans()
 
     def test_json_is_the_file_and_its_path(self, tmp_path):
         path = tmp_path / "c.json"

@@ -17,7 +17,10 @@ from pyvattn.cli.exits import Exit
 from pyvattn.cli.output import console, json_option, print_json, table
 from pyvattn.detect import AutoChoice, DriverReport, choose_auto, detect_drivers, read_machine
 from pyvattn.detect.devices import CudaReport, describe_cuda
+from pyvattn.detect.identity import identify
 from pyvattn.detect.machine import Machine
+from pyvattn.errors import CalibrationError
+from pyvattn.planner import use_calibration
 from pyvattn.units import format_page_size, format_size
 
 # Read from package metadata: nothing is imported.
@@ -60,6 +63,7 @@ def command(ctx: click.Context, /, probe: bool, device: int, as_json: bool) -> N
                 "cuda": asdict(cuda),
                 "patch": _patch(),
                 "drivers": [asdict(report) for report in reports],
+                "plans": _plans(autos),
                 "auto": {where: asdict(choice) for where, choice in autos.items()},
                 "kernels": [asdict(kernel) for kernel in kernels],
                 "probes": [{**asdict(p), "ok": p.ok} for p in probes],
@@ -67,6 +71,8 @@ def command(ctx: click.Context, /, probe: bool, device: int, as_json: bool) -> N
         )
     else:
         _print(reports, autos, cuda, machine)
+        for where, line in _plans(autos).items():
+            console().print(Text(f"Plans for {where} reckon with: {line}."))
         _print_kernels(kernels)
         if probe:
             _print_probes(probes)
@@ -105,6 +111,21 @@ def _patch() -> dict[str, Any] | None:
     query = _native.query_patch()
     names = ("usable", "reason", "version", "page_sizes")
     return {name: getattr(query, name) for name in names}
+
+
+def _plans(autos: dict[str, AutoChoice]) -> dict[str, str]:
+    """Whose constants the planner takes for what ``auto`` takes, or why a calibration fails."""
+    lines = {}
+    for where, choice in autos.items():
+        if choice.driver is None:
+            continue
+        try:
+            costs = use_calibration(choice.driver, identify())
+        except CalibrationError as error:
+            lines[where] = str(error)
+            continue
+        lines[where] = f"{costs.source}; {costs.ignored}" if costs.ignored else costs.source
+    return lines
 
 
 def _probe(reports: tuple[DriverReport, ...], device: int) -> list[Any]:

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from pyvattn import _native
 from pyvattn.bench.gpu import interleave_on_gpu, require_gpu
 from pyvattn.cache import KVCache
+from pyvattn.errors import DriverUnavailable
 from pyvattn.planner import Losses
 from pyvattn.spec import CacheSpec
+from pyvattn.units import format_size, parse_size
 
-_ROWS, _CONTEXT, _LAYERS, _Q_HEADS = 32, 4096, 32, 32
+_MOST_ROWS, _CONTEXT, _Q_HEADS = 32, 4096, 32
+_SPEC = CacheSpec(32, 8, 128, max_slots=_MOST_ROWS, max_tokens=_CONTEXT)
+_ROW_BYTES = (_CONTEXT + _SPEC.guard_tokens) * _SPEC.token_bytes
 # Fields of Losses, and the memory that shows each.
 _CASES = {
     "layer_large": ("layer", "2M"),
@@ -28,47 +34,58 @@ def measure_losses(driver: str, device: int, rounds: int) -> Losses:
     """Return the share of decode time that each kind of memory of ``driver`` costs.
 
     Cases that the driver's pages do not have keep the built-in figure. Raises
-    ``DriverUnavailable`` without a GPU and ``MissingDependency`` without torch.
+    ``DriverUnavailable`` without a GPU or room on it and ``MissingDependency`` without
+    torch.
     """
-    from pyvattn import _native
-    from pyvattn.units import parse_size
-
     torch = require_gpu(device)
+    rows = _rows_that_fit(torch, device)
     sizes = _native.driver_capabilities(driver, device).page_sizes
     found = {}
     for name, (layout, page_size) in _CASES.items():
         if parse_size(page_size) in sizes:
-            found[name] = _loss(torch, driver, device, layout, page_size, rounds)
+            found[name] = _loss(torch, f"cuda:{device}", driver, layout, page_size, rows, rounds)
     return Losses(**found)
 
 
-def _loss(torch: Any, driver: str, device: int, layout: str, page_size: str, rounds: int) -> float:
-    spec = CacheSpec(_LAYERS, 8, 128, max_slots=_ROWS, max_tokens=_CONTEXT)
+def _rows_that_fit(torch: Any, device: int) -> int:
+    """Rows of the cache and of torch's copy of it, with a third as much to spare."""
+    free, _ = torch.cuda.mem_get_info(device)
+    rows = min(_MOST_ROWS, int(free // (3 * _ROW_BYTES)))
+    if rows == 0:
+        raise DriverUnavailable(
+            f"{format_size(free)} are free, kernels want {format_size(3 * _ROW_BYTES)}"
+        )
+    return rows
+
+
+def _loss(
+    torch: Any, where: str, driver: str, layout: str, page_size: str, rows: int, rounds: int
+) -> float:
     with KVCache(
-        spec,
-        device=f"cuda:{device}",
+        replace(_SPEC, max_slots=rows),
+        device=where,
         driver=driver,
         page_size=page_size,
         layout=layout,
-        memory=2 * _ROWS * _CONTEXT * spec.token_bytes,
+        memory=rows * _ROW_BYTES * 5 // 4 + (1 << 30),
     ) as cache:
-        cache.step(dict.fromkeys([cache.acquire(_CONTEXT) for _ in range(_ROWS)], _CONTEXT))
-        ours = [cache.layer(layer) for layer in range(_LAYERS)]
+        cache.step(dict.fromkeys([cache.acquire(_CONTEXT) for _ in range(rows)], _CONTEXT))
+        ours = [cache.layer(layer) for layer in range(_SPEC.layers)]
         plain = [tuple(torch.zeros_like(one, memory_format=torch.contiguous_format) for one in kv)
                  for kv in ours]  # fmt: skip
-        steps = {"ours": _step(torch, ours), "plain": _step(torch, plain)}
+        steps = {"ours": _step(torch, ours, rows), "plain": _step(torch, plain, rows)}
         seconds = interleave_on_gpu(steps, rounds=rounds)
     slower = [a / b for a, b in zip(seconds["ours"], seconds["plain"], strict=True)]
     return max(0.0, statistics.median(slower) - 1)
 
 
-def _step(torch: Any, layers: list[Any]) -> Callable[[], None]:
+def _step(torch: Any, layers: list[Any], rows: int) -> Callable[[], None]:
     from pyvattn.attention.problem import Problem
     from pyvattn.attention.registry import choose
 
     k = layers[0][0]
-    q = torch.randn(_ROWS, 1, _Q_HEADS, k.shape[-1], dtype=k.dtype, device=k.device)
-    slots = torch.arange(_ROWS, dtype=torch.int32, device=k.device)
+    q = torch.randn(rows, 1, _Q_HEADS, k.shape[-1], dtype=k.dtype, device=k.device)
+    slots = torch.arange(rows, dtype=torch.int32, device=k.device)
     lengths = torch.full_like(slots, _CONTEXT)
     problems = [Problem(q, k, v, slots, lengths, True, k.shape[-1] ** -0.5) for k, v in layers]
     kernel = choose("auto", problems[0])
