@@ -128,6 +128,18 @@ class TestContiguous:
         assert blocks(allocator, [row], [257]) == 8 * 64 * K
         allocator.close()
 
+    def test_neighbouring_pages_of_a_request_come_in_one_extent(self):
+        allocator = ContiguousAllocator(SPEC, 4 * M, 64 * K, "layer")
+        assert allocator.mean_extent_bytes() == 0
+        row = allocator.admit(768)
+        blocks(allocator, [row], [768])
+        # Three pages of each of four arenas.
+        assert allocator.calls() == (4, 0)
+        assert allocator.mean_extent_bytes() == 3 * 64 * K
+        blocks(allocator, [row], [769])
+        assert allocator.mean_extent_bytes() == (3 + 1) * 64 * K / 2
+        allocator.close()
+
     def test_a_released_slot_keeps_its_pages_but_holds_none(self):
         allocator = ContiguousAllocator(SPEC, 4 * M, 64 * K, "layer")
         row = allocator.admit(256)

@@ -39,6 +39,9 @@ class Allocator(Protocol):
     def calls(self) -> tuple[int, int]:
         """Return (map calls, unmap calls) made to the driver so far."""
 
+    def mean_extent_bytes(self) -> float:
+        """Return the bytes that a map call covered on average; 0 where none was made."""
+
     def close(self) -> None:
         """Give everything back."""
 
@@ -102,6 +105,9 @@ class _BlockAllocator:
 
     def calls(self) -> tuple[int, int]:
         return 0, 0
+
+    def mean_extent_bytes(self) -> float:
+        return 0.0
 
     def close(self) -> None:
         self._held.clear()

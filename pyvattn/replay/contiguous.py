@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
+from pyvattn import _native
 from pyvattn.cache import KVCache
 from pyvattn.spec import CacheSpec
 from pyvattn.units import format_page_size
@@ -28,16 +29,14 @@ class ContiguousAllocator:
         layout: str,
         layers_per_arena: int | None = None,
     ) -> None:
-        self._cache = KVCache(
+        self._driver = _native.StatisticsAdaptor(_native.make_driver("host-accounting", page_size))
+        self._cache = KVCache.on_driver(
             spec,
-            device="cpu",
-            driver="host",
-            page_size=page_size,
+            self._driver,
             layout=layout,
             layers_per_arena=layers_per_arena,
             memory=memory_limit,
             eager=False,
-            accounting=True,
         )
         self.label = self.name(spec, page_size, layout, layers_per_arena)
         self._slots: dict[int, Slot] = {}
@@ -78,6 +77,11 @@ class ContiguousAllocator:
         """Return the driver's map and unmap calls."""
         stats = self._cache.stats()
         return stats.map_calls, stats.unmap_calls
+
+    def mean_extent_bytes(self) -> float:
+        """Return the bytes that a map call covered on average."""
+        mapped = self._driver.counts()["map"]
+        return mapped.bytes / mapped.calls if mapped.calls else 0.0
 
     def close(self) -> None:
         """Close the cache."""

@@ -22,7 +22,8 @@ class Result:
 
     Bytes: ``used`` by tokens, ``held`` by live requests, ``mapped`` including
     what is kept for the next requests. Waste is ``held`` minus ``used``, for
-    each live request. Times are simulated, except ``wall_seconds``.
+    each live request. ``mean_extent_bytes`` are those of a map call. Times are
+    simulated, except ``wall_seconds``.
     """
 
     label: str
@@ -43,6 +44,7 @@ class Result:
     waste_tokens: float
     map_calls: int
     unmap_calls: int
+    mean_extent_bytes: float
     wall_seconds: float
     samples: tuple[Sample, ...] = field(repr=False)
 

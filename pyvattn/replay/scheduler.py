@@ -166,6 +166,7 @@ class _Replay:
             waste_tokens=waste / self.token_bytes,
             map_calls=map_calls,
             unmap_calls=unmap_calls,
+            mean_extent_bytes=self.allocator.mean_extent_bytes(),
             wall_seconds=wall_seconds,
             samples=tuple(seen.samples),
         )
