@@ -93,11 +93,29 @@ void nvUvmInterfaceChannelDestroy(uvmGpuChannelHandle handle)
 EXPORT_SYMBOL(nvUvmInterfaceChannelDestroy);
 
 /* The channel stops, and UVM learns of it as it does from robust-channel recovery. */
+static void stop_channel(struct sim_channel *channel)
+{
+	channel->dead = true;
+	channel->error->status = 0xffff;
+}
+
 static void kill_channel(struct sim_channel *channel, const char *why)
 {
 	sim_model_error("channel stopped: %s", why);
-	channel->dead = true;
-	channel->error->status = 0xffff;
+	stop_channel(channel);
+}
+
+/* As asked for by a test. */
+static bool lose_gpu(struct sim_gpu *gpu)
+{
+	struct sim_channel *channel;
+
+	if (!gpu->lost_after || gpu->counters.pushes < gpu->lost_after)
+		return false;
+	gpu->lost = true;
+	list_for_each_entry(channel, &gpu->channels, node)
+		stop_channel(channel);
+	return true;
 }
 
 /* Take the next segment of the pushbuffer over, as the host engine's prefetch does. */
@@ -210,6 +228,8 @@ static bool run_channel(struct sim_channel *channel)
 			return true;
 		}
 		worked = true;
+		if (lose_gpu(channel->tsg->vas->gpu))
+			return true;
 		if (!fetch_segment(channel, channel->fifo[channel->get]))
 			return true;
 		if (!channel->push_length)

@@ -80,6 +80,8 @@ struct sim_gpu {
 	struct sim_pma pma;
 	struct sim_fault_info fault;
 	struct gpusim_counters counters;
+	u64 lost_after;	/* pushes, by the counter above; 0: never */
+	bool lost;
 	u32 time[2];
 	u32 next_channel;
 	struct task_struct *engine;

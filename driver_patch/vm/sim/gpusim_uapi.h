@@ -125,6 +125,12 @@ struct gpusim_limit {
 	__u64 pages;
 };
 
+/* The GPU is lost once it has executed this many more pushes: its channels stop, for good. */
+struct gpusim_lose {
+	__u32 gpu;
+	__u32 pushes;
+};
+
 /* Run the constructors of an instrumented module: the bounds of its .init_array, renamed. */
 struct gpusim_constructors {
 	__u64 address;
@@ -140,5 +146,6 @@ struct gpusim_constructors {
 #define GPUSIM_LIVE _IOR('g', 7, struct gpusim_live)
 #define GPUSIM_LIMIT _IOW('g', 8, struct gpusim_limit)
 #define GPUSIM_CONSTRUCT _IOW('g', 9, struct gpusim_constructors)
+#define GPUSIM_LOSE _IOW('g', 10, struct gpusim_lose)
 
 #endif

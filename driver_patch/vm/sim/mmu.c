@@ -311,6 +311,9 @@ void sim_check_unmapped(struct sim_gpu *gpu)
 	struct sim_vaspace *vas;
 	u64 va;
 
+	/* What could still be reached can only be reached by a GPU that runs. */
+	if (gpu->lost)
+		return;
 	list_for_each_entry(vas, &gpu->vaspaces, node) {
 		struct going going = { .gpu = gpu };
 

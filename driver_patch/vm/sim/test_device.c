@@ -160,6 +160,22 @@ static long do_limit(void __user *argument)
 	return 0;
 }
 
+static long do_lose(void __user *argument)
+{
+	struct gpusim_lose request;
+	struct sim_gpu *gpu;
+
+	if (copy_from_user(&request, argument, sizeof(request)))
+		return -EFAULT;
+	if (request.gpu >= sim_gpu_count)
+		return -ENODEV;
+	gpu = sim_gpus[request.gpu];
+	mutex_lock(&gpu->lock);
+	gpu->lost_after = max(gpu->counters.pushes + request.pushes, 1ULL);
+	mutex_unlock(&gpu->lock);
+	return 0;
+}
+
 static long test_ioctl(struct file *file, unsigned int command, unsigned long argument)
 {
 	void __user *user = (void __user *)argument;
@@ -178,6 +194,8 @@ static long test_ioctl(struct file *file, unsigned int command, unsigned long ar
 		return do_counters(user);
 	case GPUSIM_LIMIT:
 		return do_limit(user);
+	case GPUSIM_LOSE:
+		return do_lose(user);
 	case GPUSIM_INJECT:
 		return copy_from_user(&inject, user, sizeof(inject)) ? -EFAULT : sim_inject_arm(&inject);
 	case GPUSIM_INJECTED:

@@ -418,6 +418,13 @@ void limit_pages(unsigned int index, uint64_t pages)
 	sim_call(GPUSIM_LIMIT, &request);
 }
 
+void lose_gpu_after(unsigned int index, uint32_t pushes)
+{
+	struct gpusim_lose request = { .gpu = index, .pushes = pushes };
+
+	sim_call(GPUSIM_LOSE, &request);
+}
+
 struct gpusim_live live_objects(void)
 {
 	struct gpusim_live live;

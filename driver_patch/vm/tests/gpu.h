@@ -71,6 +71,7 @@ void inject(const char *name, uint32_t nth);	/* name "": any function */
 void inject_off(void);
 struct gpusim_inject injected(void);
 void limit_pages(unsigned int index, uint64_t pages);
+void lose_gpu_after(unsigned int index, uint32_t pushes);
 struct gpusim_live live_objects(void);
 uint64_t live_count(const char *kind);
 

@@ -20,6 +20,7 @@
 #include "uvm_vattn_ioctl.h"
 
 #define RESULTS "/dev/ttyS1"
+#define KMEMLEAK "/sys/kernel/debug/kmemleak"
 
 static int results = -1, coverage = -1;
 
@@ -195,6 +196,35 @@ static void make_raw(int file)
 	}
 }
 
+/* Whether this kernel has it; a scan takes what is older than five seconds. */
+static bool tell_kmemleak(const char *command)
+{
+	int file = open(KMEMLEAK, O_WRONLY | O_CLOEXEC);
+	bool told = file >= 0 && write(file, command, strlen(command)) > 0;
+
+	close(file);
+	return told;
+}
+
+/* What the kernel's memory leak detector has found since the machine started, or NULL. */
+const char *find_kernel_leaks(void)
+{
+	static char found[4096];
+	char *line, *rest = found;
+
+	if (access(KMEMLEAK, R_OK))
+		return NULL;
+	sleep(6);
+	tell_kmemleak("scan");
+	tell_kmemleak("scan");
+	read_file(KMEMLEAK, found, sizeof(found));
+	if (!found[0])
+		return NULL;
+	while ((line = strsep(&rest, "\n")))
+		say("kmemleak: %s", line);
+	return "kmemleak found memory that nobody refers to, see the console";
+}
+
 /* The limit of a VA space lies below the 62 MB that the GPU has by default: both can be reached. */
 void load_modules(const char *gpu)
 {
@@ -219,6 +249,7 @@ void set_up_machine(void)
 	mount("proc", "/proc", "proc", 0, NULL);
 	mount("sysfs", "/sys", "sysfs", 0, NULL);
 	mount("devtmpfs", "/dev", "devtmpfs", 0, NULL);
+	mount("debugfs", "/sys/kernel/debug", "debugfs", 0, NULL);
 	mkdir("/dev/shm", 01777);
 	mount("tmpfs", "/dev/shm", "tmpfs", 0, NULL);
 	results = open(RESULTS, O_WRONLY | O_CLOEXEC);
@@ -226,6 +257,7 @@ void set_up_machine(void)
 	node("/dev/nvidiactl", 195, 255);
 	node("/dev/nvidia0", 195, 0);
 	node("/dev/nvidia1", 195, 1);
+	tell_kmemleak("clear");
 	load_modules(NULL);
 	start_coverage();
 }
@@ -253,6 +285,14 @@ static void remove_module(const char *name)
 		usleep(10000);
 	}
 	give_up(name);
+}
+
+void panic_on_warning(bool panic)
+{
+	int file = open("/proc/sys/kernel/panic_on_warn", O_WRONLY | O_CLOEXEC);
+
+	(void)!write(file, panic ? "1" : "0", 1);
+	close(file);
 }
 
 const char *unload_modules(void)

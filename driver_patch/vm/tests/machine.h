@@ -4,11 +4,13 @@
 #define MACHINE_H
 
 void set_up_machine(void);
+void panic_on_warning(bool panic);
 void load_modules(const char *gpu);	/* parameters of the simulator, NULL: those of most tests */
 void run_shell(void);
 const char *unload_modules(void);	/* NULL, or what went wrong */
 const char *scan_kernel_log(const char *allowed);
 void save_coverage(void);
+const char *find_kernel_leaks(void);	/* on a kernel with kmemleak: NULL, or what it says */
 
 /* say: to the console; report: also to the channel that only results use. */
 __attribute__((format(printf, 1, 2))) void say(const char *format, ...);

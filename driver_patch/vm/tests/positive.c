@@ -88,44 +88,70 @@ PATCH_TEST(memory_is_zero_the_second_time)
 	}
 }
 
-/* A decode step of 256 requests that grows 64 arenas: one ioctl, few pushes, one invalidate. */
+/*
+ * A decode step in which 256 requests grow in 64 arenas: one ioctl, one push for each 512 page-table
+ * entries at most, one invalidate. Page tables that are not there yet cost a push each, in UVM's
+ * uvm_page_tree_get_ptes_async(); then the step is repeated with the page tables in place.
+ */
 PATCH_TEST(decode_step_meets_the_targets)
 {
-	enum { ARENAS = 64, REQUESTS = 8, ENTRIES = ARENAS * REQUESTS };
+	enum { ARENAS = 64, REQUESTS = 256, ENTRIES = ARENAS * REQUESTS, PAGES = 256 };
+	enum { TABLES = ENTRIES * 2 / 32, MOST_PUSHES = ENTRIES / 512 };
+	const uint64_t row = 2 * PAGE_64K;
 	static struct uvm_vattn_map_entry entries[ENTRIES];
+	static struct uvm_vattn_unmap_entry ranges[ENTRIES];
 	struct gpu gpu = open_gpu(0);
-	uint64_t handle = vattn_alloc(&gpu, PAGE_64K, ENTRIES);
+	uint64_t handle = vattn_alloc(&gpu, PAGE_64K, PAGES), base = external_range(&gpu, ENTRIES * row), word;
 	struct uvm_vattn_stats before, after;
 	struct gpusim_counters pushed, done;
 	uint32_t i;
 
-	for (i = 0; i < ENTRIES; i++) {
-		uint64_t arena = i % REQUESTS ? entries[i - 1].address + PAGE_2M :
-				 external_range(&gpu, REQUESTS * PAGE_2M);
-
-		entries[i] = (struct uvm_vattn_map_entry){
-			.address = arena, .handle = handle, .first_page = i, .page_count = 1,
-		};
-	}
-	before = vattn_stats(&gpu);
-	CHECK_EQ(try_map(&gpu, entries, ENTRIES), NV_OK);
 	for (i = 0; i < ENTRIES; i++)
-		CHECK_EQ(gpu_write(&gpu, entries[i].address, &i, sizeof(i)), GPUSIM_FAULT_NONE);
+		entries[i] = (struct uvm_vattn_map_entry){
+			.address = base + i * row, .handle = handle, .first_page = i % PAGES, .page_count = 1,
+		};
+	before = vattn_stats(&gpu);
+	pushed = counters(0);
+	CHECK_EQ(try_map(&gpu, entries, ENTRIES), NV_OK);
+	done = counters(0);
 	after = vattn_stats(&gpu);
-	CHECK_EQ(after.ptes_written - before.ptes_written, ENTRIES);
-	CHECK_EQ(after.tlb_invalidates - before.tlb_invalidates, 1);
-	CHECK(after.pte_pushes - before.pte_pushes <= (ENTRIES + 511) / 512);
 	CHECK_EQ(after.map_calls - before.map_calls, 1);
 	CHECK_EQ(after.map_entries - before.map_entries, ENTRIES);
+	CHECK_EQ(after.ptes_written - before.ptes_written, ENTRIES);
+	CHECK_EQ(after.tlb_invalidates - before.tlb_invalidates, 1);
+	CHECK(after.pte_pushes - before.pte_pushes <= MOST_PUSHES);
+	/* A few more for the directories above. */
+	CHECK(done.pushes - pushed.pushes <= MOST_PUSHES + TABLES + 8);
+	note("%u entries, page tables made: %llu pushes, %llu of them for entries", ENTRIES,
+	     (unsigned long long)(done.pushes - pushed.pushes),
+	     (unsigned long long)(after.pte_pushes - before.pte_pushes));
+	for (i = 0; i < ENTRIES; i += 16) {
+		word = i % PAGES;
+		CHECK_EQ(gpu_write(&gpu, entries[i].address, &word, sizeof(word)), GPUSIM_FAULT_NONE);
+	}
+	for (i = 0; i < ENTRIES; i += 16) {
+		CHECK_EQ(gpu_read(&gpu, entries[i].address, &word, sizeof(word)), GPUSIM_FAULT_NONE);
+		CHECK_EQ(word, i % PAGES);
+	}
 
-	/* Again with the page tables in place: what the hardware saw is all that there is. */
+	/* What the hardware saw is all that there is. */
 	for (i = 0; i < ENTRIES; i++)
 		entries[i].flags = UVM_VATTN_MAP_REPLACE;
 	pushed = counters(0);
 	CHECK_EQ(try_map(&gpu, entries, ENTRIES), NV_OK);
 	done = counters(0);
-	CHECK(done.pushes - pushed.pushes <= (ENTRIES + 511) / 512);
+	CHECK(done.pushes - pushed.pushes <= MOST_PUSHES);
 	CHECK_EQ(done.invalidates - pushed.invalidates, 1);
+	note("%u entries, page tables there: %llu pushes, 1 invalidate", ENTRIES,
+	     (unsigned long long)(done.pushes - pushed.pushes));
+
+	for (i = 0; i < ENTRIES; i++)
+		ranges[i] = (struct uvm_vattn_unmap_entry){ entries[i].address, PAGE_64K };
+	before = vattn_stats(&gpu);
+	CHECK_EQ(try_unmap(&gpu, ranges, ENTRIES), NV_OK);
+	after = vattn_stats(&gpu);
+	CHECK(after.pte_pushes - before.pte_pushes <= MOST_PUSHES);
+	CHECK_EQ(after.tlb_invalidates - before.tlb_invalidates, 1);
 }
 
 /* More scattered entries than one push holds: several pushes, still one invalidate. */

@@ -48,7 +48,7 @@ static void run_pytest(const char *selection)
 
 TEST_WITH(user_space_on_the_patched_module, .needs_patch = true, .gpu = GPU, .seconds = 400)
 {
-	run_pytest("TestStockUvm or TestPatched");
+	run_pytest("TestPatched or (TestStockUvm and through_a_second_mapping)");
 }
 
 TEST_WITH(user_space_on_the_stock_module, .needs_stock = true, .gpu = GPU, .seconds = 400)

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+/*
+ * The GPU is lost in the middle of a batch. What was pushed until then cannot be taken back:
+ * the mappings stay on the books, with their pages, so that nothing is reused that the GPU may
+ * still reach.
+ */
+#include <string.h>
+
+#include "harness.h"
+#include "vattn.h"
+
+#define ENTRIES 1500	/* scattered: several pushes */
+#define PAGES 8
+
+struct scene {
+	struct gpu gpu;
+	uint64_t base, old, new;
+};
+
+static struct uvm_vattn_map_entry entries[ENTRIES];
+static struct uvm_vattn_unmap_entry ranges[ENTRIES];
+
+/* Every other page of the addresses, so that no two entries lie side by side. */
+static void aim(uint64_t handle, uint64_t base)
+{
+	uint32_t i;
+
+	for (i = 0; i < ENTRIES; i++) {
+		uint64_t address = base + i * 2 * PAGE_64K;
+
+		entries[i] = (struct uvm_vattn_map_entry){
+			.address = address, .handle = handle, .first_page = i % PAGES, .page_count = 1,
+			.flags = UVM_VATTN_MAP_REPLACE,
+		};
+		ranges[i] = (struct uvm_vattn_unmap_entry){ address, PAGE_64K };
+	}
+}
+
+/* Page tables and old pages are there, so that every push of a test writes entries. */
+static struct scene set_up(void)
+{
+	struct scene scene = { .gpu = open_gpu(0) };
+
+	scene.base = external_range(&scene.gpu, ENTRIES * 2 * PAGE_64K);
+	scene.old = vattn_alloc(&scene.gpu, PAGE_64K, PAGES);
+	scene.new = vattn_alloc(&scene.gpu, PAGE_64K, PAGES);
+	aim(scene.old, scene.base);
+	CHECK_EQ(try_map(&scene.gpu, entries, ENTRIES), NV_OK);
+	aim(scene.new, scene.base);
+	return scene;
+}
+
+/* Whether this build can refuse a push: the `checked` one. */
+static bool pushes_can_fail(struct gpu *gpu)
+{
+	uint64_t handle;
+	bool fail;
+
+	inject("push", 1);
+	fail = try_alloc(gpu, PAGE_64K, 1, &handle) != NV_OK;
+	inject_off();
+	if (fail)
+		return true;
+	note("pushes fail in the checked build only");
+	vattn_free(gpu, handle);
+	return false;
+}
+
+PATCH_TEST(push_of_a_map_fails_in_the_middle)
+{
+	struct scene scene = set_up();
+	struct gpu *gpu = &scene.gpu;
+
+	if (!pushes_can_fail(gpu))
+		return;
+	inject("push", 2);
+	CHECK_EQ(try_map(gpu, entries, ENTRIES), NV_ERR_NO_MEMORY);
+	inject_off();
+	CHECK_EQ(vattn_stats(gpu).bytes_mapped[0], ENTRIES * PAGE_64K);
+	CHECK_EQ(try_free(gpu, scene.new), NV_ERR_IN_USE);
+	/* Done once more it is whole. */
+	CHECK_EQ(try_map(gpu, entries, ENTRIES), NV_OK);
+	vattn_free(gpu, scene.old);
+	CHECK_EQ(try_unmap(gpu, ranges, ENTRIES), NV_OK);
+	vattn_free(gpu, scene.new);
+}
+
+PATCH_TEST(first_push_of_a_map_fails)
+{
+	struct scene scene = set_up();
+	struct gpu *gpu = &scene.gpu;
+
+	if (!pushes_can_fail(gpu))
+		return;
+	inject("push", 1);
+	CHECK_EQ(try_map(gpu, entries, ENTRIES), NV_ERR_NO_MEMORY);
+	inject_off();
+	vattn_free(gpu, scene.new);
+	CHECK_EQ(try_free(gpu, scene.old), NV_ERR_IN_USE);
+}
+
+PATCH_TEST(push_of_an_unmap_fails_in_the_middle)
+{
+	struct scene scene = set_up();
+	struct gpu *gpu = &scene.gpu;
+
+	if (!pushes_can_fail(gpu))
+		return;
+	inject("push", 2);
+	CHECK_EQ(try_unmap(gpu, ranges, ENTRIES), NV_ERR_NO_MEMORY);
+	inject_off();
+	CHECK_EQ(vattn_stats(gpu).bytes_mapped[0], ENTRIES * PAGE_64K);
+	CHECK_EQ(try_free(gpu, scene.old), NV_ERR_IN_USE);
+	CHECK_EQ(try_unmap(gpu, ranges, ENTRIES), NV_OK);
+	vattn_free(gpu, scene.old);
+}
+
+/*
+ * UVM gives everything up then, until its module is loaded anew; it leaves page tables where
+ * they are and says so when it goes, without the patch as well.
+ */
+TEST_WITH(gpu_is_lost_in_the_middle_of_a_map, .needs_patch = true, .ends_module = true)
+{
+	struct scene scene = set_up();
+	uint64_t pages = live_count("frame buffer page");
+
+	lose_gpu_after(0, 1);
+	CHECK_EQ(try_map(&scene.gpu, entries, ENTRIES), NV_ERR_RC_ERROR);
+	CHECK(live_count("frame buffer page") >= pages);
+	/* Nobody can ask for anything any more. */
+	CHECK_EQ(try_free(&scene.gpu, scene.old), NV_ERR_RC_ERROR);
+	CHECK_EQ(try_unmap(&scene.gpu, ranges, 1), NV_ERR_RC_ERROR);
+}
