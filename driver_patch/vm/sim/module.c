@@ -122,4 +122,5 @@ static void __exit gpusim_exit(void)
 module_init(gpusim_init);
 module_exit(gpusim_exit);
 MODULE_LICENSE("Dual MIT/GPL");
+MODULE_VERSION(__stringify(SIM_RELEASE));
 MODULE_DESCRIPTION("Simulated GPU for tests of nvidia-uvm");
