@@ -7,6 +7,7 @@ line decides, and only reading the result proves it.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pyvattn.driver.machine import Machine
@@ -19,10 +20,15 @@ _CONFIG_FOLDERS = ("etc/depmod.d", "run/depmod.d", "usr/lib/depmod.d", "lib/depm
 
 
 def override_line(stem: str, kernel: str) -> str:
-    """Return the contents of our file in ``/etc/depmod.d``."""
+    """Return the contents of our file in ``/etc/depmod.d``.
+
+    The kernel is an extended regular expression: in Debian's 6.12.95+deb12-amd64 the plus
+    sign would not stand for itself.
+    """
+    pattern = re.sub(r"[^\w~-]", r"[\g<0>]", kernel)
     return (
         "# Written by pyvattn; removed by `make uninstall` or `pyvattn driver uninstall`.\n"
-        f"override {stem} {kernel} {OUR_FOLDER}\n"
+        f"override {stem} ^{pattern}$ {OUR_FOLDER}\n"
     )
 
 

@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-KERNEL = "6.1.0-18-amd64"
+# As Debian's backports name it: the plus sign is special where patterns are matched.
+KERNEL = "6.12.9+deb12-amd64"
 RELEASE = "580.159.04"
 VERMAGIC = f"{KERNEL} SMP preempt mod_unload modversions "
 OPEN = "Dual MIT/GPL"
@@ -30,8 +31,11 @@ root, kernel = Path(sys.argv[sys.argv.index("-b") + 1]), sys.argv[-1]
 folders = [Path(sys.argv[i + 1]) for i, word in enumerate(sys.argv) if word == "-C"]
 rules = {{}}
 for config in sorted((c for f in folders for c in f.glob("*.conf")), key=lambda c: c.name):
-    for stem, folder in re.findall(r"^override (\\S+) \\S+ (\\S+)", config.read_text(), re.M):
-        rules[stem] = folder
+    for stem, pattern, folder in re.findall(
+        r"^override (\\S+) (\\S+) (\\S+)", config.read_text(), re.M
+    ):
+        if pattern == "*" or re.search(pattern, kernel):
+            rules[stem] = folder
 modules = root / "lib/modules" / kernel
 found = {{}}
 for path in sorted(modules.rglob("*.ko*")):

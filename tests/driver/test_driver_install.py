@@ -296,8 +296,10 @@ def test_staging_still_checks_the_module_itself(scratch: ScratchMachine, tmp_pat
 
 def test_a_root_with_several_kernels_wants_to_know_which(scratch):
     (scratch.root / "lib/modules/6.12.0-1").mkdir()
-    with pytest.raises(ConfigError, match=f"6.12.0-1, {KERNEL}|{KERNEL}, 6.12.0-1"):
+    with pytest.raises(ConfigError) as refused:
         Machine(scratch.root)
+    assert "6.12.0-1" in str(refused.value)
+    assert KERNEL in str(refused.value)
 
 
 @pytest.mark.parametrize("kernel", ["../../etc", "a/b", "-r", "6.1 0"])
