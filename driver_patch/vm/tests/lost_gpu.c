@@ -9,7 +9,7 @@
 #include "harness.h"
 #include "vattn.h"
 
-#define ENTRIES 1500	/* scattered: several pushes */
+#define ENTRIES 2500	/* scattered: two pushes */
 #define PAGES 8
 
 struct scene {
