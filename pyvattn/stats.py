@@ -21,7 +21,7 @@ class Stats:
       reach of running kernels.
     * ``bytes_used``: tokens below the lengths of live slots.
     * ``map_calls``: one for each extent; ``map_batches``: one for each time
-      that the driver was asked.
+      that the driver was asked; ``map_bytes``: what they mapped in all.
     * ``map_seconds_blocking``: what ``step`` waited for pages;
       ``map_seconds_hidden``: what the mapper thread did meanwhile.
     """
@@ -40,6 +40,7 @@ class Stats:
     bytes_reserved: int
     map_calls: int
     map_batches: int
+    map_bytes: int
     unmap_calls: int
     driver_failures: int
     prefetch_failures: int
@@ -75,7 +76,12 @@ class Stats:
         """Bytes that live requests need but no token fills: the rest of their last pages."""
         return self.bytes_live - self.bytes_used
 
+    @property
+    def mean_extent(self) -> float:
+        """Pages that one map call maps, in the mean; 0.0 before the first."""
+        return self.map_bytes / self.page_size / self.map_calls if self.map_calls else 0.0
+
     def as_dict(self) -> dict[str, int | float]:
         """Return all of it, the derived figures too, for JSON."""
-        derived = ("bytes_allocated", "bytes_mapped", "bytes_live", "bytes_wasted")
+        derived = ("bytes_allocated", "bytes_mapped", "bytes_live", "bytes_wasted", "mean_extent")
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}

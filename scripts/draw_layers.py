@@ -19,7 +19,7 @@ LAYERS = [
     ),
     (
         "uvm_ext/core + python",
-        "slots and arenas · growth (one transaction) · page pool (buddy) · mapper thread · DLPack",
+        "slots and arenas · growth (one transaction) · page pool (runs) · mapper thread · DLPack",
         "#cfe0f2",
     ),
     (

@@ -57,6 +57,7 @@ struct CacheStats {
   std::uint64_t bytes_reserved = 0;
   std::uint64_t map_calls = 0;
   std::uint64_t map_batches = 0;
+  std::uint64_t map_bytes = 0;
   std::uint64_t unmap_calls = 0;
   std::uint64_t driver_failures = 0;
   std::uint64_t prefetch_failures = 0;

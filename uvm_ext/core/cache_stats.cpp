@@ -29,6 +29,7 @@ CacheStats Cache::stats() {
   s.bytes_reserved = geometry_.arena_bytes() * geometry_.arenas;
   s.map_calls = count(Operation::map).calls;
   s.map_batches = count(Operation::map).batches;
+  s.map_bytes = count(Operation::map).bytes;
   s.unmap_calls = count(Operation::unmap).calls;
   for (const OperationCount& each : counts) s.driver_failures += each.failures;
   s.prefetch_failures = prefetch_failures_;

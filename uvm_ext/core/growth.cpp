@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <exception>
-#include <functional>
 
 #include "core/errors.hpp"
 
@@ -35,6 +34,25 @@ std::vector<MapEntry> map_entries(const PagePool& pool, const std::vector<ArenaP
   return entries;
 }
 
+namespace {
+
+// The pages as extents, as few as may be.
+std::vector<Extent> runs_of(std::vector<PageNumber> pages, const PagePool& pool) {
+  std::vector<Extent> runs;
+  std::sort(pages.begin(), pages.end());
+  for (PageNumber page : pages) {
+    const bool behind = !runs.empty() && runs.back().first + runs.back().count == page;
+    if (behind && pool.slab_of(page) == pool.slab_of(page - 1)) {
+      ++runs.back().count;
+    } else {
+      runs.push_back({page, 1});
+    }
+  }
+  return runs;
+}
+
+}  // namespace
+
 std::uint64_t Growth::pages_needed(const std::vector<GrowthTarget>& targets) const {
   std::uint64_t pages = 0;
   for (const GrowthTarget& t : targets) {
@@ -43,36 +61,45 @@ std::uint64_t Growth::pages_needed(const std::vector<GrowthTarget>& targets) con
   return pages;
 }
 
-std::uint64_t Growth::pages_in_flight() const {
+std::uint64_t Growth::pages_reclaimed() const {
   std::uint64_t pages = 0;
-  for (const Extent& extent : extents_) pages += extent.count;
+  for (const Extent& extent : donated_) pages += extent.count;
   return pages;
 }
 
-void Growth::choose_tails(std::uint64_t pages, const std::vector<SpareTail>& spare) {
-  for (const auto& [slot, kept] : spare) {
-    if (stash_.size() >= pages) break;
+std::uint64_t Growth::pages_in_flight() const {
+  std::uint64_t pages = 0;
+  for (const Extent& extent : extents_) pages += extent.count;
+  for (const Extent& extent : withheld_) pages += extent.count;
+  return pages - pages_reclaimed();
+}
+
+// Lends the pool a tail, whole: what is left over serves the next that grow without
+// another call, and the pool joins it with its neighbours.
+void Growth::take_tail(const SpareTail& spare) {
+  const auto& [slot, kept] = spare;
+  const std::vector<PageNumber>& table = slots_.pages(slot).pages;
+  const std::vector<PageNumber> tail(table.begin() + std::ptrdiff_t{kept} * geometry_.arenas,
+                                     table.end());
+  const auto entries = map_entries(pool_, arenas_, geometry_, slot, kept, tail);
+  unmap_batch_.insert(unmap_batch_.end(), entries.begin(), entries.end());
+  tails_.push_back(spare);
+  if (!slots_.is_ready(slot)) fences_.push_back(slots_.pages(slot).fence);
+  const std::vector<Extent> runs = runs_of(tail, pool_);
+  donated_.insert(donated_.end(), runs.begin(), runs.end());
+  for (const Extent& run : runs) pool_.release(run);
+}
+
+void Growth::take_tails(std::uint64_t pages, const std::vector<SpareTail>& spare) {
+  for (const SpareTail& tail : spare) {
+    if (pages_reclaimed() >= pages) return;
     // Slots that grow here are in flight: none of them gives.
-    if (slots_.head(slot).in_flight) continue;
-    const std::vector<PageNumber>& table = slots_.pages(slot).pages;
-    const std::uint32_t rows = slots_.row_pages(slot);
-    const std::uint64_t wanted = Geometry::divide_up(pages - stash_.size(), geometry_.arenas);
-    const std::uint32_t left =
-        rows - static_cast<std::uint32_t>(std::min<std::uint64_t>(wanted, rows - kept));
-    const std::vector<PageNumber> tail(table.begin() + std::ptrdiff_t{left} * geometry_.arenas,
-                                       table.end());
-    const auto entries = map_entries(pool_, arenas_, geometry_, slot, left, tail);
-    unmap_batch_.insert(unmap_batch_.end(), entries.begin(), entries.end());
-    stash_.insert(stash_.end(), tail.begin(), tail.end());
-    tails_.push_back({slot, left});
-    if (!slots_.is_ready(slot)) fences_.push_back(slots_.pages(slot).fence);
+    if (!slots_.head(tail.slot).in_flight) take_tail(tail);
   }
-  if (stash_.size() < pages) {
+  if (pages_reclaimed() < pages) {
     throw DriverOutOfMemory("reclaim pages", 0, pages * geometry_.page_size,
                             "other slots can spare too few pages");
   }
-  std::sort(stash_.begin(), stash_.end(), std::greater<>());
-  pages_reclaimed_ = stash_.size();
 }
 
 void Growth::append_from_pool(std::uint32_t count, PageNumber after, std::vector<PageNumber>& run) {
@@ -83,14 +110,7 @@ void Growth::append_from_pool(std::uint32_t count, PageNumber after, std::vector
   }
 }
 
-void Growth::append_from_stash(std::uint32_t count, std::vector<PageNumber>& run) {
-  for (; count > 0; --count) {
-    run.push_back(stash_.back());
-    stash_.pop_back();
-  }
-}
-
-void Growth::fill_targets(std::uint64_t from_pool) {
+void Growth::fill_targets() {
   const std::uint32_t arenas = geometry_.arenas;
   std::vector<PageNumber> run;
   for (const GrowthTarget& target : targets_) {
@@ -101,11 +121,8 @@ void Growth::fill_targets(std::uint64_t from_pool) {
     for (std::uint32_t arena = 0; arena < arenas; ++arena) {
       const PageNumber after =
           have > 0 ? table[std::size_t{have - 1} * arenas + arena] : PagePool::kAnywhere;
-      const auto pooled = static_cast<std::uint32_t>(std::min<std::uint64_t>(more, from_pool));
       run.clear();
-      append_from_pool(pooled, after, run);
-      append_from_stash(more - pooled, run);
-      from_pool -= pooled;
+      append_from_pool(more, after, run);
       for (std::uint32_t p = 0; p < more; ++p) fresh[std::size_t{p} * arenas + arena] = run[p];
     }
     const auto entries = map_entries(pool_, arenas_, geometry_, target.slot, have, fresh);
@@ -126,15 +143,17 @@ void Growth::plan(const std::vector<GrowthTarget>& targets, std::uint64_t from_p
   mark_in_flight(true);
   try {
     const std::uint64_t needed = pages_needed(targets);
-    if (needed > from_pool) choose_tails(needed - from_pool, spare);
-    fill_targets(std::min(needed, from_pool));
+    if (needed > from_pool) take_tails(needed - from_pool, spare);
+    fill_targets();
+    // What nobody took is still mapped, and stays out of the pool until it no longer is.
+    for (const Extent& extent : donated_) pool_.retake(extent, withheld_);
     // Room first: commit() must not fail.
     for (std::size_t i = 0; i < targets_.size(); ++i) {
       std::vector<PageNumber>& table = slots_.pages(targets_[i].slot).pages;
       table.reserve(std::max(table.capacity(), table.size() + new_pages_[i].size()));
     }
   } catch (...) {
-    give_back_pool_pages();
+    take_back();
     mark_in_flight(false);
     throw;
   }
@@ -169,13 +188,17 @@ void Growth::commit(const PageMath& math) {
     slots_.count_pages(slot);
     slots_.head(slot).capacity = math.capacity(slots_.row_pages(slot));
   }
-  for (PageNumber page : stash_) pool_.release({page, 1});
+  for (const Extent& extent : withheld_) pool_.release(extent);
   mark_in_flight(false);
 }
 
-void Growth::give_back_pool_pages() noexcept {
+// Pool and tails get back what was theirs.
+void Growth::take_back() noexcept {
   for (const Extent& extent : extents_) pool_.release(extent);
+  for (const Extent& extent : withheld_) pool_.release(extent);
   extents_.clear();
+  withheld_.clear();
+  for (const Extent& extent : donated_) pool_.retake(extent);
   try {
     if (limit_.allocated() > allocated_before_) pool_.trim(allocated_before_);
   } catch (const std::exception&) {
@@ -184,19 +207,13 @@ void Growth::give_back_pool_pages() noexcept {
 }
 
 void Growth::roll_back(const PageMath& math) noexcept {
-  give_back_pool_pages();
+  take_back();
   if (tails_unmapped_ && !unmap_batch_.empty()) {
     try {
       driver_.map(unmap_batch_);
     } catch (const std::exception&) {
       // The tails cannot be put back: their clean pages go to the pool instead.
-      for (const SpareTail& tail : tails_) {
-        const std::vector<PageNumber>& table = slots_.pages(tail.slot).pages;
-        for (std::size_t i = std::size_t{tail.row_pages_kept} * geometry_.arenas; i < table.size();
-             ++i) {
-          pool_.release({table[i], 1});
-        }
-      }
+      for (const Extent& extent : donated_) pool_.release(extent);
       cut_tails();
     }
   }

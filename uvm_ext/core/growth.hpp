@@ -38,8 +38,8 @@ class Growth {
         arenas_(arenas),
         geometry_(geometry) {}
 
-  // Takes at most `from_pool` pages from the pool and the rest from spare tails, the
-  // first of them first. A slot that gives has less capacity from here on: while the
+  // Takes at most `from_pool` pages from the pool and the rest from spare tails: whole
+  // ones, the first of them first. A slot that gives has less capacity from here on: while the
   // lock is open, a step must not count on pages that are about to go. Throws
   // DriverOutOfMemory with nothing changed.
   void plan(const std::vector<GrowthTarget>& targets, std::uint64_t from_pool,
@@ -53,16 +53,16 @@ class Growth {
   std::uint64_t pages_needed(const std::vector<GrowthTarget>& targets) const;
   // Pages that have left the pool and belong to no slot yet.
   std::uint64_t pages_in_flight() const;
-  std::uint64_t pages_reclaimed() const { return pages_reclaimed_; }
+  std::uint64_t pages_reclaimed() const;
 
  private:
-  void choose_tails(std::uint64_t pages, const std::vector<SpareTail>& spare);
-  void fill_targets(std::uint64_t from_pool);
+  void take_tail(const SpareTail& spare);
+  void take_tails(std::uint64_t pages, const std::vector<SpareTail>& spare);
+  void fill_targets();
   void append_from_pool(std::uint32_t count, PageNumber after, std::vector<PageNumber>& run);
-  void append_from_stash(std::uint32_t count, std::vector<PageNumber>& run);
   void mark_in_flight(bool in_flight);
   void cut_tails();
-  void give_back_pool_pages() noexcept;
+  void take_back() noexcept;
 
   Driver& driver_;
   LimitAdaptor& limit_;
@@ -75,16 +75,16 @@ class Growth {
   // New pages of each target, in the order of SlotPages::pages.
   std::vector<std::vector<PageNumber>> new_pages_;
   std::vector<Extent> extents_;
-  // What is cut from which slot: at least what is needed, row page by row page.
+  // What is cut from which slot.
   std::vector<SpareTail> tails_;
-  // Pages of the tails that no target has taken yet.
-  std::vector<PageNumber> stash_;
+  // The pages of the tails, and those of them that no target has taken.
+  std::vector<Extent> donated_;
+  std::vector<Extent> withheld_;
   std::vector<MapEntry> unmap_batch_;
   std::vector<MapEntry> map_batch_;
   std::vector<FencePtr> fences_;
   bool tails_unmapped_ = false;
   std::uint64_t allocated_before_ = 0;
-  std::uint64_t pages_reclaimed_ = 0;
 };
 
 // The mappings of row pages [first, first + pages.size() / arenas) of a slot, with

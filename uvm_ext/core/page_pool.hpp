@@ -1,4 +1,5 @@
-// The page pool: the free extents of all slabs, kept by a buddy allocator.
+// The page pool: the free extents of all slabs, kept as runs as long as
+// they can be.
 //
 // Pages have one number each, over all slabs. Every free page of the pool reads
 // as zeros: whoever gives a page back has cleaned it.
@@ -29,7 +30,8 @@ class PagePool {
   PagePool& operator=(const PagePool&) = delete;
 
   // Appends extents of `count` pages in all, in as few as it can, the first of them
-  // right behind page `after` where that is free. New slabs are allocated as needed.
+  // right behind page `after`, which is held, where that is free. New slabs are allocated
+  // as needed.
   // Throws DriverOutOfMemory with the pool as it was.
   void allocate(std::uint32_t count, PageNumber after, std::vector<Extent>& out);
   // A value of `after` that asks for nothing.
@@ -39,6 +41,11 @@ class PagePool {
   void retain(const Extent& extent);
   // One holder fewer; pages without a holder are free again.
   void release(const Extent& extent);
+
+  // Takes those pages of the extent that are free, and no others.
+  void retake(const Extent& extent) noexcept;
+  // The same, and appends what was taken.
+  void retake(const Extent& extent, std::vector<Extent>& out);
 
   // Gives slabs that hold nothing back to the driver until `allocated()` is at most
   // `target` bytes. Returns the number given back.
@@ -59,11 +66,13 @@ class PagePool {
   static constexpr std::uint32_t kNone = 0xffffffff;
 
   struct Page {
+    // Of the first page of a free run: its neighbours in the list of that length.
     std::uint32_t previous = kNone;
     std::uint32_t next = kNone;
+    // Of the first and the last page of a free run: its pages.
+    std::uint32_t run = 0;
+    // None: the page is free.
     std::uint16_t holders = 0;
-    std::uint8_t order = 0;
-    bool heads_free_block = false;
   };
 
   struct Slab {
@@ -75,22 +84,25 @@ class PagePool {
   std::uint32_t first_page(std::uint32_t slab) const { return slab << slab_order_; }
   std::uint32_t slab_index(PageNumber page) const { return page >> slab_order_; }
 
-  void push(PageNumber page, unsigned order);
-  void unlink(PageNumber page);
-  void mark_taken(const Extent& extent);
-  void free_aligned_blocks(PageNumber first, std::uint32_t count);
-  void free_block(PageNumber page, unsigned order);
+  static unsigned list_of(std::uint32_t count);
+  void push(const Extent& run);
+  Extent unlink(PageNumber head);
+  void join(Extent run);
+  void carve(PageNumber head, const Extent& wanted);
 
   bool take_behind(PageNumber after, std::uint32_t count, Extent& out);
   bool take_run(std::uint32_t count, Extent& out);
-  bool take_largest(std::uint32_t count, Extent& out);
-  bool grow(std::uint32_t needed);
+  bool take_longest(std::uint32_t count, Extent& out);
+  Extent retake_first(Extent& extent);
+  bool grow(std::uint32_t needed, std::vector<std::uint32_t>& grown);
+  void give_back(std::uint32_t slab);
 
   Driver& driver_;
   const LimitAdaptor& limit_;
   const std::size_t page_size_;
   const unsigned slab_order_;
-  std::vector<std::uint32_t> heads_;
+  // The first page of the first run in each list.
+  std::vector<PageNumber> lists_;
   std::vector<Page> pages_;
   std::vector<Slab> slabs_;
   std::vector<std::uint32_t> unused_slabs_;

@@ -172,6 +172,7 @@ void bind_stats(py::module_& module) {
       .def_readonly("bytes_reserved", &CacheStats::bytes_reserved)
       .def_readonly("map_calls", &CacheStats::map_calls)
       .def_readonly("map_batches", &CacheStats::map_batches)
+      .def_readonly("map_bytes", &CacheStats::map_bytes)
       .def_readonly("unmap_calls", &CacheStats::unmap_calls)
       .def_readonly("driver_failures", &CacheStats::driver_failures)
       .def_readonly("prefetch_failures", &CacheStats::prefetch_failures)

@@ -1,4 +1,4 @@
-// The buddy allocator against a model that knows each page by itself.
+// The page pool against a model that knows each page by itself.
 #include "core/page_pool.hpp"
 
 #include <algorithm>
@@ -89,7 +89,7 @@ class Model {
     PageNumber after = PagePool::kAnywhere;
     if (!held_.empty() && random_.one_in(2)) after = random_held().back();
     const bool next_is_free = after != PagePool::kAnywhere && is_free_neighbour(after);
-    const bool one_block = after == PagePool::kAnywhere && has_free_block(count);
+    const bool one_block = after == PagePool::kAnywhere && has_free_run(count);
     const bool enough = count <= t_.pool->pages_available();
     const std::uint64_t allocated = t_.pool->pages_allocated();
     const bool faulty = random_.one_in(5);
@@ -190,18 +190,19 @@ class Model {
     return next < t_.ledger->pages[t_.pool->slab_of(after)] && holders_.count(after + 1) == 0;
   }
 
-  // Whether an aligned block of a power of two at least as large is free in a slab whose
-  // place is known: then buddies that are free must have been joined to it.
-  bool has_free_block(std::uint32_t count) {
-    std::uint32_t size = 1;
-    while (size < count) size *= 2;
+  // Whether so many pages in a row are free in a slab whose place is known.
+  bool has_free_run(std::uint32_t count) {
     for (const auto& [slab, pages] : t_.ledger->pages) {
       const auto base = base_of_.find(slab);
       if (base == base_of_.end()) continue;
-      for (std::uint32_t at = 0; at + size <= pages; at += size) {
-        const auto held = holders_.lower_bound(base->second + at);
-        if (held == holders_.end() || held->first >= base->second + at + size) return true;
+      const PageNumber end = base->second + static_cast<PageNumber>(pages);
+      PageNumber free_from = base->second;
+      for (auto held = holders_.lower_bound(free_from); held != holders_.end() && held->first < end;
+           ++held) {
+        if (held->first - free_from >= count) return true;
+        free_from = held->first + 1;
       }
+      if (end - free_from >= count) return true;
     }
     return false;
   }
@@ -237,6 +238,47 @@ TEST(pool_joins_single_pages_to_a_whole_slab_again) {
     pages.pop_back();
   }
   CHECK_EQUAL(t.allocate(64).size(), 1u);
+}
+
+// Pages 0 to 63 of one slab, all held, of which `runs` are given back.
+struct Holes {
+  explicit Holes(const std::vector<Extent>& runs) : t(64, 64) {
+    base = t.allocate(64)[0].first;
+    for (const Extent& run : runs) t.pool->release(at(run.first, run.count));
+  }
+  Extent at(std::uint32_t first, std::uint32_t count) const { return {base + first, count}; }
+
+  PoolUnderTest t;
+  PageNumber base = 0;
+};
+
+TEST(pool_takes_the_shortest_run_that_has_room) {
+  Holes holes({{3, 20}, {30, 6}, {40, 10}});
+  const auto extents = holes.t.allocate(6);
+  CHECK_EQUAL(extents.size(), 1u);
+  CHECK_EQUAL(extents[0].first, holes.base + 30);
+}
+
+TEST(pool_joins_runs_wherever_they_lie) {
+  Holes holes({{3, 5}, {13, 7}});
+  holes.t.pool->release(holes.at(8, 5));
+  const auto extents = holes.t.allocate(17);
+  CHECK_EQUAL(extents.size(), 1u);
+  CHECK_EQUAL(extents[0].first, holes.base + 3);
+}
+
+TEST(pool_takes_back_exactly_the_free_pages_of_an_extent) {
+  Holes holes({{4, 30}});
+  const auto taken = holes.t.allocate(10);
+  CHECK_EQUAL(taken[0].first, holes.base + 4);
+  std::vector<Extent> out;
+  holes.t.pool->retake(holes.at(8, 16), out);
+  CHECK_EQUAL(out.size(), 1u);
+  CHECK_EQUAL(out[0].first, holes.base + 14);
+  CHECK_EQUAL(out[0].count, 10u);
+  CHECK_EQUAL(holes.t.pool->pages_free(), 10u);
+  const auto rest = holes.t.allocate(10);
+  CHECK_EQUAL(rest[0].first, holes.base + 24);
 }
 
 TEST(pool_splits_a_request_over_slabs_that_are_smaller) {
