@@ -89,7 +89,7 @@ def test_requests_that_join_and_leave_get_the_tokens_they_get_alone(make, layout
             engine.run()
             assert kv.stats().slots_live == 1, "the slot that fills up batches stays"
         assert kv.stats().slots_live == 0
-    assert Recorder.recorded == 3  # batches of 1, 2 and 4
+    assert Recorder.recorded == 2  # batches of 1 and 4, which does for 2 and 3
     for request in requests:
         assert request.output == expected_output(model, request.prompt, request.max_new_tokens)
 
@@ -129,16 +129,28 @@ def test_chunks_of_about_one_size_attend_in_one_call(llama, monkeypatch):
         assert request.output == expected_output(llama, request.prompt, 6)
 
 
-def test_captures_touch_no_request(llama):
-    with open_kv(llama, slots=6) as kv, Engine(llama, kv) as engine:
-        requests = [engine.submit(prompt, 12) for prompt in random_prompts([5, 9, 3])]
+def test_captures_between_steps_touch_no_request_and_are_used(llama):
+    prompts = random_prompts(range(1, 10))
+    with open_kv(llama, slots=20) as kv, Engine(llama, kv) as engine:
+        requests = [engine.submit(prompt, 12) for prompt in prompts]
         for _ in range(4):
             engine.step()
-        engine.capture(5)
-        assert Recorder.recorded == 4  # 1, 2, 4, and 6: a batch of 5 is filled up to the slots
+        assert Recorder.recorded == 1  # 16 rows for 9
+        engine.capture(12)
+        assert Recorder.recorded == 7  # and 1, 2, 4, 8, 10, 12
         engine.run()
     for request in requests:
         assert request.output == expected_output(llama, request.prompt, 12)
+
+
+def test_what_was_captured_does_for_smaller_batches(llama):
+    with open_kv(llama, slots=20) as kv, Engine(llama, kv) as engine:
+        shapes = zip(random_prompts(range(1, 17)), range(1, 17), strict=True)
+        requests = [engine.submit(prompt, 2 * new) for prompt, new in shapes]
+        engine.run()
+        assert Recorder.recorded == 2  # 16 rows, and 2 for what is less than a quarter of it
+    for request in requests:
+        assert request.output == expected_output(llama, request.prompt, request.max_new_tokens)
 
 
 def test_the_filler_stays_one_token_long(llama):

@@ -49,7 +49,7 @@ class DeviceBatch:
         self._grouped = decode_kernel(model, cache).capturable
         self._record = Recorder(model.device).record
         self._captured: dict[int, tuple[Callable[[], None], Tensor]] = {}
-        self._rows: tuple[int, ...] = ()
+        self._uploaded: tuple[int, tuple[int, ...]] = 0, ()
 
     def prefill(self, chunks: Sequence[Chunk], tokens: Sequence[int]) -> Tensor:
         """Run the tokens of ``chunks``, ``tokens`` in turn, in one packed batch.
@@ -98,14 +98,25 @@ class DeviceBatch:
         self._captured[size] = self._record(lambda: self._decode_captured(rows)), rows
 
     def _replay(self, slots: tuple[int, ...], scratch: int) -> None:
-        size = batch_size(len(slots), self._new.shape[0])
-        if size not in self._captured:
-            self._capture(size)
+        size = self._size_for(len(slots))
         replay, rows = self._captured[size]
-        if slots != self._rows:
+        if (size, slots) != self._uploaded:
             rows.copy_(upload([*slots, *[scratch] * (size - len(slots))], rows.device))
-            self._rows = slots
+            self._uploaded = size, slots
         replay()
+
+    def _size_for(self, rows: int) -> int:
+        """Return a captured size for ``rows``; where none is near, capture a power of two.
+
+        Filler rows read the same weights as the others and one token of K and V, so a size
+        that is some times too large costs less than another capture.
+        """
+        near = [size for size in self._captured if rows <= size <= 4 * rows]
+        if near:
+            return min(near)
+        size = min(1 << (rows - 1).bit_length(), self._new.shape[0])
+        self._capture(size)
+        return size
 
     def _decode_captured(self, rows: Tensor) -> None:
         """Add a token to each of ``rows``, by lengths that the device counts itself."""
@@ -156,7 +167,7 @@ class _View(ContiguousCache):
 
 
 def batch_size(rows: int, most: int) -> int:
-    """Return the size that a batch of ``rows`` is filled up to, at most ``most``.
+    """Return the size that :meth:`DeviceBatch.capture_to` has for ``rows``, at most ``most``.
 
     The sizes are 1, 2, 4, 8, 10, 12, 14, 16, 20, …: four or less to each power of two, so few are
     captured, and no more than a fifth of a batch from 8 rows on is filler.

@@ -171,9 +171,9 @@ class Engine:
 
     @torch.inference_mode()
     def capture(self, most: int) -> None:
-        """Capture the decode step of every batch size to ``most`` now, not when it first occurs.
+        """Capture the decode step of batch sizes to ``most`` now, and more of them than otherwise.
 
-        Does nothing without graphs.
+        Without it powers of two are captured when they first occur. Does nothing without graphs.
         """
         if self.graphs:
             with on_device(self.model.device):
