@@ -6,13 +6,14 @@ import os
 import re
 import warnings
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 from pyvattn import _native
 from pyvattn.detect.identity import identify
 from pyvattn.errors import ConfigError, DriverUnavailable, PlanWarning
 from pyvattn.geometry import Geometry
 from pyvattn.planner import plan, use_calibration
+from pyvattn.planner.calibration import MadeOn
 from pyvattn.spec import CacheSpec
 
 # Drivers that lend another's costs to the planner: they behave like it.
@@ -102,7 +103,7 @@ def resolve(
     planned = plan(
         spec,
         driver=planned_as,
-        costs=use_calibration(planned_as, identify()),
+        costs=use_calibration(planned_as, _this_machine()),
         page_size=page_size,
         layout=layout,
         layers_per_arena=layers_per_arena,
@@ -118,6 +119,11 @@ def resolve(
         chosen.layers_per_arena if chosen.layout == "token" else None,
     )
     return Resolved(name, ordinal, geometry)
+
+
+@cache
+def _this_machine() -> MadeOn:
+    return identify()
 
 
 def _parse_device(device: str) -> tuple[bool, int]:
