@@ -33,10 +33,10 @@ def choose_auto(reports: Sequence[DriverReport], device: str) -> AutoChoice:
     taken = next((by_name[name] for name in wanted if by_name[name].available), None)
     if taken is None:
         return AutoChoice(None, by_name[wanted[-1]].reason, _instead(by_name, wanted))
-    sizes = ", ".join(map(format_page_size, taken.page_sizes))
-    reason = f"{taken.reason}; pages of {sizes}"
+    pages = f"pages of {', '.join(map(format_page_size, taken.page_sizes))}"
     if taken.name != cumem.NAME:
-        return AutoChoice(taken.name, reason)
+        return AutoChoice(taken.name, f"{taken.reason}; {pages}")
+    reason = f"the default where the patched driver cannot be used; {pages}"
     return AutoChoice(taken.name, reason, _finer(by_name))
 
 
