@@ -128,7 +128,7 @@ def _print(trace: Trace, spec: CacheSpec, memory: int, found: Sequence[Result]) 
         )
     )
     columns = ("allocation", "held GiB", "peak", "mapped", "live", "peak", "waste MB", "tokens",
-               "calls", "/request", "extent KiB", "preempted", "wait s")  # fmt: skip
+               "calls", "/request", "preempted", "wait s")  # fmt: skip
     title = "Memory of live requests (mean, peak), peak mapped, live requests, mean waste of each"
     out.print(table(title, columns, [_row(result) for result in found]))
     if refused := max(result.refused for result in found):
@@ -148,7 +148,6 @@ def _row(result: Result) -> tuple[str, ...]:
         _short(result.waste_tokens),
         str(result.map_calls),
         _short(per_request),
-        _short(result.mean_extent_bytes / 1024),
         str(result.preempted),
         f"{result.mean_wait:.2f}",
     )
