@@ -156,10 +156,10 @@ def _print_plan(made: Plan, memory: int | None, whole: bool) -> None:
 
 
 def _candidate_table(made: Plan) -> Any:
-    columns = ("layout", "page", "arenas", "tok/page", "tok/entry", "waste tok", "waste",
-               "kernels", "in all", "calls", "of step", "<verdict")  # fmt: skip
+    columns = ("layout", "page", "arenas", "tok/page", "tok/entry", "tokens", "waste",
+               "kernels", "loss", "calls", "of step", "<verdict")  # fmt: skip
     return table(
-        "Candidates, best first; per request and per step",
+        "Candidates, best first; tokens and share that a request wastes, calls of a step",
         columns,
         [_row(c, made) for c in made.candidates],
     )
@@ -192,7 +192,7 @@ def _verdict(candidate: Candidate, made: Plan) -> str:
     if candidate is made.choice:
         return "chosen"
     if candidate.refused:
-        return "refused: TLB"
+        return "TLB misses"
     return "" if candidate.hidden else "cannot hide"
 
 
