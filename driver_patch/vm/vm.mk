@@ -9,9 +9,9 @@ vm-test: $(VENV)/.build ## Test the patched kernel module on a simulated GPU in 
 	$(VM)/test-all $(VM_RELEASES)
 
 vm-shell: ## A shell in the emulated machine (VM_RELEASE=…)
-	$(VM)/run $(VM_RELEASE) --shell --seconds 86400
+	scripts/vm-shell $(VM_RELEASE)
 
-vm-hardening: ## The same tests with UVM's assertions and the kernel's slab checks
+vm-hardening: ## The same tests with UVM's assertions, on kernels that check themselves (KASAN, lockdep, kmemleak)
 	$(VM)/test-hardening $(VM_RELEASES)
 
 vm-coverage: ## Lines of uvm_vattn*.c that the tests execute

@@ -3,9 +3,13 @@
  * Linked into nvidia-uvm of the `checked` flavour, with --wrap: every allocation of UVM and
  * of ours can be made to fail by the test interface, under the name "kvmalloc".
  */
+#include <linux/lockdep.h>
 #include <linux/types.h>
 
 bool gpusim_fails(const char *name);
+
+/* For lockdep, by UVM's lock order, see name_lock_classes in ../build. */
+struct lock_class_key gpusim_lock_classes[64];
 
 #define WRAP(function)											\
 	void *__real_##function(size_t size, const char *file, int line, const char *caller);		\
