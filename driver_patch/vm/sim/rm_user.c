@@ -50,6 +50,11 @@ struct rm_memory_params {	/* the head of NV_MEMORY_ALLOCATION_PARAMS */
 	u64 range_low, range_high, size, alignment, offset, limit;
 };
 
+union rm_params {
+	struct rm_memory_params memory;
+	u32 device;
+};
+
 struct rm_object {
 	struct list_head node;
 	u32 handle, parent, class;
@@ -143,43 +148,61 @@ static NV_STATUS alloc_client(struct file *file, struct rm_alloc_rights *request
 	return NV_OK;
 }
 
-static NV_STATUS alloc_memory(struct rm_object *object, struct rm_alloc_rights *request)
+static NV_STATUS alloc_memory(struct rm_object *object, struct rm_memory_params *params)
 {
-	struct rm_memory_params params;
-	u64 page_size;
+	u64 page_size = ((params->attr >> 23) & 3) == 3 ? UVM_PAGE_SIZE_2M : UVM_PAGE_SIZE_64K;
 
-	if (request->params_size && request->params_size < sizeof(params))
-		return NV_ERR_INVALID_PARAM_STRUCT;
-	if (copy_from_user(&params, u64_to_user_ptr(request->params), sizeof(params)))
-		return NV_ERR_INVALID_POINTER;
-	page_size = ((params.attr >> 23) & 3) == 3 ? UVM_PAGE_SIZE_2M : UVM_PAGE_SIZE_64K;
-	if (!params.size || params.size > object->gpu->fb_size)
+	if (!params->size || params->size > object->gpu->fb_size)
 		return NV_ERR_INVALID_ARGUMENT;
-	object->memory = sim_memory_alloc(object->gpu, params.size, page_size);
+	object->memory = sim_memory_alloc(object->gpu, params->size, page_size);
 	if (!object->memory)
 		return NV_ERR_NO_MEMORY;
-	params.size = object->memory->size;
-	params.alignment = page_size;
-	params.limit = params.size - 1;
-	if (copy_to_user(u64_to_user_ptr(request->params), &params, sizeof(params)))
-		return NV_ERR_INVALID_POINTER;
+	params->size = object->memory->size;
+	params->alignment = page_size;
+	params->limit = params->size - 1;
 	return NV_OK;
 }
 
-static NV_STATUS fill_object(struct rm_client *client, struct rm_object *object, struct rm_alloc_rights *request)
+/* How much of its parameters a class has read; all of them zero where there are none. */
+static size_t params_size(u32 class)
+{
+	return class == CLASS_MEMORY_LOCAL_USER ? sizeof(struct rm_memory_params) :
+	       class == CLASS_DEVICE ? sizeof(u32) : 0;
+}
+
+/* UVM asks for objects while it holds locks of memory management: none of ours is held here. */
+static NV_STATUS read_params(const struct rm_alloc_rights *request, union rm_params *params)
+{
+	size_t size = params_size(request->class);
+
+	memset(params, 0, sizeof(*params));
+	if (!request->params)
+		return NV_OK;
+	if (request->params_size && request->params_size < size)
+		return NV_ERR_INVALID_PARAM_STRUCT;
+	return copy_from_user(params, u64_to_user_ptr(request->params), size) ? NV_ERR_INVALID_POINTER : NV_OK;
+}
+
+static NV_STATUS write_params(const struct rm_alloc_rights *request, const union rm_params *params)
+{
+	if (request->class != CLASS_MEMORY_LOCAL_USER)
+		return NV_OK;
+	return copy_to_user(u64_to_user_ptr(request->params), params, sizeof(params->memory)) ?
+	       NV_ERR_INVALID_POINTER : NV_OK;
+}
+
+static NV_STATUS fill_object(struct rm_client *client, struct rm_object *object, struct rm_alloc_rights *request,
+			     union rm_params *params)
 {
 	struct rm_object *parent = find_object(client, request->parent);
-	u32 device = 0;
 
 	switch (request->class) {
 	case CLASS_DEVICE:
-		if (request->params && get_user(device, (u32 __user *)u64_to_user_ptr(request->params)))
-			return NV_ERR_INVALID_POINTER;
 		if (request->parent != client->handle)
 			return NV_ERR_INVALID_OBJECT_PARENT;
-		if (device >= sim_gpu_count)
+		if (params->device >= sim_gpu_count)
 			return NV_ERR_INVALID_DEVICE;
-		object->gpu = sim_gpus[device];
+		object->gpu = sim_gpus[params->device];
 		return NV_OK;
 	case CLASS_SUBDEVICE:
 	case CLASS_MEMORY_LOCAL_USER:
@@ -188,7 +211,7 @@ static NV_STATUS fill_object(struct rm_client *client, struct rm_object *object,
 			return NV_ERR_INVALID_OBJECT_PARENT;
 		object->gpu = parent->gpu;
 		if (request->class == CLASS_MEMORY_LOCAL_USER)
-			return alloc_memory(object, request);
+			return alloc_memory(object, &params->memory);
 		if (request->class == CLASS_VASPACE) {
 			object->vas = sim_vaspace_create(object->gpu);
 			return object->vas ? NV_OK : NV_ERR_NO_MEMORY;
@@ -199,7 +222,7 @@ static NV_STATUS fill_object(struct rm_client *client, struct rm_object *object,
 	return NV_ERR_INVALID_CLASS;
 }
 
-static NV_STATUS alloc_object(struct rm_alloc_rights *request)
+static NV_STATUS alloc_object(struct rm_alloc_rights *request, union rm_params *params)
 {
 	struct rm_client *client = find_client(request->root);
 	struct rm_object *object;
@@ -214,7 +237,7 @@ static NV_STATUS alloc_object(struct rm_alloc_rights *request)
 		return NV_ERR_NO_MEMORY;
 	object->class = request->class;
 	object->parent = request->parent;
-	status = fill_object(client, object, request);
+	status = fill_object(client, object, request, params);
 	if (status != NV_OK) {
 		kfree(object);
 		return status;
@@ -247,6 +270,7 @@ static long ioctl_alloc(struct file *file, void __user *argument, unsigned int s
 {
 	struct rm_alloc_rights request = {};
 	struct rm_alloc small;
+	union rm_params params;
 
 	if (size == sizeof(small)) {
 		if (copy_from_user(&small, argument, sizeof(small)))
@@ -259,12 +283,17 @@ static long ioctl_alloc(struct file *file, void __user *argument, unsigned int s
 	} else {
 		return -EINVAL;
 	}
-	mutex_lock(&rm_lock);
-	if (request.class == CLASS_ROOT || request.class == CLASS_ROOT_CLIENT)
-		request.status = alloc_client(file, &request);
-	else
-		request.status = alloc_object(&request);
-	mutex_unlock(&rm_lock);
+	request.status = read_params(&request, &params);
+	if (request.status == NV_OK) {
+		mutex_lock(&rm_lock);
+		if (request.class == CLASS_ROOT || request.class == CLASS_ROOT_CLIENT)
+			request.status = alloc_client(file, &request);
+		else
+			request.status = alloc_object(&request, &params);
+		mutex_unlock(&rm_lock);
+	}
+	if (request.status == NV_OK)
+		request.status = write_params(&request, &params);
 	if (size == sizeof(small)) {
 		small.handle = request.handle;
 		small.status = request.status;

@@ -257,6 +257,8 @@ TEST_WITH(random_calls_agree_with_the_model, .needs_patch = true, .seconds = 360
 		make_steps(state, steps);
 		if (run_steps(&gpu, steps, STEPS))
 			shorten_and_fail(&gpu, steps, seed);
+		if (done % 100000 < STEPS && done >= STEPS)
+			note("%llu of them agree", (unsigned long long)done);
 	}
 	CHECK_EQ(counters(0).tlb_stale_hits, 0);
 }
