@@ -34,7 +34,10 @@ class KVCache:
     is the most physical memory that the cache takes.
 
     With ``eager`` a mapper thread maps the next decode step's pages and cleans
-    released slots while the caller computes. ``accounting`` runs the same
+    released slots while the caller computes. Where memory is free, a slot that
+    grows gets pages for up to ``read_ahead`` more tokens than it needs, as far as
+    requests tend to grow, in whole multiples of that; whoever lacks pages takes
+    them back. ``accounting`` runs the same
     allocator without memory behind it: nothing can be read or written.
 
     Any thread may call; two that call :meth:`step` at once are told so. Use it
@@ -56,6 +59,7 @@ class KVCache:
         memory: int | str,
         layers_per_arena: int | None = None,
         eager: bool = True,
+        read_ahead: int = 0,
         accounting: bool = False,
     ) -> None:
         if accounting:
@@ -73,7 +77,8 @@ class KVCache:
             layout=layout,
             layers_per_arena=layers_per_arena,
         )
-        self._open(spec, opened.geometry, opened.driver, parse_size(memory, "memory"), eager)
+        limit = parse_size(memory, "memory")
+        self._open(spec, opened.geometry, opened.driver, limit, eager, read_ahead)
 
     @classmethod
     def on_driver(
@@ -85,11 +90,12 @@ class KVCache:
         memory: int | str,
         layers_per_arena: int | None = None,
         eager: bool = True,
+        read_ahead: int = 0,
     ) -> KVCache:
         """Open a cache on a driver that was made before, such as one wrapped in adaptors."""
         cache = cls.__new__(cls)
         geometry = spec.geometry(layout, driver.page_size, layers_per_arena)
-        cache._open(spec, geometry, driver, parse_size(memory, "memory"), eager)
+        cache._open(spec, geometry, driver, parse_size(memory, "memory"), eager, read_ahead)
         return cache
 
     def _open(
@@ -99,7 +105,10 @@ class KVCache:
         driver: _native.Driver,
         memory: int,
         eager: bool,
+        read_ahead: int,
     ) -> None:
+        if not 0 <= read_ahead < 2**31:
+            raise ConfigError(f"read_ahead={read_ahead}: use a number of tokens, or 0 for none")
         self._spec = spec
         self._geometry = geometry
         self._driver = driver
@@ -112,6 +121,7 @@ class KVCache:
             token_bytes=geometry.token_bytes,
             memory_limit=memory,
             eager=eager,
+            read_ahead=read_ahead,
         )
 
     @property

@@ -16,7 +16,8 @@ class Stats:
 
     * ``pages_mapped``: under slots. ``pages_live`` of them are what live requests
       need; ``pages_retained`` are left over from earlier requests, clean, and go
-      to whoever needs them.
+      to whoever needs them; ``pages_ahead`` of these lie under live slots, read
+      ahead or inherited.
     * ``pages_quarantined``: of released slots, not zeroed yet or still within
       reach of running kernels.
     * ``bytes_used``: tokens below the lengths of live slots.
@@ -32,6 +33,7 @@ class Stats:
     pages_quarantined: int
     pages_live: int
     pages_retained: int
+    pages_ahead: int
     page_size: int
     slabs: int
     slots_live: int

@@ -178,6 +178,23 @@ def plan(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) 
     run_bench(ctx, "plan", options, out, as_json)
 
 
+@click.command()
+@click.option("--trace", type=click.Path(exists=True, dir_okay=False), help="CSV of requests.")
+@click.option("--live", type=click.IntRange(min=1), default=256, help="Requests at a time [256].")
+@click.option("--requests", type=click.IntRange(min=4), default=8000, help="In all [8000].")
+@click.option("--read-ahead", type=click.IntRange(min=0), default=128, help="Tokens [128].")
+@click.option("--out", type=click.Path(file_okay=False), help="Folder for reuse.json.")
+@json_option
+@click.pass_context
+def reuse(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
+    """Count driver calls for each admitted request: in a fresh cache, and once warm.
+
+    The load is constant, the memory more or less tight. Without --trace the
+    requests are SYNTHETIC. The exit code is 1 if a target is missed.
+    """
+    run_bench(ctx, "reuse", options, out, as_json)
+
+
 def run_bench(
     ctx: click.Context, name: str, options: dict[str, Any], out: str | None, as_json: bool
 ) -> None:

@@ -21,5 +21,6 @@ BENCHES = {
     "overlap": Bench("pyvattn.bench.overlap", "What mapping adds to a decode step."),
     "transformers": Bench("pyvattn.bench.transformers", "Continuous batching, both caches."),
     "plan": Bench("pyvattn.bench.plan", "The planner's choices on a trace: any machine."),
+    "reuse": Bench("pyvattn.bench.reuse", "Driver calls a request, cold and warm: any machine."),
     "capacity": Bench("pyvattn.bench.capacity", "Requests of a trace that fit: any machine."),
 }

@@ -28,6 +28,7 @@ class ContiguousAllocator:
         page_size: int,
         layout: str,
         layers_per_arena: int | None = None,
+        read_ahead: int = 0,
     ) -> None:
         self._driver = _native.StatisticsAdaptor(_native.make_driver("host-accounting", page_size))
         self._cache = KVCache.on_driver(
@@ -37,6 +38,7 @@ class ContiguousAllocator:
             layers_per_arena=layers_per_arena,
             memory=memory_limit,
             eager=False,
+            read_ahead=read_ahead,
         )
         self.label = self.name(spec, page_size, layout, layers_per_arena)
         self._slots: dict[int, Slot] = {}

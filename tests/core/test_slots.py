@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from checked_cache import small_spec
 
-from pyvattn import ConfigError, LengthError, OutOfSlots, SpecError
+from pyvattn import ConfigError, KVCache, LengthError, OutOfSlots, SpecError
 
 
 def run_request(cache, tokens):
@@ -64,7 +64,7 @@ def test_the_longest_released_gives_first(open_bench):
     bench.cache.release(old)
     bench.cache.release(new)
     # 24 pages are free: one page in each arena must come from a released slot.
-    other = bench.cache.acquire(1024)
+    other = bench.cache.acquire(960)
     assert other.index in (old.index, new.index)
     bench.cache.step({other: 1024})
     assert bench.check_books().pages_retained == 0
@@ -148,3 +148,9 @@ def test_unknown_choices(options, message):
 
     with pytest.raises(ConfigError, match=message):
         KVCache(small_spec(), **{"device": "cpu", "memory": "1GiB", **options})
+
+
+@pytest.mark.parametrize("tokens", [-1, 2**31])
+def test_an_impossible_read_ahead_is_refused(tokens):
+    with pytest.raises(ConfigError, match=f"read_ahead={tokens}"):
+        KVCache(small_spec(), device="cpu", memory="16MiB", read_ahead=tokens)

@@ -53,6 +53,7 @@ Cache::Cache(const DriverPtr& driver, const Geometry& geometry, const CacheOptio
       geometry_(geometry),
       math_(geometry, !driver->capabilities().zero_backed),
       eager_(options.eager),
+      read_ahead_(options.read_ahead),
       fork_generation_(fork_generation()),
       slots_(geometry.slots, geometry.arenas),
       wanted_(geometry.slots, 0) {
@@ -93,7 +94,7 @@ std::uint64_t Cache::resize(std::uint64_t memory_limit) {
   }
   if (memory_limit < limit_->allocated()) {
     pool_->trim(memory_limit);
-    for (const SpareTail& tail : spare_tails()) {
+    for (const SpareTail& tail : spare_tails(spare_pages())) {
       if (limit_->allocated() <= memory_limit) break;
       unmap_tail(tail);
       pool_->trim(memory_limit);

@@ -11,6 +11,7 @@
 #include "adaptors/limit.hpp"
 #include "adaptors/statistics.hpp"
 #include "core/arena.hpp"
+#include "core/forecast.hpp"
 #include "core/geometry.hpp"
 #include "core/growth.hpp"
 #include "core/mapper.hpp"
@@ -26,6 +27,10 @@ struct CacheOptions {
   // Map the next decode step's pages, and those of the next admission, in the
   // background; clean released slots there as well.
   bool eager = true;
+  // Where the page pool has room, growing slots get pages for so many more tokens than
+  // they need now, as far as requests tend to grow. Nobody else gives pages for it, and
+  // who lacks pages takes them back. Zero: none.
+  std::uint32_t read_ahead = 0;
 };
 
 // A slot as it was acquired: the generation tells a slot from its later uses.
@@ -49,6 +54,7 @@ struct CacheStats {
   std::uint64_t pages_quarantined = 0;
   std::uint64_t pages_live = 0;
   std::uint64_t pages_retained = 0;
+  std::uint64_t pages_ahead = 0;
   std::uint64_t page_size = 0;
   std::uint64_t slabs = 0;
   std::uint64_t slots_live = 0;
@@ -137,7 +143,13 @@ class Cache {
   void settle(Lock& lock);
   void wait_not_in_flight(Lock& lock, std::uint32_t slot);
   std::uint32_t row_pages_kept(std::uint32_t slot) const;
-  std::vector<SpareTail> spare_tails() const;
+  std::uint32_t row_pages_expected(std::uint32_t slot, std::uint32_t length) const;
+  std::vector<GrowthTarget> with_read_ahead(const std::vector<GrowthTarget>& targets) const;
+  std::vector<SpareTail> spare_tails(std::uint64_t pages) const;
+  std::vector<SpareTail> free_tails() const;
+  enum class Keep { needed, expected };
+  std::vector<SpareTail> live_tails(Keep keep) const;
+  std::uint64_t pages_of(const std::vector<SpareTail>& tails) const;
   std::uint64_t spare_pages() const;
   [[noreturn]] void throw_out_of_memory(std::uint64_t pages, const std::string& cause) const;
 
@@ -157,6 +169,7 @@ class Cache {
   const Geometry geometry_;
   const PageMath math_;
   const bool eager_;
+  const std::uint32_t read_ahead_;
   const int fork_generation_;
 
   std::mutex mutex_;
@@ -172,7 +185,7 @@ class Cache {
   std::vector<std::uint32_t> wanted_;
   std::vector<std::uint32_t> wanted_slots_;
   bool admission_wanted_ = false;
-  double typical_tokens_ = 0;
+  Forecast forecast_;
 
   std::uint32_t call_ = 0;
   std::uint64_t releases_ = 0;

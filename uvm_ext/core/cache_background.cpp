@@ -115,7 +115,8 @@ bool Cache::prefetch_some(Lock& lock) {
 // Gives one free slot the pages of a typical request, if that costs nobody any.
 bool Cache::prepare_admission(Lock& lock) {
   if (!std::exchange(admission_wanted_, false)) return false;
-  const std::uint32_t pages = math_.pages_for(static_cast<std::uint32_t>(typical_tokens_));
+  const std::uint32_t pages =
+      math_.pages_for(std::min(geometry_.max_tokens, forecast_.tokens() + forecast_.growth()));
   const auto slot = slots_.best_fit(pages);
   if (!slot || pages <= slots_.row_pages(*slot)) return false;
   const std::vector<GrowthTarget> targets = {{*slot, pages}};

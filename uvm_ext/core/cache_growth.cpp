@@ -10,41 +10,6 @@
 
 namespace pyvattn {
 
-// Of a live slot, what its longest length needs: kernels on the way may still read
-// there. Of a free one, nothing.
-std::uint32_t Cache::row_pages_kept(std::uint32_t slot) const {
-  const SlotHead& head = slots_.head(slot);
-  const std::uint32_t rows = slots_.row_pages(slot);
-  if (head.state == SlotState::free) return 0;
-  if (head.state != SlotState::live) return rows;
-  return std::min(rows, math_.pages_for(std::max(head.written, head.claimed)));
-}
-
-// What may be taken away, in the order in which it is: the longest released first,
-// then what live slots inherited from longer requests.
-std::vector<SpareTail> Cache::spare_tails() const {
-  std::vector<SpareTail> tails;
-  for (std::uint32_t slot : slots_.free_with_pages()) {
-    if (!slots_.head(slot).in_flight) tails.push_back({slot, 0});
-  }
-  for (std::uint32_t slot = 0; slot < slots_.size(); ++slot) {
-    const SlotHead& head = slots_.head(slot);
-    if (head.state != SlotState::live || head.in_flight) continue;
-    const std::uint32_t kept = row_pages_kept(slot);
-    if (kept < slots_.row_pages(slot)) tails.push_back({slot, kept});
-  }
-  return tails;
-}
-
-std::uint64_t Cache::spare_pages() const {
-  std::uint64_t pages = slots_.pages_in(SlotState::free);
-  for (std::uint32_t slot = 0; slot < slots_.size(); ++slot) {
-    if (slots_.head(slot).state != SlotState::live) continue;
-    pages += std::uint64_t{slots_.row_pages(slot) - row_pages_kept(slot)} * geometry_.arenas;
-  }
-  return pages;
-}
-
 void Cache::throw_out_of_memory(std::uint64_t pages, const std::string& cause) const {
   const std::uint64_t page = geometry_.page_size;
   const std::uint64_t free = pool_->pages_available() * page;
@@ -64,9 +29,13 @@ bool Cache::try_grow(Lock& lock, const std::vector<GrowthTarget>& targets, std::
                      From from) {
   Growth growth = new_growth();
   const std::uint64_t needed = growth.pages_needed(targets);
-  const bool short_of_pages = needed > from_pool;
-  if (short_of_pages && needed > from_pool + spare_pages()) return false;
-  growth.plan(targets, from_pool, short_of_pages ? spare_tails() : std::vector<SpareTail>{}, math_);
+  if (needed > from_pool) {
+    if (needed > from_pool + spare_pages()) return false;
+    growth.plan(targets, from_pool, spare_tails(needed - from_pool), math_);
+  } else {
+    const std::vector<GrowthTarget> ahead = with_read_ahead(targets);
+    growth.plan(growth.pages_needed(ahead) <= from_pool ? ahead : targets, from_pool, {}, math_);
+  }
   pages_in_flight_ += growth.pages_in_flight();
   if (from == From::background) lock.unlock();
   try {

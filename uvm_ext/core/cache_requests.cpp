@@ -71,7 +71,10 @@ std::optional<std::uint32_t> Cache::choose_slot(std::uint32_t row_pages) const {
 SlotRef Cache::acquire(std::int64_t tokens) {
   const std::uint32_t length = check_length(tokens);
   Lock lock = lock_usable();
-  const std::uint32_t slot = ready_slot(lock, math_.pages_for(length));
+  const std::uint32_t expected =
+      length > 0 ? std::min(geometry_.max_tokens, length + forecast_.growth()) : 0;
+  const std::uint32_t slot = ready_slot(lock, math_.pages_for(expected));
+  slots_.pages(slot).asked = length;
   slots_.pages(slot).fence = nullptr;
   slots_.set_state(slot, SlotState::live);
   SlotHead& head = slots_.head(slot);
@@ -79,8 +82,7 @@ SlotRef Cache::acquire(std::int64_t tokens) {
   head.length = 0;
   head.written = 0;
   head.claimed = 0;
-  // The next request is expected to be like the last ones, the newest counting most.
-  typical_tokens_ += (static_cast<double>(length) - typical_tokens_) * 0.25;
+  forecast_.acquired(length);
   admission_wanted_ = true;
   wake_mapper();
   return {slot, head.generation};
@@ -94,6 +96,7 @@ void Cache::release(const SlotRef& ref, FencePtr after) {
   SlotHead& head = slots_.head(slot);
   SlotPages& pages = slots_.pages(slot);
   tokens_used_ -= head.length;
+  forecast_.ended(pages.asked, head.written);
   head.length = 0;
   pages.dirty_row_pages = math_.pages_touched(head.written);
   pages.released_at = ++releases_;

@@ -21,6 +21,7 @@ CacheStats Cache::stats() {
   s.pages_quarantined =
       slots_.pages_in(SlotState::released) + slots_.pages_in(SlotState::cleaning) + fenced;
   s.pages_retained = spare - fenced;
+  s.pages_ahead = spare - slots_.pages_in(SlotState::free);
   s.pages_mapped = s.pages_live + s.pages_retained;
   s.slabs = pool_->slabs();
   s.slots_live = slots_.slots_in(SlotState::live);

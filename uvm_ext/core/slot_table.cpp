@@ -1,6 +1,7 @@
 #include "core/slot_table.hpp"
 
 #include <algorithm>
+#include <iterator>
 
 namespace pyvattn {
 
@@ -37,18 +38,21 @@ bool SlotTable::is_ready(std::uint32_t slot) const {
 }
 
 std::optional<std::uint32_t> SlotTable::best_fit(std::uint32_t row_pages, Among among) const {
-  const auto fits = [&](std::uint32_t slot) {
+  const auto fits = [&](const PagesAndSlot& entry) {
+    const std::uint32_t slot = entry.second;
     return !heads_[slot].in_flight && (among == Among::all || is_ready(slot));
   };
-  for (auto i = first_with(row_pages); i != by_pages_.end(); ++i) {
-    if (fits(i->second)) return i->second;
-  }
-  std::optional<PagesAndSlot> most;
-  for (auto i = by_pages_.rbegin(); i != by_pages_.rend(); ++i) {
-    if (most && i->first < most->first) break;
-    if (fits(i->second)) most = *i;
-  }
-  return most ? std::optional<std::uint32_t>(most->second) : std::nullopt;
+  constexpr std::uint32_t kFar = 3;
+  const auto above = first_with(row_pages);
+  const auto longer = std::find_if(above, by_pages_.end(), fits);
+  if (longer != by_pages_.end() && longer->first <= kFar * row_pages) return longer->second;
+  const auto shorter = std::find_if(std::make_reverse_iterator(above), by_pages_.rend(), fits);
+  const bool any_shorter = shorter != by_pages_.rend();
+  if (any_shorter && shorter->first * kFar >= row_pages) return shorter->second;
+  const auto empty = std::find_if(by_pages_.begin(), first_with(1), fits);
+  if (empty != first_with(1)) return empty->second;
+  if (longer != by_pages_.end()) return longer->second;
+  return any_shorter ? std::optional<std::uint32_t>(shorter->second) : std::nullopt;
 }
 
 std::vector<std::uint32_t> SlotTable::free_with_pages() const {

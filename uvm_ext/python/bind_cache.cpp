@@ -164,6 +164,7 @@ void bind_stats(py::module_& module) {
       .def_readonly("pages_quarantined", &CacheStats::pages_quarantined)
       .def_readonly("pages_live", &CacheStats::pages_live)
       .def_readonly("pages_retained", &CacheStats::pages_retained)
+      .def_readonly("pages_ahead", &CacheStats::pages_ahead)
       .def_readonly("page_size", &CacheStats::page_size)
       .def_readonly("slabs", &CacheStats::slabs)
       .def_readonly("slots_live", &CacheStats::slots_live)
@@ -193,15 +194,16 @@ void bind_cache(py::module_& module) {
       .def(py::init([](const DriverPtr& driver, std::uint32_t arenas, std::uint32_t slots,
                        std::uint32_t max_tokens, std::uint32_t guard_tokens,
                        std::uint64_t token_bytes, std::uint64_t memory_limit,
-                       std::size_t slab_bytes, bool eager) {
+                       std::size_t slab_bytes, bool eager, std::uint32_t read_ahead) {
              const Geometry geometry{arenas,       slots,       max_tokens,
                                      guard_tokens, token_bytes, driver->page_size()};
-             return std::make_unique<NumberedCache>(driver, geometry,
-                                                    CacheOptions{memory_limit, slab_bytes, eager});
+             return std::make_unique<NumberedCache>(
+                 driver, geometry, CacheOptions{memory_limit, slab_bytes, eager, read_ahead});
            }),
            py::kw_only(), py::arg("driver"), py::arg("arenas"), py::arg("slots"),
            py::arg("max_tokens"), py::arg("guard_tokens"), py::arg("token_bytes"),
-           py::arg("memory_limit"), py::arg("slab_bytes") = 0, py::arg("eager") = true)
+           py::arg("memory_limit"), py::arg("slab_bytes") = 0, py::arg("eager") = true,
+           py::arg("read_ahead") = 0)
       .def("acquire", &acquire, py::arg("tokens"))
       .def("release", &release, py::arg("slot"), py::arg("after") = py::none())
       .def("step", &step, py::arg("lengths"))

@@ -48,6 +48,13 @@ Scenario growth_from_fresh_slabs() {
           [](WatchedCache& cache, const std::vector<SlotRef>& live) { step_to(cache, live, 30); }};
 }
 
+Scenario growth_that_reads_ahead() {
+  Scenario scenario = growth_from_fresh_slabs();
+  scenario.name = "growth that reads ahead";
+  scenario.shape.read_ahead = 8;
+  return scenario;
+}
+
 // The pool is empty: pages come from two released slots.
 Scenario growth_that_reclaims() {
   CacheShape shape;
@@ -108,7 +115,7 @@ Scenario shrinking_the_limit() {
 }
 
 std::vector<Scenario> atomic_scenarios() {
-  return {growth_from_fresh_slabs(), growth_that_reclaims(),
+  return {growth_from_fresh_slabs(), growth_that_reads_ahead(), growth_that_reclaims(),
           growth_that_takes_a_live_slots_spare_pages(),
           growth_beside_a_slot_that_uses_what_it_inherited()};
 }

@@ -184,6 +184,7 @@ void run_random(const std::string& driver, bool eager, unsigned seeds) {
     shape.limit_pages = random.between(4, 100);
     shape.slab_pages = std::uint64_t{1} << random.below(5);
     shape.guard_tokens = static_cast<std::uint32_t>(random.below(20));
+    shape.read_ahead = static_cast<std::uint32_t>(random.below(12));
     WatchedCache cache(shape);
     Requests requests(cache, random);
     for (int i = 0; i < 300; ++i) requests.one_operation();

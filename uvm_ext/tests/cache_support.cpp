@@ -34,6 +34,7 @@ CacheOptions options_of(const CacheShape& shape, std::uint64_t page_size) {
   options.memory_limit = shape.limit_pages * page_size;
   options.slab_bytes = shape.slab_pages * page_size;
   options.eager = shape.eager;
+  options.read_ahead = shape.read_ahead;
   return options;
 }
 

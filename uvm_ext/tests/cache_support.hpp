@@ -112,6 +112,7 @@ struct CacheShape {
   std::uint64_t limit_pages = 96;
   std::uint64_t slab_pages = 8;
   bool eager = false;
+  std::uint32_t read_ahead = 0;
 };
 
 class WatchedCache {

@@ -196,6 +196,7 @@ void run_threads(const std::string& driver, std::uint64_t seed, int requests) {
   shape.slots = 5;
   shape.limit_pages = 60;
   shape.slab_pages = 4;
+  shape.read_ahead = static_cast<std::uint32_t>(seed % 3 * 4);
   WatchedCache cache(shape);
   {
     Device device;
