@@ -267,6 +267,9 @@ TEST(cache_waits_for_pages_that_the_mapper_thread_is_taking) {
   const SlotLength wish = {poor, 20};
   cache->prefetch(&wish, 1);
   cache.watch->wait_for_held();
+  // What is taken, and not needed, is mapped still: it must not be in the pool yet.
+  const CacheStats meanwhile = cache->stats();
+  const std::uint64_t mapped = cache.watch->mappings().size();
   std::string outcome = "backed";
   Worker stepping([&] {
     try {
@@ -280,6 +283,7 @@ TEST(cache_waits_for_pages_that_the_mapper_thread_is_taking) {
   cache.watch->hold(Operation::unmap, nullptr);
   gate->pass();
   stepping.join();
+  CHECK(mapped + meanwhile.pages_free <= meanwhile.pages_allocated);
   CHECK(outcome == "refused" || (outcome == "backed" && cache.is_backed(rich, 32)));
   cache.close();
 }
