@@ -105,6 +105,36 @@ def demo() -> Iterator[str]:
     yield source(found, "demo.json")
 
 
+def capacity() -> Iterator[str]:
+    found = json.loads((RESULTS / "capacity.json").read_text())
+    measures = [measure for measure in found["measures"] if measure["unit"] == "requests"]
+    yield f"Requests that fit, median of {measures[0]['rounds']} places in the trace:"
+    yield ""
+    yield "| allocation | requests | quartiles |"
+    yield "| --- | --- | --- |"
+    for measure in measures:
+        low, high = number(measure["low"]), number(measure["high"])
+        yield f"| {measure['name']} | {number(measure['value'])} | {low} to {high} |"
+    yield ""
+    yield source(found, "capacity.json")
+
+
+def reuse() -> Iterator[str]:
+    """Driver calls for each admitted request: one row for each case and amount of memory."""
+    found = json.loads((RESULTS / "reuse.json").read_text())
+    values = {measure["name"]: measure["value"] for measure in found["measures"]}
+    yield "| pages, memory over the mean need | calls, cold | calls, warm | warm / cold |"
+    yield "| --- | --- | --- | --- |"
+    for name, value in values.items():
+        case, _, what = name.rpartition(": ")
+        if what != "warm":
+            continue
+        cold = values[f"{case.partition(', memory')[0]}: cold, read ahead"]
+        yield f"| {case} | {number(cold)} | {number(value)} | {value / cold:.3g} |"
+    yield ""
+    yield source(found, "reuse.json")
+
+
 def gpu() -> Iterator[str]:
     """Every bench in the folders of docs/results/, which are named after GPUs."""
     files = sorted(RESULTS.glob("*/*.json"))
@@ -158,6 +188,8 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "core": core,
     "replay": replay,
     "demo": demo,
+    "capacity": capacity,
+    "reuse": reuse,
     "gpu": gpu,
     "plan": plan,
 }
