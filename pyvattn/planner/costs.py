@@ -96,7 +96,8 @@ def _on_curve(curve: Curve, extent: float) -> float:
     return y0 + (y1 - y0) * (extent - x0) / (x1 - x0)
 
 
-# With 64K entries. Up to 2M: `pyvattn bench api`, memory that was mapped before. Above: the
+# With 64K entries. Up to 2M: what `pyvattn bench api` printed on 2026-11-23, for memory that
+# was mapped before; its JSON was not kept, so docs/results/ does not have it. Above: the
 # ioctl alone, before there was a driver.
 _STOCK_UVM_MAP_US = (
     (64 * K, 28.3),
