@@ -57,12 +57,13 @@ drivers() {
   bench api-cumem 60 api --driver cumem
   bench api-stock-uvm 60 api --driver stock-uvm --page-size 64K
   bench bandwidth 120 bandwidth --driver stock-uvm --page-size 64K --against cumem
+  bench bandwidth-2m 120 bandwidth --driver stock-uvm --page-size 2M --against cumem
   part calibrate 120 "$PYTHON" -m pyvattn calibrate --out "$folder/calibration.json"
 }
 attention() {
-  bench attention-cumem 300 attention --driver cumem --layout layer
-  bench attention-64k 300 attention --driver stock-uvm --page-size 64K --layout layer
-  bench attention-token-2m 300 attention --driver stock-uvm --page-size 2M --layout token
+  bench attention-cumem 400 attention --driver cumem --layout layer
+  bench attention-64k 400 attention --driver stock-uvm --page-size 64K --layout layer
+  bench attention-token-2m 400 attention --driver stock-uvm --page-size 2M --layout token
 }
 overlap() {
   local batch

@@ -99,6 +99,7 @@ def bandwidth(ctx: click.Context, /, out: str | None, as_json: bool, **options: 
 @click.option("--layout", default="layer", help="layer, token or auto [layer].")
 @click.option("--layers", type=click.IntRange(min=1), default=32, help="Layers of KV [32].")
 @click.option("--rounds", type=click.IntRange(min=3), default=31, help="Of each kernel [31].")
+@click.option("--seconds", type=float, default=10.0, help="At most, for all rounds of one [10].")
 @_driver_options()
 def attention(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
     """Time kernels on mapped memory against cudaMalloc and against paged attention.
@@ -229,7 +230,10 @@ def _make_room_for(out: str) -> None:
 def _print(report: Report) -> None:
     machine = report.machine
     out = console()
-    out.print(Text(f"{machine['cpu']}, {machine['cores']} cores, {machine['python']}"))
+    gpus = machine.get("gpus", [])
+    device = f", {gpus[0]}" if isinstance(gpus, list) and gpus else ""
+    where = f"{machine['cpu']}, {machine['cores']} cores{device}, {machine['python']}"
+    out.print(Text(where))
     columns = ("measure", "median", "quartiles", "<unit", "<target", "<note")
     out.print(table(f"bench {report.bench}", columns, _rows(report.measures)))
 

@@ -30,6 +30,7 @@ class VarlenKernel(Kernel):
     name = "torch-varlen"
     supports = "float16 and bfloat16, head dims to 256, CUDA graphs"
     capturable = True
+    guard_tokens = 0
 
     def unavailable(self) -> str | None:
         """See :meth:`Kernel.unavailable`."""

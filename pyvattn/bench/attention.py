@@ -40,7 +40,10 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Options:
-    """``kernel`` None is every kernel that is available; ``page_size`` may be "auto"."""
+    """``kernel`` None is every kernel that is available; ``page_size`` may be "auto".
+
+    Kernels whose ``rounds`` would take longer than ``seconds`` get fewer, seven at least.
+    """
 
     driver: str = "cumem"
     page_size: str = "auto"
@@ -49,6 +52,7 @@ class Options:
     kernel: str | None = None
     layers: int = 32
     rounds: int = 31
+    seconds: float = 10.0
 
 
 def measure(options: Options) -> Iterator[Measure]:
@@ -134,7 +138,9 @@ def _compare(
         alternatives.update(
             paged_alternatives(torch, info.name, q, lengths, tensors[_PLAIN], shape.context)
         )
-        seconds = interleave_on_gpu(alternatives, rounds=options.rounds)
+        seconds = interleave_on_gpu(
+            alternatives, rounds=options.rounds, total_seconds=options.seconds
+        )
         yield from _report(info.name, shape, seconds)
 
 

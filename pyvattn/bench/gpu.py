@@ -44,7 +44,7 @@ def interleave_on_gpu(
     *,
     rounds: int,
     round_seconds: float = 0.02,
-    total_seconds: float = 20.0,
+    total_seconds: float = 10.0,
 ) -> dict[str, list[float]]:
     """Return seconds a call on the device, by CUDA events, one value for each round.
 

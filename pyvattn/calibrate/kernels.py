@@ -7,6 +7,7 @@ against tensors that torch allocated.
 from __future__ import annotations
 
 import statistics
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from pyvattn import _native
 from pyvattn.bench.gpu import interleave_on_gpu, require_gpu
 from pyvattn.cache import KVCache
-from pyvattn.errors import DriverUnavailable
+from pyvattn.errors import DriverUnavailable, PlanWarning
 from pyvattn.planner import Losses
 from pyvattn.spec import CacheSpec
 from pyvattn.units import format_size, parse_size
@@ -61,14 +62,7 @@ def _rows_that_fit(torch: Any, device: int) -> int:
 def _loss(
     torch: Any, where: str, driver: str, layout: str, page_size: str, rows: int, rounds: int
 ) -> float:
-    with KVCache(
-        replace(_SPEC, max_slots=rows),
-        device=where,
-        driver=driver,
-        page_size=page_size,
-        layout=layout,
-        memory=rows * _ROW_BYTES * 5 // 4 + (1 << 30),
-    ) as cache:
+    with _open(where, driver, layout, page_size, rows) as cache:
         cache.step(dict.fromkeys([cache.acquire(_CONTEXT) for _ in range(rows)], _CONTEXT))
         ours = [cache.layer(layer) for layer in range(_SPEC.layers)]
         plain = [tuple(torch.zeros_like(one, memory_format=torch.contiguous_format) for one in kv)
@@ -77,6 +71,20 @@ def _loss(
         seconds = interleave_on_gpu(steps, rounds=rounds)
     slower = [a / b for a, b in zip(seconds["ours"], seconds["plain"], strict=True)]
     return max(0.0, statistics.median(slower) - 1)
+
+
+def _open(where: str, driver: str, layout: str, page_size: str, rows: int) -> KVCache:
+    # What a plan would warn of is what is measured here.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PlanWarning)
+        return KVCache(
+            replace(_SPEC, max_slots=rows),
+            device=where,
+            driver=driver,
+            page_size=page_size,
+            layout=layout,
+            memory=rows * _ROW_BYTES * 5 // 4 + (1 << 30),
+        )
 
 
 def _step(torch: Any, layers: list[Any], rows: int) -> Callable[[], None]:

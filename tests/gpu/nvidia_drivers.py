@@ -32,7 +32,9 @@ def open_cache(driver: str, page_size: str = "64K", memory: str = "1GiB", **opti
 def script(driver: str, body: str) -> str:
     """A program that opens a cache as ``open_cache()`` does and then runs ``body``."""
     return (
-        "import torch\nfrom pyvattn import CacheSpec, KVCache\nfrom pyvattn.errors import *\n"
+        "import warnings\nimport torch\n"
+        "from pyvattn import CacheSpec, KVCache\nfrom pyvattn.errors import *\n"
+        "warnings.simplefilter('ignore', PlanWarning)\n"
         "def open_cache():\n"
         f"    spec = CacheSpec(**{SPEC!r}, max_slots=4, max_tokens=8192)\n"
         f"    return KVCache(spec, device='cuda', driver={driver!r}, page_size='64K',\n"

@@ -13,7 +13,8 @@ bool Cache::inherited() const { return fork_generation_ != fork_generation(); }
 void Cache::check_usable() const {
   if (inherited()) {
     throw ForkError(
-        "this cache belongs to the parent process: open one cache in each process, after fork()");
+        "this cache belongs to the parent process: open one cache in each process, after fork(); "
+        "CUDA does not survive fork(), for a GPU start worker processes with the method 'spawn'");
   }
   if (closed_) throw ClosedError("the cache is closed: open a new one");
 }
