@@ -37,8 +37,9 @@ class KVCache:
     released slots while the caller computes. Where memory is free, a slot that
     grows gets pages for up to ``read_ahead`` more tokens than it needs, as far as
     requests tend to grow, in whole multiples of that; whoever lacks pages takes
-    them back. ``accounting`` runs the same
-    allocator without memory behind it: nothing can be read or written.
+    them back. ``"auto"`` is the least that hides mapping behind decode steps, by the
+    planner's reckoning. ``accounting`` runs the same allocator without memory behind
+    it: nothing can be read or written.
 
     Any thread may call; two that call :meth:`step` at once are told so. Use it
     as a context manager, or call :meth:`close`.
@@ -59,7 +60,7 @@ class KVCache:
         memory: int | str,
         layers_per_arena: int | None = None,
         eager: bool = True,
-        read_ahead: int = 0,
+        read_ahead: int | str = "auto",
         accounting: bool = False,
     ) -> None:
         if accounting:
@@ -78,7 +79,8 @@ class KVCache:
             layers_per_arena=layers_per_arena,
         )
         limit = parse_size(memory, "memory")
-        self._open(spec, opened.geometry, opened.driver, limit, eager, read_ahead)
+        ahead = opened.read_ahead if read_ahead == "auto" else read_ahead
+        self._open(spec, opened.geometry, opened.driver, limit, eager, ahead)
 
     @classmethod
     def on_driver(
@@ -105,10 +107,12 @@ class KVCache:
         driver: _native.Driver,
         memory: int,
         eager: bool,
-        read_ahead: int,
+        read_ahead: int | str,
     ) -> None:
-        if not 0 <= read_ahead < 2**31:
-            raise ConfigError(f"read_ahead={read_ahead}: use a number of tokens, or 0 for none")
+        if not isinstance(read_ahead, int) or not 0 <= read_ahead < 2**31:
+            raise ConfigError(
+                f"read_ahead={read_ahead!r}: use a number of tokens, 0 for none, or 'auto'"
+            )
         self._spec = spec
         self._geometry = geometry
         self._driver = driver

@@ -26,19 +26,24 @@ _CUDA_DEVICE = re.compile(r"cuda(?::([0-9]+))?")
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a cache is opened with; ``device`` is the ordinal of the CUDA device, or 0."""
+    """What a cache is opened with; ``device`` is the ordinal of the CUDA device, or 0.
+
+    ``read_ahead`` are the tokens that the planner would map at a time.
+    """
 
     driver: str
     device: int
     geometry: Geometry
+    read_ahead: int
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An open driver, and where tokens lie on its pages."""
+    """An open driver, where tokens lie on its pages, and the planner's read-ahead in tokens."""
 
     driver: _native.Driver
     geometry: Geometry
+    read_ahead: int
 
 
 def open_driver(
@@ -77,7 +82,7 @@ def open_driver(
 def _open(chosen: Resolved) -> Opened:
     page_size = chosen.geometry.page_size
     driver = _native.make_driver(chosen.driver, page_size, chosen.device)
-    return Opened(driver, chosen.geometry)
+    return Opened(driver, chosen.geometry, chosen.read_ahead)
 
 
 def resolve(
@@ -118,7 +123,7 @@ def resolve(
         chosen.page_size,
         chosen.layers_per_arena if chosen.layout == "token" else None,
     )
-    return Resolved(name, ordinal, geometry)
+    return Resolved(name, ordinal, geometry, chosen.read_ahead_tokens)
 
 
 @cache

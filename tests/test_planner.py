@@ -248,6 +248,19 @@ class TestChoice:
         made = plan(LLAMA3_8B, driver="stock-uvm", page_size="64K", read_ahead=(1, 4))
         assert {c.read_ahead for c in made.candidates} == {1, 4}
 
+    def test_as_few_pages_are_mapped_at_a_time_as_hide_it(self):
+        made = plan(LLAMA3_8B, driver="stock-uvm", page_size="64K", layout="layer")
+        assert made.choice.hidden
+        assert made.choice.read_ahead > 1
+        assert not candidate(LLAMA3_8B, "layer", 64 * K, ahead=made.choice.read_ahead // 2).hidden
+        per_page = 64 * K // (8 * 128 * 2)
+        assert made.choice.read_ahead_tokens == made.choice.read_ahead * per_page
+        assert f"read_ahead={made.choice.read_ahead_tokens}" in made.summary
+
+    def test_what_is_hidden_anyhow_maps_nothing_ahead(self):
+        choice = plan(LLAMA3_8B, driver="cumem", layout="token").choice
+        assert (choice.hidden, choice.read_ahead, choice.read_ahead_tokens) == (True, 1, 0)
+
     @pytest.mark.parametrize("bad", [0, -1, 1.5])
     def test_mapping_no_page_ahead_is_refused(self, bad):
         with pytest.raises(ConfigError, match="read_ahead"):

@@ -8,6 +8,7 @@ import pytest
 
 from pyvattn import CacheSpec, KVCache, PlanWarning, _native
 from pyvattn.errors import ConfigError, DriverUnavailable
+from pyvattn.planner import plan
 from pyvattn.resolve import resolve
 
 SPEC = CacheSpec(32, 8, 128)
@@ -67,6 +68,15 @@ def test_a_slow_choice_by_name_warns_and_is_kept(machine):
     with pytest.warns(PlanWarning, match="64K"):
         found = resolve(SPEC, **slow)
     assert (found.geometry.page_size, found.geometry.layout) == (64 << 10, "token")
+
+
+def test_rows_grow_by_what_the_planner_would_map_at_a_time(machine):
+    machine("cumem", "stock-uvm")
+    fine = {**AUTO, "driver": "stock-uvm", "page_size": "64K", "layout": "layer"}
+    found = resolve(SPEC, **fine).read_ahead
+    planned = plan(SPEC, driver="stock-uvm", page_size="64K", layout="layer").choice
+    assert found == planned.read_ahead_tokens > 0
+    assert resolve(SPEC, **AUTO).read_ahead == 0
 
 
 def test_what_the_planner_chooses_does_not_warn(machine):

@@ -16,6 +16,7 @@ from pyvattn.cli.sizes import size_option
 from pyvattn.detect.identity import identify
 from pyvattn.planner import (
     DEFAULT_COSTS,
+    READ_AHEAD,
     Candidate,
     Plan,
     Workload,
@@ -26,8 +27,6 @@ from pyvattn.planner import (
 )
 from pyvattn.spec import CacheSpec
 from pyvattn.units import format_page_size, format_size
-
-_READ_AHEAD = (1, 2, 4, 8)
 
 
 @click.command()
@@ -47,7 +46,11 @@ _READ_AHEAD = (1, 2, 4, 8)
     help="Keep to this layout [auto].",
 )
 @click.option("--few-layers", is_flag=True, help="Arenas of a few layers with 64K entries, too.")
-@click.option("--read-ahead", is_flag=True, help="Try mapping 2, 4 and 8 pages at a time as well.")
+@click.option(
+    "--read-ahead",
+    is_flag=True,
+    help="Show every read-ahead, not only the least that can be hidden.",
+)
 @click.option("--guard", "guard_tokens", type=int, help="Tokens of tail guard [256].")
 @click.option("--batch", type=int, help="Requests in a step [as many as slots, at most 256].")
 @click.option("--prompt", type=int, help="Tokens of a prompt [1155, mean of the Azure trace].")
@@ -78,7 +81,7 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
             name for name in drivers if options["page_size"] in default_costs(name).page_sizes
         ]
     calibration = options.pop("calibration")
-    ahead = _READ_AHEAD if options.pop("read_ahead") else (1,)
+    ahead = READ_AHEAD if options.pop("read_ahead") else None
     here = identify()
     plans = [
         plan(

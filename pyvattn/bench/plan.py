@@ -126,7 +126,7 @@ def count(
     grouped = candidate.layers_per_arena if candidate.layout == "token" else None
     geometry = spec.geometry(candidate.layout, candidate.page_size, grouped)
     guard = spec.guard_tokens if costs.private_guard else 0
-    held, used, grown, extents = _totals(geometry, guard, visits)
+    held, used, grown, extents = _totals(geometry, guard, visits, candidate.read_ahead)
     steps = sum(visits)
     per_step = workload.batch * geometry.arenas / steps
     each = grown * geometry.page_size / extents if extents else geometry.page_size
@@ -141,12 +141,19 @@ def count(
     )
 
 
-def _totals(geometry: Geometry, guard: int, visits: Sequence[int]) -> tuple[int, int, int, int]:
-    """Return pages held and tokens used, pages grown by and times grown; of one arena."""
+def _totals(
+    geometry: Geometry, guard: int, visits: Sequence[int], at_a_time: int = 1
+) -> tuple[int, int, int, int]:
+    """Return pages held and tokens used, pages grown by and times grown; of one arena.
+
+    Rows grow by whole multiples of ``at_a_time`` pages, or of that many tokens where a
+    token is larger than a page.
+    """
+    unit = 1 if at_a_time == 1 else at_a_time * geometry.pages(1)
     held = used = grown = extents = 0
-    before = geometry.pages(guard)
+    before = -(-geometry.pages(guard) // unit) * unit
     for length, times in enumerate(visits):
-        pages = geometry.pages(length + guard)
+        pages = -(-geometry.pages(length + guard) // unit) * unit
         held += times * pages
         used += times * length
         if pages > before:

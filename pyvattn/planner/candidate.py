@@ -65,6 +65,13 @@ class Candidate:
         return self.map_share <= HIDEABLE_SHARE
 
     @property
+    def read_ahead_tokens(self) -> int:
+        """Tokens of the pages that are mapped at a time; 0 where that is one page."""
+        if self.read_ahead == 1:
+            return 0
+        return round(self.read_ahead * max(1.0, self.tokens_per_page))
+
+    @property
     def refused(self) -> bool:
         """Whether the TLB rule refuses it."""
         return self.verdict is tlb.Verdict.REFUSE

@@ -9,7 +9,8 @@
    that kernels lose. Losses equal to 0.1 percentage points are a tie, and go
    to fewer driver calls.
 
-Where nothing passes, the planner takes what comes nearest and warns.
+Where the calls for one page at a time cannot be hidden, the fewest pages are mapped at a
+time that can. Where nothing passes, the planner takes what comes nearest and warns.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from pyvattn.spec import CacheSpec
 from pyvattn.units import format_page_size
 
 _TIE = 0.001
+
+# Numbers of pages to map at a time where a row grows.
+READ_AHEAD = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def plan(
     layout: str = "auto",
     layers_per_arena: int | None = None,
     few_layers: bool = False,
-    read_ahead: Sequence[int] = (1,),
+    read_ahead: Sequence[int] | None = None,
     workload: Workload | None = None,
     costs: DriverCosts | None = None,
 ) -> Plan:
@@ -77,32 +81,39 @@ def plan(
     What is given by name is kept, and warned of where the rules would not have
     it. Arenas of a few layers are tried on pages with 2M entries, where kernels
     find what they were measured with; with ``few_layers`` also on those with 64K
-    entries, where they were not. ``read_ahead`` are the numbers of pages to try
-    that are mapped at a time where a row grows: a cache maps what is asked for,
-    so that more than one is for an engine that prefetches as far. ``workload``
-    is by default the mean request of the Azure conversation trace, and ``costs``
-    are the built-in constants of ``driver``.
+    entries, where they were not. ``read_ahead`` are numbers of pages to try that
+    are mapped at a time where a row grows; by default each candidate has the
+    least that hides its mapping. ``workload`` is by default the mean request of
+    the Azure conversation trace, and ``costs`` are the built-in constants of
+    ``driver``.
 
     Raises :class:`~pyvattn.errors.ConfigError` for a driver, page size or layout
     that does not exist.
     """
-    if bad := [pages for pages in read_ahead if not isinstance(pages, int) or pages < 1]:
+    tried = READ_AHEAD if read_ahead is None else read_ahead
+    if bad := [pages for pages in tried if not isinstance(pages, int) or pages < 1]:
         raise ConfigError(f"read_ahead={bad[0]!r}: use whole numbers of pages from 1")
     costs = costs or default_costs(driver)
     workload = workload or typical_workload(spec)
     sizes = _page_sizes(costs, page_size)
     layouts = list(_layouts(spec, layout, layers_per_arena))
-    found = [
-        evaluate(spec, spec.geometry(name, size, group), costs, workload, pages)
-        for size in sizes
-        for name, group in layouts
-        if few_layers or layout != "auto" or group is None or _is_measured(costs, size)
-        for pages in read_ahead
-    ]
+    found: list[Candidate] = []
+    for size in sizes:
+        for name, group in layouts:
+            if few_layers or layout != "auto" or group is None or _is_measured(costs, size):
+                geometry = spec.geometry(name, size, group)
+                each = [evaluate(spec, geometry, costs, workload, pages) for pages in tried]
+                found += [_first_hidden(each)] if read_ahead is None else each
     ranked = tuple(sorted(found, key=_preference))
     choice = ranked[0]
     by_name = page_size != "auto" or layout != "auto"
     return Plan(spec, costs, workload, choice, ranked, tuple(_warnings(choice, by_name)))
+
+
+def _first_hidden(found: Sequence[Candidate]) -> Candidate:
+    """Return the first whose mapping can be hidden; where none can, what comes nearest."""
+    nearest = min(found, key=lambda candidate: candidate.map_share)
+    return next((candidate for candidate in found if candidate.hidden), nearest)
 
 
 def _page_sizes(costs: DriverCosts, wanted: int | str) -> tuple[int, ...]:

@@ -104,10 +104,9 @@ def _figures(
     if choice.zero_us_per_step is not None:
         yield f"Zeroing what a step takes: {choice.zero_us_per_step / 1e3:.3g} ms on the device."
     if choice.read_ahead > 1:
-        ahead = (choice.read_ahead - 1) * max(1.0, choice.tokens_per_page)
         yield (
-            f"Mapping ahead is the engine's to ask for: cache.prefetch({{slot: length + "
-            f"{ahead:.0f}}}) when a row's last page is reached."
+            f"Rows grow {choice.read_ahead} pages at a time where memory is free: "
+            f'KVCache(read_ahead={choice.read_ahead_tokens}), which is what "auto" takes.'
         )
 
 

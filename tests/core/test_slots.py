@@ -150,7 +150,7 @@ def test_unknown_choices(options, message):
         KVCache(small_spec(), **{"device": "cpu", "memory": "1GiB", **options})
 
 
-@pytest.mark.parametrize("tokens", [-1, 2**31])
+@pytest.mark.parametrize("tokens", [-1, 2**31, "most"])
 def test_an_impossible_read_ahead_is_refused(tokens):
-    with pytest.raises(ConfigError, match=f"read_ahead={tokens}"):
+    with pytest.raises(ConfigError, match=f"read_ahead={tokens!r}"):
         KVCache(small_spec(), device="cpu", memory="16MiB", read_ahead=tokens)
