@@ -61,16 +61,17 @@ drivers() {
   part calibrate 120 "$PYTHON" -m pyvattn calibrate --out "$folder/calibration.json"
 }
 attention() {
-  bench attention-cumem 400 attention --driver cumem --layout layer
-  bench attention-64k 400 attention --driver stock-uvm --page-size 64K --layout layer
-  bench attention-token-2m 400 attention --driver stock-uvm --page-size 2M --layout token
+  bench attention-cumem 400 attention --driver cumem --layout layer --seconds 2
+  bench attention-64k 400 attention --driver stock-uvm --page-size 64K --layout layer --seconds 2
+  bench attention-token-2m 400 attention --driver stock-uvm --page-size 2M --layout token \
+    --seconds 2
 }
 overlap() {
   local batch
   for batch in 32 128 256; do
-    bench "overlap-$batch" 120 overlap --driver cumem --batch "$batch" --steps 400
+    bench "overlap-$batch" 120 overlap --driver cumem --batch "$batch" --steps 300
   done
-  bench overlap-256-64k 120 overlap --driver stock-uvm --page-size 64K --batch 256 --steps 400
+  bench overlap-256-64k 120 overlap --driver stock-uvm --page-size 64K --batch 256 --steps 300
 }
 serving() {
   bench transformers 300 transformers

@@ -95,7 +95,7 @@ def bandwidth(ctx: click.Context, /, out: str | None, as_json: bool, **options: 
 
 
 @click.command()
-@click.option("--kernel", help="One kernel by name [all that are available].")
+@click.option("--kernel", multiple=True, help="A kernel by name; again for more [all there are].")
 @click.option("--layout", default="layer", help="layer, token or auto [layer].")
 @click.option("--layers", type=click.IntRange(min=1), default=32, help="Layers of KV [32].")
 @click.option("--rounds", type=click.IntRange(min=3), default=31, help="Of each kernel [31].")

@@ -42,6 +42,8 @@ class SdpaBackendKernel(Kernel):
         flash = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)
         if on_cuda and self._backend in flash and problem.q.dtype not in _HALF:
             return f"takes float16 and bfloat16, q is {problem.q.dtype}"
+        if self._backend == SDPBackend.CUDNN_ATTENTION and 1 in problem.host_lengths:
+            return "cuDNN takes no row of one token"
         return None
 
     def attend(self, problem: Problem) -> Tensor:

@@ -6,7 +6,7 @@ model. Each alternative runs in every round; the device is timed with CUDA event
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Options:
-    """``kernel`` None is every kernel that is available; ``page_size`` may be "auto".
+    """``kernel`` names kernels, none: every one available; ``page_size`` may be "auto".
 
     Kernels whose ``rounds`` would take longer than ``seconds`` get fewer, seven at least.
     """
@@ -49,7 +49,7 @@ class Options:
     page_size: str = "auto"
     layout: str = "layer"
     device: int = 0
-    kernel: str | None = None
+    kernel: Sequence[str] = ()
     layers: int = 32
     rounds: int = 31
     seconds: float = 10.0
@@ -59,6 +59,8 @@ def measure(options: Options) -> Iterator[Measure]:
     """Yield every measure. Raises DriverUnavailable without a GPU."""
     torch = require_gpu(options.device)
     for shape in SHAPES:
+        # What torch keeps of the last shape's tensors is memory that no driver gets.
+        torch.cuda.empty_cache()
         with _open(options, shape) as cache:
             tensors = _fill(torch, cache, shape)
             yield from _compare(torch, options, shape, tensors)
@@ -122,14 +124,12 @@ def _compare(
     for info in kernel_infos():
         # The reference is no kernel to measure.
         skipped = info.unavailable or info.name == "reference"
-        if options.kernel is not None and info.name != options.kernel:
-            continue
-        if skipped and options.kernel is None:
+        if info.name not in options.kernel if options.kernel else skipped:
             continue
         try:
             kernel = choose(info.name, problems[_OURS][0])
         except UnsupportedError:
-            if options.kernel is not None:
+            if options.kernel:
                 raise
             continue
         alternatives = {
@@ -138,9 +138,15 @@ def _compare(
         alternatives.update(
             paged_alternatives(torch, info.name, q, lengths, tensors[_PLAIN], shape.context)
         )
-        seconds = interleave_on_gpu(
-            alternatives, rounds=options.rounds, total_seconds=options.seconds
-        )
+        try:
+            seconds = interleave_on_gpu(
+                alternatives, rounds=options.rounds, total_seconds=options.seconds
+            )
+        except torch.OutOfMemoryError:
+            # What a kernel writes down besides its result is its own affair.
+            torch.cuda.empty_cache()
+            yield Measure(f"{info.name}, {shape.name}: out of memory", 1, "kernels left out")
+            continue
         yield from _report(info.name, shape, seconds)
 
 

@@ -23,7 +23,7 @@ from pyvattn.cache import KVCache
 from pyvattn.spec import CacheSpec
 
 _MODES = ("preallocated", "synchronous", "prefetch")
-_LONGEST_START = 1024
+_SHORTEST_START, _LONGEST_START = 128, 512
 # What the requests of the Azure conversation trace of 2023 generate, on average: a row
 # is released once in so many steps.
 _ANSWER_TOKENS = 211
@@ -31,7 +31,7 @@ _ANSWER_TOKENS = 211
 
 @dataclass(frozen=True)
 class Options:
-    """``batch`` rows start at 256 to 1,024 tokens and make ``steps`` more each."""
+    """``batch`` rows start at 128 to 512 tokens and make ``steps`` more each."""
 
     driver: str = "cumem"
     page_size: str = "auto"
@@ -67,7 +67,8 @@ class Run:
         )
         source = random.Random(0)
         self._lengths = {
-            self.cache.acquire(): source.randint(256, _LONGEST_START) for _ in range(options.batch)
+            self.cache.acquire(): source.randint(_SHORTEST_START, _LONGEST_START)
+            for _ in range(options.batch)
         }
         if mode == "preallocated":
             self.cache.step(dict.fromkeys(self._lengths, longest))

@@ -59,16 +59,17 @@ class Case:
         return values.to(getattr(torch, spec.dtype)).to(self.device)
 
     def expected(self, q: torch.Tensor, causal: bool = True) -> torch.Tensor:
-        """Attend in float64 from the tokens that were kept; on the CPU."""
-        out = torch.zeros(q.shape, dtype=torch.float64)
-        for row, ((k, v), length) in enumerate(zip(self.kept, self.lengths, strict=True)):
+        """Attend in float64 from the tokens that were kept, on the device of ``q``."""
+        out = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
+        for row, (kept, length) in enumerate(zip(self.kept, self.lengths, strict=True)):
+            k, v = (tensor.to(q.device) for tensor in kept)
             count = min(q.shape[1], length)
             for head in range(self.q_heads):
                 shared = head * k.shape[1] // self.q_heads
-                queries = q[row, -count:, head].double().cpu()
+                queries = q[row, -count:, head].double()
                 scores = queries @ k[:, shared].T * q.shape[-1] ** -0.5
                 if causal:
-                    seen = torch.ones(count, length, dtype=torch.bool).tril(length - count)
+                    seen = torch.ones_like(scores, dtype=torch.bool).tril(length - count)
                     scores = scores.masked_fill(~seen, -torch.inf)
                 out[row, -count:, head] = scores.softmax(-1) @ v[:, shared]
         return out

@@ -43,7 +43,7 @@ def check(case, q, kernel, causal=True):
         )
     except UnsupportedError as error:
         pytest.skip(str(error))
-    torch.testing.assert_close(out.double().cpu(), case.expected(q, causal), atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(out.double(), case.expected(q, causal), atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -115,4 +115,4 @@ def test_one_captured_decode_step_serves_growing_slots(kernel, layout):
                 v.append(new[1, row, 0].double().cpu())
         case.kept = [(torch.stack(k), torch.stack(v)) for k, v in kept]
         case.lengths = [1499] * 4
-        torch.testing.assert_close(out.double().cpu(), case.expected(q), atol=2e-2, rtol=2e-2)
+        torch.testing.assert_close(out.double(), case.expected(q), atol=2e-2, rtol=2e-2)
