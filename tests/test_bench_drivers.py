@@ -97,11 +97,13 @@ def test_a_driver_is_not_compared_with_itself():
 # --- capacity ---
 
 
-def counts(tmp_path: Path, lengths: list[tuple[int, int]], memory: str) -> dict[str, float]:
+def counts(
+    tmp_path: Path, lengths: list[tuple[int, int]], memory: str, **options: str
+) -> dict[str, float]:
     trace = tmp_path / "trace.csv"
     rows = "\n".join(f"{prompt},{answer}" for prompt, answer in lengths)
     trace.write_text(f"num_prefill_tokens,num_decode_tokens\n{rows}\n")
-    options = capacity.Options(trace=str(trace), memory=memory, rounds=3)
+    options = capacity.Options(trace=str(trace), memory=memory, rounds=3, **options)
     return {m.name: m.value for m in capacity.measure(options) if m.unit == "requests"}
 
 
@@ -113,8 +115,17 @@ def test_capacity_counts_whole_requests_of_known_size(tmp_path):
     assert found["contiguous, 64K pages, layout layer"] == 32  # 32 pages of 64 KiB an arena
     assert found["contiguous, 2M pages, layout layer"] == 32  # one page in each of 64 arenas
     # 1,256 tokens with the guard: 79 pages side by side, or two in each of 64 arenas.
-    assert found["cumem, 2M pages, layout token"] == 25
-    assert found["cumem, 2M pages, layout layer"] == 16
+    assert found["cumem, 2M pages, layout token, guard of 256 tokens"] == 25
+    assert found["cumem, 2M pages, layout layer, guard of 256 tokens"] == 16
+
+
+def test_capacity_of_one_driver_counts_its_pages_and_its_guard(tmp_path):
+    found = counts(tmp_path, [(900, 100)] * 60, "4GiB", driver="stock-uvm", page_size="64K")
+    ours = {name: value for name, value in found.items() if name.startswith("stock-uvm")}
+    # 32 pages of 64 KiB in each of 64 arenas; with the guard 40.
+    name = "stock-uvm, 64K pages, layout layer"
+    assert ours == {name: 32, f"{name}, guard of 256 tokens": 25}
+    assert len(found) == 4
 
 
 def test_static_allocation_pays_for_the_longest_request(tmp_path):

@@ -152,6 +152,8 @@ def transformers(ctx: click.Context, /, out: str | None, as_json: bool, **option
 @click.option("--trace", type=click.Path(exists=True, dir_okay=False), help="CSV of requests.")
 @click.option("--memory", default="40GiB", help="Memory for KV [40GiB].")
 @click.option("--rounds", type=click.IntRange(min=3), default=31, help="Places in the trace [31].")
+@click.option("--driver", help="Count its pages and tail guard [64K, 2M, and cumem's guard].")
+@click.option("--page-size", help="Such as 64K [all of the driver's].")
 @_OUT
 @json_option
 @click.pass_context

@@ -9,29 +9,37 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pyvattn.bench.report import Measure
 from pyvattn.bench.timing import ratios, summarise
 from pyvattn.errors import ConfigError, OutOfMemory
+from pyvattn.geometry import check_page_size
+from pyvattn.planner import default_costs, tlb
 from pyvattn.replay import Allocator, ContiguousAllocator, PagedAllocator, StaticAllocator
 from pyvattn.spec import CacheSpec
 from pyvattn.traces import Request, Trace, read_trace, synthetic_trace
-from pyvattn.units import parse_size
+from pyvattn.units import format_page_size, parse_size
 
-K, M = 1 << 10, 1 << 20
 _PAGED = "paged, 16 tokens"
-_FINE = "contiguous, 64K pages, layout layer"
+_FINE = ", 64K pages, layout layer"
 
 
 @dataclass(frozen=True)
 class Options:
-    """``trace`` is a CSV file, or None for a synthetic trace; ``rounds`` places in it."""
+    """``trace`` is a CSV file, or None for a synthetic trace; ``rounds`` places in it.
+
+    ``driver`` and ``page_size`` choose what is counted besides static and paged: by
+    default pages of 64K and 2M, and ``cumem`` with its tail guard.
+    """
 
     trace: str | None = None
     memory: str = "40GiB"
     rounds: int = 31
+    driver: str | None = None
+    page_size: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ def measure(options: Options) -> Iterator[Measure]:
     starts = random.Random(0).sample(range(len(trace.requests)), options.rounds)
     counts = {
         case.name: [_fitting(case, spec, memory, trace, start) for start in starts]
-        for case in _cases(spec)
+        for case in [*_BASES, *_cases(spec, options)]
     }
     for name, values in counts.items():
         note = f"{trace.label}, Llama-3-8B in bfloat16, {options.memory}"
@@ -61,26 +69,44 @@ def measure(options: Options) -> Iterator[Measure]:
     for name, values in counts.items():
         if name == _PAGED:
             continue
-        target = 0.97 if name == _FINE else None
+        target = 0.97 if name.endswith(_FINE) else None
         yield Measure.of(
             f"{name} / {_PAGED}", ratios(values, counts[_PAGED]), "times", at_least=target
         )
 
 
-def _cases(spec: CacheSpec) -> list[_Case]:
-    def contiguous(page: int, layout: str) -> Callable[[CacheSpec, int], Allocator]:
-        return lambda spec, memory: ContiguousAllocator(spec, memory, page, layout)
+_BASES = (_Case("static", StaticAllocator), _Case(_PAGED, PagedAllocator))
 
-    guard = spec.guard_tokens
-    return [
-        _Case("static", StaticAllocator),
-        _Case(_PAGED, PagedAllocator),
-        _Case(_FINE, contiguous(64 * K, "layer")),
-        _Case("contiguous, 2M pages, layout token", contiguous(2 * M, "token")),
-        _Case("contiguous, 2M pages, layout layer", contiguous(2 * M, "layer")),
-        _Case("cumem, 2M pages, layout token", contiguous(2 * M, "token"), guard),
-        _Case("cumem, 2M pages, layout layer", contiguous(2 * M, "layer"), guard),
-    ]
+
+def _cases(spec: CacheSpec, options: Options) -> Iterator[_Case]:
+    """Yield the contiguous ones: without a guard, then with that of a driver."""
+    named = [options.page_size] if options.page_size is not None else None
+    if options.driver is None:
+        yield from _of_pages("contiguous", named or ("64K", "2M"), 0)
+        yield from _of_pages("cumem", ("2M",), spec.guard_tokens)
+        return
+    costs = default_costs(options.driver)
+    sizes = named or [format_page_size(size) for size in costs.page_sizes]
+    yield from _of_pages(options.driver, sizes, 0)
+    if costs.private_guard:
+        yield from _of_pages(options.driver, sizes, spec.guard_tokens)
+
+
+def _of_pages(name: str, sizes: Iterable[str], guard: int) -> Iterator[_Case]:
+    for size in sizes:
+        # No cache takes layout token on smaller entries: kernels would crawl.
+        layouts = ("token", "layer") if check_page_size(size) >= tlb.LARGE_ENTRY else ("layer",)
+        for layout in layouts:
+            tail = f", guard of {guard} tokens" if guard else ""
+            yield _Case(
+                f"{name}, {size} pages, layout {layout}{tail}",
+                partial(_contiguous, check_page_size(size), layout),
+                guard,
+            )
+
+
+def _contiguous(page: int, layout: str, spec: CacheSpec, memory: int) -> Allocator:
+    return ContiguousAllocator(spec, memory, page, layout)
 
 
 def _fitting(case: _Case, spec: CacheSpec, memory: int, trace: Trace, start: int) -> float:
