@@ -116,6 +116,7 @@ class KVCache:
         self._spec = spec
         self._geometry = geometry
         self._driver = driver
+        self._layers: dict[int, tuple[Any, Any]] = {}
         self._native = _native.Cache(
             driver=driver,
             arenas=geometry.arenas,
@@ -226,7 +227,8 @@ class KVCache:
         """Return the K and V of one layer, each ``[max_slots, max_tokens, kv_heads, head_dim]``.
 
         They share memory with the cache and stay valid while it is open; after
-        :meth:`close` they must not be written. With MLA, K is the latent vector
+        :meth:`close` they must not be written. torch gets the same two tensors at
+        every call. With MLA, K is the latent vector
         and the rotary key side by side, and V the latent part of it.
 
         ``from_dlpack`` makes the tensors (default: ``torch.from_dlpack``;
@@ -234,8 +236,17 @@ class KVCache:
         know the dtype). Float8 is handed over as bytes, and viewed as float8
         with torch only.
         """
+        if from_dlpack is not None:
+            return self._make_layer(index, from_dlpack)
+        # Kernels ask for a layer at every step, and making tensors takes longer than that.
+        made = self._layers.get(index)
+        if made is None or self._native.closed or self._native.inherited:
+            made = self._make_layer(index, _torch_from_dlpack(self._spec.dtype))
+            self._layers[index] = made
+        return made
+
+    def _make_layer(self, index: int, make: Callable[[Any], Any]) -> tuple[Any, Any]:
         views = self._layer_views(index)
-        make = _torch_from_dlpack(self._spec.dtype) if from_dlpack is None else from_dlpack
         return make(self._dlpack(views.k)), make(self._dlpack(views.v))
 
     def _layer_views(self, index: int) -> Any:
@@ -274,6 +285,7 @@ class KVCache:
                 fence = self._fence(after)
                 if fence is not None:
                     fence.wait()
+        self._layers.clear()
         # Again after a close that failed: it gives back the rest.
         self._native.close()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from checked_cache import small_spec
 
-from pyvattn import CacheSpec, ConfigError, KVCache
+from pyvattn import CacheSpec, ClosedError, ConfigError, KVCache
 
 
 def test_shapes_and_strides_of_both_layouts(open_bench):
@@ -75,6 +75,17 @@ def test_torch_sees_every_dtype(dtype):
         again, _ = cache.layer(0)
         assert torch.equal(again[slot.index, :20].float(), data.float())
         assert again.data_ptr() == k.data_ptr()
+
+
+def test_torch_gets_a_layers_tensors_once_and_none_of_a_closed_cache():
+    pytest.importorskip("torch", reason="torch is not installed")
+    cache = KVCache(small_spec(), device="cpu", memory="16MiB")
+    first, again = cache.layer(1), cache.layer(1)
+    assert first[0] is again[0]
+    assert first[1] is again[1]
+    cache.close()
+    with pytest.raises(ClosedError):
+        cache.layer(1)
 
 
 def test_layers_count_from_either_end(open_bench):
