@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="pyvattn.attention needs torch")
 
 from pyvattn import CacheSpec, KVCache, errors  # noqa: E402
-from pyvattn.attention import Kernel, append, attend, kernel_infos, register  # noqa: E402
+from pyvattn.attention import Kernel, append, attend, guard_needed, kernel_infos, register  # noqa: E402
 
 # Small tensors gain nothing from threads, and test workers share the cores.
 torch.set_num_threads(1)
@@ -261,6 +261,17 @@ def test_a_kernel_that_was_not_measured_gets_the_default_guard():
     for name, info in infos.items():
         measured = name.startswith("sdpa") or name in ("flex", "reference", "torch-varlen")
         assert info.guard_tokens == (0 if measured else default)
+
+
+@pytest.mark.usefixtures("registry")
+def test_the_guard_that_is_needed_is_that_of_the_kernels_that_can_run():
+    assert guard_needed() == max(
+        info.guard_tokens for info in kernel_infos() if info.unavailable is None
+    )
+    register(Constant("absent", unavailable="not here", guard_tokens=5000))
+    assert guard_needed() < 5000
+    register(Constant("present", guard_tokens=4000))
+    assert guard_needed() == 4000
 
 
 @pytest.mark.usefixtures("registry")

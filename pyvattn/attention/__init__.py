@@ -12,7 +12,7 @@ from pyvattn.attention.append import append
 from pyvattn.attention.attend import attend
 from pyvattn.attention.flex import FlexKernel
 from pyvattn.attention.problem import Kernel, Problem
-from pyvattn.attention.registry import KernelInfo, kernel_infos, register
+from pyvattn.attention.registry import KernelInfo, guard_needed, kernel_infos, register
 
 __all__ = [
     "FlexKernel",
@@ -21,6 +21,7 @@ __all__ = [
     "Problem",
     "append",
     "attend",
+    "guard_needed",
     "kernel_infos",
     "register",
 ]

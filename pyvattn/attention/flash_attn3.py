@@ -1,8 +1,8 @@
 """FlashAttention-3, the `flash_attn_interface` module, through flash_attn_with_kvcache.
 
 The cache goes in whole, as with FlashAttention-2. On Hopper the kernel loads K and
-V with TMA, whole tiles at a time: up to 176 tokens past a row's length are read at
-head dim 128, which the cache's tail guard backs.
+V with TMA, whole tiles at a time: up to 175 tokens past a row's length are read at
+head dim 128 and 191 at 64, which the cache's tail guard backs.
 """
 
 from __future__ import annotations

@@ -59,6 +59,16 @@ def kernel_infos() -> list[KernelInfo]:
     ]
 
 
+def guard_needed() -> int:
+    """Return the ``guard_tokens`` with which ``kernel="auto"`` can take any kernel of this machine.
+
+    That is the most that one of those available here reads past a row's length.
+    """
+    return max(
+        (info.guard_tokens for info in kernel_infos() if info.unavailable is None), default=0
+    )
+
+
 def choose(name: str, problem: Problem, guard_tokens: int | None = None) -> Kernel:
     """Return the kernel called ``name``, or for ``auto`` the first that can do ``problem``.
 

@@ -7,6 +7,8 @@ may come out. There every token is held to the logits that the library computes 
 # ruff: noqa: E402
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -108,8 +110,9 @@ def test_generate_in_bfloat16_differs_at_near_ties_only(bf16):
             assert short < 0.1
 
 
-def open_kv(model, slots=9, memory="16GiB", **options):
-    return KVCache(spec_for(model, slots, 1024), device="cuda:0", memory=memory, **options)
+def open_kv(model, slots=9, memory="16GiB", guard_tokens=256, **options):
+    spec = replace(spec_for(model, slots, 1024), guard_tokens=guard_tokens)
+    return KVCache(spec, device="cuda:0", memory=memory, **options)
 
 
 def serve(model, prompts, new, **options):

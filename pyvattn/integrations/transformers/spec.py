@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from transformers.cache_utils import get_layer_types_and_kwargs
 
+from pyvattn.attention import guard_needed
 from pyvattn.errors import SpecError, UnsupportedError
 from pyvattn.spec import CacheSpec
 
@@ -16,14 +17,18 @@ if TYPE_CHECKING:
 def spec_for(model: PreTrainedModel, max_slots: int, max_tokens: int) -> CacheSpec:
     """Return the spec of a cache for ``model``, with the dtype of its weights.
 
-    Raises :class:`~pyvattn.errors.UnsupportedError` for a model with other
+    Its tail guard is what the attention kernels of this machine need. Raises :class:`~pyvattn.errors.UnsupportedError` for a model with other
     layers than full attention, or :class:`~pyvattn.errors.SpecError` for a
     config that says too little.
     """
     config = model.config.get_text_config(decoder=True)
     _check_layers(config)
     spec = CacheSpec.from_hf_config(
-        config.to_dict(), dtype=model.dtype, max_slots=max_slots, max_tokens=max_tokens
+        config.to_dict(),
+        dtype=model.dtype,
+        max_slots=max_slots,
+        max_tokens=max_tokens,
+        guard_tokens=guard_needed(),
     )
     if spec.kind != "kv":
         raise UnsupportedError(
