@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/planner.md from the JSON in docs/results/.
+"""Write the tables of README.md and of pages in docs/ from the JSON in docs/results/.
 
 Usage: python scripts/update_results.py [--check]
 
@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "planner.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "planner.md", ROOT / "docs" / "gpu.md")
 RESULTS = ROOT / "docs" / "results"
 SECTION = re.compile(r"<!-- results: (\w+) -->\n.*?<!-- end of results -->", re.DOTALL)
 
 
-def source(found: dict[str, Any], name: str) -> str:
+def source(found: dict[str, Any], name: str, results: str = "docs/results") -> str:
     machine = found["machine"]
     gpus = ", ".join(machine.get("gpus", [])) or "no GPU"
     if "nvidia_driver" in machine:
         gpus += f", driver {machine['nvidia_driver']}"
     return (
         f"`{found['command']}`, {found['date'][:10]}, {machine['cpu']}, {machine['cores']} cores, "
-        f"{gpus} ([JSON](docs/results/{name}))"
+        f"{gpus} ([JSON]({results}/{name}))"
     )
 
 
@@ -136,19 +136,64 @@ def reuse() -> Iterator[str]:
 
 
 def gpu() -> Iterator[str]:
-    """Every bench in the folders of docs/results/, which are named after GPUs."""
-    files = sorted(RESULTS.glob("*/*.json"))
-    if not files:
-        yield "No figures yet: `scripts/measure_gpu.sh all` takes them on a machine with a GPU."
-    for file in files:
+    """Every bench in the folders of docs/results/, which are named after GPUs; for docs/."""
+    for file in sorted(RESULTS.glob("*/*.json")):
         found = json.loads(file.read_text())
         if not any(measure["ok"] is not None for measure in found.get("measures", ())):
             continue
         name = str(file.relative_to(RESULTS))
+        yield f"### {name[:-5]}"
+        yield ""
         yield from targets(found)
         yield ""
-        yield f"{source(found, name)}, [plot](docs/pictures/results/{name[:-5]}.png)"
+        plot = f"[plot](pictures/results/{name[:-5]}.png)"
+        yield f"{source(found, name, results='results')}, {plot}"
         yield ""
+
+
+# What stands first: a line, the JSON under docs/results/h200, and a pattern for its measures.
+_HEADLINES = (
+    ("transformers, 32 requests of 4,096 + 128 tokens, Llama-3-8B shape, decoding: ours / its own "
+     "paged cache", "transformers", r"^ours / .*output, while all decode"),
+    ("the same over the whole run, prompts included", "transformers", r"^ours / .*whole run"),
+    ("decode step of 256 rows, p99, prefetch / preallocated: `cumem`, 2M pages", "overlap-256",
+     r"^prefetch / preallocated, .*p99"),
+    ("the same, mapped in the step itself", "overlap-256", r"^synchronous / preallocated, .*p99"),
+    ("the same, prefetch: `stock-uvm`, 64K pages", "overlap-256-64k",
+     r"^prefetch / preallocated, .*p99"),
+    ("kernels on our memory / on cudaMalloc: `cumem`, layout `layer`", "attention-cumem",
+     r": ours / cudaMalloc"),
+    ("the same: `stock-uvm`, 64K pages, layout `layer`", "attention-64k", r": ours / cudaMalloc"),
+    ("the same: `stock-uvm`, 2M pages, layout `token`", "attention-token-2m",
+     r": ours / cudaMalloc"),
+    ("FlashAttention-3, prefill of 16,384 tokens: ours / its paged form, 16 tokens a block",
+     "attention-cumem", r"prefill, .*: ours / paged, 16 tokens"),
+    ("the same, decode of 32 x 4,096 tokens", "attention-cumem",
+     r"decode, .*: ours / paged, 16 tokens"),
+    ("2 MiB made usable: `stock-uvm` with 64K pages out of a slab / `cumem` with a new page",
+     "bandwidth", r"from slabs .*extents of 2.00 MiB"),
+    ("the same where `cumem` has the page already", "bandwidth", r"both as reused .* 2.00 MiB"),
+    ("64 MiB made usable, out of a slab / with new pages", "bandwidth",
+     r"from slabs .*extents of 64.0 MiB"),
+    ("the same where `cumem` has the pages already", "bandwidth", r"both as reused .* 64.0 MiB"),
+)  # fmt: skip
+
+
+def headlines() -> Iterator[str]:
+    """What a reader wants first of the figures of one GPU; for README."""
+    yield "| one NVIDIA H200, ratios of one run each | figure | target |"
+    yield "| --- | --- | --- |"
+    for title, name, pattern in _HEADLINES:
+        found = json.loads((RESULTS / "h200" / f"{name}.json").read_text())
+        chosen = [one for one in found["measures"] if re.search(pattern, one["name"])]
+        values = sorted(one["value"] for one in chosen)
+        figure = f"{values[0]:.4g}"
+        if len(values) > 1:
+            figure += f" to {values[-1]:.4g}, {len(values)} cases"
+        aimed = {target(one) for one in chosen if one["ok"] is not None}
+        missed = " (missed)" if any(one["ok"] is False for one in chosen) else ""
+        link = f"[{name}](docs/results/h200/{name}.json)"
+        yield f"| {title} ({link}) | {figure}{missed} | {', '.join(sorted(aimed))} |"
 
 
 def plan() -> Iterator[str]:
@@ -181,7 +226,7 @@ def plan() -> Iterator[str]:
         if ratio := measures.get("waste of 64K pages / 2M pages"):
             yield f"- {case}: waste of 64K pages / 2M pages is {ratio['value']:.3g}."
     yield ""
-    yield source(found, "plan.json").replace("docs/results/plan.json", "results/plan.json")
+    yield source(found, "plan.json", results="results")
 
 
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
@@ -191,6 +236,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "capacity": capacity,
     "reuse": reuse,
     "gpu": gpu,
+    "headlines": headlines,
     "plan": plan,
 }
 

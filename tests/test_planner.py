@@ -1,8 +1,10 @@
 """The planner's arithmetic against brute force, and its choices against the rules it states."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +22,7 @@ from pyvattn.planner import (
 from pyvattn.planner.candidate import HIDEABLE_SHARE, evaluate
 
 K, M = 1 << 10, 1 << 20
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 LLAMA3_8B = CacheSpec(32, 8, 128)
 LLAMA2_7B = CacheSpec(32, 32, 128)
@@ -89,13 +92,24 @@ class TestFigures:
         # With the private guard of 256 tokens it is 64 MiB, the longest that was measured.
         found = candidate(LLAMA3_8B, "token", "2M", workload=Workload(1, prompt=256))
         assert found.calls_per_admission == 1
-        assert found.map_us_per_admission == pytest.approx(262)
+        longest, us = default_costs("stock-uvm").map_us[-1]
+        assert longest == 64 * M
+        assert found.map_us_per_admission == pytest.approx(us)
 
     def test_patched_sends_a_step_in_one_call(self):
         found = candidate(LLAMA3_8B, "layer", "64K", "patched", workload=Workload(256))
         assert found.calls_per_step == 1
         alone = candidate(LLAMA3_8B, "layer", "64K", "stock-uvm", workload=Workload(256))
         assert found.map_us_per_step < alone.map_us_per_step
+
+    @pytest.mark.parametrize("driver", ["stock-uvm", "cumem"])
+    def test_the_constants_are_those_of_the_calibration_that_is_kept(self, driver):
+        kept = json.loads((RESULTS / "h200" / "calibration.json").read_text())["drivers"][driver]
+        costs = default_costs(driver)
+        for name in ("map_us", "unmap_us"):
+            assert getattr(costs, name) == tuple(
+                (int(extent), us) for extent, us in kept[name].items()
+            )
 
     def test_calls_cost_what_was_measured_and_lie_between_where_nothing_was(self):
         costs = default_costs("stock-uvm")
@@ -170,7 +184,7 @@ class TestChoice:
         short = page(prompt=1000)
         assert page(prompt=1000, weight_bytes=64 << 30) < short
         assert page(prompt=4000) < short
-        assert page(prompt=4000) == 64 * K
+        assert page(prompt=8000) == 64 * K
 
     @settings(deadline=None)
     @given(

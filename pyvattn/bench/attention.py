@@ -19,6 +19,8 @@ from pyvattn.spec import CacheSpec
 
 Q_HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 _OURS, _PLAIN = "ours", "cudaMalloc"
+# At most this much of the time on cudaMalloc.
+_AS_FAST = {"layer": 1.02, "token": 1.03}
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def _compare(
             torch.cuda.empty_cache()
             yield Measure(f"{info.name}, {shape.name}: out of memory", 1, "kernels left out")
             continue
-        yield from _report(info.name, shape, seconds)
+        yield from _report(info.name, shape, options.layout, seconds)
 
 
 def _over_layers(attend: Callable[[Any], Any], problems: list[Any]) -> Callable[[], None]:
@@ -158,14 +160,16 @@ def _over_layers(attend: Callable[[Any], Any], problems: list[Any]) -> Callable[
     return call
 
 
-def _report(kernel: str, shape: Shape, seconds: dict[str, list[float]]) -> Iterator[Measure]:
+def _report(
+    kernel: str, shape: Shape, layout: str, seconds: dict[str, list[float]]
+) -> Iterator[Measure]:
     for name, values in seconds.items():
         title = f"{kernel}, {shape.name}: {name}"
         yield Measure.of(title, summarise(values), "ms", scale=1e3, note="all layers")
     for name, values in seconds.items():
         if name == _OURS:
             continue
-        target = 1.02 if name == _PLAIN else None
+        target = _AS_FAST.get(layout) if name == _PLAIN else None
         if name == "paged, 16 tokens" and shape.queries > 1:
             target = 0.90
         yield Measure.of(

@@ -96,27 +96,28 @@ def _on_curve(curve: Curve, extent: float) -> float:
     return y0 + (y1 - y0) * (extent - x0) / (x1 - x0)
 
 
-# With 64K entries. Up to 2M: what `pyvattn bench api` printed on 2026-11-23, for memory that
-# was mapped before; its JSON was not kept, so docs/results/ does not have it. Above: the
-# ioctl alone, before there was a driver.
+# What `pyvattn calibrate` measured on that H200 on 2026-11-23 (docs/results/h200): with 64K
+# entries, and an unmap maps zeros. Calls took between 19 and 40 µs on machines with the same
+# GPU and driver; a calibration of one's own is better than these.
 _STOCK_UVM_MAP_US = (
-    (64 * K, 28.3),
-    (128 * K, 29.0),
-    (256 * K, 28.9),
-    (512 * K, 28.8),
-    (1 * M, 28.5),
-    (2 * M, 36.4),
-    (16 * M, 74.0),
-    (64 * M, 262.0),
+    (64 * K, 39.774),
+    (128 * K, 39.989),
+    (256 * K, 39.382),
+    (512 * K, 39.833),
+    (2 * M, 48.869),
+    (8 * M, 70.939),
+    (16 * M, 100.677),
+    (64 * M, 299.18),
 )
-# An unmap maps zeros.
 _STOCK_UVM_UNMAP_US = (
-    (64 * K, 29.1),
-    (128 * K, 29.6),
-    (256 * K, 29.7),
-    (512 * K, 30.7),
-    (1 * M, 29.3),
-    (2 * M, 36.7),
+    (64 * K, 40.324),
+    (128 * K, 40.633),
+    (256 * K, 40.257),
+    (512 * K, 40.282),
+    (2 * M, 48.37),
+    (8 * M, 60.784),
+    (16 * M, 76.777),
+    (64 * M, 195.381),
 )
 
 DEFAULT_COSTS = {
@@ -143,10 +144,10 @@ DEFAULT_COSTS = {
         DriverCosts(
             driver="cumem",
             page_sizes=(2 * M,),
-            map_us=((2 * M, 38.1),),
+            map_us=((2 * M, 34.303),),
             read_gb_per_s=_H200_READ_GB_PER_S,
             source=f"cuMemMap + cuMemSetAccess of one page whose handle is there; {_H200}",
-            unmap_us=((2 * M, 32.5),),
+            unmap_us=((2 * M, 23.984),),
             extent_is_page=True,
             private_guard=True,
         ),
