@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 def spec_for(model: PreTrainedModel, max_slots: int, max_tokens: int) -> CacheSpec:
     """Return the spec of a cache for ``model``, with the dtype of its weights.
 
-    Its tail guard is what the attention kernels of this machine need. Raises :class:`~pyvattn.errors.UnsupportedError` for a model with other
-    layers than full attention, or :class:`~pyvattn.errors.SpecError` for a
-    config that says too little.
+    Its tail guard is what the attention kernels of this machine need. Raises
+    :class:`~pyvattn.errors.UnsupportedError` for a model with other layers than
+    full attention, or :class:`~pyvattn.errors.SpecError` for a config that says
+    too little.
     """
     config = model.config.get_text_config(decoder=True)
     _check_layers(config)
