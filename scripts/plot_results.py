@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
         draw_unit(panel, unit, measures)
     machine = found["machine"]
     where = ", ".join(machine.get("gpus") or [f"{machine['cpu']}, {machine['cores']} cores"])
-    figure.suptitle(f"{found['command']}\n{where}, {found['date'][:10]}", fontsize=10)
+    command = textwrap.fill(found["command"], 120, break_on_hyphens=False)
+    figure.suptitle(f"{command}\n{where}, {found['date'][:10]}", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
@@ -50,7 +52,8 @@ def draw_unit(panel: Any, unit: str, measures: list[dict[str, Any]]) -> None:
         if measure["low"] is not None:
             panel.plot([measure["low"], measure["high"]], [place, place], color="black", lw=1)
             end = max(end, measure["high"])
-        label = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+        label = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 8,
+                 "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}  # fmt: skip
         panel.annotate(f"{measure['value']:.4g}", (end, place), **label)
         for bound in (measure["at_least"], measure["at_most"]):
             if bound is not None:
