@@ -61,10 +61,15 @@ drivers() {
   part calibrate 120 "$PYTHON" -m pyvattn calibrate --out "$folder/calibration.json"
 }
 attention() {
+  local group
   bench attention-cumem 400 attention --driver cumem --layout layer --seconds 2
   bench attention-64k 400 attention --driver stock-uvm --page-size 64K --layout layer --seconds 2
   bench attention-token-2m 400 attention --driver stock-uvm --page-size 2M --layout token \
     --seconds 2
+  for group in 16 8; do
+    bench "attention-token-$group" 200 attention --driver cumem --layout token --seconds 2 \
+      --layers-per-arena "$group" --kernel flash-attn-3 --kernel torch-varlen
+  done
 }
 overlap() {
   local batch

@@ -97,6 +97,7 @@ def bandwidth(ctx: click.Context, /, out: str | None, as_json: bool, **options: 
 @click.command()
 @click.option("--kernel", multiple=True, help="A kernel by name; again for more [all there are].")
 @click.option("--layout", default="layer", help="layer, token or auto [layer].")
+@click.option("--layers-per-arena", type=int, help="With layout token: so many, not all.")
 @click.option("--layers", type=click.IntRange(min=1), default=32, help="Layers of KV [32].")
 @click.option("--rounds", type=click.IntRange(min=3), default=31, help="Of each kernel [31].")
 @click.option("--seconds", type=float, default=10.0, help="At most, for all rounds of one [10].")

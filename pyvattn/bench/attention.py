@@ -50,6 +50,7 @@ class Options:
     driver: str = "cumem"
     page_size: str = "auto"
     layout: str = "layer"
+    layers_per_arena: int | None = None
     device: int = 0
     kernel: Sequence[str] = ()
     layers: int = 32
@@ -84,6 +85,7 @@ def _open(options: Options, shape: Shape) -> KVCache:
         driver=options.driver,
         page_size=options.page_size,
         layout=options.layout,
+        layers_per_arena=options.layers_per_arena,
         memory=needed + needed // 4 + (1 << 30),
     )
 
