@@ -40,6 +40,7 @@ NV_STATUS uvm_vattn_batch_init(struct uvm_vattn_batch *batch,
 
 	memset(batch, 0, sizeof(*batch));
 	INIT_LIST_HEAD(&batch->pieces);
+	INIT_LIST_HEAD(&batch->tables);
 	uvm_range_tree_init(&batch->addresses);
 	batch->start = U64_MAX;
 
@@ -69,6 +70,7 @@ void uvm_vattn_batch_deinit(struct uvm_vattn_batch *batch)
 		uvm_kvfree(piece->old);
 		uvm_kvfree(piece);
 	}
+	uvm_vattn_tables_release(batch);
 	uvm_kvfree(batch->address_nodes);
 }
 

@@ -107,6 +107,18 @@ struct uvm_vattn_piece {
 	bool is_new;
 };
 
+/*
+ * A table of 64 KiB entries that a batch adds. UVM's book-keeping has it; the GPU
+ * learns of it in the batch's own pushes.
+ */
+struct uvm_vattn_table {
+	struct list_head node;
+
+	/* The 2 MiB entry that will lead to the table, and all of the table. */
+	uvm_page_table_range_t parent;
+	uvm_page_table_range_t ptes;
+};
+
 /* All that one UVM_VATTN_MAP or UVM_VATTN_UNMAP is going to do. */
 struct uvm_vattn_batch {
 	uvm_va_space_t *va_space;
@@ -115,6 +127,7 @@ struct uvm_vattn_batch {
 	uvm_page_tree_t *tree;
 
 	struct list_head pieces;
+	struct list_head tables;
 	u64 ptes;
 
 	/* Refuses an address that appears twice. */
@@ -179,9 +192,10 @@ NV_STATUS uvm_vattn_batch_isolate(uvm_ext_gpu_range_tree_t *tree,
 				  uvm_ext_gpu_map_t **map, u64 start, u64 end);
 
 /* uvm_vattn_tables.c */
-NV_STATUS uvm_vattn_tables_get(uvm_page_tree_t *tree, u64 start, u64 size,
+NV_STATUS uvm_vattn_tables_get(struct uvm_vattn_batch *batch, u64 start, u64 size,
 			       u64 page_size, uvm_page_table_range_vec_t *vec);
 void uvm_vattn_tables_put(uvm_page_table_range_vec_t *vec);
+void uvm_vattn_tables_release(struct uvm_vattn_batch *batch);
 
 /* uvm_vattn_ptes.c */
 NV_STATUS uvm_vattn_ptes_write(struct uvm_vattn_batch *batch, bool *started);

@@ -50,7 +50,7 @@ static NV_STATUS prepare_new(struct uvm_vattn_batch *batch,
 	map->owning_gpu = batch->gpu;
 	uvm_tracker_init(&map->tracker);
 
-	status = uvm_vattn_tables_get(batch->tree, start, end - start + 1,
+	status = uvm_vattn_tables_get(batch, start, end - start + 1,
 				      entry->pte_page_size, &map->pt_range_vec);
 	if (status != NV_OK)
 		goto error_map;

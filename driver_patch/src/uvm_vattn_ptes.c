@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /*
- * Writes a batch's page-table entries: as few pushes as their size allows, one
- * TLB invalidate in the last of them, one wait.
+ * Writes a batch's new page tables and its page-table entries: as few pushes as
+ * their size allows, one TLB invalidate in the last of them, one wait.
  */
 #include <linux/log2.h>
 
@@ -37,16 +37,28 @@ static void invalidate(struct pte_writer *writer)
 {
 	struct uvm_vattn_batch *batch = writer->batch;
 	uvm_page_tree_t *tree = batch->tree;
-	u64 size = batch->end - batch->start + 1;
-	u64 largest = rounddown_pow_of_two(batch->page_sizes);
+	bool new_tables = !list_empty(&batch->tables);
+	u64 page_sizes = batch->page_sizes;
+	u64 start = batch->start;
+	u64 end = batch->end + 1;
+	u64 largest;
+
+	/* The GPU may know that a 2 MiB entry led nowhere. */
+	if (new_tables) {
+		page_sizes |= UVM_PAGE_SIZE_2M;
+		start = ALIGN_DOWN(start, UVM_PAGE_SIZE_2M);
+		end = ALIGN(end, UVM_PAGE_SIZE_2M);
+	}
+	largest = rounddown_pow_of_two(page_sizes);
 
 	/*
 	 * One method, whatever the batch holds: the range around all of it, or
 	 * where the GPU takes only single pages, the whole address space.
 	 */
-	if (uvm_vattn_gpu_invalidates_ranges(batch->gpu) || size == largest)
-		uvm_tlb_batch_single_invalidate(tree, &writer->push, batch->start,
-						size, batch->page_sizes,
+	if (uvm_vattn_gpu_invalidates_ranges(batch->gpu) ||
+	    (end - start == largest && !new_tables))
+		uvm_tlb_batch_single_invalidate(tree, &writer->push, start,
+						end - start, page_sizes,
 						writer->membar);
 	else
 		batch->gpu->parent->host_hal->tlb_invalidate_all(&writer->push,
@@ -74,10 +86,19 @@ static NV_STATUS begin_push(struct pte_writer *writer)
 	return NV_OK;
 }
 
+/* Orders what was written so far with what follows. */
+static void settle(struct pte_writer *writer)
+{
+	uvm_pte_batch_end(&writer->ptes);
+
+	/* UVM's batch knows of entries only, and a directory may be in host memory. */
+	if (!list_empty(&writer->batch->tables))
+		uvm_hal_wfi_membar(&writer->push, UVM_MEMBAR_SYS);
+}
+
 static void end_push(struct pte_writer *writer, bool last)
 {
-	/* Puts a membar behind the entries that orders them with what follows. */
-	uvm_pte_batch_end(&writer->ptes);
+	settle(writer);
 
 	if (last)
 		invalidate(writer);
@@ -95,6 +116,46 @@ static NV_STATUS make_space(struct pte_writer *writer)
 	if (writer->open && !uvm_push_has_space(&writer->push, PUSH_MARGIN))
 		end_push(writer, false);
 	return writer->open ? NV_OK : begin_push(writer);
+}
+
+/*
+ * A new table is cleared before the 2 MiB entry leads to it, and both come before
+ * what is written into it.
+ */
+static NV_STATUS write_tables(struct pte_writer *writer)
+{
+	uvm_page_tree_t *tree = writer->batch->tree;
+	struct uvm_vattn_table *table;
+	uvm_gpu_phys_address_t address;
+	NV_STATUS status;
+
+	list_for_each_entry(table, &writer->batch->tables, node) {
+		status = make_space(writer);
+		if (status != NV_OK)
+			return status;
+		address = uvm_page_table_range_entry_address(tree, &table->ptes, 0);
+		uvm_pte_batch_clear_ptes(&writer->ptes, address, 0,
+					 uvm_mmu_pte_size(tree, table->ptes.page_size),
+					 table->ptes.entry_count);
+	}
+	if (writer->open) {
+		settle(writer);
+		uvm_pte_batch_begin(&writer->push, &writer->ptes);
+	}
+
+	list_for_each_entry(table, &writer->batch->tables, node) {
+		status = make_space(writer);
+		if (status != NV_OK)
+			return status;
+		uvm_push_set_flag(&writer->push, UVM_PUSH_FLAG_CE_NEXT_PIPELINED);
+		uvm_push_set_flag(&writer->push, UVM_PUSH_FLAG_NEXT_MEMBAR_NONE);
+		uvm_page_tree_write_pde(tree, &table->parent, &writer->push);
+	}
+	if (writer->open) {
+		settle(writer);
+		uvm_pte_batch_begin(&writer->push, &writer->ptes);
+	}
+	return NV_OK;
 }
 
 static u64 make_pte(struct pte_writer *writer, struct uvm_vattn_piece *piece,
@@ -144,9 +205,9 @@ static NV_STATUS write_piece(struct pte_writer *writer,
 }
 
 /*
- * *started tells whether the GPU may have seen some of it. A push can only fail
- * once UVM has given the GPU up (uvm_global_get_status); what was pushed until
- * then cannot be taken back.
+ * *started tells whether the GPU may have seen some of the entries; new tables
+ * alone map nothing. A push can only fail once UVM has given the GPU up
+ * (uvm_global_get_status); what was pushed until then cannot be taken back.
  */
 NV_STATUS uvm_vattn_ptes_write(struct uvm_vattn_batch *batch, bool *started)
 {
@@ -157,24 +218,28 @@ NV_STATUS uvm_vattn_ptes_write(struct uvm_vattn_batch *batch, bool *started)
 	};
 	struct uvm_vattn_counters *counters = &batch->state->counters;
 	struct uvm_vattn_piece *piece;
+	bool tables_written;
 	NV_STATUS wait_status;
 	NV_STATUS status;
 
+	*started = false;
 	uvm_assert_rwsem_locked_write(&batch->va_space->lock);
 
 	/* Accesses through what was mapped before come before its next use. */
 	if (batch->downgrades)
 		writer.membar = uvm_hal_downgrade_membar_type(batch->gpu, true);
 
-	/* New page tables must be there before anything is written to them. */
+	/* New directories must be there before anything is written to them. */
 	status = uvm_page_tree_wait(batch->tree);
 	if (status != NV_OK)
 		return status;
 
+	status = write_tables(&writer);
+	tables_written = status == NV_OK;
 	list_for_each_entry(piece, &batch->pieces, node) {
-		status = write_piece(&writer, piece);
 		if (status != NV_OK)
 			break;
+		status = write_piece(&writer, piece);
 	}
 	if (writer.open)
 		end_push(&writer, true);
@@ -184,7 +249,7 @@ NV_STATUS uvm_vattn_ptes_write(struct uvm_vattn_batch *batch, bool *started)
 	if (status == NV_OK)
 		status = wait_status;
 
-	*started = writer.pushes > 0;
+	*started = tables_written && writer.pushes > 0;
 	atomic64_add(writer.pushes, &counters->pte_pushes);
 	if (status == NV_OK)
 		atomic64_add(batch->ptes, &counters->ptes_written);

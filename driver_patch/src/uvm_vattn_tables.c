@@ -1,19 +1,90 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /*
  * Page tables under a batch's mappings. As uvm_page_table_range_vec_init() and
- * _deinit(), but without their wait for the GPU at each mapping: a batch waits
- * once for all of them, with uvm_page_tree_wait().
+ * _deinit(), but without their wait for the GPU at each mapping, and without
+ * their push for each table: where one of 64 KiB entries is missing, it is made
+ * with uvm_page_tree_alloc_table(), as managed memory's are, and goes to the GPU
+ * with the batch's entries (uvm_vattn_ptes.c).
  */
 #include "uvm_vattn_internal.h"
 
-NV_STATUS uvm_vattn_tables_get(uvm_page_tree_t *tree, u64 start, u64 size,
+/* Does the 2 MiB entry lead to a table of entries of page_size already? */
+static bool has_table(uvm_page_tree_t *tree, uvm_page_table_range_t *parent,
+		      u64 page_size)
+{
+	uvm_page_directory_t *directory = parent->table;
+	u32 depth = directory->depth;
+	bool found;
+	u32 index;
+
+	index = tree->hal->entries_per_index(depth) * parent->start_index +
+		tree->hal->entry_offset(depth, page_size);
+
+	uvm_mutex_lock(&tree->lock);
+	found = directory->entries[index];
+	uvm_mutex_unlock(&tree->lock);
+	return found;
+}
+
+/*
+ * Sees to it that there is a table for address. Nobody else adds or removes one
+ * meanwhile: the VA space's lock is held in write mode. What is missing above it
+ * UVM adds by itself, with a push for each 512 MiB.
+ */
+static NV_STATUS add_table(struct uvm_vattn_batch *batch, u64 address,
+			   u64 page_size)
+{
+	uvm_page_tree_t *tree = batch->tree;
+	uvm_page_table_range_t parent;
+	struct uvm_vattn_table *table;
+	NV_STATUS status;
+
+	status = uvm_page_tree_get_ptes_async(tree, UVM_PAGE_SIZE_2M,
+					      ALIGN_DOWN(address, UVM_PAGE_SIZE_2M),
+					      UVM_PAGE_SIZE_2M,
+					      UVM_PMM_ALLOC_FLAGS_EVICT, &parent);
+	if (status != NV_OK)
+		return status;
+
+	if (has_table(tree, &parent, page_size))
+		goto put_parent;
+
+	table = uvm_kvmalloc_zero(sizeof(*table));
+	if (!table) {
+		status = NV_ERR_NO_MEMORY;
+		goto put_parent;
+	}
+
+	status = uvm_page_tree_alloc_table(tree, page_size,
+					   UVM_PMM_ALLOC_FLAGS_EVICT, &parent,
+					   &table->ptes);
+	if (status != NV_OK)
+		goto free_table;
+
+	table->parent = parent;
+	list_add_tail(&table->node, &batch->tables);
+	return NV_OK;
+
+free_table:
+	uvm_kvfree(table);
+put_parent:
+	uvm_page_tree_put_ptes_async(tree, &parent);
+	return status;
+}
+
+NV_STATUS uvm_vattn_tables_get(struct uvm_vattn_batch *batch, u64 start, u64 size,
 			       u64 page_size, uvm_page_table_range_vec_t *vec)
 {
+	uvm_page_tree_t *tree = batch->tree;
 	u64 coverage = uvm_mmu_pde_coverage(tree, page_size);
+	bool below_2m = page_size < UVM_PAGE_SIZE_2M &&
+			uvm_mmu_page_size_supported(tree, UVM_PAGE_SIZE_2M);
 	u64 end = start + size;
 	NV_STATUS status;
 	u64 next;
 	size_t i;
+
+	uvm_assert_rwsem_locked_write(&batch->va_space->lock);
 
 	vec->tree = tree;
 	vec->start = start;
@@ -27,10 +98,12 @@ NV_STATUS uvm_vattn_tables_get(uvm_page_tree_t *tree, u64 start, u64 size,
 
 	for (i = 0; start < end; i++, start = next) {
 		next = min_t(u64, end, ALIGN_DOWN(start, coverage) + coverage);
-		status = uvm_page_tree_get_ptes_async(tree, page_size, start,
-						      next - start,
-						      UVM_PMM_ALLOC_FLAGS_EVICT,
-						      &vec->ranges[i]);
+		status = below_2m ? add_table(batch, start, page_size) : NV_OK;
+		if (status == NV_OK)
+			status = uvm_page_tree_get_ptes_async(tree, page_size, start,
+							      next - start,
+							      UVM_PMM_ALLOC_FLAGS_EVICT,
+							      &vec->ranges[i]);
 		if (status != NV_OK) {
 			uvm_vattn_tables_put(vec);
 			return status;
@@ -52,4 +125,25 @@ void uvm_vattn_tables_put(uvm_page_table_range_vec_t *vec)
 	}
 	uvm_kvfree(vec->ranges);
 	memset(vec, 0, sizeof(*vec));
+}
+
+/*
+ * The batch lets go of the tables that it added: they stay for the mappings that
+ * use them. A batch that failed has none, and UVM takes them away again.
+ */
+void uvm_vattn_tables_release(struct uvm_vattn_batch *batch)
+{
+	struct uvm_vattn_table *table, *next;
+
+	if (list_empty(&batch->tables))
+		return;
+
+	list_for_each_entry_safe(table, next, &batch->tables, node) {
+		uvm_page_tree_put_ptes_async(batch->tree, &table->ptes);
+		uvm_page_tree_put_ptes_async(batch->tree, &table->parent);
+		uvm_kvfree(table);
+	}
+
+	/* They leave the GPU before the VA space's lock is dropped. */
+	(void)uvm_page_tree_wait(batch->tree);
 }
