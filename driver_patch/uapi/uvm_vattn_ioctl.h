@@ -187,7 +187,7 @@ struct uvm_vattn_unmap {
 
 /*
  * UVM_VATTN_STATS: the VA space's state and what was done for it so far.
- * Work that UVM does to add and remove page tables is not counted.
+ * Work that UVM does to add directories and to remove page tables is not counted.
  */
 struct uvm_vattn_stats {
 	/* now; slot i is for pages of UVM_VATTN_MIN_PAGE << i */
@@ -206,7 +206,7 @@ struct uvm_vattn_stats {
 	__aligned_u64 map_entries;
 	__aligned_u64 unmap_entries;
 	__aligned_u64 ptes_written;
-	__aligned_u64 pte_pushes; /* command submissions that wrote entries */
+	__aligned_u64 pte_pushes; /* command submissions: entries, new page tables */
 	__aligned_u64 tlb_invalidates;
 	__aligned_u64 clear_pushes; /* command submissions that zeroed pages */
 
