@@ -7,12 +7,18 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <climits>
 #include <cstdlib>
+#include <thread>
 
 namespace pyvattn {
 namespace nvidia {
 namespace {
+
+// NVIDIA's modules refuse calls with EAGAIN from the moment at which the system is being
+// suspended until it has resumed. The clock stands still while the machine sleeps.
+constexpr std::chrono::seconds kResume{30};
 
 class LinuxSystem final : public System {
  public:
@@ -29,11 +35,16 @@ class LinuxSystem final : public System {
   void close(int fd) noexcept override { ::close(fd); }
 
   int ioctl(int fd, unsigned long request, void* argument) noexcept override {
-    int result = 0;
-    do {
-      result = ::ioctl(fd, request, argument);
-    } while (result < 0 && errno == EINTR);
-    return result < 0 ? errno : 0;
+    const auto give_up = std::chrono::steady_clock::now() + kResume;
+    while (::ioctl(fd, request, argument) < 0) {
+      const int error = errno;
+      if (error == EAGAIN && std::chrono::steady_clock::now() < give_up) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      } else if (error != EINTR) {
+        return error;
+      }
+    }
+    return 0;
   }
 
   std::optional<std::string> read(const std::string& path) override {

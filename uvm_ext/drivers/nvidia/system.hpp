@@ -19,7 +19,8 @@ class System {
   // Another descriptor of the same open file, or minus the errno.
   virtual int duplicate(int fd) = 0;
   virtual void close(int fd) noexcept = 0;
-  // Zero, or the errno. An interrupted call is made again.
+  // Zero, or the errno. A call that was interrupted, or refused because the system is being
+  // suspended, is made again; the latter for half a minute.
   virtual int ioctl(int fd, unsigned long request, void* argument) noexcept = 0;
 
   // A small text file, or nothing where it cannot be read.
