@@ -40,8 +40,8 @@ MUTANTS = (
         "uvm_vattn_ptes.c",
         (
             (
-                "	u64 size = batch->end - batch->start + 1;\n",
-                "	u64 size = rounddown_pow_of_two(batch->page_sizes);\n",
+                "	u64 end = batch->end + 1;\n",
+                "	u64 end = start + rounddown_pow_of_two(page_sizes);\n",
             ),
         ),
     ),
@@ -239,5 +239,62 @@ MUTANTS = (
         "a batch leaks its book-keeping",
         "uvm_vattn_batch.c",
         (("	uvm_kvfree(batch->address_nodes);\n", ""),),
+    ),
+    Mutant(
+        "a new page table is not cleared",
+        "uvm_vattn_ptes.c",
+        (("					 table->ptes.entry_count);", "					 1);"),),
+    ),
+    Mutant(
+        "nothing leads to a new page table",
+        "uvm_vattn_ptes.c",
+        (
+            (
+                "		uvm_page_tree_write_pde(tree, &table->parent, &writer->push);",
+                "		uvm_page_tree_clear_pde(tree, &table->parent, &writer->push);",
+            ),
+        ),
+    ),
+    Mutant(
+        "the invalidate leaves out what leads to a new page table",
+        "uvm_vattn_ptes.c",
+        (("		page_sizes |= UVM_PAGE_SIZE_2M;\n", ""),),
+    ),
+    Mutant(
+        "a page table is made although there is one",
+        "uvm_vattn_tables.c",
+        (("	if (has_table(tree, &parent, page_size))", "	if (!tree)"),),
+    ),
+    Mutant(
+        "a batch keeps the page tables that it made",
+        "uvm_vattn_tables.c",
+        (("		uvm_page_tree_put_ptes_async(batch->tree, &table->ptes);\n", ""),),
+    ),
+    Mutant(
+        "a batch keeps what is above its page tables",
+        "uvm_vattn_tables.c",
+        (("		uvm_page_tree_put_ptes_async(batch->tree, &table->parent);\n", ""),),
+    ),
+    Mutant(
+        "a failed batch whose page tables went out counts as carried out",
+        "uvm_vattn_ptes.c",
+        (
+            (
+                "	*started = tables_written && writer.pushes > 0;",
+                "	*started = writer.pushes > 0;",
+            ),
+        ),
+    ),
+    Mutant(
+        "a call does not hold off a suspend",
+        "uvm_vattn.c",
+        (
+            (
+                "	*rm_status = dispatch(uvm_fd_va_space(filp), cmd, &params);",
+                "	uvm_up_read(&g_uvm_global.pm.lock);\n"
+                "	*rm_status = dispatch(uvm_fd_va_space(filp), cmd, &params);\n"
+                "	uvm_down_read(&g_uvm_global.pm.lock);",
+            ),
+        ),
     ),
 )

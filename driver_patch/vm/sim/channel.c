@@ -238,6 +238,26 @@ static bool run_channel(struct sim_channel *channel)
 	return false;
 }
 
+bool sim_channels_are_idle(struct sim_gpu *gpu)
+{
+	struct sim_channel *channel;
+
+	list_for_each_entry(channel, &gpu->channels, node)
+		if (!channel->dead && (channel->push_length || channel->get != READ_ONCE(channel->put)))
+			return false;
+	return true;
+}
+
+/* Nobody may give work to a GPU that is suspended. */
+static void watch_channels(struct sim_gpu *gpu)
+{
+	struct sim_channel *channel;
+
+	list_for_each_entry(channel, &gpu->channels, node)
+		if (!channel->dead && channel->get != READ_ONCE(channel->put))
+			kill_channel(channel, "it got work while the system sleeps");
+}
+
 static int engine(void *data)
 {
 	struct sim_gpu *gpu = data;
@@ -251,8 +271,11 @@ static int engine(void *data)
 		WRITE_ONCE(gpu->time[1], upper_32_bits(now));
 		WRITE_ONCE(gpu->time[0], lower_32_bits(now));
 		mutex_lock(&gpu->lock);
-		list_for_each_entry(channel, &gpu->channels, node)
-			worked |= run_channel(channel);
+		if (gpu->suspended)
+			watch_channels(gpu);
+		else
+			list_for_each_entry(channel, &gpu->channels, node)
+				worked |= run_channel(channel);
 		mutex_unlock(&gpu->lock);
 		idle = worked ? 0 : idle + 1;
 		if (idle > IDLE_ROUNDS)

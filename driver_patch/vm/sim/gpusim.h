@@ -3,7 +3,8 @@
  * A simulated GPU behind the interface that nvidia.ko gives to nvidia-uvm.ko.
  *
  * Lock order: gpu->lock (engines, page tables, TLB) before gpu->pma.lock (allocation).
- * The interface functions of RM take either; none is held across a callback into UVM.
+ * The interface functions of RM take either; none is held across a callback into UVM. Calls of
+ * users take sim_user_work before both.
  */
 #ifndef GPUSIM_H
 #define GPUSIM_H
@@ -12,6 +13,7 @@
 #include <linux/list.h>
 #include <linux/mutex.h>
 #include <linux/pci.h>
+#include <linux/rwsem.h>
 #include <linux/types.h>
 #include <linux/xarray.h>
 
@@ -82,6 +84,7 @@ struct sim_gpu {
 	struct gpusim_counters counters;
 	u64 lost_after;	/* pushes, by the counter above; 0: never */
 	bool lost;
+	bool suspended;
 	u32 time[2];
 	u32 next_channel;
 	struct task_struct *engine;
@@ -241,6 +244,7 @@ struct sim_channel {
 
 enum sim_step { SIM_DONE, SIM_STALL, SIM_ERROR };
 
+bool sim_channels_are_idle(struct sim_gpu *gpu);
 int sim_engine_start(struct sim_gpu *gpu);
 void sim_engine_stop(struct sim_gpu *gpu);
 enum sim_step sim_host_method(struct sim_channel *channel, u32 method, u32 data);
@@ -252,8 +256,15 @@ enum gpusim_fault sim_copy_virtual(struct sim_vaspace *vas, u64 va, void *buffer
 /* rm_user.c */
 int sim_rm_user_init(void);
 void sim_rm_user_exit(void);
+void sim_rm_user_reap(void);
 struct sim_vaspace *sim_user_vaspace_get(u32 client, u32 object);
 struct sim_memory *sim_user_memory_get(u32 client, u32 object);
+
+/* power.c */
+extern struct rw_semaphore sim_user_work;	/* held shared by calls of users; they wait while the system sleeps */
+bool sim_is_suspended(void);
+int sim_suspend(void);
+int sim_resume(void);
 
 /* rm_control.c */
 NV_STATUS sim_rm_control(u32 command, void __user *params, u32 size);

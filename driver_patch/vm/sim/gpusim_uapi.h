@@ -148,4 +148,11 @@ struct gpusim_constructors {
 #define GPUSIM_CONSTRUCT _IOW('g', 9, struct gpusim_constructors)
 #define GPUSIM_LOSE _IOW('g', 10, struct gpusim_lose)
 
+/*
+ * The system is suspended, as RM does it on a write to /proc/driver/nvidia/suspend, with processes
+ * running; and resumed, if it is not awake. Between the two, calls to RM and accesses wait.
+ */
+#define GPUSIM_SUSPEND _IO('g', 11)
+#define GPUSIM_RESUME _IO('g', 12)
+
 #endif

@@ -11,6 +11,8 @@ bool sim_injected(const char *name, NV_STATUS *status)
 {
 	bool fail = false;
 
+	if (sim_is_suspended())
+		sim_model_error("%s is called while the system sleeps", name);
 	spin_lock(&sim_inject_lock);
 	if (sim_armed.nth && (!sim_armed.name[0] || !strcmp(sim_armed.name, name))) {
 		sim_armed.calls++;

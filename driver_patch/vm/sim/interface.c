@@ -168,15 +168,3 @@ NV_STATUS nvUvmInterfaceServiceDeviceInterruptsRM(uvmGpuDeviceHandle device)
 	return NV_OK;
 }
 EXPORT_SYMBOL(nvUvmInterfaceServiceDeviceInterruptsRM);
-
-NV_STATUS nvUvmInterfaceRegisterUvmCallbacks(struct UvmOpsUvmEvents *importedUvmOps)
-{
-	SIM_MAY_FAIL();
-	return NV_OK;
-}
-EXPORT_SYMBOL(nvUvmInterfaceRegisterUvmCallbacks);
-
-void nvUvmInterfaceDeRegisterUvmOps(void)
-{
-}
-EXPORT_SYMBOL(nvUvmInterfaceDeRegisterUvmOps);

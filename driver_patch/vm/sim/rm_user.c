@@ -317,7 +317,7 @@ static long ioctl_control(void __user *argument)
 	return copy_to_user(argument, &request, sizeof(request)) ? -EFAULT : 0;
 }
 
-static long user_ioctl(struct file *file, unsigned int command, unsigned long argument)
+static long do_ioctl(struct file *file, unsigned int command, unsigned long argument)
 {
 	struct rm_free request;
 
@@ -341,16 +341,49 @@ static long user_ioctl(struct file *file, unsigned int command, unsigned long ar
 	return -EINVAL;
 }
 
-static int user_release(struct inode *inode, struct file *file)
+static long user_ioctl(struct file *file, unsigned int command, unsigned long argument)
+{
+	long result;
+
+	if (down_read_killable(&sim_user_work))
+		return -EINTR;
+	result = do_ioctl(file, command, argument);
+	up_read(&sim_user_work);
+	return result;
+}
+
+static void destroy_clients(const struct file *owner)
 {
 	struct rm_client *client, *next;
 
 	mutex_lock(&rm_lock);
 	list_for_each_entry_safe(client, next, &rm_clients, node)
-		if (client->owner == file)
+		if (client->owner == owner)
 			destroy_client(client);
 	mutex_unlock(&rm_lock);
+}
+
+static int user_release(struct inode *inode, struct file *file)
+{
+	struct rm_client *client;
+
+	if (down_read_trylock(&sim_user_work)) {
+		destroy_clients(file);
+		up_read(&sim_user_work);
+		return 0;
+	}
+	mutex_lock(&rm_lock);
+	list_for_each_entry(client, &rm_clients, node)
+		if (client->owner == file)
+			client->owner = NULL;
+	mutex_unlock(&rm_lock);
 	return 0;
+}
+
+/* What was closed while the system slept. */
+void sim_rm_user_reap(void)
+{
+	destroy_clients(NULL);
 }
 
 static const struct file_operations user_operations = {

@@ -176,6 +176,19 @@ static long do_lose(void __user *argument)
 	return 0;
 }
 
+/* What reads or writes the GPU's memory. */
+static long do_work(unsigned int command, void __user *user)
+{
+	long result;
+
+	if (down_read_killable(&sim_user_work))
+		return -EINTR;
+	result = command == GPUSIM_ACCESS ? do_access(user) :
+		 command == GPUSIM_FB_ACCESS ? do_fb_access(user) : do_dump(user);
+	up_read(&sim_user_work);
+	return result;
+}
+
 static long test_ioctl(struct file *file, unsigned int command, unsigned long argument)
 {
 	void __user *user = (void __user *)argument;
@@ -185,17 +198,19 @@ static long test_ioctl(struct file *file, unsigned int command, unsigned long ar
 
 	switch (command) {
 	case GPUSIM_ACCESS:
-		return do_access(user);
 	case GPUSIM_FB_ACCESS:
-		return do_fb_access(user);
 	case GPUSIM_DUMP:
-		return do_dump(user);
+		return do_work(command, user);
 	case GPUSIM_COUNTERS:
 		return do_counters(user);
 	case GPUSIM_LIMIT:
 		return do_limit(user);
 	case GPUSIM_LOSE:
 		return do_lose(user);
+	case GPUSIM_SUSPEND:
+		return sim_suspend();
+	case GPUSIM_RESUME:
+		return sim_resume();
 	case GPUSIM_INJECT:
 		return copy_from_user(&inject, user, sizeof(inject)) ? -EFAULT : sim_inject_arm(&inject);
 	case GPUSIM_INJECTED:

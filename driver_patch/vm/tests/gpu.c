@@ -425,6 +425,16 @@ void lose_gpu_after(unsigned int index, uint32_t pushes)
 	sim_call(GPUSIM_LOSE, &request);
 }
 
+void suspend_system(void)
+{
+	sim_call(GPUSIM_SUSPEND, NULL);
+}
+
+void resume_system(void)
+{
+	sim_call(GPUSIM_RESUME, NULL);
+}
+
 struct gpusim_live live_objects(void)
 {
 	struct gpusim_live live;

@@ -72,6 +72,8 @@ void inject_off(void);
 struct gpusim_inject injected(void);
 void limit_pages(unsigned int index, uint64_t pages);
 void lose_gpu_after(unsigned int index, uint32_t pushes);
+void suspend_system(void);
+void resume_system(void);	/* if it is not awake */
 struct gpusim_live live_objects(void);
 uint64_t live_count(const char *kind);
 

@@ -48,8 +48,9 @@ __attribute__((format(printf, 1, 2))) void note(const char *format, ...);
 /* Runs in a child of the test; returns its exit status, or 128 + the signal that ended it. */
 int in_child(void (*function)(void *), void *argument);
 
-/* Whether the loaded module has our ioctls; a setting given on the kernel's command line. */
+/* Whether the loaded module has our ioctls, UVM's own checks; a setting given on the kernel's command line. */
 bool module_is_patched(void);
+bool module_is_debug(void);
 const char *setting(const char *name, const char *fallback);
 
 #endif

@@ -137,6 +137,15 @@ bool module_is_patched(void)
 	return answered;
 }
 
+/* UVM_BUILD_TYPE=debug; the parameter's default says so. */
+bool module_is_debug(void)
+{
+	char text[16];
+
+	read_file("/sys/module/nvidia_uvm/parameters/uvm_debug_enable_push_desc", text, sizeof(text));
+	return atoi(text) == 1;
+}
+
 static void load(const char *path, const char *parameters)
 {
 	int file = open(path, O_RDONLY | O_CLOEXEC);

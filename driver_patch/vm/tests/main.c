@@ -135,6 +135,7 @@ static void run_test(const struct test *test)
 	kill(-child, SIGKILL);
 	inject_off();
 	limit_pages(0, 0);
+	resume_system();
 	problem = status == -1 ? "hangs" : test->ends_module ? NULL : leaked(&before);
 	said = test->ends_module ? NULL : scan_kernel_log(test->logs);
 	problem = said ? said : problem;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/ioctl.h>
 
@@ -8,10 +9,14 @@
 
 static __thread uint32_t last_failed_entry;
 
+/* EAGAIN: the system is suspended, and the call is to be made again after resume. */
 static void call(struct gpu *gpu, unsigned long command, void *params)
 {
-	if (ioctl(gpu->uvm, command, params))
-		FAIL("ioctl 0x%lx: %s", command, strerror(errno));
+	while (ioctl(gpu->uvm, command, params)) {
+		if (errno != EAGAIN)
+			FAIL("ioctl 0x%lx: %s", command, strerror(errno));
+		sched_yield();
+	}
 }
 
 struct uvm_vattn_query vattn_query(struct gpu *gpu)

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
 import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import conformance
@@ -50,6 +54,47 @@ def patch_statistics() -> dict[str, int]:
         if struct.unpack_from("=I", block, _STATS_BYTES - 4)[0] == 0:
             return dict(zip(_STATS_FIELDS, struct.unpack_from("=14Q", block, 128), strict=True))
     raise AssertionError("no descriptor of this process answers UVM_VATTN_STATS")
+
+
+#: GPUSIM_SUSPEND and GPUSIM_RESUME.
+_SIM_SUSPEND, _SIM_RESUME = (ord("g") << 8 | number for number in (11, 12))
+
+#: Resumes the system when the process that it is told of has begun to wait.
+_RESUMER = f"""
+import fcntl, os, sys
+assert sys.stdin.buffer.read(1)
+while open(f"/proc/{{sys.argv[1]}}/stat").read().rsplit(")", 1)[1].split()[0] != "S":
+    pass
+fcntl.ioctl(os.open("/dev/gpusim", os.O_RDWR), {_SIM_RESUME})
+"""
+
+
+@contextlib.contextmanager
+def suspended() -> Iterator[Callable[[], None]]:
+    """Suspend the system; what is yielded lets it resume once this thread waits."""
+    sim = os.open("/dev/gpusim", os.O_RDWR)
+    uvm = os.open("/dev/nvidia-uvm", os.O_RDWR)
+    resumer = subprocess.Popen(
+        [sys.executable, "-IS", "-c", _RESUMER, str(os.getpid())], stdin=subprocess.PIPE
+    )
+    fcntl.ioctl(sim, _SIM_SUSPEND)
+
+    def resume_when_i_wait() -> None:
+        assert resumer.stdin is not None
+        resumer.stdin.write(b".")
+        resumer.stdin.flush()
+
+    try:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.ioctl(uvm, _STATS, bytearray(_STATS_BYTES))
+            raise AssertionError("nvidia-uvm takes calls while the system is suspended")
+        yield resume_when_i_wait
+    finally:
+        fcntl.ioctl(sim, _SIM_RESUME)
+        resumer.kill()
+        resumer.communicate()
+        os.close(uvm)
+        os.close(sim)
 
 
 class DeviceSpace(conformance.Space):

@@ -7,7 +7,13 @@ import gc
 
 import conformance
 import pytest
-from machine_gpu import DeviceSpace, page_sizes, patch_statistics, simulator_counters
+from machine_gpu import (
+    DeviceSpace,
+    page_sizes,
+    patch_statistics,
+    simulator_counters,
+    suspended,
+)
 
 from pyvattn import CacheSpec, KVCache, _native
 from pyvattn.detect import auto_driver, detect_drivers
@@ -31,6 +37,15 @@ class OnMachine(conformance.DriverConformance):
         space = DeviceSpace(driver, page)
         yield space
         space.give_back()
+
+    def test_a_call_waits_while_the_system_is_suspended(self, space):
+        space.map(1, 2)
+        space.write(1, b"x" * 64)
+        with suspended() as resume_when_i_wait:
+            resume_when_i_wait()
+            space.map(5, 2)
+        assert space.read(1) == b"x" * 64
+        assert space.read(5) == b"x" * 64
 
     def test_the_driver_itself_rolls_a_bad_batch_back(self, page, monkeypatch):
         monkeypatch.setattr(conformance, "Space", DeviceSpace)
