@@ -1,7 +1,7 @@
 # The driver patch: build it, put it into a tree, take it out, check it. See driver_patch/README.md.
 DRIVER_SCRIPTS := driver_patch/scripts
 
-.PHONY: driver driver-patch driver-unpatch driver-check
+.PHONY: driver driver-patch driver-unpatch driver-check driver-check-dkms
 
 driver: ## Build the patched nvidia-uvm.ko (RELEASE=… or DRIVER_SRC=…, KERNEL=…)
 	@DRIVER_SRC='$(DRIVER_SRC)' RELEASE='$(RELEASE)' KERNEL='$(KERNEL)' $(DRIVER_SCRIPTS)/make-driver
@@ -14,3 +14,6 @@ driver-unpatch: ## Take the patch out of a source tree again (DRIVER_SRC=…)
 
 driver-check: ## Build two Debian releases; compiler, sparse and checkpatch must have nothing to say
 	@$(DRIVER_SCRIPTS)/check-driver
+
+driver-check-dkms: ## Let DKMS build two Debian releases with the patch, to the end (root, some minutes)
+	@$(DRIVER_SCRIPTS)/check-dkms
