@@ -7,6 +7,7 @@
 #include <linux/completion.h>
 #include <linux/delay.h>
 #include <linux/kthread.h>
+#include <linux/lockdep.h>
 
 #include "gpusim.h"
 
@@ -91,6 +92,8 @@ static int sleep_and_wake(void *unused)
 {
 	unsigned int i;
 
+	/* UVM holds the locks of all VA spaces at once, and turns its own tracking of locks off for it. */
+	lockdep_off();
 	down_write(&sim_user_work);
 	result = uvm_events->suspend();
 	WRITE_ONCE(suspended, true);
@@ -105,6 +108,7 @@ static int sleep_and_wake(void *unused)
 	if (result == NV_OK)
 		result = uvm_events->resume();
 	up_write(&sim_user_work);
+	lockdep_on();
 	sim_rm_user_reap();
 	complete(&awake);
 	return 0;

@@ -105,8 +105,9 @@ PATCH_TEST(first_push_of_a_map_fails)
  */
 PATCH_TEST(push_of_new_page_tables_fails)
 {
+	enum { TABLES = 1300 };	/* two pushes */
 	struct gpu gpu = open_gpu(0);
-	uint64_t handle = vattn_alloc(&gpu, PAGE_64K, PAGES), base = external_range(&gpu, ENTRIES * PAGE_2M);
+	uint64_t handle = vattn_alloc(&gpu, PAGE_64K, PAGES), base = external_range(&gpu, TABLES * PAGE_2M);
 	unsigned int i, nth, tables_alone = 0;
 	struct gpusim_pte pte;
 	NV_STATUS status = NV_ERR_NO_MEMORY;
@@ -114,24 +115,24 @@ PATCH_TEST(push_of_new_page_tables_fails)
 	if (!pushes_can_fail(&gpu))
 		return;
 	aim(handle, base);
-	for (i = 0; i < ENTRIES; i++) {
+	for (i = 0; i < TABLES; i++) {
 		entries[i].address = base + i * PAGE_2M;
 		ranges[i].address = entries[i].address;
 	}
 	for (nth = 1; status == NV_ERR_NO_MEMORY; nth++) {
 		inject("push", nth);
-		status = try_map(&gpu, entries, ENTRIES);
+		status = try_map(&gpu, entries, TABLES);
 		inject_off();
 		if (status == NV_ERR_NO_MEMORY && !vattn_stats(&gpu).bytes_mapped[0]) {
 			tables_alone++;
-			CHECK_EQ(dump_ptes(&gpu, base, ENTRIES * PAGE_2M, &pte, 1), 0);
+			CHECK_EQ(dump_ptes(&gpu, base, TABLES * PAGE_2M, &pte, 1), 0);
 		}
 	}
 	CHECK_EQ(status, NV_OK);
 	CHECK(tables_alone >= 2);
-	for (i = 0; i < ENTRIES; i++)
+	for (i = 0; i < TABLES; i++)
 		CHECK_EQ(gpu_write(&gpu, entries[i].address, &i, sizeof(i)), GPUSIM_FAULT_NONE);
-	CHECK_EQ(try_unmap(&gpu, ranges, ENTRIES), NV_OK);
+	CHECK_EQ(try_unmap(&gpu, ranges, TABLES), NV_OK);
 	vattn_free(&gpu, handle);
 }
 
