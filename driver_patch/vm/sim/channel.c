@@ -278,10 +278,14 @@ static int engine(void *data)
 				worked |= run_channel(channel);
 		mutex_unlock(&gpu->lock);
 		idle = worked ? 0 : idle + 1;
-		if (idle > IDLE_ROUNDS)
+		if (idle > IDLE_ROUNDS) {
 			usleep_range(20, 100);
-		else
-			cond_resched();
+			continue;
+		}
+		/* Where virtual CPUs take turns, pause ends the turn: whoever waits may go on. */
+		if (idle)
+			cpu_relax();
+		cond_resched();
 	}
 	return 0;
 }

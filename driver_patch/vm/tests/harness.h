@@ -8,6 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+/* Where user/server.py listens. */
+#define PYTHON_SOCKET "/tmp/python"
+
 struct test {
 	const char *name;
 	void (*run)(void);

@@ -140,11 +140,12 @@ PATCH_TEST(handle_of_an_unregistered_gpu_is_gone)
 	CHECK_EQ(try_free(&gpu, handle), NV_ERR_INVALID_OBJECT_HANDLE);
 }
 
-static void map_and_unmap_for_ever(void *unused)
+static void map_and_unmap_for_ever(int ready)
 {
 	struct gpu gpu = open_gpu(0);
 	uint64_t base = external_range(&gpu, 16 * MB), round;
 
+	CHECK(write(ready, "", 1) == 1);
 	for (round = 0;; round++) {
 		uint64_t handle = vattn_alloc(&gpu, PAGE_64K << (round % 3), 16);
 
@@ -154,19 +155,29 @@ static void map_and_unmap_for_ever(void *unused)
 	}
 }
 
-/* SIGKILL at points that differ from one round to the next. */
+/*
+ * SIGKILL at points that differ from one round to the next, once the GPU is registered: where a
+ * registration is killed that makes a kernel thread, NVIDIA's alloc_parent_gpu() leaks.
+ */
 PATCH_TEST(killed_at_random_points)
 {
 	unsigned int round;
+	char byte;
 
 	for (round = 0; round < 12; round++) {
-		pid_t child = fork();
+		int ready[2];
+		pid_t child;
 
+		CHECK(!pipe(ready));
+		child = fork();
 		if (!child) {
-			map_and_unmap_for_ever(NULL);
+			map_and_unmap_for_ever(ready[1]);
 			_exit(1);
 		}
-		usleep(60000 + round * 7919);
+		close(ready[1]);
+		CHECK(read(ready[0], &byte, 1) == 1);
+		close(ready[0]);
+		usleep(round * 7919);
 		kill(child, SIGKILL);
 		CHECK(waitpid(child, NULL, 0) == child);
 	}

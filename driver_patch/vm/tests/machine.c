@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
+#define _GNU_SOURCE	/* pipe2 */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -180,7 +181,7 @@ static void node(const char *path, unsigned int major, unsigned int minor)
 }
 
 /* The constructors that gcov's counters need, which this kernel does not call. */
-static void start_coverage(void)
+void start_coverage(void)
 {
 	struct gpusim_constructors request = { 0 };
 	char text[64];
@@ -235,12 +236,15 @@ const char *find_kernel_leaks(void)
 }
 
 /* The limit of a VA space lies below the 62 MB that the GPU has by default: both can be reached. */
-void load_modules(const char *gpu)
+void load_modules(const char *flavour, const char *gpu)
 {
 	unsigned int major;
+	char path[64];
 
-	load("/nvidia.ko", gpu ? gpu : "fb_mb=64");
-	load("/nvidia-uvm.ko", gpu ? "uvm_leak_checker=2" :
+	snprintf(path, sizeof(path), "/modules/%s/nvidia.ko", flavour);
+	load(path, gpu ? gpu : "fb_mb=64");
+	snprintf(path, sizeof(path), "/modules/%s/nvidia-uvm.ko", flavour);
+	load(path, gpu ? "uvm_leak_checker=2" :
 	     "uvm_enable_builtin_tests=1 uvm_leak_checker=2 uvm_vattn_max_mbytes=40");
 	major = major_of("nvidia-uvm");
 	unlink("/dev/nvidia-uvm");
@@ -267,8 +271,27 @@ void set_up_machine(void)
 	node("/dev/nvidia0", 195, 0);
 	node("/dev/nvidia1", 195, 1);
 	tell_kmemleak("clear");
-	load_modules(NULL);
-	start_coverage();
+}
+
+/* Python is started and its packages are imported once; each test is a fork of it. */
+void start_python(void)
+{
+	int ready[2];
+	char byte, *variables[] = { "HOME=/tmp", "PYTHONDONTWRITEBYTECODE=1", "LD_LIBRARY_PATH=/usr/lib/machine", NULL };
+
+	if (access("/user/server.py", R_OK))
+		return;
+	if (pipe2(ready, O_CLOEXEC))
+		give_up("pipe");
+	if (!fork()) {
+		dup2(ready[1], STDOUT_FILENO);
+		execle("/usr/bin/python3", "/usr/bin/python3", "/user/server.py", PYTHON_SOCKET, (char *)NULL, variables);
+		_exit(127);
+	}
+	close(ready[1]);
+	if (read(ready[0], &byte, 1) != 1)
+		give_up("Python");
+	close(ready[0]);
 }
 
 void run_shell(void)

@@ -5,7 +5,10 @@
 
 void set_up_machine(void);
 void panic_on_warning(bool panic);
-void load_modules(const char *gpu);	/* parameters of the simulator, NULL: those of most tests */
+/* Modules of a flavour; parameters of the simulator, NULL: those of most tests. */
+void load_modules(const char *flavour, const char *gpu);
+void start_coverage(void);
+void start_python(void);	/* for the tests of user space, where the machine has it */
 void run_shell(void);
 const char *unload_modules(void);	/* NULL, or what went wrong */
 const char *scan_kernel_log(const char *allowed);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /*
- * The first process of the emulated machine: loads the modules, runs the tests, looks for
- * leaks, and only then writes the verdict to the second serial port.
+ * The first process of the emulated machine: loads the modules of one flavour after the other,
+ * runs the tests, looks for leaks, and only then writes the verdict to the second serial port.
  */
 #define _GNU_SOURCE	/* FNM_EXTMATCH */
 #include <errno.h>
@@ -30,6 +30,7 @@
 extern const struct test __start_tests[], __stop_tests[];
 
 static unsigned int passed, failed, skipped;
+static const char *flavour;	/* of the modules that are loaded */
 static const char *used_gpu;	/* parameters of the simulator that is loaded */
 static bool modules_are_spent;
 
@@ -106,7 +107,7 @@ static void prepare_modules(const struct test *test)
 	if (test->gpu == used_gpu && !modules_are_spent && !test->ends_module)
 		return;
 	end_modules();
-	load_modules(test->gpu);
+	load_modules(flavour, test->gpu);
 	used_gpu = test->gpu;
 	modules_are_spent = false;
 }
@@ -151,6 +152,14 @@ static void run_test(const struct test *test)
 	}
 }
 
+/* The stock module may have a choice of its own: most tests have nothing to say about it. */
+static bool is_chosen(const struct test *test)
+{
+	if (!strcmp(flavour, "stock") && fnmatch(setting("only_stock", "*"), test->name, FNM_EXTMATCH))
+		return false;
+	return !fnmatch(setting("only", "*"), test->name, FNM_EXTMATCH);
+}
+
 static void run_tests(void)
 {
 	bool slow = !strcmp(setting("slow", "0"), "1");
@@ -159,7 +168,7 @@ static void run_tests(void)
 	const struct test *test;
 
 	for (test = __start_tests; test < __stop_tests; test++) {
-		if (fnmatch(setting("only", "*"), test->name, FNM_EXTMATCH))
+		if (!is_chosen(test))
 			continue;
 		if ((test->needs_patch && !patched) || (test->needs_stock && patched) || (test->slow && !slow)) {
 			skipped++;
@@ -171,9 +180,33 @@ static void run_tests(void)
 	}
 }
 
+/* Tests on the modules of each flavour that the machine was given, and then no modules any more. */
+static void run_flavours(void)
+{
+	static const char *const all[] = { "stock", "patched", "checked" };
+	char path[64];
+	size_t i;
+
+	for (i = 0; i < sizeof(all) / sizeof(*all); i++) {
+		snprintf(path, sizeof(path), "/modules/%s", all[i]);
+		if (access(path, R_OK))
+			continue;
+		flavour = all[i];
+		report("== %s module", flavour);
+		panic_on_warning(true);
+		load_modules(flavour, NULL);
+		used_gpu = NULL;
+		modules_are_spent = false;
+		start_coverage();
+		run_tests();
+		end_modules();
+		if (failed && !strcmp(setting("fail_fast", "0"), "1"))
+			return;
+	}
+}
+
 static void finish(void)
 {
-	end_modules();
 	report("verdict %s passed=%u failed=%u skipped=%u seconds=%.1f",
 	       !failed && passed ? "PASS" : "FAIL", passed, failed, skipped, now());
 	sync();
@@ -185,10 +218,12 @@ int main(void)
 	set_up_machine();
 	scan_kernel_log("");
 	if (!strcmp(setting("mode", "test"), "shell")) {
+		load_modules(setting("shell", "patched"), NULL);
 		run_shell();
 		reboot(RB_POWER_OFF);
 	}
-	run_tests();
+	start_python();
+	run_flavours();
 	finish();
 	return 1;
 }
