@@ -86,6 +86,7 @@ class TestPatched(OnMachine):
             layout="layer",
             memory="96MiB",
             eager=False,
+            read_ahead=0,
         ) as cache:
             assert cache.driver == "patched"
             slots = [cache.acquire(32) for _ in range(16)]
