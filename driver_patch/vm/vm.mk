@@ -11,7 +11,8 @@ vm-test: $(VENV)/.build ## Test the patched kernel module on a simulated GPU in 
 vm-shell: ## A shell in the emulated machine (VM_RELEASE=…)
 	scripts/vm-shell $(VM_RELEASE)
 
-vm-hardening: ## The same tests with UVM's assertions, on kernels that check themselves (KASAN, lockdep, kmemleak)
+vm-hardening: ## The same tests with UVM's assertions, on kernels that check themselves (KASAN, lockdep, kmemleak); races on two CPUs
+	$(VM)/test-races $(VM_RELEASES)
 	$(VM)/test-hardening $(VM_RELEASES)
 
 vm-coverage: ## Lines of uvm_vattn*.c that the tests execute
