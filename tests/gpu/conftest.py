@@ -41,5 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE not in item.path.parents:
             continue
         item.add_marker(pytest.mark.gpu)
+        # What torch warns of in its own modules (compilers, debug modes) is not ours to mend.
+        item.add_marker(pytest.mark.filterwarnings("ignore:::torch[.]"))
         if reason := why_no_gpu():
             item.add_marker(pytest.mark.skip(reason=reason))
