@@ -66,7 +66,7 @@ def measure(options: Options) -> Iterator[Measure]:
         torch.cuda.empty_cache()
         with _open(options, shape) as cache:
             tensors = _fill(torch, cache, shape)
-            yield from _compare(torch, options, shape, tensors)
+            yield from _compare(torch, options, shape, cache.layout, tensors)
 
 
 def _open(options: Options, shape: Shape) -> KVCache:
@@ -108,7 +108,11 @@ def _fill(torch: Any, cache: KVCache, shape: Shape) -> dict[str, list[tuple[Any,
 
 
 def _compare(
-    torch: Any, options: Options, shape: Shape, tensors: dict[str, list[tuple[Any, Any]]]
+    torch: Any,
+    options: Options,
+    shape: Shape,
+    layout: str,
+    tensors: dict[str, list[tuple[Any, Any]]],
 ) -> Iterator[Measure]:
     from pyvattn.attention import kernel_infos
     from pyvattn.attention.problem import Problem
@@ -151,7 +155,7 @@ def _compare(
             torch.cuda.empty_cache()
             yield Measure(f"{info.name}, {shape.name}: out of memory", 1, "kernels left out")
             continue
-        yield from _report(info.name, shape, options.layout, seconds)
+        yield from _report(info.name, shape, layout, seconds)
 
 
 def _over_layers(attend: Callable[[Any], Any], problems: list[Any]) -> Callable[[], None]:
@@ -171,7 +175,7 @@ def _report(
     for name, values in seconds.items():
         if name == _OURS:
             continue
-        target = _AS_FAST.get(layout) if name == _PLAIN else None
+        target = _AS_FAST[layout] if name == _PLAIN else None
         if name == "paged, 16 tokens" and shape.queries > 1:
             target = 0.90
         yield Measure.of(
