@@ -22,16 +22,8 @@ static void *map_and_unmap(void *argument)
 	struct worker *worker = argument;
 	uint64_t size = PAGE_64K << (worker->number % 3), round;
 
-	for (round = 0; round < ROUNDS; round++) {
-		uint64_t handle = vattn_alloc(worker->gpu, size, 8), seed = worker->number * 1000 + round;
-
-		map_one(worker->gpu, worker->base, handle, 0, 8);
-		gpu_check_zero(worker->gpu, worker->base, 8 * size);
-		gpu_fill(worker->gpu, worker->base, 8 * size, seed);
-		gpu_check(worker->gpu, worker->base, 8 * size, seed);
-		unmap_one(worker->gpu, worker->base, 8 * size);
-		vattn_free(worker->gpu, handle);
-	}
+	for (round = 0; round < ROUNDS; round++)
+		vattn_round_trip(worker->gpu, worker->base, size, 8, worker->number * 1000 + round);
 	return NULL;
 }
 

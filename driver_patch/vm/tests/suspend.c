@@ -157,16 +157,8 @@ static void *work(void *argument)
 	struct worker *worker = argument;
 	uint64_t seed;
 
-	for (seed = worker->number; !*worker->stop; seed += 10, worker->rounds++) {
-		uint64_t handle = vattn_alloc(worker->gpu, PAGE_64K, 40);
-
-		map_one(worker->gpu, worker->base, handle, 0, 40);
-		gpu_check_zero(worker->gpu, worker->base, 40 * PAGE_64K);
-		gpu_fill(worker->gpu, worker->base, 40 * PAGE_64K, seed);
-		gpu_check(worker->gpu, worker->base, 40 * PAGE_64K, seed);
-		unmap_one(worker->gpu, worker->base, 40 * PAGE_64K);
-		vattn_free(worker->gpu, handle);
-	}
+	for (seed = worker->number; !*worker->stop; seed += 10, worker->rounds++)
+		vattn_round_trip(worker->gpu, worker->base, PAGE_64K, 40, seed);
 	return NULL;
 }
 

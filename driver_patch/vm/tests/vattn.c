@@ -120,3 +120,15 @@ void unmap_one(struct gpu *gpu, uint64_t va, uint64_t length)
 {
 	CHECK_EQ(try_unmap_one(gpu, va, length), NV_OK);
 }
+
+void vattn_round_trip(struct gpu *gpu, uint64_t va, uint64_t page_size, uint32_t count, uint64_t seed)
+{
+	uint64_t handle = vattn_alloc(gpu, page_size, count);
+
+	map_one(gpu, va, handle, 0, count);
+	gpu_check_zero(gpu, va, count * page_size);
+	gpu_fill(gpu, va, count * page_size, seed);
+	gpu_check(gpu, va, count * page_size, seed);
+	unmap_one(gpu, va, count * page_size);
+	vattn_free(gpu, handle);
+}

@@ -21,5 +21,7 @@ NV_STATUS try_map_one(struct gpu *gpu, uint64_t va, uint64_t handle, uint32_t fi
 NV_STATUS try_unmap_one(struct gpu *gpu, uint64_t va, uint64_t length);
 void map_one(struct gpu *gpu, uint64_t va, uint64_t handle, uint32_t first, uint32_t count);
 void unmap_one(struct gpu *gpu, uint64_t va, uint64_t length);
+/* Pages are taken, found zero, mapped at va, written from seed, read, unmapped and given back. */
+void vattn_round_trip(struct gpu *gpu, uint64_t va, uint64_t page_size, uint32_t count, uint64_t seed);
 
 #endif
