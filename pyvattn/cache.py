@@ -240,7 +240,7 @@ class KVCache:
             return self._make_layer(index, from_dlpack)
         # Kernels ask for a layer at every step, and making tensors takes longer than that.
         made = self._layers.get(index)
-        if made is None or self._native.closed or self._native.inherited:
+        if made is None or self._native.inherited:
             made = self._make_layer(index, _torch_from_dlpack(self._spec.dtype))
             self._layers[index] = made
         return made

@@ -53,6 +53,25 @@ cache.close()
     assert done.returncode == 0, done.stderr
 
 
+def test_a_forked_child_gets_no_tensors_that_torch_had_before():
+    pytest.importorskip("torch", reason="torch is not installed")
+    done = run(
+        """
+cache.layer(0)
+pid = os.fork()
+if pid == 0:
+    try:
+        cache.layer(0)
+    except pyvattn.ForkError:
+        os._exit(7)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+cache.close()
+"""
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_forked_child_ends_quietly_and_leaves_the_parent_alone():
     done = run(
         """
