@@ -13,7 +13,8 @@ from pyvattn.attention import optional
 from pyvattn.attention.problem import Kernel, Problem
 from pyvattn.attention.rows import blank_padding
 
-_MODULE = "flash_attn"
+# FlashAttention-4 by itself makes a package `flash_attn` as well, without this module.
+_MODULE = "flash_attn.flash_attn_interface"
 _HEAD_DIMS = tuple(range(8, 257, 8))
 
 

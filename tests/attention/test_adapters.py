@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 import attention_cases
 
-from pyvattn.attention import varlen
+from pyvattn.attention import optional, varlen
 from pyvattn.attention.flash_attn2 import FlashAttention2Kernel
 from pyvattn.attention.flash_attn3 import FlashAttention3Kernel
 from pyvattn.attention.flash_attn4 import FlashAttention4Kernel
@@ -116,7 +116,7 @@ def unequal_rows(q, k, v, starts_q, starts_k, max_q, scale, causal, lengths):
 
 
 STAND_INS = {
-    "flash_attn": (flash_attn_with_kvcache,),
+    "flash_attn.flash_attn_interface": (flash_attn_with_kvcache,),
     "flash_attn_interface": (flash_attn_with_kvcache,),
     "flash_attn.cute": (flash_attn_varlen_func,),
     "flashinfer": (single_decode_with_kv_cache, single_prefill_with_kv_cache),
@@ -155,6 +155,20 @@ def test_adapters_hand_over_slots_lengths_and_scale(kernel, layout, queries, cau
         problem.check()
         out = kernel.attend(problem)
         torch.testing.assert_close(out.double(), case.expected(q, causal), atol=2e-5, rtol=2e-5)
+
+
+def test_flash_attention_4_by_itself_is_not_taken_for_2(monkeypatch, tmp_path):
+    """Its package lies in a folder `flash_attn`, which Python imports without a module there."""
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    (tmp_path / "flash_attn" / "cute" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("flash_attn", "flash_attn.flash_attn_interface", "flash_attn.cute"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))  # so that it is gone afterwards
+        monkeypatch.delitem(sys.modules, name)
+    optional.why_not_importable.cache_clear()
+    assert "pip install flash-attn" in FlashAttention2Kernel().unavailable()
+    assert "not installed" not in FlashAttention4Kernel().unavailable()
+    optional.why_not_importable.cache_clear()
 
 
 @pytest.mark.parametrize("newer", [True, False], ids=["torch 2.13", "torch 2.11"])
