@@ -60,9 +60,10 @@ class FlexKernel(Kernel):
 
     def _attend(self, problem: Problem, row: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         call = _compiled() if q.device.type == "cuda" else flex_attention
-        # Tensors, so that new values do not compile the kernel again.
-        first = torch.tensor(k.shape[0] - q.shape[0], device=q.device)
-        batch = torch.tensor(row, device=q.device)
+        # Tensors, so that new values do not compile the kernel again; filled on the device,
+        # because a copy from the host would make each row wait for the one before.
+        first = torch.full((), k.shape[0] - q.shape[0], device=q.device)
+        batch = torch.full((), row, device=q.device)
         out: Tensor = call(
             q.transpose(0, 1)[None],
             k.transpose(0, 1)[None],

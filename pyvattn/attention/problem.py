@@ -152,6 +152,8 @@ def by_row(problem: Problem, attend_row: Callable[[Tensor, Tensor, Tensor], Tens
 
 
 def _to_host(indices: Indices) -> tuple[int, ...]:
+    if isinstance(indices, Tensor):
+        indices = indices.tolist()  # one transfer for all
     return tuple(int(index) for index in indices)
 
 

@@ -1,7 +1,8 @@
 """``bench attention``: kernels on our memory, on cudaMalloc, and paged.
 
 Every kernel attends once to each of 32 layers, so that the TLB sees what it sees in a
-model. Each alternative runs in every round; the device is timed with CUDA events.
+model. Each alternative runs in every round, replayed as a CUDA graph where the kernel
+can be captured; the device is timed with CUDA events.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyvattn.bench.gpu import interleave_on_gpu, require_gpu
+from pyvattn.bench.gpu import in_graphs, interleave_on_gpu, require_gpu
 from pyvattn.bench.paged import paged_alternatives
 from pyvattn.bench.report import Measure
 from pyvattn.bench.timing import ratios, summarise
@@ -164,22 +165,31 @@ def _compare(
             if options.kernel:
                 raise
             continue
-        alternatives = {
+        alternatives: dict[str, Callable[[], object]] = {
             memory: _over_layers(kernel.attend, layers) for memory, layers in problems.items()
         }
         alternatives.update(
             paged_alternatives(torch, info.name, q, lengths, tensors[_PLAIN], shape.context)
         )
         try:
-            seconds = interleave_on_gpu(
-                alternatives, rounds=options.rounds, total_seconds=options.seconds
-            )
+            seconds, note = _time(alternatives, options)
         except torch.OutOfMemoryError:
             # What a kernel writes down besides its result is its own affair.
             torch.cuda.empty_cache()
             yield Measure(f"{info.name}, {shape.name}: out of memory", 1, "kernels left out")
             continue
-        yield from _report(info.name, shape, layout, seconds)
+        yield from _report(info.name, shape, layout, seconds, note)
+
+
+def _time(
+    alternatives: dict[str, Callable[[], object]], options: Options
+) -> tuple[dict[str, list[float]], str]:
+    """Return seconds a call, and how the calls were made: all in CUDA graphs or none."""
+    replays = in_graphs(alternatives)
+    seconds = interleave_on_gpu(
+        replays or alternatives, rounds=options.rounds, total_seconds=options.seconds
+    )
+    return seconds, f"all layers, {'in a CUDA graph' if replays else 'launched from Python'}"
 
 
 def _over_layers(attend: Callable[[Any], Any], problems: list[Any]) -> Callable[[], None]:
@@ -191,11 +201,11 @@ def _over_layers(attend: Callable[[Any], Any], problems: list[Any]) -> Callable[
 
 
 def _report(
-    kernel: str, shape: Shape, layout: str, seconds: dict[str, list[float]]
+    kernel: str, shape: Shape, layout: str, seconds: dict[str, list[float]], note: str
 ) -> Iterator[Measure]:
     for name, values in seconds.items():
         title = f"{kernel}, {shape.name}: {name}"
-        yield Measure.of(title, summarise(values), "ms", scale=1e3, note="all layers")
+        yield Measure.of(title, summarise(values), "ms", scale=1e3, note=note)
     for name, values in seconds.items():
         if name == _OURS:
             continue

@@ -65,6 +65,41 @@ def interleave_on_gpu(
     return seconds
 
 
+def in_graphs(
+    alternatives: Mapping[str, Callable[[], object]],
+) -> dict[str, Callable[[], object]] | None:
+    """Return the replay of a CUDA graph for each call, or None where one cannot be captured.
+
+    A replay takes the device's time only, however long Python takes to launch the
+    kernels. The graphs share their memory and overwrite each other's results.
+    """
+    torch = require_torch()
+    pool = torch.cuda.graph_pool_handle()
+    replays: dict[str, Callable[[], object]] = {}
+    for name, call in alternatives.items():
+        _call_beside(call)  # what is compiled or loaded at a first call cannot be captured
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                call()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # a kernel that waits for the device, say
+            return None
+        replays[name] = graph.replay
+    return replays
+
+
+def _call_beside(call: Callable[[], object]) -> None:
+    """Call on another stream than torch's current one, which a capture takes as well."""
+    torch = require_torch()
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        call()
+    torch.cuda.current_stream().wait_stream(beside)
+
+
 def _time_on_gpu(call: Callable[[], object], calls: int) -> float:
     torch = require_torch()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
