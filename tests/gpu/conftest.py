@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
+
+# What torch and the kernels' packages warn of in their own modules is not ours to mend.
+WARNINGS = (
+    "ignore",
+    "error:::pyvattn",
+    "error::ResourceWarning",
+    "error::pytest.PytestUnraisableExceptionWarning",
+)
 
 
 @cache
@@ -34,6 +43,17 @@ def pytest_configure(config: pytest.Config) -> None:
     # then lie on unmapped memory: reading them would break CUDA for all tests that follow.
     if config.option.tbstyle == "auto":
         config.option.tbstyle = "short"
+    if why_no_gpu() is None:
+        _import_kernels()
+
+
+def _import_kernels() -> None:
+    """Import what kernels there are before the tests' modules do, where warnings are errors."""
+    from pyvattn.attention import kernel_infos
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kernel_infos()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,7 +61,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE not in item.path.parents:
             continue
         item.add_marker(pytest.mark.gpu)
-        # What torch warns of in its own modules (compilers, debug modes) is not ours to mend.
-        item.add_marker(pytest.mark.filterwarnings("ignore:::torch[.]"))
+        item.add_marker(pytest.mark.filterwarnings(*WARNINGS))
         if reason := why_no_gpu():
             item.add_marker(pytest.mark.skip(reason=reason))
