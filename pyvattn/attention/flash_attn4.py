@@ -15,13 +15,14 @@ from pyvattn.attention.rows import blank_padding, consecutive
 
 _MODULE = "flash_attn.cute"
 _HEAD_DIMS = (64, 96, 128)
+_HOPPER_HEAD_DIMS = (64, 96, 128, 192, 256)
 
 
 class FlashAttention4Kernel(Kernel):
     """FlashAttention-4: Hopper and Blackwell, compiled at the first call of each shape."""
 
     name = "flash-attn-4"
-    supports = "float16 and bfloat16, head dims 64, 96 and 128"
+    supports = "float16 and bfloat16, head dims 64, 96 and 128, on Hopper 192 and 256 as well"
 
     def unavailable(self) -> str | None:
         """See :meth:`Kernel.unavailable`."""
@@ -31,7 +32,8 @@ class FlashAttention4Kernel(Kernel):
 
     def unsupported(self, problem: Problem) -> str | None:
         """See :meth:`Kernel.unsupported`."""
-        return optional.why_not_flash(problem, _HEAD_DIMS)
+        hopper = problem.q.is_cuda and torch.cuda.get_device_capability(problem.q.device)[0] == 9
+        return optional.why_not_flash(problem, _HOPPER_HEAD_DIMS if hopper else _HEAD_DIMS)
 
     def attend(self, problem: Problem) -> Tensor:
         """See :meth:`Kernel.attend`."""
