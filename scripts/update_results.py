@@ -164,7 +164,7 @@ _HEADLINES = (
      r"^prefetch / preallocated, .*p99"),
     ("kernels on our memory / on cudaMalloc: `cumem`, layout `layer`", "attention-cumem*",
      r": ours / cudaMalloc$"),
-    ("the same: `stock-uvm`, 64K pages, layout `layer`", "attention-64k*", r": ours / cudaMalloc$"),
+    ("the same: `stock-uvm`, 64K pages, layout `layer`", "attention-64k", r": ours / cudaMalloc$"),
     ("the same: `stock-uvm`, 2M pages, layout `token`, against packed tokens",
      "attention-token-2m*", r": ours / cudaMalloc$"),
     ("the same, against the same strides", "attention-token-2m*",
@@ -196,7 +196,7 @@ def headlines() -> Iterator[str]:
             figure += f" to {values[-1]:.4g}, {len(values)} cases"
         aimed = {target(one) for one in chosen if one["ok"] is not None}
         missed = " (missed)" if any(one["ok"] is False for one in chosen) else ""
-        link = f"[{name}](docs/results/h200/{name}.json)"
+        link = f"[{files[0].stem}](docs/results/h200/{files[0].name})"
         if len(files) > 1:
             link = f"{len(files)} runs in [docs/gpu.md](docs/gpu.md)"
         yield f"| {title} ({link}) | {figure}{missed} | {', '.join(sorted(aimed))} |"
@@ -210,18 +210,16 @@ def plan() -> Iterator[str]:
         cases.setdefault(case, {})[what] = measure
     yield (
         "| model | driver | guard, tokens | choice | waste of a live request, tokens | "
-        "map calls of a step | loss above the best candidate, points | "
-        "64K arenas of a few layers would save, points |"
+        "map calls of a step | loss above the best candidate, points |"
     )
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
     for case, measures in cases.items():
         if "waste of a live request" not in measures:
             continue
         model, driver, guard = case.split("; ")
         waste = measures["waste of a live request"]
         choice = waste["note"].removeprefix("layout ").removesuffix(" pages")
-        others = ("map calls of a step", "loss above the best candidate",
-                  "arenas of a few layers would save")  # fmt: skip
+        others = ("map calls of a step", "loss above the best candidate")
         figures = (f"{measures[name]['value']:.3g}" for name in others)
         yield (
             f"| {model} | `{driver}` | {guard.removeprefix('guard ')} | {choice} | "
