@@ -65,4 +65,4 @@ def test_the_command_holds_every_choice_to_the_best_and_says_what_it_is(tmp_path
     assert len(judged) == 5 * (1 + 2 + 2)
     assert all(m["value"] >= 0 and m["at_most"] == 1.0 for m in judged)
     waste = measures["Llama-3-8B; cumem; guard 0: waste of a live request"]
-    assert waste["note"] == "layout token, 2M pages"
+    assert waste["note"] == "layout token by 16, 2M pages"

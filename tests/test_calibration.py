@@ -48,7 +48,7 @@ class TestFile:
                 map_us={"2097152": 10},
                 unmap_us={"2097152": 4},
                 zero_gb_per_s=2000,
-                losses={"token": 0.5},
+                losses={"token": 0.5, "token_32": 0.5},
             ),
         )
         found = read_calibration(path)
@@ -61,7 +61,8 @@ class TestFile:
         # 256 requests grow by 128 KiB each: 32 MiB at 2,000 GB/s.
         choice = plan(LLAMA3_8B, driver="cumem", costs=costs).choice
         assert choice.zero_us_per_step == pytest.approx(256 * 128 * K / 2000e3)
-        assert choice.layout == "layer"  # half of the kernels' time is too much to lose
+        # With more layers side by side kernels would lose half of their time.
+        assert choice.layers_per_arena == 1
 
     def test_a_calibration_of_an_estimate_is_a_measurement(self, tmp_path):
         path = write(tmp_path / "c.json", file_of("patched", map_us={"65536": 5}))
@@ -214,11 +215,14 @@ class TestKernels:
 
         monkeypatch.setattr(kernels, "_SPEC", CacheSpec(2, 8, 64, "float32", max_tokens=48))
         monkeypatch.setattr(kernels, "_CONTEXT", 40)
+        monkeypatch.setattr(kernels, "in_graphs", lambda steps: None)
         return kernels
 
-    @pytest.mark.parametrize(("layout", "page_size"), [("layer", "64K"), ("token", "2M")])
+    @pytest.mark.parametrize(
+        ("layout", "page_size", "group"), [("layer", "64K", None), ("token", "2M", 1)]
+    )
     def test_a_loss_is_the_time_on_our_memory_over_that_on_plain_memory(
-        self, kernels, monkeypatch, layout, page_size
+        self, kernels, monkeypatch, layout, page_size, group
     ):
         import torch
 
@@ -228,8 +232,8 @@ class TestKernels:
             return {"ours": [3.0, 6.0, 9.0], "plain": [2.0, 5.0, 6.0]}
 
         monkeypatch.setattr(kernels, "interleave_on_gpu", times)
-        loss = kernels._loss(torch, "cpu", "host", layout, page_size, rows=3, rounds=3)
-        assert loss == pytest.approx(0.5)
+        with kernels._open("cpu", "host", layout, page_size, group, rows=3) as cache:
+            assert kernels._loss(torch, cache, rows=3, rounds=3) == pytest.approx(0.5)
 
     def test_noise_is_no_gain(self, kernels, monkeypatch):
         import torch
@@ -237,7 +241,8 @@ class TestKernels:
         monkeypatch.setattr(
             kernels, "interleave_on_gpu", lambda _, rounds: {"ours": [1.0], "plain": [2.0]}
         )
-        assert kernels._loss(torch, "cpu", "host", "layer", "64K", rows=1, rounds=3) == 0
+        with kernels._open("cpu", "host", "layer", "64K", None, rows=1) as cache:
+            assert kernels._loss(torch, cache, rows=1, rounds=3) == 0
 
     def test_a_full_device_is_refused_and_a_small_one_gets_fewer_rows(self, kernels):
         class Torch:

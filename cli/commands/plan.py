@@ -45,13 +45,12 @@ from pyvattn.units import format_page_size, format_size
     default="auto",
     help="Keep to this layout [auto].",
 )
-@click.option("--few-layers", is_flag=True, help="Arenas of a few layers with 64K entries, too.")
 @click.option(
     "--read-ahead",
     is_flag=True,
     help="Show every read-ahead, not only the least that can be hidden.",
 )
-@click.option("--guard", "guard_tokens", type=int, help="Tokens of tail guard [256].")
+@click.option("--guard", "guard_tokens", type=int, help="Tokens of tail guard [192].")
 @click.option("--batch", type=int, help="Requests in a step [as many as slots, at most 256].")
 @click.option("--prompt", type=int, help="Tokens of a prompt [1155, mean of the Azure trace].")
 @click.option("--generated", type=int, help="Tokens that a request generates [211].")

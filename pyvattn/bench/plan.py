@@ -29,7 +29,7 @@ from pyvattn.spec import CacheSpec
 from pyvattn.traces import Trace, read_trace, synthetic_trace
 
 DRIVERS = ("patched", "stock-uvm", "cumem")
-_GUARDS = (0, 256)
+_GUARDS = (0, 192)
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,6 @@ def _judge(
 
     made = plan(spec, driver=costs.driver, workload=workload, costs=costs)
     choice, best = counted(made)
-    _, few = counted(
-        plan(spec, driver=costs.driver, workload=workload, costs=costs, few_layers=True)
-    )
     name = describe(made.choice)
     yield Measure(f"{title}: waste of a live request", choice.waste_tokens, "tokens", note=name)
     yield Measure(
@@ -191,7 +188,7 @@ def _judge(
         note=f"{trace.label}: a request's end is not where the mean has it",
     )
     yield Measure(f"{title}: map calls of a step", choice.calls_per_step, "calls", note=name)
-    if choice.loss is None or best.loss is None or few.loss is None:
+    if choice.loss is None or best.loss is None:
         return
     yield Measure(
         f"{title}: loss above the best candidate",
@@ -199,12 +196,6 @@ def _judge(
         "points",
         at_most=1.0,
         note=describe(best.candidate),
-    )
-    yield Measure(
-        f"{title}: arenas of a few layers would save",
-        100 * max(0.0, best.loss - few.loss),
-        "points",
-        note=f"{describe(few.candidate)}; the loss of their kernels is assumed",
     )
 
 

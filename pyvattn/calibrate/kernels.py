@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from pyvattn import _native
-from pyvattn.bench.gpu import interleave_on_gpu, require_gpu
+from pyvattn.bench.gpu import in_graphs, interleave_on_gpu, require_gpu
 from pyvattn.cache import KVCache
 from pyvattn.errors import DriverUnavailable, PlanWarning
 from pyvattn.planner import Losses
@@ -25,9 +25,10 @@ _SPEC = CacheSpec(32, 8, 128, max_slots=_MOST_ROWS, max_tokens=_CONTEXT)
 _ROW_BYTES = (_CONTEXT + _SPEC.guard_tokens) * _SPEC.token_bytes
 # Fields of Losses, and the memory that shows each.
 _CASES = {
-    "layer_large": ("layer", "2M"),
-    "layer_small": ("layer", "64K"),
-    "token": ("token", "2M"),
+    "layer_large": ("layer", "2M", None),
+    "layer_small": ("layer", "64K", None),
+    "token": ("token", "2M", None),
+    "token_32": ("token", "2M", 16),
 }
 
 
@@ -42,9 +43,10 @@ def measure_losses(driver: str, device: int, rounds: int) -> Losses:
     rows = _rows_that_fit(torch, device)
     sizes = _native.driver_capabilities(driver, device).page_sizes
     found = {}
-    for name, (layout, page_size) in _CASES.items():
+    for name, (layout, page_size, group) in _CASES.items():
         if parse_size(page_size) in sizes:
-            found[name] = _loss(torch, f"cuda:{device}", driver, layout, page_size, rows, rounds)
+            with _open(f"cuda:{device}", driver, layout, page_size, group, rows) as cache:
+                found[name] = _loss(torch, cache, rows, rounds)
     return Losses(**found)
 
 
@@ -59,21 +61,23 @@ def _rows_that_fit(torch: Any, device: int) -> int:
     return rows
 
 
-def _loss(
-    torch: Any, where: str, driver: str, layout: str, page_size: str, rows: int, rounds: int
-) -> float:
-    with _open(where, driver, layout, page_size, rows) as cache:
-        cache.step(dict.fromkeys([cache.acquire(_CONTEXT) for _ in range(rows)], _CONTEXT))
-        ours = [cache.layer(layer) for layer in range(_SPEC.layers)]
-        plain = [tuple(torch.zeros_like(one, memory_format=torch.contiguous_format) for one in kv)
-                 for kv in ours]  # fmt: skip
-        steps = {"ours": _step(torch, ours, rows), "plain": _step(torch, plain, rows)}
-        seconds = interleave_on_gpu(steps, rounds=rounds)
+def _loss(torch: Any, cache: KVCache, rows: int, rounds: int) -> float:
+    cache.step(dict.fromkeys([cache.acquire(_CONTEXT) for _ in range(rows)], _CONTEXT))
+    ours = [cache.layer(layer) for layer in range(_SPEC.layers)]
+    plain = [tuple(torch.zeros_like(one, memory_format=torch.contiguous_format) for one in kv)
+             for kv in ours]  # fmt: skip
+    steps: dict[str, Callable[[], object]] = {
+        "ours": _step(torch, ours, rows),
+        "plain": _step(torch, plain, rows),
+    }
+    seconds = interleave_on_gpu(in_graphs(steps) or steps, rounds=rounds)
     slower = [a / b for a, b in zip(seconds["ours"], seconds["plain"], strict=True)]
     return max(0.0, statistics.median(slower) - 1)
 
 
-def _open(where: str, driver: str, layout: str, page_size: str, rows: int) -> KVCache:
+def _open(
+    where: str, driver: str, layout: str, page_size: str, layers_per_arena: int | None, rows: int
+) -> KVCache:
     # What a plan would warn of is what is measured here.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PlanWarning)
@@ -83,6 +87,7 @@ def _open(where: str, driver: str, layout: str, page_size: str, rows: int) -> KV
             driver=driver,
             page_size=page_size,
             layout=layout,
+            layers_per_arena=layers_per_arena,
             memory=rows * _ROW_BYTES * 5 // 4 + (1 << 30),
         )
 

@@ -71,7 +71,6 @@ def plan(
     page_size: int | str = "auto",
     layout: str = "auto",
     layers_per_arena: int | None = None,
-    few_layers: bool = False,
     read_ahead: Sequence[int] | None = None,
     workload: Workload | None = None,
     costs: DriverCosts | None = None,
@@ -79,9 +78,7 @@ def plan(
     """Choose ``page_size`` and ``layout`` for ``spec`` on ``driver``; pure arithmetic.
 
     What is given by name is kept, and warned of where the rules would not have
-    it. Arenas of a few layers are tried on pages with 2M entries, where kernels
-    find what they were measured with; with ``few_layers`` also on those with 64K
-    entries, where they were not. ``read_ahead`` are numbers of pages to try that
+    it. ``read_ahead`` are numbers of pages to try that
     are mapped at a time where a row grows; by default each candidate has the
     least that hides its mapping. ``workload`` is by default the mean request of
     the Azure conversation trace, and ``costs`` are the built-in constants of
@@ -100,10 +97,12 @@ def plan(
     found: list[Candidate] = []
     for size in sizes:
         for name, group in layouts:
-            if few_layers or layout != "auto" or group is None or _is_measured(costs, size):
-                geometry = spec.geometry(name, size, group)
-                each = [evaluate(spec, geometry, costs, workload, pages) for pages in tried]
-                found += [_first_hidden(each)] if read_ahead is None else each
+            # Without a page table there is nothing that arenas of a few layers could gain.
+            if layout == "auto" and group is not None and not costs.page_table:
+                continue
+            geometry = spec.geometry(name, size, group)
+            each = [evaluate(spec, geometry, costs, workload, pages) for pages in tried]
+            found += [_first_hidden(each)] if read_ahead is None else each
     ranked = tuple(sorted(found, key=_preference))
     choice = ranked[0]
     by_name = page_size != "auto" or layout != "auto"
@@ -142,15 +141,6 @@ def _layouts(
     for group in range(1, spec.layers):
         if spec.layers % group == 0:
             yield "token", group
-
-
-def _is_measured(costs: DriverCosts, page_size: int) -> bool:
-    """Whether arenas of a few layers on such pages look to a kernel like what was measured.
-
-    That is all layers of a smaller model side by side, with 2M entries. Without a page
-    table there is nothing that they could gain.
-    """
-    return costs.page_table and tlb.entry_size(page_size) == tlb.LARGE_ENTRY
 
 
 def _preference(candidate: Candidate) -> tuple[float, ...]:

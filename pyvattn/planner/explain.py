@@ -60,7 +60,7 @@ def tlb_reason(candidate: Candidate) -> str:
             f"{found}, and under {tlb.REFUSE_BELOW} TLB misses dominate "
             "(9 to 12 times slower decode was measured at 0.5 to 1)"
         )
-    return f"{found}; from {tlb.WARN_BELOW} on they do not notice, here expect 2 to 3 % in decode"
+    return f"{found}; from {tlb.WARN_BELOW} on they do not notice, here expect 1 to 4 % in decode"
 
 
 def hiding_reason(candidate: Candidate) -> str:

@@ -1,8 +1,16 @@
 """The TLB rule: a kernel that walks one layer must find enough of its tokens in each entry.
 
-Measured with FlashAttention-3 on one H200, 32 layers, against cudaMalloc in
-layout ``layer``: 32 tokens in a 64K entry run at 1.00 to 1.01, 16 tokens in a
-2M entry at 1.02 to 1.03, and 0.5 to 1 tokens in a 64K entry at 6 to 12.
+Measured with FlashAttention-3 on one H200, 32 layers, decode, against cudaMalloc in
+layout ``layer``:
+
+* in a 64K entry 32 tokens (layout ``layer``) or 16 (one layer, K and V side by side)
+  run at 1.01, 16 of a rank of eight (8 layers side by side) at 1.03, 8 (2 layers) at
+  1.05, 0.5 to 1 (all layers) at 6 to 12;
+* in a 2M entry 64 or 32 tokens (8 or 16 layers side by side) run at 1.01, 16 (32
+  layers) at 1.02 to 1.04.
+
+From 16 tokens on it is the strides that cost: the same strides in cudaMalloc's memory
+take as long.
 """
 
 from __future__ import annotations
@@ -27,14 +35,14 @@ class Losses:
     """Decode time lost against cudaMalloc in layout ``layer``, as shares.
 
     In layout ``layer``: with the tokens of a 2M entry, and with those of a 64K entry.
-    In layout ``token``: with 16 tokens of one layer in a 2M entry, layers side by side.
-    How many arenas there are besides makes no difference to a kernel; 64K entries do, and
-    for them the figure is an assumption.
+    With several layers side by side: with 16 tokens of each in an entry, and with 32 in
+    a 2M entry. How many arenas there are besides makes no difference to a kernel.
     """
 
     layer_large: float = 0.0
     layer_small: float = 0.01
     token: float = 0.03
+    token_32: float = 0.01
 
 
 MEASURED_LOSSES = Losses()
@@ -77,7 +85,8 @@ def kernel_loss(
         return 0.0
     if verdict is Verdict.REFUSE:
         return None
-    if geometry.layout == "token":
-        return losses.token
-    many = tokens_per_entry(geometry) >= _MANY_TOKENS
-    return losses.layer_large if many else losses.layer_small
+    tokens = tokens_per_entry(geometry)
+    if geometry.layout == "token" and geometry.layers_per_arena > 1:
+        large = entry_size(geometry.page_size) == LARGE_ENTRY
+        return losses.token_32 if large and tokens >= WARN_BELOW else losses.token
+    return losses.layer_large if tokens >= _MANY_TOKENS else losses.layer_small
