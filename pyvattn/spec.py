@@ -42,7 +42,7 @@ class CacheSpec:
     dtype: str = "bfloat16"
     max_slots: int = 256
     max_tokens: int = 131072
-    guard_tokens: int = 256
+    guard_tokens: int = 192
     kind: str = "kv"
     latent_dim: int = 0
     rope_dim: int = 0

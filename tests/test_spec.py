@@ -203,7 +203,7 @@ class TestGeometry:
         assert geometry.arenas == 64
         assert geometry.token_bytes == 2048
         assert geometry.tokens_per_page == 32
-        assert geometry.row_bytes == (131072 + 256) * 2048
+        assert geometry.row_bytes == (131072 + 192) * 2048
         assert (geometry.views[3].k.arena, geometry.views[3].v.arena) == (6, 7)
         assert geometry.views[3].k.offset == geometry.views[3].v.offset == 0
 

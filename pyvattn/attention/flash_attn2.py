@@ -23,6 +23,7 @@ class FlashAttention2Kernel(Kernel):
 
     name = "flash-attn-2"
     supports = "float16 and bfloat16, head dims to 256, CUDA graphs"
+    guard_tokens = 0
     capturable = True
 
     def unavailable(self) -> str | None:

@@ -119,7 +119,7 @@ class Kernel(ABC):
     capturable = False
     #: How many tokens past a row's length the kernel may read: the cache must guard as many.
     #: tests/gpu/overread.py measures it; what was not measured gets a cache's default guard.
-    guard_tokens = 256
+    guard_tokens = 192
 
     def unavailable(self) -> str | None:
         """Say why the kernel cannot run on this machine, or return ``None``."""

@@ -92,7 +92,7 @@ def open_case(
     driver: str = "auto",
     max_slots: int = 5,
     max_tokens: int = 300,
-    guard_tokens: int = 256,
+    guard_tokens: int = 192,
 ) -> Case:
     """Open a cache of two layers and return its case, empty."""
     spec = CacheSpec(

@@ -79,14 +79,14 @@ def test_pages_of_a_released_slot_serve_the_next_request_without_driver_calls():
 
 def test_memory_goes_back_to_the_device_when_the_limit_shrinks():
     with open_cache() as cache:
-        slot = cache.acquire(8000)
-        cache.step({slot: 8000})
+        slot = cache.acquire(8100)
+        cache.step({slot: 8100})
         cache.release(slot)
         assert gpu.holdings().allocations == 12
         cache.resize(4 * PAGE)
         assert gpu.holdings().allocations <= 4
         cache.resize("64MiB")
-        cache.step({cache.acquire(8000): 8000})
+        cache.step({cache.acquire(8100): 8100})
 
 
 # --- failures ---
