@@ -70,6 +70,10 @@ attention() {
     bench "attention-token-$group" 200 attention --driver cumem --layout token --seconds 2 \
       --layers-per-arena "$group" --kernel flash-attn-3 --kernel torch-varlen
   done
+  for group in 1 2; do
+    bench "attention-64k-token-$group" 200 attention --driver stock-uvm --page-size 64K \
+      --layout token --seconds 2 --layers-per-arena "$group" --kernel flash-attn-3
+  done
 }
 overlap() {
   local batch
