@@ -8,16 +8,18 @@ can be captured; the device is timed with CUDA events.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyvattn.bench.gpu import in_graphs, interleave_on_gpu, require_gpu
-from pyvattn.bench.paged import paged_alternatives
+from pyvattn.bench.paged import MOST_PAGED, paged_alternatives
 from pyvattn.bench.report import Measure
 from pyvattn.bench.timing import ratios, summarise
 from pyvattn.cache import KVCache
+from pyvattn.errors import DriverUnavailable
 from pyvattn.geometry import Geometry, TensorView
 from pyvattn.spec import CacheSpec
+from pyvattn.units import format_size
 
 Q_HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 _OURS, _PLAIN = "ours", "cudaMalloc"
@@ -27,20 +29,29 @@ _STRIDED = "cudaMalloc, same strides"
 _AS_FAST = {"layer": 1.02, "token": 1.03}
 
 
+# The same tokens lie in our memory, in torch's, there at our strides, and in blocks of each size.
+_COPIES = 3 + MOST_PAGED
+
+
 @dataclass(frozen=True)
 class Shape:
     """Rows of ``context`` tokens whose last ``queries`` attend."""
 
-    name: str
+    kind: str
     rows: int
     context: int
     queries: int
 
+    @property
+    def name(self) -> str:
+        """What measures are called."""
+        return f"{self.kind}, {self.rows} x {self.context:,} tokens"
+
 
 SHAPES = (
-    Shape("decode, 32 x 4,096 tokens", 32, 4096, 1),
-    Shape("64 new tokens, 32 x 4,096 tokens", 32, 4096, 64),
-    Shape("prefill, 1 x 16,384 tokens", 1, 16384, 16384),
+    Shape("decode", 32, 4096, 1),
+    Shape("64 new tokens", 32, 4096, 64),
+    Shape("prefill", 1, 16384, 16384),
 )
 
 
@@ -68,13 +79,27 @@ def measure(options: Options) -> Iterator[Measure]:
     for shape in SHAPES:
         # What torch keeps of the last shape's tensors is memory that no driver gets.
         torch.cuda.empty_cache()
-        with _open(options, shape) as cache:
-            tensors = _fill(torch, cache, shape)
-            yield from _compare(torch, options, shape, cache.layout, tensors)
+        fitting = _that_fits(torch, options, shape)
+        with _open(options, fitting) as cache:
+            tensors = _fill(torch, cache, fitting)
+            yield from _compare(torch, options, fitting, cache.layout, tensors)
 
 
-def _open(options: Options, shape: Shape) -> KVCache:
-    spec = CacheSpec(
+def _that_fits(torch: Any, options: Options, shape: Shape) -> Shape:
+    """Return ``shape`` with no more rows than the free memory holds copies of."""
+    free, _ = torch.cuda.mem_get_info(options.device)
+    # A tenth is for what kernels write down besides.
+    rows = int(0.9 * free // (_COPIES * _row_bytes(_spec(options, shape))))
+    if rows == 0:
+        raise DriverUnavailable(
+            f"{format_size(free)} are free on cuda:{options.device}, and {shape.name} want "
+            f"{format_size(_COPIES * _row_bytes(_spec(options, shape)))} a row: use fewer --layers"
+        )
+    return replace(shape, rows=min(shape.rows, rows))
+
+
+def _spec(options: Options, shape: Shape) -> CacheSpec:
+    return CacheSpec(
         options.layers,
         KV_HEADS,
         HEAD_DIM,
@@ -82,7 +107,15 @@ def _open(options: Options, shape: Shape) -> KVCache:
         max_slots=shape.rows,
         max_tokens=shape.context,
     )
-    needed = (shape.context + spec.guard_tokens) * shape.rows * spec.token_bytes
+
+
+def _row_bytes(spec: CacheSpec) -> int:
+    return (spec.max_tokens + spec.guard_tokens) * spec.token_bytes
+
+
+def _open(options: Options, shape: Shape) -> KVCache:
+    spec = _spec(options, shape)
+    needed = shape.rows * _row_bytes(spec)
     return KVCache(
         spec,
         device=f"cuda:{options.device}",

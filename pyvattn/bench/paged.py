@@ -10,6 +10,8 @@ _BLOCKS = {
     "flash-attn-2": (256,),
     "flash-attn-3": (16, 64, 128, 256),
 }
+#: The most block sizes of one kernel: as many copies of the tokens are made.
+MOST_PAGED = max(map(len, _BLOCKS.values()))
 _MODULES = {"flash-attn-2": "flash_attn", "flash-attn-3": "flash_attn_interface"}
 _TABLES = {"flash-attn-2": "block_table", "flash-attn-3": "page_table"}
 
