@@ -71,20 +71,24 @@ def in_graphs(
     """Return the replay of a CUDA graph for each call, or None where one cannot be captured.
 
     A replay takes the device's time only, however long Python takes to launch the
-    kernels. The graphs share their memory and overwrite each other's results.
+    kernels. The graphs share their memory and overwrite each other's results. Raises
+    ``torch.OutOfMemoryError`` where a call or its graph has no room.
     """
     torch = require_torch()
+    stream = torch.cuda.current_stream()
     pool = torch.cuda.graph_pool_handle()
     replays: dict[str, Callable[[], object]] = {}
     for name, call in alternatives.items():
         _call_beside(call)  # what is compiled or loaded at a first call cannot be captured
         graph = torch.cuda.CUDAGraph()
         try:
+            # A cache's mapper thread may make calls that no capture of this thread allows.
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 call()
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:  # a kernel that waits for the device, say
+            torch.cuda.set_stream(stream)  # torch stays on its own where a capture ends badly
             return None
         replays[name] = graph.replay
     return replays

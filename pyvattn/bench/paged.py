@@ -10,10 +10,16 @@ _BLOCKS = {
     "flash-attn-2": (256,),
     "flash-attn-3": (16, 64, 128, 256),
 }
-#: The most block sizes of one kernel: as many copies of the tokens are made.
-MOST_PAGED = max(map(len, _BLOCKS.values()))
-_MODULES = {"flash-attn-2": "flash_attn", "flash-attn-3": "flash_attn_interface"}
+_MODULES = {
+    "flash-attn-2": "flash_attn.flash_attn_interface",
+    "flash-attn-3": "flash_attn_interface",
+}
 _TABLES = {"flash-attn-2": "block_table", "flash-attn-3": "page_table"}
+
+
+def block_sizes(kernel: str) -> tuple[int, ...]:
+    """Return the tokens of a block for each paged form of ``kernel``: none where it has no such."""
+    return _BLOCKS.get(kernel, ())
 
 
 def paged_alternatives(
@@ -30,7 +36,7 @@ def paged_alternatives(
     """
     from importlib import import_module
 
-    if kernel not in _BLOCKS:
+    if not block_sizes(kernel):
         return {}
     attend = import_module(_MODULES[kernel]).flash_attn_with_kvcache
 
@@ -44,7 +50,7 @@ def paged_alternatives(
 
         return call
 
-    return {f"paged, {block} tokens": over_layers(block) for block in _BLOCKS[kernel]}
+    return {f"paged, {block} tokens": over_layers(block) for block in block_sizes(kernel)}
 
 
 def _cut(
