@@ -64,6 +64,13 @@ class TestFile:
         # With more layers side by side kernels would lose half of their time.
         assert choice.layers_per_arena == 1
 
+    def test_more_tokens_in_an_entry_cost_no_more_than_fewer(self, tmp_path):
+        """A file that was made before the two were told apart names the first."""
+        path = write(tmp_path / "c.json", file_of("cumem", losses={"token": 0.005}))
+        assert read_calibration(path).costs("cumem").losses.token_32 == 0.005
+        path = write(tmp_path / "c.json", file_of("cumem", losses={"token": 0.5}))
+        assert read_calibration(path).costs("cumem").losses.token_32 == 0.01
+
     def test_a_calibration_of_an_estimate_is_a_measurement(self, tmp_path):
         path = write(tmp_path / "c.json", file_of("patched", map_us={"65536": 5}))
         assert not default_costs("patched").measured

@@ -147,13 +147,15 @@ class TestTlbRule:
         by_layers = [
             candidate(LLAMA3_8B, "token", 2 * M, group=layers).kernel_loss for layers in (32, 16, 8)
         ]
-        assert by_layers == [0.03, 0.01, 0.01]
+        assert by_layers == [0.04, 0.01, 0.01]
         of_one_layer = candidate(LLAMA3_8B, "token", 64 * K, group=1)
         assert of_one_layer.tokens_per_entry == 16
         assert of_one_layer.kernel_loss == candidate(LLAMA3_8B, "layer", 64 * K).kernel_loss
         assert candidate(LLAMA3_8B, "token", 64 * K, group=2).kernel_loss is None
+        # A rank of eight has the tokens, but only 256 bytes of each lie together.
         eighth = LLAMA3_8B.shard(8)
-        assert candidate(eighth, "token", 64 * K, group=8).kernel_loss == 0.03
+        assert candidate(eighth, "token", 64 * K, group=8).kernel_loss == 0.04
+        assert candidate(eighth, "token", 2 * M).kernel_loss == 0.04
 
     def test_the_host_has_no_rule_and_says_so(self):
         made = plan(LLAMA3_8B, driver="host", layout="token", page_size="64K")
@@ -174,6 +176,10 @@ class TestTlbRule:
         assert any("0.5 tokens in each 64K" in text and "TLB" in text for text in made.warnings)
         made = plan(LLAMA3_8B, driver="cumem", layout="token")
         assert any("16 tokens in each 2M" in text for text in made.warnings)
+        one_layer = plan(
+            LLAMA3_8B, driver="patched", page_size="64K", layout="token", layers_per_arena=1
+        )
+        assert not one_layer.warnings  # 16 tokens in an entry, but next to nothing is lost
 
 
 class TestChoice:

@@ -153,6 +153,9 @@ def _replaced(base: DriverCosts, entry: Mapping[str, Any], source: str) -> Drive
             changes[name] = _positive(name, entry[name])
     if "losses" in entry:
         losses = Losses(**entry["losses"])
+        if "token_32" not in entry["losses"]:
+            # More tokens in an entry cost no more than fewer.
+            losses = replace(losses, token_32=min(losses.token_32, losses.token))
         changes["losses"] = losses
         if any(not 0 <= share < 100 for share in vars(losses).values()):
             raise ValueError("losses are shares from 0")

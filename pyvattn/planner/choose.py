@@ -15,12 +15,12 @@ time that can. Where nothing passes, the planner takes what comes nearest and wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pyvattn.errors import ConfigError
 from pyvattn.geometry import check_layout, check_page_size
-from pyvattn.planner import explain, tlb
+from pyvattn.planner import explain
 from pyvattn.planner.candidate import Candidate, evaluate
 from pyvattn.planner.costs import DriverCosts, default_costs
 from pyvattn.planner.workload import Workload, typical_workload
@@ -28,6 +28,8 @@ from pyvattn.spec import CacheSpec
 from pyvattn.units import format_page_size
 
 _TIE = 0.001
+# What kernels lose from here on is worth a warning to who asked for it by name.
+_NOTICEABLE = 0.02
 
 # Numbers of pages to map at a time where a row grows.
 READ_AHEAD = (1, 2, 4, 8, 16, 32)
@@ -78,11 +80,10 @@ def plan(
     """Choose ``page_size`` and ``layout`` for ``spec`` on ``driver``; pure arithmetic.
 
     What is given by name is kept, and warned of where the rules would not have
-    it. ``read_ahead`` are numbers of pages to try that
-    are mapped at a time where a row grows; by default each candidate has the
-    least that hides its mapping. ``workload`` is by default the mean request of
-    the Azure conversation trace, and ``costs`` are the built-in constants of
-    ``driver``.
+    it. ``read_ahead`` are numbers of pages to try that are mapped at a time where
+    a row grows; by default each candidate has the least that hides its mapping.
+    ``workload`` is by default the mean request of the Azure conversation trace,
+    and ``costs`` are the built-in constants of ``driver``.
 
     Raises :class:`~pyvattn.errors.ConfigError` for a driver, page size or layout
     that does not exist.
@@ -101,7 +102,7 @@ def plan(
             if layout == "auto" and group is not None and not costs.page_table:
                 continue
             geometry = spec.geometry(name, size, group)
-            each = [evaluate(spec, geometry, costs, workload, pages) for pages in tried]
+            each = (evaluate(spec, geometry, costs, workload, pages) for pages in tried)
             found += [_first_hidden(each)] if read_ahead is None else each
     ranked = tuple(sorted(found, key=_preference))
     choice = ranked[0]
@@ -109,10 +110,14 @@ def plan(
     return Plan(spec, costs, workload, choice, ranked, tuple(_warnings(choice, by_name)))
 
 
-def _first_hidden(found: Sequence[Candidate]) -> Candidate:
+def _first_hidden(found: Iterable[Candidate]) -> Candidate:
     """Return the first whose mapping can be hidden; where none can, what comes nearest."""
-    nearest = min(found, key=lambda candidate: candidate.map_share)
-    return next((candidate for candidate in found if candidate.hidden), nearest)
+    passed = []
+    for candidate in found:
+        if candidate.hidden:
+            return candidate
+        passed.append(candidate)
+    return min(passed, key=lambda candidate: candidate.map_share)
 
 
 def _page_sizes(costs: DriverCosts, wanted: int | str) -> tuple[int, ...]:
@@ -138,7 +143,8 @@ def _layouts(
         raise ConfigError(f"layers_per_arena={layers_per_arena} needs layout='token'")
     yield "layer", None
     yield "token", None
-    for group in range(1, spec.layers):
+    # With one tensor a layer, one layer in an arena is what layout `layer` is.
+    for group in range(1 if spec.tensors_per_layer > 1 else 2, spec.layers):
         if spec.layers % group == 0:
             yield "token", group
 
@@ -161,7 +167,7 @@ def _preference(candidate: Candidate) -> tuple[float, ...]:
 def _warnings(choice: Candidate, by_name: bool) -> Iterator[str]:
     name = explain.describe(choice)
     # What the planner itself weighed against the rest deserves no alarm.
-    slow = choice.verdict is tlb.Verdict.WARN and by_name
+    slow = by_name and (choice.kernel_loss or 0) > _NOTICEABLE
     if choice.refused or slow:
         yield f"{name}: {explain.tlb_reason(choice)}"
     if not choice.hidden:

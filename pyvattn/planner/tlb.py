@@ -1,16 +1,15 @@
 """The TLB rule: a kernel that walks one layer must find enough of its tokens in each entry.
 
-Measured with FlashAttention-3 on one H200, 32 layers, decode, against cudaMalloc in
-layout ``layer``:
+Measured with FlashAttention-3 on one H200, 32 layers of 8 KV heads of 128, decode,
+against cudaMalloc in layout ``layer`` (docs/gpu.md):
 
 * in a 64K entry 32 tokens (layout ``layer``) or 16 (one layer, K and V side by side)
-  run at 1.01, 16 of a rank of eight (8 layers side by side) at 1.03, 8 (2 layers) at
-  1.05, 0.5 to 1 (all layers) at 6 to 12;
+  run at 1.01, 8 (two layers) at 1.05, 0.5 to 1 (all layers) at 6 to 12;
 * in a 2M entry 64 or 32 tokens (8 or 16 layers side by side) run at 1.01, 16 (32
-  layers) at 1.02 to 1.04.
+  layers) at 1.04.
 
-From 16 tokens on it is the strides that cost: the same strides in cudaMalloc's memory
-take as long.
+With 16 tokens in an entry, of 32 layers in 2M or of one in 64K, the same strides in
+cudaMalloc's memory take as long: it is the strides that cost.
 """
 
 from __future__ import annotations
@@ -28,20 +27,24 @@ LARGE_ENTRY = 2 << 20
 
 # From here on tokens in an entry count as many.
 _MANY_TOKENS = 1024
+# What lies together of a token, of one tensor of a layer, in the model that was measured.
+_MEASURED_TOKEN = 2048
 
 
 @dataclass(frozen=True)
 class Losses:
     """Decode time lost against cudaMalloc in layout ``layer``, as shares.
 
-    In layout ``layer``: with the tokens of a 2M entry, and with those of a 64K entry.
-    With several layers side by side: with 16 tokens of each in an entry, and with 32 in
-    a 2M entry. How many arenas there are besides makes no difference to a kernel.
+    ``layer_large`` and ``layer_small`` are for one layer in an arena, with many of its
+    tokens in an entry and with fewer. ``token_32`` is for several layers side by side that
+    leave 32 tokens in a 2M entry, ``token`` for everything else of several layers: fewer
+    tokens, and, not measured, 64K entries or tokens that are smaller than those measured.
+    How many arenas there are besides makes no difference to a kernel.
     """
 
     layer_large: float = 0.0
     layer_small: float = 0.01
-    token: float = 0.03
+    token: float = 0.04
     token_32: float = 0.01
 
 
@@ -86,7 +89,15 @@ def kernel_loss(
     if verdict is Verdict.REFUSE:
         return None
     tokens = tokens_per_entry(geometry)
-    if geometry.layout == "token" and geometry.layers_per_arena > 1:
+    if geometry.layers_per_arena > 1:
         large = entry_size(geometry.page_size) == LARGE_ENTRY
-        return losses.token_32 if large and tokens >= WARN_BELOW else losses.token
+        measured = large and tokens >= WARN_BELOW and _together(geometry) >= _MEASURED_TOKEN
+        return losses.token_32 if measured else losses.token
     return losses.layer_large if tokens >= _MANY_TOKENS else losses.layer_small
+
+
+def _together(geometry: Geometry) -> int:
+    """Return the bytes of a token that lie together for a kernel: those of one tensor."""
+    view = geometry.views[0].k
+    itemsize = geometry.token_bytes // view.strides[1]
+    return view.shape[2] * view.shape[3] * itemsize
