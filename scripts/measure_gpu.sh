@@ -67,12 +67,12 @@ attention() {
   bench attention-token-2m 400 attention --driver stock-uvm --page-size 2M --layout token \
     --seconds 2
   for group in 16 8; do
-    bench "attention-token-$group" 200 attention --driver cumem --layout token --seconds 2 \
-      --layers-per-arena "$group" --kernel flash-attn-3 --kernel torch-varlen
+    bench "attention-token-$group" 400 attention --driver cumem --layout token --seconds 2 \
+      --layers-per-arena "$group"
   done
   for group in 1 2; do
-    bench "attention-64k-token-$group" 200 attention --driver stock-uvm --page-size 64K \
-      --layout token --seconds 2 --layers-per-arena "$group" --kernel flash-attn-3
+    bench "attention-64k-token-$group" 400 attention --driver stock-uvm --page-size 64K \
+      --layout token --seconds 2 --layers-per-arena "$group"
   done
 }
 overlap() {

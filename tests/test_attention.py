@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -259,6 +261,16 @@ def test_the_default_guard_is_enough_for_every_kernel_and_for_those_nobody_measu
     default = make_spec().guard_tokens
     assert Kernel.guard_tokens == default
     assert all(info.guard_tokens <= default for info in kernel_infos())
+
+
+def test_no_kernel_declares_less_guard_than_was_measured():
+    declared = {info.name: info.guard_tokens for info in kernel_infos()}
+    kept = Path(__file__).parents[1] / "docs" / "results" / "h200" / "overread.jsonl"
+    measured = [json.loads(line) for line in kept.read_text().splitlines()]
+    found = [one for one in measured if "unsupported" not in one]
+    assert {one["kernel"] for one in found} == set(declared)
+    for one in found:
+        assert max(one["finite"], one["unmapped"]) <= declared[one["kernel"]], one
 
 
 @pytest.mark.usefixtures("registry")

@@ -21,6 +21,7 @@ class FlashAttention3Kernel(Kernel):
     """FlashAttention-3: written for Hopper."""
 
     name = "flash-attn-3"
+    guard_tokens = 192  # its longest tile
     supports = "float16 and bfloat16, head dims to 256, CUDA graphs"
     capturable = True
 

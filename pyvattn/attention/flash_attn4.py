@@ -23,7 +23,6 @@ class FlashAttention4Kernel(Kernel):
 
     name = "flash-attn-4"
     supports = "float16 and bfloat16, head dims 64, 96 and 128, on Hopper 192 and 256 as well"
-    guard_tokens = 128
 
     def unavailable(self) -> str | None:
         """See :meth:`Kernel.unavailable`."""

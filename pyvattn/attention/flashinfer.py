@@ -21,7 +21,7 @@ class FlashInferKernel(Kernel):
 
     name = "flashinfer"
     supports = "float16 and bfloat16, head dims 64, 128 and 256"
-    guard_tokens = 0
+    guard_tokens = 0  # of its kernels for any GPU (decode) and for Hopper (prefill)
 
     def unavailable(self) -> str | None:
         """See :meth:`Kernel.unavailable`."""

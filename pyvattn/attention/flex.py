@@ -63,8 +63,8 @@ class FlexKernel(Kernel):
     def _attend(self, problem: Problem, row: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         on_cuda = q.device.type == "cuda"
         call = _compiled() if on_cuda else flex_attention
-        # The kernel for decode takes all queries of a KV head as one block: 64 queries of
-        # 4 heads each took 150 times as long as one query, on an H200 with torch 2.11.
+        # The kernel for decode takes all queries of a KV head as one block, which spills
+        # registers where they are many: the general kernel is far faster there.
         many = on_cuda and q.shape[0] * q.shape[1] > _MOST_DECODED * k.shape[1]
         # Tensors, so that new values do not compile the kernel again; filled on the device,
         # because a copy from the host would make each row wait for the one before.

@@ -59,6 +59,15 @@ def test_kernels_match_float64(kernel, layout, kv_heads, q_heads, head_dim, quer
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("kv_heads", "q_heads"), [(2, 8), (4, 4)])
+def test_a_chunk_of_a_prompt_on_what_is_cached(kernel, kv_heads, q_heads):
+    case = open_case("layer", kv_heads, q_heads, 128, seed=4)
+    with case.cache:
+        case.fill(5, 600)
+        check(case, case.queries(64), kernel)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("layout", ["layer", "token"])
 def test_without_causality(kernel, layout):
     case = open_case(layout, 2, 8, 128, seed=1)

@@ -110,7 +110,7 @@ def test_generate_in_bfloat16_differs_at_near_ties_only(bf16):
             assert short < 0.1
 
 
-def open_kv(model, slots=9, memory="16GiB", guard_tokens=256, **options):
+def open_kv(model, slots=9, memory="16GiB", guard_tokens=192, **options):
     spec = replace(spec_for(model, slots, 1024), guard_tokens=guard_tokens)
     return KVCache(spec, device="cuda:0", memory=memory, **options)
 
