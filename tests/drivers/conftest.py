@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import cumem_library
 import pytest
+
+from pyvattn import _native
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +22,12 @@ def emulated_libcuda(
 ) -> Path:
     """The emulated libcuda with everything that the real one has for us."""
     return libcuda_builder.build(tmp_path_factory.mktemp("libcuda"))
+
+
+@pytest.fixture(autouse=True)
+def _emulated_machine_as_new() -> Iterator[None]:
+    """What a test did to the emulated machine, taking its memory say, meets no other test."""
+    yield
+    gc.collect()  # no driver of the machine may live on
+    _native.emulated_nvidia.reset()
+    _native.emulated_cuda.reset()
