@@ -18,7 +18,7 @@ LAYERS = [
         "#dbe7f5",
     ),
     (
-        "uvm_ext/core + python",
+        "uvm_ext/cache + python",
         "slots and arenas · growth (one transaction) · page pool (runs) · mapper thread · DLPack",
         "#cfe0f2",
     ),

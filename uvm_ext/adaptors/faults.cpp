@@ -1,6 +1,6 @@
 #include "adaptors/faults.hpp"
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 
 namespace pyvattn {
 namespace {

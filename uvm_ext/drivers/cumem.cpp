@@ -3,7 +3,7 @@
 #include <string>
 #include <utility>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 #include "drivers/batch.hpp"
 
 namespace pyvattn {

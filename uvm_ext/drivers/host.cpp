@@ -7,7 +7,7 @@
 #include <cstring>
 #include <string>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 #include "drivers/batch.hpp"
 
 namespace pyvattn {

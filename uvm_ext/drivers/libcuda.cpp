@@ -2,7 +2,7 @@
 
 #include <dlfcn.h>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 
 namespace pyvattn {
 namespace {

@@ -4,7 +4,7 @@
 #include <functional>
 #include <utility>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 #include "drivers/accounting.hpp"
 #include "drivers/cumem.hpp"
 #include "drivers/host.hpp"

@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 #include "emulation/cuda_state.hpp"
 
 namespace pyvattn::emulation::control {

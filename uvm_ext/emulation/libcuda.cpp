@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 #include "emulation/cuda_state.hpp"
 
 namespace pyvattn::emulation {

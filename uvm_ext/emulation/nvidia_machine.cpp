@@ -6,7 +6,7 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 #include "emulation/cuda_state.hpp"
 
 namespace pyvattn::emulation {

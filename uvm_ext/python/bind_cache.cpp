@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "core/cache.hpp"
-#include "core/errors.hpp"
+#include "base/errors.hpp"
+#include "cache/cache.hpp"
 #include "python/bindings.hpp"
 #include "python/slot_object.hpp"
 #include "python/tensor_view.hpp"

@@ -9,7 +9,7 @@
 #include "adaptors/limit.hpp"
 #include "adaptors/statistics.hpp"
 #include "adaptors/trace.hpp"
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 #include "drivers/registry.hpp"
 #include "python/bindings.hpp"
 

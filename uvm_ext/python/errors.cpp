@@ -1,6 +1,6 @@
 #include "python/bindings.hpp"
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 
 namespace pyvattn::python {
 namespace {

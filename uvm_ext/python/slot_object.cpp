@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 #include "python/bindings.hpp"
 
 namespace pyvattn::python {

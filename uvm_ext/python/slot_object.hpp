@@ -4,7 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include "core/cache.hpp"
+#include "cache/cache.hpp"
 
 namespace pyvattn::python {
 

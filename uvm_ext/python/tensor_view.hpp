@@ -5,8 +5,8 @@
 
 #include <vector>
 
-#include "core/arena.hpp"
 #include "python/dlpack.hpp"
+#include "rows/arena.hpp"
 
 namespace pyvattn::python {
 

@@ -3,7 +3,7 @@
 // second perhaps on the way back: the books still balance and nothing leaks.
 #include <functional>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 #include "tests/cache_support.hpp"
 
 namespace pyvattn {

@@ -1,6 +1,6 @@
 // Which free slot a request gets while the device still uses some of them. The driver here
 // zeroes late: what was released keeps a fence.
-#include "core/cache.hpp"
+#include "cache/cache.hpp"
 #include "drivers/registry.hpp"
 #include "tests/cache_support.hpp"
 

@@ -3,7 +3,7 @@
 #include <cstring>
 #include <optional>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 #include "tests/cache_support.hpp"
 
 namespace pyvattn {

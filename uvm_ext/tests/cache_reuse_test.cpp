@@ -1,5 +1,5 @@
 // Which row a request gets, what is mapped ahead of it, and what is taken from whom.
-#include "core/forecast.hpp"
+#include "cache/forecast.hpp"
 #include "tests/cache_support.hpp"
 
 namespace pyvattn {

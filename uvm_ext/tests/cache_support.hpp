@@ -15,7 +15,7 @@
 #include "adaptors/checked.hpp"
 #include "adaptors/faults.hpp"
 #include "adaptors/statistics.hpp"
-#include "core/cache.hpp"
+#include "cache/cache.hpp"
 #include "tests/harness.hpp"
 
 namespace pyvattn::test {

@@ -5,7 +5,7 @@
 #include <deque>
 #include <thread>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 #include "tests/cache_support.hpp"
 
 namespace pyvattn {

@@ -1,5 +1,5 @@
 // The page pool against a model that knows each page by itself.
-#include "core/page_pool.hpp"
+#include "blocks/page_pool.hpp"
 
 #include <algorithm>
 #include <map>
@@ -7,7 +7,7 @@
 #include <set>
 
 #include "adaptors/faults.hpp"
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 #include "drivers/accounting.hpp"
 #include "tests/harness.hpp"
 

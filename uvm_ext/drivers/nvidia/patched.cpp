@@ -4,7 +4,7 @@
 #include <iterator>
 #include <utility>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 #include "drivers/nvidia/borders.hpp"
 
 namespace pyvattn {

@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 #include "drivers/cuda_context.hpp"
 
 namespace pyvattn {

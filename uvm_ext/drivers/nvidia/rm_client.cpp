@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 
 namespace pyvattn {
 namespace nvidia {

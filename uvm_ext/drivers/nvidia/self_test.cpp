@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <thread>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 
 namespace pyvattn {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <iterator>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 
 namespace pyvattn {
 namespace nvidia {

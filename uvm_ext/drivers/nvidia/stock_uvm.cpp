@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 #include "drivers/batch.hpp"
 #include "drivers/nvidia/self_test.hpp"
 

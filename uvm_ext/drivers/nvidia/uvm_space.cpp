@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 #include "drivers/nvidia/borders.hpp"
 
 namespace pyvattn {

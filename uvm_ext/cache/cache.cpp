@@ -1,14 +1,14 @@
 // A cache from its opening to its end, and the limit in between.
-#include "core/cache.hpp"
+#include "cache/cache.hpp"
 
 #include <algorithm>
 #include <exception>
 #include <string>
 
 #include "adaptors/serialized.hpp"
-#include "core/errors.hpp"
-#include "core/fork.hpp"
-#include "core/text.hpp"
+#include "base/errors.hpp"
+#include "base/fork.hpp"
+#include "base/text.hpp"
 
 namespace pyvattn {
 namespace {

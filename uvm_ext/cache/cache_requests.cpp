@@ -1,5 +1,5 @@
 // What a request asks of a cache: acquire, step, prefetch, release.
-#include "core/cache.hpp"
+#include "cache/cache.hpp"
 
 #include <algorithm>
 #include <chrono>
@@ -7,8 +7,8 @@
 #include <string>
 #include <utility>
 
-#include "core/errors.hpp"
-#include "core/stopwatch.hpp"
+#include "base/errors.hpp"
+#include "base/stopwatch.hpp"
 
 namespace pyvattn {
 namespace {

@@ -1,12 +1,12 @@
 // How the slots of a step come by their pages.
-#include "core/cache.hpp"
+#include "cache/cache.hpp"
 
 #include <algorithm>
 #include <string>
 
-#include "core/errors.hpp"
-#include "core/stopwatch.hpp"
-#include "core/text.hpp"
+#include "base/errors.hpp"
+#include "base/stopwatch.hpp"
+#include "base/text.hpp"
 
 namespace pyvattn {
 

@@ -1,4 +1,4 @@
-#include "core/slot_table.hpp"
+#include "cache/slot_table.hpp"
 
 #include <algorithm>
 #include <iterator>

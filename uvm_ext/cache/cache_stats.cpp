@@ -1,4 +1,4 @@
-#include "core/cache.hpp"
+#include "cache/cache.hpp"
 
 namespace pyvattn {
 

@@ -1,4 +1,4 @@
-#include "core/mapper.hpp"
+#include "cache/mapper.hpp"
 
 #include <utility>
 

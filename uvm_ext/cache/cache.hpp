@@ -10,13 +10,13 @@
 
 #include "adaptors/limit.hpp"
 #include "adaptors/statistics.hpp"
-#include "core/arena.hpp"
-#include "core/forecast.hpp"
-#include "core/geometry.hpp"
-#include "core/growth.hpp"
-#include "core/mapper.hpp"
-#include "core/page_pool.hpp"
-#include "core/slot_table.hpp"
+#include "blocks/page_pool.hpp"
+#include "cache/forecast.hpp"
+#include "cache/growth.hpp"
+#include "cache/mapper.hpp"
+#include "cache/slot_table.hpp"
+#include "rows/arena.hpp"
+#include "rows/geometry.hpp"
 
 namespace pyvattn {
 

@@ -1,5 +1,5 @@
 // Who can spare pages, and who gets more of them than it needs now.
-#include "core/cache.hpp"
+#include "cache/cache.hpp"
 
 #include <algorithm>
 

@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/page_pool.hpp"
+#include "blocks/page_pool.hpp"
 
 namespace pyvattn {
 

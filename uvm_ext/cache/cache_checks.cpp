@@ -1,10 +1,10 @@
 // What a cache refuses, before anything changes.
-#include "core/cache.hpp"
+#include "cache/cache.hpp"
 
 #include <string>
 
-#include "core/errors.hpp"
-#include "core/fork.hpp"
+#include "base/errors.hpp"
+#include "base/fork.hpp"
 
 namespace pyvattn {
 

@@ -8,10 +8,10 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/arena.hpp"
-#include "core/geometry.hpp"
-#include "core/page_pool.hpp"
-#include "core/slot_table.hpp"
+#include "blocks/page_pool.hpp"
+#include "cache/slot_table.hpp"
+#include "rows/arena.hpp"
+#include "rows/geometry.hpp"
 
 namespace pyvattn {
 

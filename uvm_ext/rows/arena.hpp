@@ -4,8 +4,8 @@
 #include <memory>
 #include <vector>
 
-#include "core/geometry.hpp"
 #include "drivers/driver.hpp"
+#include "rows/geometry.hpp"
 
 namespace pyvattn {
 

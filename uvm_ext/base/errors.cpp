@@ -1,4 +1,4 @@
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 
 #include <cstdio>
 #include <utility>

@@ -1,9 +1,9 @@
-#include "core/growth.hpp"
+#include "cache/growth.hpp"
 
 #include <algorithm>
 #include <exception>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 
 namespace pyvattn {
 

@@ -1,10 +1,10 @@
-#include "core/page_pool.hpp"
+#include "blocks/page_pool.hpp"
 
 #include <algorithm>
 #include <exception>
 #include <utility>
 
-#include "core/errors.hpp"
+#include "base/errors.hpp"
 
 namespace pyvattn {
 namespace {

@@ -1,9 +1,9 @@
-#include "core/arena.hpp"
+#include "rows/arena.hpp"
 
 #include <exception>
 
-#include "core/errors.hpp"
-#include "core/fork.hpp"
+#include "base/errors.hpp"
+#include "base/fork.hpp"
 
 namespace pyvattn {
 

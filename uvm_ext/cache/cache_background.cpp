@@ -1,12 +1,12 @@
 // Cleaning, and what the mapper thread does.
-#include "core/cache.hpp"
+#include "cache/cache.hpp"
 
 #include <algorithm>
 #include <exception>
 #include <utility>
 
-#include "core/errors.hpp"
-#include "core/stopwatch.hpp"
+#include "base/errors.hpp"
+#include "base/stopwatch.hpp"
 
 namespace pyvattn {
 
