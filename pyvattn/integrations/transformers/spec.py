@@ -8,6 +8,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from pyvattn.attention import guard_needed
 from pyvattn.errors import SpecError, UnsupportedError
+from pyvattn.integrations.transformers.rope import check_rope
 from pyvattn.spec import CacheSpec
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ def spec_for(model: PreTrainedModel, max_slots: int, max_tokens: int) -> CacheSp
 
     Its tail guard is what the attention kernels of this machine need. Raises
     :class:`~pyvattn.errors.UnsupportedError` for a model with other layers than
-    full attention, or :class:`~pyvattn.errors.SpecError` for a config that says
-    too little.
+    full attention or with rotary frequencies that ``max_tokens`` would change, and
+    :class:`~pyvattn.errors.SpecError` for a config that says too little.
     """
     config = model.config.get_text_config(decoder=True)
     _check_layers(config)
@@ -36,6 +37,7 @@ def spec_for(model: PreTrainedModel, max_slots: int, max_tokens: int) -> CacheSp
             f"model type {config.model_type!r} caches a latent vector, which transformers "
             "expands on its own: use the library's DynamicCache"
         )
+    check_rope(config, spec.max_tokens)
     return spec
 
 
