@@ -107,6 +107,11 @@ class Capabilities:
         Bytes, ascending.
         """
     @property
+    def peers(self) -> list[int]:
+        """
+        Ordinals of the other devices that can reach what is mapped.
+        """
+    @property
     def slab_per_page(self) -> bool: ...
     @property
     def zero_backed(self) -> bool: ...

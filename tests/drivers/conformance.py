@@ -82,6 +82,16 @@ class DriverConformance:
         space.map(2, 1)
         assert space.read(2).startswith(b"kept")
 
+    def test_peers_reach_what_is_mapped(self, space, driver):
+        if not driver.capabilities.peers:
+            pytest.skip("no other device can reach the memory of this driver")
+        driver.map([space.entry(i, i) for i in range(2)])
+        space.mapped = {0: 0, 1: 1}
+        for peer in driver.capabilities.peers:
+            for place in (0, 1):
+                space.write_from(peer, place, f"from {peer}".encode())
+                assert space.read(place).startswith(f"from {peer}".encode())
+
     def test_pages_of_a_batch_are_apart(self, space, driver):
         driver.map([space.entry(i, i) for i in range(4)])
         for i in range(4):
@@ -239,6 +249,9 @@ class Space:
 
     def write(self, place, data):
         ctypes.memmove(self.address(place), data, len(data))
+
+    def write_from(self, peer, place, data):
+        raise NotImplementedError("of drivers whose memory other devices reach")
 
     def read(self, place, size=64):
         return ctypes.string_at(self.address(place), size)

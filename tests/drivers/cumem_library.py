@@ -77,7 +77,7 @@ class Builder:
         self.command = [compiler, "-std=c++17", "-O0", "-fPIC", f"-I{SOURCES}"]
         emulator = ["cuda_memory", "cuda_state", "cuda_streams", "control", "libcuda"]
         sources = [SOURCES / "emulation" / f"{name}.cpp" for name in emulator]
-        sources.append(SOURCES / "core" / "errors.cpp")
+        sources.append(SOURCES / "base" / "errors.cpp")
         self.objects = [folder / f"{source.stem}-{source.parent.name}.o" for source in sources]
         for source, target in zip(sources, self.objects, strict=True):
             subprocess.run([*self.command, "-c", source, "-o", target], check=True)

@@ -337,6 +337,50 @@ def test_two_devices_do_not_share_memory():
     second.close(0)
 
 
+# --- several devices ---
+
+
+def run_kernel(device: int, space: Space, page: int) -> None:
+    """Let a kernel of the device read a page; then any call says whether it could."""
+    kernel = gpu.launch_kernel(device, 0, space.address(page), PAGE)
+    gpu.release_kernel(kernel)
+    advance()
+
+
+@pytest.mark.parametrize("owner", [0, 1])
+def test_kernels_of_both_devices_reach_what_either_has_mapped(owner):
+    space = Space(owner)
+    assert space.driver.capabilities.peers == [1 - owner]
+    calls = Calls("cuMemSetAccess")
+    space.driver.map(space.entries(0, 1, 2))
+    assert calls.made() == {"cuMemSetAccess": 1}, "one call is for all devices"
+    for page in (0, 2):
+        run_kernel(owner, space, page)
+        run_kernel(1 - owner, space, page)
+    space.close(0, 1, 2)
+
+
+def test_a_page_whose_unmap_was_undone_is_the_peers_again():
+    space = Space()
+    space.driver.map(space.entries(0, 3))
+    gpu.fail("cuMemUnmap", 2, INVALID_VALUE)
+    with pytest.raises(DriverError):
+        space.driver.unmap(space.entries(0, 3))
+    run_kernel(1, space, 0)
+    space.close(0, 3)
+
+
+def test_devices_that_cannot_reach_each_other_get_no_access():
+    gpu.connect(False)
+    space = Space()
+    assert space.driver.capabilities.peers == []
+    space.driver.map(space.entries(0))
+    run_kernel(0, space, 0)
+    with pytest.raises(DriverError, match="CUDA_ERROR_ILLEGAL_ADDRESS"):
+        run_kernel(1, space, 0)
+    gpu.reset()  # a fault is for good
+
+
 @pytest.mark.parametrize("device", [-1, 2])
 def test_an_ordinal_that_does_not_exist_is_named(device):
     with pytest.raises(ConfigError, match=f"no device cuda:{device}: CUDA sees 2"):

@@ -63,11 +63,9 @@ class Gpu:
     def unmap(self, address: int, size: int = PAGE) -> int:
         return self.cuda.cuMemUnmap(c_uint64(address), c_size_t(size))
 
-    def allow(self, address: int, size: int = PAGE, device: int = 0) -> int:
-        access = Access(1, device, 3)
-        return self.cuda.cuMemSetAccess(
-            c_uint64(address), c_size_t(size), byref(access), c_size_t(1)
-        )
+    def allow(self, address: int, size: int = PAGE, device: int = 0, count: int = 1) -> int:
+        access = (Access * 2)(Access(1, device, 3), Access(1, 1 - device, 3))
+        return self.cuda.cuMemSetAccess(c_uint64(address), c_size_t(size), access, c_size_t(count))
 
 
 @pytest.fixture
@@ -192,6 +190,8 @@ def test_access_needs_whole_mappings(gpu, space, handle):
     assert gpu.allow(space, 2 * PAGE) == INVALID_VALUE
     assert gpu.allow(space + PAGE // 2, PAGE // 2) == INVALID_VALUE
     assert gpu.allow(space, device=9) == INVALID_DEVICE
+    assert gpu.allow(space, count=0) == INVALID_VALUE
+    assert gpu.allow(space, count=2) == SUCCESS
     assert gpu.unmap(space) == SUCCESS
 
 

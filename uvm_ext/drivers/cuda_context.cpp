@@ -30,6 +30,21 @@ cuda::Device find_cuda_device(const LibCuda& library, int ordinal) {
   return device;
 }
 
+std::vector<int> find_cuda_peers(const LibCuda& library, cuda::Device device) {
+  std::vector<int> peers;
+  int count = 0;
+  check_cuda(library, "count devices (cuDeviceGetCount)", 0, 0, library.cuDeviceGetCount(&count));
+  for (int ordinal = 0; ordinal < count; ++ordinal) {
+    const cuda::Device peer = find_cuda_device(library, ordinal);
+    if (peer == device) continue;
+    int reachable = 0;
+    check_cuda(library, "query peer (cuDeviceCanAccessPeer)", 0, 0,
+               library.cuDeviceCanAccessPeer(&reachable, peer, device));
+    if (reachable != 0) peers.push_back(ordinal);
+  }
+  return peers;
+}
+
 CudaContext::CudaContext(const LibCuda& library, int ordinal)
     : library_(library),
       ordinal_(ordinal),

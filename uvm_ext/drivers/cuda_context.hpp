@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "drivers/libcuda.hpp"
 
@@ -69,5 +70,8 @@ class CurrentContext {
 
 // The device with this ordinal; starts CUDA. Throws ConfigError, DriverUnavailable.
 cuda::Device find_cuda_device(const LibCuda& library, int ordinal);
+
+// Ordinals of the other devices that can reach memory of `device` (NVLink, PCIe).
+std::vector<int> find_cuda_peers(const LibCuda& library, cuda::Device device);
 
 }  // namespace pyvattn

@@ -17,6 +17,20 @@ cuda::AllocationProperties page_properties(int device) {
   return properties;
 }
 
+std::vector<cuda::AccessDescriptor> access_for(int device, const std::vector<int>& peers) {
+  std::vector<int> ordinals = {device};
+  ordinals.insert(ordinals.end(), peers.begin(), peers.end());
+  std::vector<cuda::AccessDescriptor> access;
+  for (int ordinal : ordinals) {
+    cuda::AccessDescriptor descriptor;
+    descriptor.location.type = cuda::kLocationDevice;
+    descriptor.location.id = ordinal;
+    descriptor.flags = cuda::kAccessReadWrite;
+    access.push_back(descriptor);
+  }
+  return access;
+}
+
 std::vector<Range> ranges_of(const std::vector<MapEntry>& batch) {
   std::vector<Range> ranges;
   ranges.reserve(batch.size());
@@ -55,6 +69,7 @@ Capabilities CuMemDriver::describe(const LibCuda& library, int ordinal) {
   capabilities.slab_per_page = true;
   capabilities.dlpack_device_type = 2;
   capabilities.dlpack_device_id = ordinal;
+  capabilities.peers = find_cuda_peers(library, device);
   return capabilities;
 }
 
@@ -64,6 +79,7 @@ CuMemDriver::CuMemDriver(const LibCuda& library, int device, std::size_t page_si
       capabilities_(std::move(capabilities)),
       page_size_(page_size),
       context_(std::make_shared<CudaContext>(library, device)),
+      access_(access_for(device, capabilities_.peers)),
       recycled_(context_),
       fresh_(context_) {}
 
@@ -140,12 +156,8 @@ void CuMemDriver::map_one(const MapEntry& entry) const {
 }
 
 void CuMemDriver::set_access(const Range& run) const {
-  cuda::AccessDescriptor access;
-  access.location.type = cuda::kLocationDevice;
-  access.location.id = context_->ordinal();
-  access.flags = cuda::kAccessReadWrite;
   check_cuda(library_, "map (cuMemSetAccess)", run.address, run.length,
-             library_.cuMemSetAccess(run.address, run.length, &access, 1));
+             library_.cuMemSetAccess(run.address, run.length, access_.data(), access_.size()));
 }
 
 void CuMemDriver::unmap_run(const Range& run) const {

@@ -57,6 +57,8 @@ struct Capabilities {
   // DLPack's DLDeviceType and ordinal of the memory.
   std::int32_t dlpack_device_type = 1;
   std::int32_t dlpack_device_id = 0;
+  // Ordinals of the other devices whose kernels and copies can reach what is mapped.
+  std::vector<int> peers;
 };
 
 // Preconditions, for every implementation (CheckedDriver verifies them all):
@@ -74,6 +76,7 @@ struct Capabilities {
 //  - zero(): every byte of every range is mapped.
 // Guarantees:
 //  - the memory of a fresh slab reads as zeros;
+//  - the device and each of capabilities().peers can reach what map() has mapped;
 //  - a call that throws has changed nothing: a batch that fails in the middle is
 //    rolled back first;
 //  - every failure is a DriverError with operation, address, size and the status

@@ -88,6 +88,8 @@ struct AccessDescriptor {
   F(cuDeviceGetAttribute, cuDeviceGetAttribute, (int* value, int attribute, cuda::Device device)) \
   F(cuDeviceGetUuid_v2, cuDeviceGetUuid_v2, (unsigned char* uuid, cuda::Device device))           \
   F(cuDeviceGetPCIBusId, cuDeviceGetPCIBusId, (char* text, int size, cuda::Device device))        \
+  F(cuDeviceCanAccessPeer, cuDeviceCanAccessPeer,                                                 \
+    (int* reachable, cuda::Device device, cuda::Device memory_of))                                \
   F(cuDevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain,                                           \
     (cuda::Context * context, cuda::Device device))                                               \
   F(cuDevicePrimaryCtxRelease, cuDevicePrimaryCtxRelease_v2, (cuda::Device device))               \

@@ -67,6 +67,11 @@ void occupy(int device, std::size_t bytes) {
   state().memory.device(device).set_occupied(bytes);
 }
 
+void connect(bool connected) {
+  const auto locked = state().lock();
+  state().memory.connect(connected);
+}
+
 void reset_context(int device) {
   const auto locked = state().lock();
   state().reset_context(device);
@@ -104,8 +109,8 @@ std::uint64_t launch_kernel(int device, cuda::Stream stream, cuda::Pointer addre
   const auto locked = state().lock();
   std::uint64_t kernel = 0;
   check_handle(state().streams.close_gate(stream, device, &kernel));
-  check_handle(state().streams.submit(stream, device,
-                                      [address, size] { state().touch(address, size, [] {}); }));
+  check_handle(state().streams.submit(
+      stream, device, [device, address, size] { state().touch(device, address, size, [] {}); }));
   return kernel;
 }
 

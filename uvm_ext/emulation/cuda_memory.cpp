@@ -158,7 +158,7 @@ cuda::Result AddressSpace::map(cuda::Pointer address, std::size_t size, std::siz
                         device(allocation.device).fd(), static_cast<off_t>(allocation.offset));
   if (mapped == MAP_FAILED) return cuda::kOutOfMemory;
   ++allocation.mappings;
-  mappings_.emplace(address, Mapping{size, handle, false});
+  mappings_.emplace(address, Mapping{size, handle, {}});
   return cuda::kSuccess;
 }
 
@@ -187,25 +187,45 @@ cuda::Result AddressSpace::unmap(cuda::Pointer address, std::size_t size) {
   return cuda::kSuccess;
 }
 
-cuda::Result AddressSpace::set_access(cuda::Pointer address, std::size_t size,
-                                      const cuda::AccessDescriptor& access) {
-  const auto whole = whole_mappings(address, size);
-  if (whole.empty() || access.flags != cuda::kAccessReadWrite ||
-      access.location.type != cuda::kLocationDevice) {
+bool AddressSpace::can_reach(int device, int owner) const {
+  return is_device(device) && is_device(owner) && (device == owner || connected_);
+}
+
+cuda::Result AddressSpace::check_access(const Mapping& mapping,
+                                        const cuda::AccessDescriptor& access) const {
+  if (access.flags != cuda::kAccessReadWrite || access.location.type != cuda::kLocationDevice) {
     return cuda::kInvalidValue;
   }
-  if (!is_device(access.location.id)) return cuda::kInvalidDevice;
+  const int owner = allocations_.at(mapping.handle).device;
+  return can_reach(access.location.id, owner) ? cuda::kSuccess : cuda::kInvalidDevice;
+}
+
+cuda::Result AddressSpace::set_access(cuda::Pointer address, std::size_t size,
+                                      const std::vector<cuda::AccessDescriptor>& access) {
+  const auto whole = whole_mappings(address, size);
+  if (whole.empty() || access.empty()) return cuda::kInvalidValue;
+  for (const auto& mapping : whole) {
+    for (const cuda::AccessDescriptor& each : access) {
+      const cuda::Result result = check_access(mapping->second, each);
+      if (result != cuda::kSuccess) return result;
+    }
+  }
   if (::mprotect(pointer(address), size, PROT_READ | PROT_WRITE) != 0) return cuda::kOutOfMemory;
-  for (const auto& mapping : whole) mapping->second.accessible = true;
+  for (const auto& mapping : whole) {
+    for (const cuda::AccessDescriptor& each : access) {
+      mapping->second.accessible_to.insert(each.location.id);
+    }
+  }
   return cuda::kSuccess;
 }
 
-bool AddressSpace::is_accessible(cuda::Pointer address, std::size_t size) const {
+bool AddressSpace::is_accessible(cuda::Pointer address, std::size_t size, int device) const {
   auto mapping = mappings_.upper_bound(address);
   if (mapping == mappings_.begin()) return false;
   --mapping;
   cuda::Pointer next = address;
-  while (mapping != mappings_.end() && mapping->first <= next && mapping->second.accessible) {
+  while (mapping != mappings_.end() && mapping->first <= next &&
+         mapping->second.accessible_to.count(device) > 0) {
     next = mapping->first + mapping->second.size;
     if (next >= address + size) return true;
     ++mapping;

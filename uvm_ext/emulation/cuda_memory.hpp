@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <map>
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "drivers/libcuda.hpp"
@@ -56,12 +57,17 @@ class AddressSpace {
   cuda::Result map(cuda::Pointer address, std::size_t size, std::size_t offset,
                    cuda::Handle handle);
   cuda::Result unmap(cuda::Pointer address, std::size_t size);
+  // Replaces the access of the devices that are named; others keep theirs.
   cuda::Result set_access(cuda::Pointer address, std::size_t size,
-                          const cuda::AccessDescriptor& access);
+                          const std::vector<cuda::AccessDescriptor>& access);
 
   bool inside_reservation(cuda::Pointer address, std::size_t size) const;
-  // Whether every byte is mapped and accessible.
-  bool is_accessible(cuda::Pointer address, std::size_t size) const;
+  // Whether every byte is mapped and the device has access to it.
+  bool is_accessible(cuda::Pointer address, std::size_t size, int device) const;
+  // Whether kernels of `device` can be given access to memory of `owner`.
+  bool can_reach(int device, int owner) const;
+  // Devices are connected until this says otherwise.
+  void connect(bool connected) { connected_ = connected; }
   // Takes everything that belongs to the device, mapped or not.
   void destroy(int device);
 
@@ -80,11 +86,12 @@ class AddressSpace {
   struct Mapping {
     std::size_t size = 0;
     cuda::Handle handle = 0;
-    bool accessible = false;
+    std::set<int> accessible_to;
   };
   using Mappings = std::map<cuda::Pointer, Mapping>;
 
   bool is_device(int ordinal) const;
+  cuda::Result check_access(const Mapping& mapping, const cuda::AccessDescriptor& access) const;
   bool overlaps_mapping(cuda::Pointer address, std::size_t size) const;
   // The mappings that make up exactly this range, or nothing where it has holes, cuts
   // through one or leaves its reservation.
@@ -99,6 +106,7 @@ class AddressSpace {
   std::map<cuda::Handle, Allocation> allocations_;
   Mappings mappings_;
   cuda::Handle next_handle_ = 0xE0000001;
+  bool connected_ = true;
 };
 
 }  // namespace pyvattn::emulation

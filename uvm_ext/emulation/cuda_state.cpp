@@ -141,9 +141,10 @@ cuda::Result State::synchronize(cuda::Event event) {
   return fault_ != cuda::kSuccess ? fault_ : streams.query(event);
 }
 
-void State::touch(cuda::Pointer address, std::size_t size, const std::function<void()>& act) {
+void State::touch(int device, cuda::Pointer address, std::size_t size,
+                  const std::function<void()>& act) {
   if (size == 0 || fault_ != cuda::kSuccess) return;
-  if (!memory.is_accessible(address, size) || (is_mapped && !is_mapped(address, size))) {
+  if (!memory.is_accessible(address, size, device) || (is_mapped && !is_mapped(address, size))) {
     fault_ = cuda::kIllegalAddress;
     return;
   }

@@ -50,8 +50,8 @@ class State {
   int current_device() const;
   PrimaryContext* find(cuda::Context context);
   cuda::Result synchronize(cuda::Event event);
-  // Writes or reads as a kernel would: a fault is remembered.
-  void touch(cuda::Pointer address, std::size_t size, const std::function<void()>& act);
+  // Writes or reads as a kernel of the device would: a fault is remembered.
+  void touch(int device, cuda::Pointer address, std::size_t size, const std::function<void()>& act);
   void undefined(const std::string& what) { violations.push_back(what); }
 
   std::unique_lock<std::mutex> lock() { return std::unique_lock<std::mutex>(mutex_); }

@@ -114,6 +114,17 @@ Result device_bus_id(char* text, int size, cuda::Device device) {
   });
 }
 
+Result device_can_access_peer(int* reachable, cuda::Device device, cuda::Device memory_of) {
+  return state().call("cuDeviceCanAccessPeer", Needs::started, [=] {
+    if (device < 0 || device >= kDevices || memory_of < 0 || memory_of >= kDevices) {
+      return cuda::kInvalidDevice;
+    }
+    const bool others = device != memory_of;
+    *reachable = others && state().memory.can_reach(device, memory_of) ? 1 : 0;
+    return cuda::kSuccess;
+  });
+}
+
 Result context_retain(cuda::Context* context, cuda::Device device) {
   return state().call("cuDevicePrimaryCtxRetain", Needs::started,
                       [=] { return state().retain(context, device); });
@@ -214,7 +225,7 @@ Result memory_unmap(cuda::Pointer address, std::size_t size) {
 Result memory_set_access(cuda::Pointer address, std::size_t size,
                          const cuda::AccessDescriptor* access, std::size_t count) {
   return state().call("cuMemSetAccess", Needs::healthy, [=] {
-    return count != 1 ? cuda::kInvalidValue : state().memory.set_access(address, size, *access);
+    return state().memory.set_access(address, size, {access, access + count});
   });
 }
 
@@ -222,8 +233,9 @@ Result memory_set(cuda::Pointer address, unsigned char value, std::size_t size,
                   cuda::Stream stream) {
   return state().call("cuMemsetD8Async", Needs::context, [=] {
     if (!state().memory.inside_reservation(address, size)) return cuda::kInvalidValue;
-    const Result result = state().streams.submit(stream, state().current_device(), [=] {
-      state().touch(address, size,
+    const int device = state().current_device();
+    const Result result = state().streams.submit(stream, device, [=] {
+      state().touch(device, address, size,
                     [=] { std::memset(reinterpret_cast<void*>(address), value, size); });
     });
     return undefined_if_invalid(result, "cuMemsetD8Async on a stream");
@@ -233,8 +245,9 @@ Result memory_set(cuda::Pointer address, unsigned char value, std::size_t size,
 Result copy_to_device(cuda::Pointer target, const void* source, std::size_t size,
                       cuda::Stream stream) {
   return state().call("cuMemcpyHtoDAsync", Needs::context, [=] {
-    const Result result = state().streams.submit(stream, state().current_device(), [=] {
-      state().touch(target, size,
+    const int device = state().current_device();
+    const Result result = state().streams.submit(stream, device, [=] {
+      state().touch(device, target, size,
                     [=] { std::memcpy(reinterpret_cast<void*>(target), source, size); });
     });
     return undefined_if_invalid(result, "cuMemcpyHtoDAsync on a stream");
@@ -243,8 +256,9 @@ Result copy_to_device(cuda::Pointer target, const void* source, std::size_t size
 
 Result copy_to_host(void* target, cuda::Pointer source, std::size_t size, cuda::Stream stream) {
   return state().call("cuMemcpyDtoHAsync", Needs::context, [=] {
-    const Result result = state().streams.submit(stream, state().current_device(), [=] {
-      state().touch(source, size,
+    const int device = state().current_device();
+    const Result result = state().streams.submit(stream, device, [=] {
+      state().touch(device, source, size,
                     [=] { std::memcpy(target, reinterpret_cast<const void*>(source), size); });
     });
     return undefined_if_invalid(result, "cuMemcpyDtoHAsync on a stream");
@@ -316,6 +330,7 @@ LibCuda make_table() {
   table.cuDeviceGetAttribute = device_attribute;
   table.cuDeviceGetUuid_v2 = device_uuid;
   table.cuDeviceGetPCIBusId = device_bus_id;
+  table.cuDeviceCanAccessPeer = device_can_access_peer;
   table.cuDevicePrimaryCtxRetain = context_retain;
   table.cuDevicePrimaryCtxRelease = context_release;
   table.cuDevicePrimaryCtxGetState = context_state;

@@ -49,6 +49,9 @@ std::vector<std::string> violations();
 // Bytes of the device that another process takes.
 void occupy(int device, std::size_t bytes);
 
+// Whether the devices can reach each other's memory; they can at first.
+void connect(bool connected);
+
 // cuDevicePrimaryCtxReset: all memory, streams and events of the device are gone.
 void reset_context(int device);
 

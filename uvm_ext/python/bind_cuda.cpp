@@ -43,6 +43,8 @@ void bind_emulation(py::module_& parent) {
              "Uses of void handles and the like, which CUDA leaves undefined.");
   module.def("occupy", &control::occupy, py::arg("device"), py::arg("bytes"),
              "Bytes that another process takes.");
+  module.def("connect", &control::connect, py::arg("connected"),
+             "Whether the devices can reach each other's memory; they can at first.");
   module.def("reset_context", &control::reset_context, py::arg("device"),
              "cuDevicePrimaryCtxReset by somebody else.");
   module.def("set_capturing", &control::set_capturing, py::arg("capturing"),

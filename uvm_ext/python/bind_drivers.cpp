@@ -25,6 +25,8 @@ void bind_values(py::module_& module) {
       .def_readonly("slab_per_page", &Capabilities::slab_per_page)
       .def_readonly("zero_backed", &Capabilities::zero_backed)
       .def_readonly("batch_is_one_call", &Capabilities::batch_is_one_call)
+      .def_readonly("peers", &Capabilities::peers,
+                    "Ordinals of the other devices that can reach what is mapped.")
       .def_property_readonly("dlpack_device", [](const Capabilities& c) {
         return std::make_pair(c.dlpack_device_type, c.dlpack_device_id);
       });
