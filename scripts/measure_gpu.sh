@@ -47,10 +47,7 @@ bench() {
 }
 
 tests() {
-  local file
-  for file in tests/gpu/test_*.py; do
-    part "$(basename "$file" .py)" 300 "$PYTHON" -m pytest -q "$file"
-  done
+  part tests 630 "$PYTHON" scripts/run_gpu_tests.py
 }
 drivers() {
   part info 60 "$PYTHON" -m pyvattn info --probe

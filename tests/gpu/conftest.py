@@ -43,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # then lie on unmapped memory: reading them would break CUDA for all tests that follow.
     if config.option.tbstyle == "auto":
         config.option.tbstyle = "short"
+    config.addinivalue_line("markers", "xdist_group(name): one pytest-xdist worker runs them all")
     if why_no_gpu() is None:
         _import_kernels()
 

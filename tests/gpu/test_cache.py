@@ -58,6 +58,7 @@ def test_torch_reads_and_writes_tokens(layout):
         assert not k[slot.index, 3000:8000].any()
 
 
+@pytest.mark.alone
 def test_memory_is_taken_by_steps_and_goes_back():
     torch.zeros(1, device="cuda")
     before = device_memory_in_use()
@@ -76,6 +77,7 @@ def test_memory_is_taken_by_steps_and_goes_back():
     assert device_memory_in_use() - before < 64 * MIB
 
 
+@pytest.mark.alone
 def test_memory_that_torch_took_is_out_of_memory_and_the_cache_stays_as_it_was():
     with open_cache(memory="64GiB", eager=False) as cache:
         slot = cache.acquire(100)

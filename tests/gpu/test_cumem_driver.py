@@ -21,8 +21,19 @@ class DeviceSpace(conformance.Space):
     def write(self, place, data):
         self._bytes(place, len(data)).copy_(_tensor(data))
 
+    def write_from(self, peer, place, data):
+        """Write from the peer: the first half by one copy, the rest by its kernels."""
+        target, source = self._bytes(place, len(data)), _tensor(data).to(f"cuda:{peer}")
+        half = len(data) // 2
+        target[:half].copy_(source[:half])
+        for parity in (0, 1):
+            target[half + parity :: 2].copy_(source[half + parity :: 2])
+
     def read(self, place, size=64):
         return bytes(self._bytes(place, size).cpu().tolist())
+
+    def device_of(self, place):
+        return self._bytes(place, 1).device.index
 
     def _bytes(self, place, size):
         import torch
@@ -33,7 +44,8 @@ class DeviceSpace(conformance.Space):
             "data": (self.address(place), False),
             "version": 3,
         }
-        return torch.as_tensor(SimpleNamespace(__cuda_array_interface__=memory), device="cuda")
+        device = f"cuda:{self.driver.capabilities.dlpack_device[1]}"
+        return torch.as_tensor(SimpleNamespace(__cuda_array_interface__=memory), device=device)
 
 
 def _tensor(data):

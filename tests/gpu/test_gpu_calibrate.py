@@ -11,6 +11,8 @@ from pyvattn.calibrate import Options, measure_driver
 from pyvattn.calibrate.kernels import measure_losses
 from pyvattn.errors import DriverUnavailable
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(params=["cumem", "stock-uvm", "patched"])
 def driver(request):

@@ -118,6 +118,7 @@ def test_it_does_not_matter_who_starts_cuda(first):
     run((touch + body if first == "torch" else body + touch) + "print('done')", start=START)
 
 
+@pytest.mark.alone
 def test_memory_of_a_killed_process_is_back():
     import torch
 

@@ -20,6 +20,9 @@ from pyvattn.integrations.transformers import Engine, VAttentionCache, generate_
 
 LAYERS = 4
 
+# The models are large: under xdist one worker makes them.
+pytestmark = pytest.mark.xdist_group("transformers")
+
 
 def llama_3_8b(dtype):
     """A model as wide as Llama-3-8B, of few layers."""
@@ -82,6 +85,7 @@ def test_generate_in_float32_is_token_exact(fp32, layout):
     assert_generate_is_exact(fp32, layout=layout)
 
 
+@pytest.mark.alone
 def test_generate_with_every_layer_of_llama_3_8b_is_token_exact():
     if torch.cuda.mem_get_info()[0] < 64 << 30:
         pytest.skip("needs 64 GiB of free device memory")
