@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from tiny_models import dynamic, left_padded, torch
 
+from pyvattn.errors import TensorError
 from pyvattn.integrations.transformers import VAttentionCache
 
 PAST = 40
@@ -77,6 +78,66 @@ def test_crop(llama, pair, remove):
     for cache in (ours, theirs):
         cache.crop(remove)
     assert_next_logits_equal(llama, ours, theirs, mask[:, : PAST + remove])
+
+
+@pytest.mark.parametrize("named", [[-1, 0], (3, -4), torch.tensor([3, 0], dtype=torch.int32)])
+@pytest.mark.parametrize("method", ["batch_select_indices", "reorder_cache"])
+def test_rows_by_any_index_that_a_tensor_takes(llama, pair, method, named):
+    ours, theirs, mask = pair
+    getattr(ours, method)(named)
+    theirs.batch_select_indices(torch.tensor([3, 0]))
+    assert len(set(ours.slots)) == 2
+    assert_next_logits_equal(llama, ours, theirs, mask[[3, 0]])
+
+
+def test_rows_twice_by_different_names_get_slots_of_their_own(llama, pair):
+    ours, theirs, mask = pair
+    for cache in (ours, theirs):
+        cache.batch_select_indices(torch.tensor([3, -1, 0, -4]))
+    assert len(set(ours.slots)) == 4
+    assert_next_logits_equal(llama, ours, theirs, mask[[3, 3, 0, 0]])
+
+
+WRONG = {
+    "past the rows": torch.tensor([0, 4]),
+    "before the rows": [-5],
+    "too few booleans": [True, False],
+    "no row": [],
+    "no row by booleans": torch.zeros(4, dtype=torch.bool),
+    "fractions": torch.tensor([0.0, 1.0]),
+    "two dimensions": torch.tensor([[0, 1]]),
+    "one number": torch.tensor(1),
+    "text": ["a"],
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("named", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("method", ["batch_select_indices", "reorder_cache"])
+def test_what_names_no_row_moves_nothing(llama, pair, method, named):
+    ours, theirs, mask = pair
+    before = ours.slots
+    with pytest.raises(TensorError, match="row"):
+        getattr(ours, method)(named)
+    assert ours.slots == before
+    assert_next_logits_equal(llama, ours, theirs, mask)
+
+
+@pytest.mark.parametrize("repeats", [0, -1, 1.5, None])
+def test_what_is_no_count_of_repeats_moves_nothing(llama, pair, repeats):
+    ours, theirs, mask = pair
+    with pytest.raises(TensorError, match="repeats="):
+        ours.batch_repeat_interleave(repeats)
+    assert_next_logits_equal(llama, ours, theirs, mask)
+
+
+def test_crop_by_what_is_no_number(llama, pair):
+    ours, theirs, mask = pair
+    with pytest.raises(TensorError, match=r"tokens_to_remove=1\.5"):
+        ours.crop(1.5)
+    ours.crop(torch.tensor(-1))
+    theirs.crop(-1)
+    assert_next_logits_equal(llama, ours, theirs, mask[:, :-1])
 
 
 def test_crop_into_the_padding_of_short_rows(llama, pair):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.transformers.forward import ForwardPass
-from pyvattn.integrations.transformers.interface import ATTENTION, CacheLength
+from pyvattn.integrations.transformers.interface import ATTENTION, CacheLength, OtherMask
+from pyvattn.integrations.transformers.layers import Layer, LayerChanges
 
 if TYPE_CHECKING:
     from pyvattn.cache import KVCache
@@ -25,14 +26,21 @@ class ContiguousCache(Cache):
     """
 
     def __init__(self, kv: KVCache) -> None:
-        super().__init__(layers=[_Layer(self, index) for index in range(kv.spec.layers)])
+        super().__init__(layers=[Layer(self, index) for index in range(kv.spec.layers)])
         self.kv = kv
+        self.changes = LayerChanges(kv.spec.layers)
         self._pass: ForwardPass | None = None
+        # What the last mask that the library asked for became.
+        self._mask: ForwardPass | OtherMask | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where K and V lie."""
+        device: torch.device = self.kv.layer(0)[0].device
+        return device
 
     @abstractmethod
-    def begin(
-        self, batch_size: int, queries: int, padding_mask: Tensor | None, device: torch.device
-    ) -> ForwardPass:
+    def begin(self, batch_size: int, queries: int, padding_mask: Tensor | None) -> ForwardPass:
         """Back the tokens of the coming forward pass and say where they go.
 
         ``padding_mask`` is boolean, ``[batch, tokens seen and new]``, true for real tokens.
@@ -41,6 +49,22 @@ class ContiguousCache(Cache):
     @abstractmethod
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the tokens seen so far, with padding, as the library counts them."""
+
+    def read_layer(self, layer: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Return the K and V of a layer as the library has them; nothing before the first pass."""
+        return None, None
+
+    def mask(
+        self, batch_size: int, queries: int, padding_mask: Tensor | None, causal: bool
+    ) -> ForwardPass | OtherMask:
+        """Return what the layers get in place of a mask: the pass, which begins with the first.
+
+        A model may make masks that no layer uses, so one that is not ``causal`` is refused
+        only where a layer attends with it.
+        """
+        made = self.begin(batch_size, queries, padding_mask) if causal else OtherMask()
+        self._mask = self._pass or made
+        return made
 
     def finish(self) -> None:
         """Note that the last layer of the pass is stored."""
@@ -59,56 +83,27 @@ class ContiguousCache(Cache):
         The library hands these to the attention function, which reads the rows
         of the batch in them.
         """
-        if self._pass is None or self._pass.queries != key_states.shape[2]:
+        if isinstance(self._mask, OtherMask):
+            self._mask.refuse()
+        if self._pass is None or self._mask is None or self._pass.queries != key_states.shape[2]:
             raise UnsupportedError(
                 f"the model does not attend through pyvattn: call model.set_attn_implementation"
                 f"({ATTENTION!r}), and pass a padding mask of [batch, tokens] or none"
             )
-        self._pass.store(layer_idx, key_states, value_states)
+        stored = self._pass.store(layer_idx, key_states, value_states)
         if layer_idx == len(self.layers) - 1:
             self.finish()
-        k, v = self.kv.layer(layer_idx)
-        return k, v
+        return stored
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Return the KV length after ``query_length`` more tokens, and offset 0."""
+        """Return the KV length after ``query_length`` more tokens, and offset 0.
+
+        A forward pass begins here: pyvattn's mask function answers with :meth:`mask`, and where
+        another asks, nothing can be stored.
+        """
+        self._mask = None
         return CacheLength.of(self, self.get_seq_length() + query_length), 0
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
         """Return the most tokens that a row can hold."""
         return self.kv.spec.max_tokens
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
-        raise UnsupportedError(
-            "a contiguous cache cannot be copied: its tensors are mapped memory. Run the shared "
-            "prompt once for each copy"
-        )
-
-
-class _Layer(CacheLayerMixin):
-    """One layer as the library sees it; the cache itself does the work for all."""
-
-    is_croppable = True
-    supports_early_init = False
-
-    def __init__(self, cache: ContiguousCache, index: int) -> None:
-        CacheLayerMixin.__init__(self)
-        self._cache = cache
-        self._index = index
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to do: the tensors exist from the start."""
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        return self._cache.update(key_states, value_states, self._index)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._cache.get_mask_sizes(query_length, self._index)
-
-    def get_seq_length(self) -> int:
-        return self._cache.get_seq_length(self._index)
-
-    def get_max_length(self) -> int:
-        return self._cache.get_max_length(self._index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,9 @@ from pyvattn.cache import KVCache
 from pyvattn.errors import TensorError, UnsupportedError
 from pyvattn.integrations.transformers.base import ContiguousCache
 from pyvattn.integrations.transformers.forward import ForwardPass
-from pyvattn.integrations.transformers.interface import ATTENTION
+from pyvattn.integrations.transformers.interface import attend_through
+from pyvattn.integrations.transformers.rows import Rows
+from pyvattn.integrations.transformers.selection import chosen_rows, repeat_count, whole_number
 from pyvattn.integrations.transformers.spec import spec_for
 
 if TYPE_CHECKING:
@@ -27,23 +29,22 @@ class VAttentionCache(ContiguousCache):
     """A batch of sequences in the slots of a :class:`pyvattn.KVCache`.
 
     Row ``i`` of the batch has a slot of its own from the first forward pass
-    until :meth:`reset` or :meth:`close`. Prompts of unequal length are padded
-    on the left, as the library wants it; padding is not stored, so row ``i``
-    holds and maps its real tokens only.
+    until :meth:`reset` or :meth:`close`. Padding is not stored, wherever it
+    stands, so row ``i`` holds and maps its real tokens only.
 
     The model must attend through pyvattn: :meth:`for_model` sees to it, or call
     ``model.set_attn_implementation("pyvattn")``.
 
-    Greedy decoding, sampling, beam search, assisted decoding, chunked prefill
-    and continuing a conversation with the same cache work. Sliding windows,
-    returned attention weights, custom 4-D masks, padding on the right and
-    ``copy.deepcopy`` raise :class:`~pyvattn.errors.UnsupportedError`.
+    Greedy decoding, sampling, beam search, assisted decoding, chunked prefill,
+    continuing a conversation with the same cache and ``copy.deepcopy`` of a
+    saved prompt work. Sliding windows, returned attention weights and custom
+    4-D masks raise :class:`~pyvattn.errors.UnsupportedError`.
     """
 
     def __init__(self, kv: KVCache) -> None:
         super().__init__(kv)
         self._owned = False
-        self._rows: list[Slot] = []
+        self._rows = Rows(kv)
         # Which of the positions that the library counts are real, [batch, seen].
         # It stays on the host: the lengths of the rows come from it.
         self._real = torch.zeros(0, 0, dtype=torch.bool)
@@ -57,6 +58,8 @@ class VAttentionCache(ContiguousCache):
         max_batch: int,
         max_tokens: int,
         memory: int | str,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
         **options: Any,
     ) -> VAttentionCache:
         """Make a cache for ``model`` and let the model attend through pyvattn.
@@ -65,19 +68,26 @@ class VAttentionCache(ContiguousCache):
         row, prompt and new tokens together: both cost addresses only. ``memory``
         is the most physical memory that the cache takes, and ``options``
         (``driver``, ``page_size``, ``layout``) are those of
-        :class:`pyvattn.KVCache`; the device is the model's. Closing the cache
-        closes the KVCache.
+        :class:`pyvattn.KVCache`. Closing the cache closes the KVCache.
+
+        ``dtype`` and ``device`` are those of the model's weights, unless they are
+        given: the device where an offloaded model computes, the dtype under autocast.
         """
-        spec = spec_for(model, max_slots=max_batch, max_tokens=max_tokens)
-        model.set_attn_implementation(ATTENTION)
-        cache = cls(KVCache(spec, device=str(model.device), memory=memory, **options))
+        spec = spec_for(model, max_slots=max_batch, max_tokens=max_tokens, dtype=dtype)
+        kv = KVCache(spec, device=str(device or model.device), memory=memory, **options)
+        try:
+            attend_through(model)
+        except BaseException:
+            kv.close()
+            raise
+        cache = cls(kv)
         cache._owned = True
         return cache
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         """The slot of each row."""
-        return tuple(self._rows)
+        return tuple(self._rows.slots)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -87,31 +97,48 @@ class VAttentionCache(ContiguousCache):
     @property
     def batch_size(self) -> int:
         """The number of rows, or -1 before the first forward pass."""
-        return len(self._rows) or -1
+        return len(self._rows.slots) or -1
 
     @property
     def is_initialized(self) -> bool:
         """Whether the rows have their slots."""
-        return bool(self._rows)
+        return bool(self._rows.slots)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the tokens seen so far, padding included, as the library counts them."""
         return self._real.shape[1]
 
-    def begin(
-        self, batch_size: int, queries: int, padding_mask: Tensor | None, device: torch.device
-    ) -> ForwardPass:
+    def read_layer(self, layer: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Return the K and V of a layer, each ``[rows, kv_heads, tokens, head_dim]``.
+
+        They are views where the rows hold no padding and their slots lie side by side, and
+        copies with zeros for padding elsewhere.
+        """
+        return self._rows.read(layer, self._real) if self.get_seq_length() else (None, None)
+
+    def __iter__(self) -> Iterator[tuple[Tensor | None, Tensor | None, None]]:
+        """Yield the K and V of each layer, and no sliding window, as the library's caches do."""
+        for layer in range(len(self)):
+            yield *self.read_layer(layer), None
+
+    def begin(self, batch_size: int, queries: int, padding_mask: Tensor | None) -> ForwardPass:
         """Back the new tokens of every row; see :meth:`ContiguousCache.begin`."""
+        self.changes.check()
         real = self._check_mask(batch_size, queries, padding_mask)
-        counts = tuple(real[:, -queries:].sum(dim=1).tolist())
+        if self._pass is not None and torch.equal(real, self._real_after):
+            # A second mask of the same pass, or the pass again after it failed.
+            self._pass.restart()
+            return self._pass
+        seen = self.get_seq_length()
         lengths = tuple(real.sum(dim=1).tolist())
-        if self.get_seq_length() == 0:
-            self._acquire_rows(lengths)
-        slots = tuple(int(slot) for slot in self._rows)
-        self.kv.step(dict(zip(self._rows, lengths, strict=True)))
-        self._prefetch(lengths)
+        if seen:
+            self._drop_hidden(real[:, :seen])
+        else:
+            self._rows.acquire(lengths)
+        self._rows.back(lengths)
         self._real_after = real
-        self._pass = ForwardPass.of_batch(self.kv, slots, lengths, counts, queries, device)
+        slots = [int(slot) for slot in self._rows.slots]
+        self._pass = ForwardPass.of_batch(self.kv, slots, lengths, real[:, seen:], self.device)
         return self._pass
 
     def finish(self) -> None:
@@ -125,29 +152,32 @@ class VAttentionCache(ContiguousCache):
         A positive number is the length to keep, as in earlier releases of the library.
         """
         seen = self.get_seq_length()
-        keep = tokens_to_remove if tokens_to_remove > 0 else seen + tokens_to_remove
-        self._real = self._real[:, : max(0, min(keep, seen))]
+        remove = whole_number("tokens_to_remove", tokens_to_remove)
+        keep = remove if remove > 0 else seen + remove
+        self._set_real(self._real[:, : max(0, min(keep, seen))])
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor | Sequence[int]) -> None:
         """Make row ``i`` what row ``beam_idx[i]`` was, for beam search."""
         self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row ``repeats`` times."""
-        self._select([row for row in range(len(self._rows)) for _ in range(repeats)])
+        count = repeat_count(repeats)
+        self._select([row for row in range(len(self._rows.slots)) for _ in range(count)])
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows at ``indices`` (numbers, or one boolean for each row), in that order."""
-        chosen = indices.nonzero().flatten() if indices.dtype == torch.bool else indices
-        self._select(chosen.tolist())
+    def batch_select_indices(self, indices: Tensor | Sequence[int]) -> None:
+        """Keep the rows at ``indices`` (numbers, or one boolean for each row), in that order.
+
+        Raises :class:`~pyvattn.errors.TensorError` for what names no row, with nothing moved.
+        """
+        if self.get_seq_length():
+            self._select(chosen_rows(indices, len(self._rows.slots)))
 
     def reset(self) -> None:
         """Release every slot; the cache is as new. Pages stay mapped for the next batch."""
-        rows, self._rows = self._rows, []
-        self._real = self._real_after = torch.zeros(0, 0, dtype=torch.bool)
-        self._pass = None
-        for slot in rows:
-            self.kv.release(slot)
+        self._set_real(torch.zeros(0, 0, dtype=torch.bool))
+        self.changes.forget()
+        self._rows.release()
 
     def close(self) -> None:
         """Release every slot, and close the KVCache if :meth:`for_model` made it."""
@@ -166,13 +196,24 @@ class VAttentionCache(ContiguousCache):
     ) -> None:
         self.close()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> VAttentionCache:
+        """Return a cache with the same rows in slots of their own, to go on from a saved prompt.
+
+        Its slots are released with its :meth:`reset` or :meth:`close`, or when it is dropped.
+        Raises :class:`~pyvattn.errors.OutOfSlots` or :class:`~pyvattn.errors.OutOfMemory`.
+        """
+        copy = memo[id(self)] = VAttentionCache(self.kv)
+        copy._rows = self._rows.copy(self.lengths)
+        copy._set_real(self._real)
+        return copy
+
     def _check_mask(self, batch_size: int, queries: int, mask: Tensor | None) -> Tensor:
         """Return which positions are real, ``[batch, seen and new]``, on the host."""
         seen = self.get_seq_length()
-        if seen and batch_size != len(self._rows):
+        if seen and batch_size != len(self._rows.slots):
             raise TensorError(
-                f"a batch of {batch_size} cannot go on where {len(self._rows)} rows are cached: "
-                "call reset() before another batch"
+                f"a batch of {batch_size} cannot go on where {len(self._rows.slots)} rows are "
+                "cached: call reset() before another batch"
             )
         if mask is None:
             mask = torch.ones(batch_size, seen + queries, dtype=torch.bool)
@@ -182,69 +223,28 @@ class VAttentionCache(ContiguousCache):
                 f"tokens seen and the {queries} new ones of {batch_size} rows"
             )
         real = mask[:, : seen + queries].bool().cpu()
-        if seen and not torch.equal(real[:, :seen], self._real):
+        if seen and bool((real[:, :seen] & ~self._real).any()):
             raise UnsupportedError(
-                "the attention mask hides or shows tokens that were cached otherwise: "
-                "call reset() and start over, or use the library's DynamicCache"
-            )
-        new = real[:, seen:]
-        if bool((new[:, :-1] & ~new[:, 1:]).any()):
-            raise UnsupportedError(
-                "padding stands to the right of real tokens: pad on the left "
-                "(tokenizer.padding_side = 'left')"
+                "the attention mask shows tokens that an earlier mask hid, and what is hidden is "
+                "not kept: call reset() and start over, or use the library's DynamicCache"
             )
         return real
 
-    def _acquire_rows(self, lengths: Sequence[int]) -> None:
-        """Take a slot for each row; all or none."""
-        self.reset()
-        try:
-            for length in lengths:
-                self._rows.append(self.kv.acquire(tokens=length))
-        except BaseException:
-            self.reset()
-            raise
-
-    def _prefetch(self, lengths: Sequence[int]) -> None:
-        """Map the next token's pages while the model computes this one's."""
-        limit = self.kv.spec.max_tokens
-        wanted = zip(self._rows, lengths, strict=True)
-        self.kv.prefetch({slot: min(length + 1, limit) for slot, length in wanted})
+    def _drop_hidden(self, shown: Tensor) -> None:
+        """Drop the tokens that are cached and that the mask hides from now on."""
+        hidden = self._real & ~shown
+        for row in hidden.any(dim=1).nonzero()[:, 0].tolist():
+            cached = self._real[row].nonzero()[:, 0]
+            self._rows.keep(row, shown[row][cached].nonzero()[:, 0])
+        self._real = shown
 
     def _select(self, chosen: list[int]) -> None:
-        """Make row ``i`` what row ``chosen[i]`` was.
+        """Make row ``i`` what row ``chosen[i]`` was."""
+        if self.get_seq_length():
+            self._rows.select(chosen, self.lengths)
+            self._set_real(self._real[chosen])
 
-        A slot moves along with the first row that wants it; only further copies
-        of a row are copied, into the slots that no row wants any more.
-        """
-        if self.get_seq_length() == 0:
-            return
-        lengths = self.lengths
-        copies = [row for row, old in enumerate(chosen) if old in chosen[:row]]
-        spare = [slot for old, slot in enumerate(self._rows) if old not in chosen]
-        taken = self._back_copies([lengths[chosen[row]] for row in copies], spare)
-        rows = [self._rows[old] for old in chosen]
-        for row, slot in zip(copies, spare + taken, strict=False):
-            self._copy(self._rows[chosen[row]], slot, lengths[chosen[row]])
-            rows[row] = slot
-        self._rows, self._real = rows, self._real[chosen]
-        for slot in (spare + taken)[len(copies) :]:
-            self.kv.release(slot)
-
-    def _back_copies(self, lengths: Sequence[int], spare: list[Slot]) -> list[Slot]:
-        """Back a slot for each of ``lengths``; returns those taken beyond the spare ones."""
-        taken: list[Slot] = []
-        try:
-            for length in lengths[len(spare) :]:
-                taken.append(self.kv.acquire(tokens=length))
-            self.kv.step(dict(zip(spare + taken, lengths, strict=False)))
-        except BaseException:
-            for slot in taken:
-                self.kv.release(slot)
-            raise
-        return taken
-
-    def _copy(self, source: Slot, target: Slot, length: int) -> None:
-        for layer in range(self.kv.spec.layers):
-            for tensor in self.kv.layer(layer):
-                tensor[int(target), :length].copy_(tensor[int(source), :length])
+    def _set_real(self, real: Tensor) -> None:
+        """Have ``real`` be what is cached, and no pass under way."""
+        self._real = self._real_after = real
+        self._pass = None

@@ -154,9 +154,7 @@ class _View(ContiguousCache):
         """Have the next forward pass be ``step``."""
         self._pass = step
 
-    def begin(
-        self, batch_size: int, queries: int, padding_mask: Tensor | None, device: torch.device
-    ) -> ForwardPass:
+    def begin(self, batch_size: int, queries: int, padding_mask: Tensor | None) -> ForwardPass:
         """Return the pass that was handed over."""
         assert self._pass is not None
         return self._pass

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from pyvattn.attention import append, attend
 from pyvattn.errors import UnsupportedError
-from pyvattn.integrations.transformers.parts import Chunk, Part, known, parts_of, upload
+from pyvattn.integrations.transformers.parts import Chunk, Part, parts_of, parts_of_rows, upload
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from pyvattn.cache import KVCache
 
 
@@ -35,6 +37,8 @@ class ForwardPass:
     parts: Sequence[Part]
     source: tuple[Tensor, Tensor] | None = None
     layer: int = field(default=-1, init=False)
+    # K and V of that layer, until it attended.
+    _stored: tuple[Tensor, Tensor] | None = field(default=None, init=False)
 
     @classmethod
     def of_batch(
@@ -42,25 +46,25 @@ class ForwardPass:
         kv: KVCache,
         slots: Sequence[int],
         lengths: Sequence[int],
-        counts: Sequence[int],
-        queries: int,
+        real: Tensor,
         device: torch.device,
     ) -> ForwardPass:
         """Return the pass of a batch with one slot for each row.
 
-        ``lengths`` are those afterwards. ``counts`` are the tokens that the pass adds to
-        each row; a row that adds fewer than ``queries`` is padded on the left.
+        ``lengths`` are those afterwards. ``real`` (boolean, ``[batch, queries]``, on the host)
+        tells which of the new tokens are real; the rest is padding, wherever it stands.
         """
-        part = Part(known(slots, device), known(lengths, device))
-        rows = upload(slots, device)[:, None]
-        at = upload(lengths, device)[:, None] + torch.arange(-queries, 0, device=device)
-        if all(count == queries for count in counts):
-            return cls(kv, queries, rows, at, [part])
+        parts = parts_of_rows(slots, lengths, real, device)
+        ends, rows = torch.tensor(lengths)[:, None], torch.tensor(slots)[:, None]
+        at = ends - real.sum(dim=1, keepdim=True) + real.cumsum(dim=1) - 1
+        queries = real.shape[1]
+        if real.all():
+            return cls(kv, queries, upload(rows, device), upload(at, device), parts)
         # Found on the host: what nonzero() finds on a device has to be waited for.
-        first = queries - torch.tensor(counts)
-        real = (torch.arange(queries) >= first[:, None]).nonzero(as_tuple=True)
-        source = upload(real[0], device), upload(real[1], device)
-        return cls(kv, queries, rows[source[0], 0], at[source], [part], source)
+        row, column = real.nonzero(as_tuple=True)
+        source = upload(row, device), upload(column, device)
+        stored = upload(rows[row, 0], device), upload(at[real], device)
+        return cls(kv, queries, *stored, parts, source)
 
     @classmethod
     def of_step(cls, kv: KVCache, slots: Tensor, lengths: Tensor, part: Part) -> ForwardPass:
@@ -89,31 +93,75 @@ class ForwardPass:
             parts_of(chunks, device, grouped),
         )
 
-    def store(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Write ``[batch, kv_heads, queries, head_dim]`` of ``layer`` into the slots."""
+    def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write ``[batch, kv_heads, queries, head_dim]`` of ``layer`` into the slots.
+
+        Returns the layer's whole K and V, which attention must be called with.
+        """
         if key.requires_grad:
             raise UnsupportedError(
                 "the cache does not carry gradients: call the model under torch.no_grad()"
             )
+        if self._stored is not None:
+            raise UnsupportedError(
+                f"no attention was asked for layer {self.layer}, so the model does not use the "
+                "library's attention interface: use the library's DynamicCache"
+            )
         self.layer = layer
-        k, v = key.transpose(1, 2), value.transpose(1, 2)
+        self._stored = self.kv.layer(layer)
+        dtype = self._stored[0].dtype
+        k, v = (_autocast(each, dtype).transpose(1, 2) for each in (key, value))
         if self.source is not None:
             k, v = k[self.source], v[self.source]
         append(self.kv, layer, self.slots, self.positions, k, v)
+        return self._stored
 
-    def attend(self, query: Tensor, scale: float | None) -> Tensor:
+    def attend(
+        self, module: Module, query: Tensor, key: Tensor, value: Tensor, scale: float | None
+    ) -> Tensor:
         """Attend ``[batch, q_heads, queries, head_dim]`` to the layer stored last.
 
-        The result is ``[batch, queries, q_heads, head_dim]``, as the library has it.
+        ``key`` and ``value`` are what :meth:`store` returned: what a model made of them since
+        is not in the cache. The result is ``[batch, queries, q_heads, head_dim]``, as the
+        library has it.
         """
-        q = query.transpose(1, 2)
+        stored, self._stored = self._stored, None
+        if stored is None or not (_same(key, stored[0]) and _same(value, stored[1])):
+            raise UnsupportedError(
+                f"{type(module).__name__} changes keys or values once they are cached, or attends "
+                "more than once in a layer, which attention inside the cache cannot follow: use "
+                "the library's DynamicCache"
+            )
+        q = _autocast(query, key.dtype).transpose(1, 2)
         if self.parts[0].whole:
             return self._attend(self.parts[0], q, scale)
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        # Padding in front of a row attends to nothing.
+        make = torch.empty if self.source is None else torch.zeros
+        out = make(q.shape, dtype=q.dtype, device=q.device)
         for part in self.parts:
             part.put(self._attend(part, part.take(q), scale), out)
         return out
 
+    def restart(self) -> None:
+        """Make the pass as new, after one that failed halfway."""
+        self._stored = None
+
     def _attend(self, part: Part, q: Tensor, scale: float | None) -> Tensor:
         slots, lengths = part.slots, part.lengths
         return attend(q, self.kv, self.layer, slots, lengths, causal=True, scale=scale)
+
+
+def _same(tensor: Tensor, stored: Tensor) -> bool:
+    """Whether ``tensor`` is ``stored``, or another name for the same memory."""
+    return tensor is stored or (
+        tensor.shape == stored.shape
+        and tensor.stride() == stored.stride()
+        and tensor.data_ptr() == stored.data_ptr()
+    )
+
+
+def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``tensor`` as ``dtype`` under autocast, where the library's attention casts too."""
+    if tensor.dtype != dtype and torch.is_autocast_enabled(tensor.device.type):
+        return tensor.to(dtype)
+    return tensor

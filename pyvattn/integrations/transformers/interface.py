@@ -11,7 +11,7 @@ With any other cache, or none, the implementation is the library's ``"sdpa"``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -20,9 +20,11 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.transformers.forward import ForwardPass
+from pyvattn.integrations.transformers.rope import check_rope
 
 if TYPE_CHECKING:
     from torch.nn import Module
+    from transformers import PreTrainedModel
 
     from pyvattn.integrations.transformers.base import ContiguousCache
 
@@ -46,10 +48,36 @@ class CacheLength(int):
         return number
 
 
+class OtherMask:
+    """Stands for a mask other than causal, which a layer may or may not attend with."""
+
+    def refuse(self) -> NoReturn:
+        """Say that a layer does."""
+        raise UnsupportedError(
+            "the contiguous cache does causal attention with padding only, and a layer of the "
+            "model attends with another mask, such as a sliding window: use the library's "
+            "DynamicCache"
+        )
+
+
 def register_attention() -> None:
     """Make ``"pyvattn"`` known to the library."""
     AttentionInterface.register(ATTENTION, _attention)
     AttentionMaskInterface.register(ATTENTION, _mask)
+
+
+def attend_through(model: PreTrainedModel) -> None:
+    """Have ``model`` attend through pyvattn.
+
+    Raises :class:`~pyvattn.errors.UnsupportedError` for one with attention of its own.
+    """
+    model.set_attn_implementation(ATTENTION)
+    used = model.config.get_text_config(decoder=True)._attn_implementation
+    if used != ATTENTION:
+        raise UnsupportedError(
+            f"{type(model).__name__} does not use the library's attention interface, so it cannot "
+            "attend to the contiguous cache: use the library's DynamicCache"
+        )
 
 
 def _mask(
@@ -60,15 +88,13 @@ def _mask(
     mask_function: Any = causal_mask_function,
     attention_mask: Tensor | None = None,
     **options: Any,
-) -> Tensor | ForwardPass | None:
+) -> Tensor | ForwardPass | OtherMask | None:
     """Begin the forward pass of a contiguous cache; for any other, make a mask."""
     if isinstance(kv_length, CacheLength):
-        if mask_function is not causal_mask_function:
-            raise UnsupportedError(
-                "the contiguous cache does causal attention with padding only; the model asks "
-                "for another mask: use the library's DynamicCache"
-            )
-        return kv_length.cache.begin(batch_size, q_length, attention_mask, options["device"])
+        cache = kv_length.cache
+        check_rope(options["config"], cache.get_max_length())
+        causal = mask_function is causal_mask_function
+        return cache.mask(batch_size, q_length, attention_mask, causal)
     mask: Tensor | None = sdpa_mask(
         batch_size,
         q_length,
@@ -85,15 +111,17 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | ForwardPass | None,
+    attention_mask: Tensor | ForwardPass | OtherMask | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attend to the contiguous cache; where there is none, as the library does."""
+    if isinstance(attention_mask, OtherMask):
+        attention_mask.refuse()
     if isinstance(attention_mask, ForwardPass):
         _refuse(dropout, options)
-        return attention_mask.attend(query, scaling), None
+        return attention_mask.attend(module, query, key, value, scaling), None
     result: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
     )

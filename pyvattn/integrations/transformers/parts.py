@@ -61,10 +61,10 @@ class Span(Part):
 
 @dataclass(frozen=True)
 class Group(Part):
-    """Chunks of a packed batch as rows that are padded on the left.
+    """Tokens from anywhere in the batch, as rows that are padded on the left.
 
-    ``tokens`` (int64, ``[rows, queries]``) are places in the packed batch, any where a row
-    is padded. ``real`` are the places of ``tokens``, flattened, that are not padding.
+    ``tokens`` (int64, ``[rows, queries]``) are places in the batch, flattened to one row; any
+    where a row is padded. ``real`` are the places of ``tokens``, flattened, that are not padding.
     """
 
     tokens: Tensor
@@ -73,11 +73,11 @@ class Group(Part):
 
     def take(self, q: Tensor) -> Tensor:
         """See :meth:`Part.take`."""
-        return q[0][self.tokens]
+        return q.flatten(0, 1)[self.tokens]
 
     def put(self, attended: Tensor, out: Tensor) -> None:
         """See :meth:`Part.put`."""
-        out[0][self.tokens.flatten()[self.real]] = attended.flatten(0, 1)[self.real]
+        out.flatten(0, 1)[self.tokens.flatten()[self.real]] = attended.flatten(0, 1)[self.real]
 
 
 def parts_of(chunks: Sequence[Chunk], device: torch.device, grouped: bool) -> list[Part]:
@@ -96,6 +96,45 @@ def parts_of(chunks: Sequence[Chunk], device: torch.device, grouped: bool) -> li
         _part([chunks[i] for i in group], [offsets[i] for i in group], device, len(chunks))
         for group in groups.values()
     ]
+
+
+def parts_of_rows(
+    slots: Sequence[int], lengths: Sequence[int], real: Tensor, device: torch.device
+) -> list[Part]:
+    """Return the parts of a batch of rows, of whose new tokens ``real`` tells which are real.
+
+    ``real`` is boolean, ``[batch, queries]``, on the host; ``lengths`` are those afterwards.
+    One part where padding stands before the first token of a row only. What follows a token
+    attends as well, as in the library: to the tokens of its row that stand before it.
+    """
+    before = torch.tensor(lengths)[:, None] - real.sum(dim=1, keepdim=True) + real.cumsum(dim=1)
+    padding = ~real & (before > 0)
+    if not padding.any():
+        return [Part(known(slots, device), known(lengths, device))]
+    rows, places = padding.nonzero()[:, 0], padding.flatten().nonzero()
+    alone = Group(
+        known([slots[row] for row in rows.tolist()], device),
+        known(before[padding].tolist(), device),
+        upload(places, device),
+        upload(torch.arange(len(places)), device),
+    )
+    return [alone, *_aligned(slots, lengths, real, device)]
+
+
+def _aligned(
+    slots: Sequence[int], lengths: Sequence[int], real: Tensor, device: torch.device
+) -> list[Part]:
+    """Return the part of the real tokens of every row, if there are any."""
+    counts = real.sum(dim=1)
+    most = int(counts.max())
+    if not most:
+        return []
+    used = torch.arange(most) >= most - counts[:, None]
+    tokens = torch.zeros(used.shape, dtype=torch.long)
+    tokens[used] = real.flatten().nonzero()[:, 0]
+    places = used.flatten().nonzero()[:, 0]
+    group = known(slots, device), known(lengths, device)
+    return [Group(*group, upload(tokens, device), upload(places, device))]
 
 
 def _part(chunks: list[Chunk], offsets: list[int], device: torch.device, of: int) -> Part:

@@ -47,5 +47,5 @@ def _original_length(config: PreTrainedConfig, rope: Mapping[str, Any], kind: st
     """Return the most tokens that keep the first frequencies."""
     trained: int | None = getattr(config, "max_position_embeddings", None)
     if kind == "longrope":
-        return rope.get("original_max_position_embeddings", trained)
+        trained = rope.get("original_max_position_embeddings", trained)
     return trained

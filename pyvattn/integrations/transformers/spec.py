@@ -12,11 +12,17 @@ from pyvattn.integrations.transformers.rope import check_rope
 from pyvattn.spec import CacheSpec
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
-def spec_for(model: PreTrainedModel, max_slots: int, max_tokens: int) -> CacheSpec:
-    """Return the spec of a cache for ``model``, with the dtype of its weights.
+def spec_for(
+    model: PreTrainedModel,
+    max_slots: int,
+    max_tokens: int,
+    dtype: torch.dtype | str | None = None,
+) -> CacheSpec:
+    """Return the spec of a cache for ``model``, by default with the dtype of its weights.
 
     Its tail guard is what the attention kernels of this machine need. Raises
     :class:`~pyvattn.errors.UnsupportedError` for a model with other layers than
@@ -27,7 +33,7 @@ def spec_for(model: PreTrainedModel, max_slots: int, max_tokens: int) -> CacheSp
     _check_layers(config)
     spec = CacheSpec.from_hf_config(
         config.to_dict(),
-        dtype=model.dtype,
+        dtype=dtype or model.dtype,
         max_slots=max_slots,
         max_tokens=max_tokens,
         guard_tokens=guard_needed(),

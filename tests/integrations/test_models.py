@@ -1,0 +1,132 @@
+"""Models that attend in ways of their own: they work, or are refused by name."""
+
+from __future__ import annotations
+
+import pytest
+from tiny_models import (
+    VOCABULARY,
+    assert_same,
+    generate,
+    left_padded,
+    make_llama,
+    reference,
+    torch,
+    transformers,
+)
+
+from pyvattn import KVCache, errors
+from pyvattn.integrations.transformers import VAttentionCache, spec_for
+
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+GROUPED = {"num_key_value_heads": 2, "intermediate_size": 96}
+ROOM = {"max_batch": 4, "max_tokens": 128, "memory": "64MiB"}
+
+
+def make(family, **changes):
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{family}Config")(**{**SMALL, **changes})
+    return getattr(transformers, f"{family}ForCausalLM")(config).eval()
+
+
+CHANGE_AFTERWARDS = {
+    "JetMoe": {
+        "num_key_value_heads": 2,
+        "kv_channels": 16,
+        "intermediate_size": 96,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "DiffLlama": GROUPED,
+}
+
+
+@pytest.mark.parametrize("family", CHANGE_AFTERWARDS)
+def test_models_that_change_what_was_cached_are_refused(family, prompts):
+    model = make(family, **CHANGE_AFTERWARDS[family])
+    # JetMoe's config says how many heads it caches in a way of its own.
+    spec = spec_for(make_llama(**{**SMALL, **GROUPED}), max_slots=4, max_tokens=128)
+    model.set_attn_implementation("pyvattn")
+    with (
+        KVCache(spec, device="cpu", memory="64MiB") as kv,
+        pytest.raises(errors.UnsupportedError, match=rf"{family}\w* changes keys or values"),
+    ):
+        generate(model, left_padded(prompts), VAttentionCache(kv))
+
+
+def test_a_second_attention_in_a_layer_is_refused(llama, prompts, monkeypatch):
+    """As in DiffLlama, but with K and V as they are."""
+    attention = transformers.AttentionInterface()["pyvattn"]
+
+    def twice(*args, **kwargs):
+        attention(*args, **kwargs)
+        return attention(*args, **kwargs)
+
+    with VAttentionCache.for_model(llama, **ROOM) as cache:
+        monkeypatch.setitem(transformers.AttentionInterface._global_mapping, "pyvattn", twice)
+        with pytest.raises(errors.UnsupportedError, match=r"LlamaAttention .* more than once"):
+            generate(llama, left_padded(prompts), cache)
+
+
+THEIR_OWN = {
+    "Falcon": {},
+    "GPTJ": {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8},
+    "Bloom": {},
+    "Mpt": {"d_model": 64, "n_layers": 2, "n_heads": 4},
+    "CodeGen": {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8},
+}
+
+
+@pytest.mark.parametrize("family", THEIR_OWN)
+def test_models_with_attention_of_their_own_are_refused(family):
+    sizes = THEIR_OWN[family] or {name: SMALL[name] for name in list(SMALL)[1:4]}
+    config = getattr(transformers, f"{family}Config")(vocab_size=VOCABULARY, **sizes)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    with pytest.raises(errors.Error, match=f"{family}ForCausalLM does not use the library's"):
+        VAttentionCache.for_model(model, **ROOM)
+
+
+def make_cohere2(kinds):
+    return make("Cohere2", **GROUPED, sliding_window=8, layer_types=kinds)
+
+
+def test_a_sliding_mask_that_no_layer_uses_does_not_matter(prompts):
+    model = make_cohere2(["full_attention"] * 2)
+    inputs = left_padded(prompts)
+    expected = reference(model, inputs)
+    with VAttentionCache.for_model(model, **ROOM) as cache:
+        assert_same(generate(model, inputs, cache), expected)
+
+
+@pytest.mark.parametrize("first", ["full_attention", "sliding_attention"])
+def test_a_layer_that_attends_with_a_sliding_mask_is_refused(prompts, first):
+    kinds = ["full_attention", "sliding_attention"]
+    model = make_cohere2(kinds if first == kinds[0] else kinds[::-1])
+    with pytest.raises(errors.UnsupportedError, match="sliding_attention"):
+        VAttentionCache.for_model(model, **ROOM)
+    spec = spec_for(make_cohere2(["full_attention"] * 2), max_slots=4, max_tokens=128)
+    model.set_attn_implementation("pyvattn")
+    with (
+        KVCache(spec, device="cpu", memory="64MiB") as kv,
+        pytest.raises(errors.UnsupportedError, match="another mask, such as a sliding window"),
+    ):
+        generate(model, left_padded(prompts), VAttentionCache(kv))
+
+
+def test_a_model_of_sliding_layers_only_is_refused(prompts):
+    model = make("Mistral", **GROUPED, sliding_window=8)
+    spec = spec_for(make_llama(**{**SMALL, **GROUPED}), max_slots=4, max_tokens=128)
+    model.set_attn_implementation("pyvattn")
+    with (
+        KVCache(spec, device="cpu", memory="64MiB") as kv,
+        pytest.raises(errors.UnsupportedError, match="another mask, such as a sliding window"),
+    ):
+        generate(model, left_padded(prompts), VAttentionCache(kv))
