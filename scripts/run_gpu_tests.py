@@ -2,6 +2,7 @@
 """Run tests/gpu on one commit and say what ran on what.
 
     python scripts/run_gpu_tests.py [--out FOLDER] [--jobs N] [--phase together|alone]
+        [--limit SECONDS] [what else pytest takes]
 
 Most tests run several at a time (pytest-xdist); those marked `alone`, which measure or
 take the device's memory or read the kernel's log, run afterwards one by one. The exit
@@ -20,6 +21,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections import Counter
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,10 +30,11 @@ PHASES = {"together": "not alone", "alone": "alone"}
 LIMITS = {"together": 400, "alone": 200}
 
 ABOUT = """
+from importlib.metadata import version
 import pyvattn, torch
 from pyvattn.attention import kernel_infos
 count = torch.cuda.device_count()
-print("pyvattn", pyvattn.__version__, pyvattn.__file__)
+print("pyvattn", version("pyvattn"), pyvattn.__file__)
 print("torch", torch.__version__, "CUDA", torch.version.cuda, "GPUs", count)
 for i in range(count):
     print(f"cuda:{i}", torch.cuda.get_device_name(i), torch.cuda.get_device_properties(i).uuid)
@@ -46,14 +49,15 @@ class Outcome:
     phase: str
     exit_code: int
     seconds: float
+    reported: bool = False
     counts: Counter[str] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
 
     @property
     def sound(self) -> bool:
-        """Whether pytest ended by itself without a failure; 5 is a phase without tests."""
-        return self.exit_code in (0, 5)
+        """Whether pytest came to its end without a failure; 5 is a phase without tests."""
+        return self.reported and self.exit_code in (0, 5)
 
 
 def commit() -> str:
@@ -73,18 +77,18 @@ def kernel_driver() -> str:
         return str(error)
 
 
-def run_phase(phase: str, jobs: int, folder: Path, more: list[str]) -> Outcome:
+def run_phase(phase: str, jobs: int, folder: Path, limit: float | None, more: list[str]) -> Outcome:
     """Run one phase in a process of its own and read its report."""
     report = folder / f"{phase}.xml"
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-m", PHASES[phase]]
     command += [f"--junitxml={report}", "--durations=15", *more]
-    if phase == "together" and jobs > 1:
+    if phase == "together" and jobs > 1 and find_spec("xdist"):
         command += ["-n", str(jobs), "--dist", "loadgroup", "--max-worker-restart", "2"]
     print(f"\n######## {phase}: {' '.join(command)}", flush=True)
     began = time.monotonic()
     try:
-        code = subprocess.run(command, cwd=ROOT, timeout=LIMITS[phase]).returncode
+        code = subprocess.run(command, cwd=ROOT, timeout=limit or LIMITS[phase]).returncode
     except subprocess.TimeoutExpired:
         code = 124
     outcome = Outcome(phase, code, time.monotonic() - began)
@@ -95,6 +99,7 @@ def run_phase(phase: str, jobs: int, folder: Path, more: list[str]) -> Outcome:
 
 def read_report(report: Path, outcome: Outcome) -> None:
     """Count the cases of a JUnit report."""
+    outcome.reported = True
     for case in ET.parse(report).getroot().iter("testcase"):
         name = f"{case.get('classname', '').rsplit('.', 1)[-1]}::{case.get('name')}"
         kinds = {child.tag: child for child in case}
@@ -134,13 +139,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="keep the JUnit reports here")
     parser.add_argument("--jobs", type=int, default=min(8, max(1, (os.cpu_count() or 1) // 2)))
     parser.add_argument("--phase", choices=[*PHASES], help="only one of the two")
+    parser.add_argument("--limit", type=float, help="seconds after which a phase is ended")
     options, more = parser.parse_known_args()
     folder = options.out or Path(tempfile.mkdtemp(prefix="pyvattn-gpu-tests-"))
     folder.mkdir(parents=True, exist_ok=True)
     print(f"commit {commit()}\n{kernel_driver()}", flush=True)
     subprocess.run([sys.executable, "-c", ABOUT], cwd=ROOT)
     phases = [options.phase] if options.phase else [*PHASES]
-    outcomes = [run_phase(phase, options.jobs, folder, more) for phase in phases]
+    outcomes = [run_phase(phase, options.jobs, folder, options.limit, more) for phase in phases]
     return 0 if report_on(outcomes) else 1
 
 
