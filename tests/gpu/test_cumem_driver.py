@@ -32,9 +32,6 @@ class DeviceSpace(conformance.Space):
     def read(self, place, size=64):
         return bytes(self._bytes(place, size).cpu().tolist())
 
-    def device_of(self, place):
-        return self._bytes(place, 1).device.index
-
     def _bytes(self, place, size):
         import torch
 
@@ -45,7 +42,9 @@ class DeviceSpace(conformance.Space):
             "version": 3,
         }
         device = f"cuda:{self.driver.capabilities.dlpack_device[1]}"
-        return torch.as_tensor(SimpleNamespace(__cuda_array_interface__=memory), device=device)
+        found = torch.as_tensor(SimpleNamespace(__cuda_array_interface__=memory), device=device)
+        assert found.data_ptr() == self.address(place), "torch copied: it lies on another device"
+        return found
 
 
 def _tensor(data):
