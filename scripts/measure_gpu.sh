@@ -3,20 +3,21 @@
 #
 #   scripts/measure_gpu.sh STEP... [FOLDER]
 #
-# STEP is tests, drivers, attention, overlap, serving or all. FOLDER is where the JSON
-# goes, docs/results/ and the GPU's name by default. pyvattn must be installed for
-# PYTHON (python3), with torch; kernels that cannot be imported are left out. Every part
-# runs, whatever came before, each in a process of its own; the summary says what failed.
+# STEP is tests, drivers, attention, overlap, transformers, baselines or all. FOLDER is
+# where the JSON goes, docs/results/ and the GPU's name by default. pyvattn must be
+# installed for PYTHON (python3), with torch; kernels that cannot be imported are left out.
+# Every part runs, whatever came before, each in a process of its own; the summary says
+# what failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 
-usage() { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 steps=()
 folder=
 for argument in "$@"; do
   case $argument in
-    tests | drivers | attention | overlap | serving | all) steps+=("$argument") ;;
+    tests | drivers | attention | overlap | transformers | baselines | all) steps+=("$argument") ;;
     -*) usage ;;
     *) [ -z "$folder" ] || usage; folder=$argument ;;
   esac
@@ -79,13 +80,28 @@ overlap() {
   done
   bench overlap-256-64k 120 overlap --driver stock-uvm --page-size 64K --batch 256 --steps 300
 }
-serving() {
-  bench transformers 300 transformers
+# serve NAME SECONDS OPTIONS...: no round is begun that would end later, so at least two run.
+serve() {
+  local name=$1 seconds=$2
+  shift 2
+  bench "transformers-$name" $((seconds + 60)) transformers --seconds "$seconds" "$@"
+}
+# Continuous batching over what transformers chooses by itself here: 8 minutes on an H200.
+transformers() {
+  serve 32x4096 90 --requests 32 --prompt-tokens 4096 --new-tokens 128
+  serve 16x16384 120 --requests 16 --prompt-tokens 16384 --new-tokens 128
+  serve 192x1024 120 --requests 192 --prompt-tokens 1024 --new-tokens 256
+  serve arrivals 140 --requests 96 --prompt-tokens 1024 --new-tokens 256 --rate 10
+}
+# The first of these over other settings of transformers: its SDPA, and its decode step compiled.
+baselines() {
+  serve compiled 120 --requests 32 --prompt-tokens 4096 --new-tokens 128 --compile-level 1
+  serve sdpa 200 --requests 32 --prompt-tokens 4096 --new-tokens 128 --against sdpa --rounds 1
 }
 
 for step in "${steps[@]}"; do
   if [ "$step" = all ]; then
-    tests; drivers; attention; overlap; serving
+    tests; drivers; attention; overlap; transformers; baselines
   else
     "$step"
   fi

@@ -13,7 +13,7 @@ import click
 from rich.text import Text
 
 from pyvattn.bench.registry import BENCHES
-from pyvattn.bench.report import Measure, Report
+from pyvattn.bench.report import Measure, Report, Setup
 from pyvattn.cli.exits import Exit
 from pyvattn.cli.lazy import LazyCommand, LazyGroup
 from pyvattn.cli.output import console, json_option, print_json, progress_console, table
@@ -131,8 +131,24 @@ def overlap(ctx: click.Context, /, out: str | None, as_json: bool, **options: An
 @click.option("--requests", type=click.IntRange(min=1), default=32, help="Requests [32].")
 @click.option("--prompt-tokens", type=click.IntRange(min=1), default=4096, help="Each [4096].")
 @click.option("--new-tokens", type=click.IntRange(min=2), default=128, help="Each [128].")
-@click.option("--against", default="sdpa", help="Attention of the library's paged cache [sdpa].")
-@click.option("--rounds", type=click.IntRange(min=1), default=1, help="Runs of both [1].")
+@click.option(
+    "--rate", type=click.FloatRange(min=0), default=0.0, help="Arrivals a second [all at once]."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=1, help="Of prompts and arrivals [1].")
+@click.option(
+    "--against",
+    type=click.Choice(("library", "sdpa")),
+    default="library",
+    help="The library's own choice of attention, or its SDPA [library].",
+)
+@click.option("--compile-level", type=click.IntRange(0, 3), default=0, help="The library's [0].")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, help="After the first [3].")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Start no round that would end later [no limit].",
+)
 @click.option("--device", default="cuda:0", help="cuda:0 and so on, or cpu [cuda:0].")
 @click.option("--driver", default="auto", help="Driver by name [auto].")
 @click.option("--page-size", default="auto", help="Such as 64K [auto].")
@@ -141,10 +157,12 @@ def overlap(ctx: click.Context, /, out: str | None, as_json: bool, **options: An
 @json_option
 @click.pass_context
 def transformers(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
-    """Serve requests with transformers through our cache and through its own paged cache.
+    """Serve requests through our engine and through transformers' own continuous batching.
 
-    The weights are random and seeded. On the CPU use --model tiny and few tokens. The exit
-    code is 1 if a target is missed.
+    The baseline is what transformers chooses on this machine: FlashAttention-3 or -2 where it
+    is installed, with its decode path, CUDA graphs and asynchronous batches. With --rate the
+    requests arrive one by one (Poisson). The weights are random and seeded. On the CPU use
+    --model tiny and few tokens. The exit code is 1 if the tokens differ in float32.
     """
     run_bench(ctx, "transformers", options, out, as_json)
 
@@ -206,12 +224,16 @@ def run_bench(
     module = import_module(BENCHES[name].module)
     if out is not None:
         _make_room_for(out)
-    measures = []
+    measures: list[Measure] = []
+    setups: list[Setup] = []
     with progress_console().status(f"bench {name}") as status:
         for found in module.measure(module.Options(**options)):
+            if isinstance(found, Setup):
+                setups.append(found)
+                continue
             measures.append(found)
             status.update(f"bench {name}: {found.name}")
-    report = Report(name, measures)
+    report = Report(name, measures, setups)
     if as_json:
         print_json(report.as_dict())
     else:

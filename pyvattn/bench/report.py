@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -17,7 +17,7 @@ class Measure:
     """One figure. ``low`` and ``high`` are quartiles where it was repeated.
 
     ``at_least`` and ``at_most`` are the target, if there is one; ``note`` says
-    how the figure was got. ``baseline`` is what a ratio is over.
+    how the figure was got.
     """
 
     name: str
@@ -65,11 +65,20 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Setup:
+    """What was measured, where a name does not say enough: its settings and releases, for JSON."""
+
+    name: str
+    values: Mapping[str, object]
+
+
+@dataclass(frozen=True)
 class Report:
     """All measures of one bench, with what is needed to judge and repeat them."""
 
     bench: str
     measures: Sequence[Measure]
+    setups: Sequence[Setup] = ()
     run: dict[str, object] = field(default_factory=describe_run)
     machine: dict[str, object] = field(default_factory=describe_machine)
 
@@ -84,6 +93,7 @@ class Report:
             "bench": self.bench,
             **self.run,
             "machine": self.machine,
+            **{setup.name: setup.values for setup in self.setups},
             "measures": [{**asdict(measure), "ok": measure.ok} for measure in self.measures],
         }
 

@@ -1,33 +1,39 @@
 """``bench transformers``: continuous batching through our cache and through the library's own.
 
-Both serve the same requests with the same model in one process: ours with the decode step
-in a CUDA graph where the device has them, the library's ``generate_batch`` as it comes.
+Both serve the same requests with the same model in one process, by turns: ours with the decode
+step in a CUDA graph where the device has them, the library's with what it chooses by itself on
+this machine. The first round warms both up, and has rows of its own.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+from pyvattn.bench.engines import Library, Ours, versions
 from pyvattn.bench.gpu import require_gpu, require_torch
 from pyvattn.bench.random_model import SHAPES, make_model, make_prompts
-from pyvattn.bench.report import Measure
+from pyvattn.bench.report import Measure, Setup
+from pyvattn.bench.serving import Load, Run, percentile, poisson
 from pyvattn.bench.timing import ratios, summarise
 from pyvattn.cache import KVCache
-from pyvattn.errors import ConfigError, UnsupportedError
+from pyvattn.errors import ConfigError
 
-_TARGET = 20
+BASELINES = ("library", "sdpa")
 
 
 @dataclass(frozen=True)
 class Options:
     """``requests`` prompts of ``prompt_tokens``, each to get ``new_tokens``.
 
-    ``against`` is the attention of the library's paged cache, ``layers`` 0 as many as the
-    model has. ``device`` "cpu" works with small models.
+    They arrive all at once, or ``rate`` a second on average, at the times of a Poisson process
+    with the seed ``seed``. ``against`` is ``"library"`` for what the library chooses by itself or
+    ``"sdpa"``, ``compile_level`` its ``default_compile_level``. After a first round there are
+    ``rounds`` more, but none that would end more than ``seconds`` after the start (0: no limit).
+    ``layers`` 0 are as many as the model has. ``device`` "cpu" works with small models.
     """
 
     model: str = "llama-3-8b"
@@ -35,160 +41,74 @@ class Options:
     requests: int = 32
     prompt_tokens: int = 4096
     new_tokens: int = 128
-    against: str = "sdpa"
-    rounds: int = 1
+    rate: float = 0.0
+    seed: int = 1
+    against: str = "library"
+    compile_level: int = 0
+    rounds: int = 3
+    seconds: float = 0.0
     device: str = "cuda:0"
     driver: str = "auto"
     page_size: str = "auto"
     layout: str = "auto"
 
-
-@dataclass(frozen=True)
-class Run:
-    """The tokens of every request, when each was known to the host, and when it all began."""
-
-    tokens: list[list[int]]
-    times: list[list[float]]
-    began: float
-
     @property
-    def first(self) -> float:
-        """Seconds until every request had its first token."""
-        return max(times[0] for times in self.times) - self.began
-
-    @property
-    def whole(self) -> float:
-        """Output tokens a second over the whole run, prompts included."""
-        ended = max(times[-1] for times in self.times)
-        return sum(map(len, self.tokens)) / (ended - self.began)
-
-    @property
-    def decode(self) -> float:
-        """Output tokens a second while every request decodes and no prompt runs."""
-        begin = max(times[0] for times in self.times)
-        end = min(times[-1] for times in self.times)
-        within = sum(begin < at <= end for times in self.times for at in times)
-        if not within:
-            raise ConfigError(
-                "there was no moment at which all requests decoded: raise --new-tokens, or lower "
-                "--requests or --prompt-tokens"
-            )
-        return within / (end - begin)
+    def size(self) -> str:
+        """The requests in words."""
+        each = f"{self.requests} x ({self.prompt_tokens} + {self.new_tokens}) tokens"
+        if not self.rate:
+            return each
+        return f"{each}, {self.rate:g} a second (Poisson, seed {self.seed})"
 
 
-def measure(options: Options) -> Iterator[Measure]:
-    """Yield every measure. Raises DriverUnavailable without the GPU that is asked for."""
+def measure(options: Options) -> Iterator[Measure | Setup]:
+    """Yield the setup and every measure. Raises DriverUnavailable without the GPU asked for."""
+    began = time.perf_counter()
     _require(options)
     model = make_model(options.model, options.device, layers=options.layers or None)
-    prompts = make_prompts(options.model, options.requests, options.prompt_tokens)
-    theirs = f"transformers, paged|{options.against}"
-    runs: dict[str, list[Run]] = {"ours": [], theirs: []}
-    with closing(Ours(options, model)) as ours:
+    load = _load(options, 0)
+    ours = Ours(
+        model,
+        load,
+        device=options.device,
+        driver=options.driver,
+        page_size=options.page_size,
+        layout=options.layout,
+    )
+    library = Library(model, load, against=options.against, compile_level=options.compile_level)
+    with closing(ours), closing(library):
+        pairs = list(_serve(options, ours, library, began))
+        yield _setup(ours, library)
         if ours.captured is not None:
             yield Measure("ours: capturing the decode step", ours.captured, "s", note=ours.note)
-        for _ in range(options.rounds):
-            runs["ours"].append(ours.run(prompts))
-            runs[theirs].append(run_library(model, options, prompts))
-        yield from _report(model, options, runs, ours)
+        yield from _report(model, options, pairs, ours, library)
 
 
-class Ours:
-    """The engine over a cache that holds every request, kept from round to round."""
-
-    def __init__(self, options: Options, model: Any) -> None:
-        from pyvattn.integrations.transformers import Engine, spec_for
-        from pyvattn.integrations.transformers.graphs import decode_kernel
-
-        self._new_tokens = options.new_tokens
-        longest = options.prompt_tokens + options.new_tokens
-        spec = spec_for(model, max_slots=options.requests + 1, max_tokens=longest)
-        needed = (longest + spec.guard_tokens) * spec.max_slots * spec.token_bytes
-        self.cache = KVCache(
-            spec,
-            device=options.device,
-            driver=options.driver,
-            page_size=options.page_size,
-            layout=options.layout,
-            memory=2 * needed + (64 << 20),
-        )
-        self._requests: list[Any] = []
-        self._times: list[list[float]] = []
-        try:
-            self._engine = Engine(model, self.cache, on_step=self._note)
-            self.captured = self._capture(options.requests)
-        except BaseException:
-            self.cache.close()
-            raise
-        graph = "decode in a CUDA graph" if self._engine.graphs else "no CUDA graph"
-        self.note = f"{self.cache.driver}, {decode_kernel(model, self.cache).name}, {graph}"
-
-    def _capture(self, rows: int) -> float | None:
-        """Capture every batch size to ``rows``; returns the seconds, or None without graphs."""
-        if not self._engine.graphs:
-            return None
-        began = time.perf_counter()
-        self._engine.capture(rows)
-        return time.perf_counter() - began
-
-    def run(self, prompts: list[list[int]]) -> Run:
-        """Serve ``prompts``."""
-        from pyvattn.integrations.transformers import ATTENTION
-
-        self._engine.model.set_attn_implementation(ATTENTION)
-        self._times = [[] for _ in prompts]
-        began = time.perf_counter()
-        self._requests = [self._engine.submit(prompt, self._new_tokens) for prompt in prompts]
-        self._engine.run()
-        return Run([request.output for request in self._requests], self._times, began)
-
-    def close(self) -> None:
-        """Close the engine and its cache."""
-        self._engine.close()
-        self.cache.close()
-
-    def _note(self, engine: Any) -> None:
-        now = time.perf_counter()
-        for request, times in zip(self._requests, self._times, strict=True):
-            times += [now] * (len(request.output) - len(times))
+def _load(options: Options, turn: int) -> Load:
+    """Return the requests of a round: new prompts, so that no prefix cache knows them."""
+    seed = options.seed + turn
+    prompts = make_prompts(options.model, options.requests, options.prompt_tokens, seed)
+    arrivals = poisson(options.requests, options.rate, options.seed)
+    return Load(prompts, arrivals, options.new_tokens)
 
 
-def run_library(model: Any, options: Options, prompts: list[list[int]]) -> Run:
-    """Serve ``prompts`` through the library's paged cache, with its own settings.
-
-    It sizes the cache by the memory that is free. Of the host's it would take nearly all, so
-    there it gets what the requests need.
-    """
-    from transformers import ContinuousBatchingConfig, GenerationConfig
-
-    model.set_attn_implementation(f"paged|{options.against}")
-    # No token ends a request: each gets as many as ours.
-    config = GenerationConfig(
-        max_new_tokens=options.new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
-    )
-    settings = ContinuousBatchingConfig()
-    if options.device == "cpu":
-        tokens = options.prompt_tokens + options.new_tokens
-        settings.num_blocks = (tokens // settings.block_size + 2) * options.requests
-        settings.max_batch_tokens = max(256, tokens)
-    found = model.generate_batch(
-        prompts,
-        generation_config=config,
-        continuous_batching_config=settings,
-        record_timestamps=True,
-    )
-    outputs = list(found.values())
-    failed = [output.error for output in outputs if output.error is not None]
-    if failed or len(outputs) < len(prompts):
-        raise UnsupportedError(
-            f"transformers' generate_batch finished {len(outputs) - len(failed)} of {len(prompts)} "
-            f"requests ({failed[0] if failed else 'its log says why'}): lower --requests or "
-            "--prompt-tokens, or choose another attention with --against"
-        )
-    return Run(
-        [output.generated_tokens for output in outputs],
-        [output.timestamps for output in outputs],
-        min(output.created_time for output in outputs),
-    )
+def _serve(
+    options: Options, ours: Ours, library: Library, began: float
+) -> Iterator[tuple[Run, Run]]:
+    """Yield a pair of runs for each round, ours first in one and the library first in the next."""
+    longest = 0.0
+    for turn in range(1 + options.rounds):
+        start = time.perf_counter()
+        if turn > 1 and options.seconds and start - began + longest > options.seconds:
+            break
+        load = _load(options, turn)
+        if turn % 2:
+            theirs, mine = library.run(load), ours.run(load)
+        else:
+            mine, theirs = ours.run(load), library.run(load)
+        yield mine, theirs
+        if turn:
+            longest = max(longest, time.perf_counter() - start)
 
 
 def _require(options: Options) -> None:
@@ -198,6 +118,12 @@ def _require(options: Options) -> None:
             f"requests={options.requests}, prompt_tokens={options.prompt_tokens}, new_tokens="
             f"{options.new_tokens}: use at least 1, 1 and 2"
         )
+    if options.rate < 0 or options.rounds < 1:
+        raise ConfigError(f"rate={options.rate:g}, rounds={options.rounds}: use at least 0 and 1")
+    if options.rate and options.requests < 2:
+        raise ConfigError("requests=1 at a rate: use at least 2, percentiles need them")
+    if options.against not in BASELINES:
+        raise ConfigError(f"against={options.against!r}: use one of {', '.join(BASELINES)}")
     require_torch()
     if options.device == "cpu":
         return
@@ -207,28 +133,57 @@ def _require(options: Options) -> None:
     require_gpu(int(ordinal or 0))
 
 
+def _setup(ours: Ours, library: Library) -> Setup:
+    """Return what was compared, in the words of those who set it."""
+    return Setup(
+        "baseline",
+        {
+            "name": library.name,
+            "attention": library.attention,
+            "settings": library.settings,
+            "ours": ours.note,
+            "versions": versions(),
+        },
+    )
+
+
+# What is reported of each engine: title, then unit, factor, and the figure of a run.
+_Figures = dict[str, tuple[str, float, Callable[[Run], float]]]
+_AT_ONCE: _Figures = {
+    "output, while all decode": ("tokens/s", 1, lambda run: run.decode),
+    "output, whole run": ("tokens/s", 1, lambda run: run.whole),
+    "all prompts": ("s", 1, lambda run: run.first),
+}
+_LIVE: _Figures = {
+    "output, whole run": ("tokens/s", 1, lambda run: run.whole),
+    "time to the first token, p50": ("ms", 1e3, lambda run: percentile(run.to_first, 50)),
+    "time to the first token, p99": ("ms", 1e3, lambda run: percentile(run.to_first, 99)),
+    "time per output token, p50": ("ms", 1e3, lambda run: percentile(run.per_token, 50)),
+    "time per output token, p99": ("ms", 1e3, lambda run: percentile(run.per_token, 99)),
+    "time between two tokens, p99": ("ms", 1e3, lambda run: percentile(run.gaps, 99)),
+}
+
+
 def _report(
-    model: Any, options: Options, runs: dict[str, list[Run]], ours: Ours
+    model: Any, options: Options, pairs: list[tuple[Run, Run]], ours: Ours, library: Library
 ) -> Iterator[Measure]:
-    size = f"{options.requests} x ({options.prompt_tokens} + {options.new_tokens}) tokens"
-    decode = {name: [run.decode for run in each] for name, each in runs.items()}
-    whole = {name: [run.whole for run in each] for name, each in runs.items()}
-    official = options == Options(rounds=options.rounds, device=options.device)
-    for title, rates in (("while all decode", decode), ("whole run", whole)):
-        for name, values in rates.items():
-            note = ours.note if name == "ours" else ""
-            yield _measure(f"{name}, {size}: output, {title}", values, "tokens/s", note)
-        over, under = rates.values()
-        name = " / ".join(rates)
-        target = _TARGET if official else None
-        yield _ratio(f"{name}, {size}: output, {title}", over, under, target)
-    for name, each in runs.items():
-        yield _measure(f"{name}, {size}: all prompts", [run.first for run in each], "s")
-    yield from _of_the_device(model, options, runs["ours"], ours.cache)
-    mapping = ours.cache.stats().map_seconds_blocking
-    spent = sum(run.first + options.new_tokens / run.decode for run in runs["ours"])
-    yield Measure("ours: share of the time that waits for mapping", mapping / spent * 100, "%")
-    yield _same_tokens(options, runs)
+    (cold, cold_library), warm = pairs[0], pairs[1:]
+    mine, theirs = [pair[0] for pair in warm], [pair[1] for pair in warm]
+    names = "ours", library.name
+    notes = ours.note, ""
+    for title, (unit, scale, figure) in (_LIVE if options.rate else _AT_ONCE).items():
+        values = [[figure(run) for run in runs] for runs in (mine, theirs)]
+        for name, found, note in zip(names, values, notes, strict=True):
+            yield _measure(f"{name}, {options.size}: {title}", found, unit, scale, note)
+        yield _ratio(f"{' / '.join(names)}, {options.size}: {title}", *values)
+    first = f"{' / '.join(names)}, {options.size}: output, whole run, first round"
+    yield Measure(first, cold.whole / cold_library.whole, "times")
+    if not options.rate:
+        yield from _of_the_device(model, options, mine, ours.cache)
+    share = "ours: share of the run that waits for mapping"
+    yield _measure(share, [run.waiting for run in mine], "%", 100)
+    yield Measure(f"{share}, first round", cold.waiting * 100, "%")
+    yield _same_tokens(options, cold, cold_library)
 
 
 def _of_the_device(
@@ -249,12 +204,11 @@ def _of_the_device(
     yield _measure("ours: arithmetic until every prompt is done", rates, "TFLOP/s")
 
 
-def _same_tokens(options: Options, runs: dict[str, list[Run]]) -> Measure:
-    one, other = (each[0].tokens for each in runs.values())
-    same = sum(a == b for a, b in zip(one, other, strict=True))
+def _same_tokens(options: Options, one: Run, other: Run) -> Measure:
+    same = sum(a == b for a, b in zip(one.tokens, other.tokens, strict=True))
     exact = SHAPES[options.model].dtype == "float32"
     return Measure(
-        "requests with the same tokens from both",
+        "requests with the same tokens from both, first round",
         same,
         f"of {options.requests}",
         at_least=options.requests if exact else None,
@@ -262,13 +216,15 @@ def _same_tokens(options: Options, runs: dict[str, list[Run]]) -> Measure:
     )
 
 
-def _measure(name: str, values: list[float], unit: str, note: str = "") -> Measure:
+def _measure(
+    name: str, values: Sequence[float], unit: str, scale: float = 1, note: str = ""
+) -> Measure:
     if len(values) == 1:
-        return Measure(name, values[0], unit, note=note)
-    return Measure.of(name, summarise(values), unit, note=note)
+        return Measure(name, values[0] * scale, unit, note=note)
+    return Measure.of(name, summarise(values), unit, scale=scale, note=note)
 
 
-def _ratio(name: str, over: list[float], under: list[float], target: float | None) -> Measure:
+def _ratio(name: str, over: Sequence[float], under: Sequence[float]) -> Measure:
     if len(over) == 1:
-        return Measure(name, over[0] / under[0], "times", at_least=target)
-    return Measure.of(name, ratios(over, under), "times", at_least=target)
+        return Measure(name, over[0] / under[0], "times")
+    return Measure.of(name, ratios(over, under), "times")

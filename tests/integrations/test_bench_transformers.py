@@ -1,32 +1,62 @@
-"""The bench that serves the same requests through both caches, at a size for the CPU."""
+"""The bench that serves the same requests through both engines, at a size for the CPU."""
 
 from __future__ import annotations
 
 import pytest
+import transformers
 from tiny_models import torch
 
-from pyvattn.bench import random_model
-from pyvattn.bench.transformers import Options, Run, measure
-from pyvattn.errors import ConfigError, DriverUnavailable
+from pyvattn.bench import engines, random_model
+from pyvattn.bench.engines import Library, Ours
+from pyvattn.bench.report import Setup
+from pyvattn.bench.serving import Load, Run, percentile, poisson
+from pyvattn.bench.transformers import Options, measure
+from pyvattn.errors import ConfigError, DriverUnavailable, UnsupportedError
 
 pytest.importorskip("psutil", reason="transformers counts the host's memory with psutil")
 
-SMALL = {"model": "tiny", "device": "cpu", "requests": 3, "prompt_tokens": 20, "new_tokens": 8}
+SMALL = {
+    "model": "tiny",
+    "device": "cpu",
+    "requests": 3,
+    "prompt_tokens": 20,
+    "new_tokens": 8,
+    "rounds": 1,
+}
+# What the library calls SDPA over its own pages: "paged|sdpa" up to 5.17, "sdpa" since.
+SDPA = {"paged|sdpa", "sdpa"}
+
+
+def bench(**options):
+    """Return the baseline's setup and the measures by name."""
+    found = list(measure(Options(**SMALL, **options)))
+    (setup,) = (one for one in found if isinstance(one, Setup))
+    return setup.values, {one.name: one for one in found if not isinstance(one, Setup)}
+
+
+@pytest.fixture
+def tiny():
+    return random_model.make_model("tiny", "cpu")
+
+
+def load(arrivals, new_tokens=4, seed=1):
+    prompts = random_model.make_prompts("tiny", len(arrivals), 12, seed)
+    return Load(prompts, arrivals, new_tokens)
 
 
 @pytest.mark.filterwarnings("ignore")  # the library's own
-def test_both_caches_give_the_same_tokens_and_every_rate_is_there():
-    found = {measure.name: measure for measure in measure(Options(**SMALL))}
+def test_both_engines_give_the_same_tokens_and_every_rate_is_there():
+    baseline, found = bench()
     size = "3 x (20 + 8) tokens"
-    theirs = "transformers, paged|sdpa"
-    for title in ("while all decode", "whole run"):
-        ours = found[f"ours, {size}: output, {title}"]
-        library = found[f"{theirs}, {size}: output, {title}"]
-        ratio = found[f"ours / {theirs}, {size}: output, {title}"]
+    theirs = baseline["name"]
+    assert theirs == f"transformers, {baseline['attention']}"
+    for title in ("output, while all decode", "output, whole run", "all prompts"):
+        ours = found[f"ours, {size}: {title}"]
+        library = found[f"{theirs}, {size}: {title}"]
+        ratio = found[f"ours / {theirs}, {size}: {title}"]
         assert ratio.value == pytest.approx(ours.value / library.value)
-        assert ratio.ok is None, "a target is for the model of the target only"
         assert "no CUDA graph" in ours.note
-    assert found["requests with the same tokens from both"].ok is True
+    assert found["requests with the same tokens from both, first round"].ok is True
     # A tiny layer has 64 x (64 + 2 x 16 + 64) + 3 x 64 x 96 weights and two norms of 64; the head
     # 64 x 97. Each token of K and V takes 2 x 2 x 8 numbers a layer.
     weights = 4 * (3 * (64 * 160 + 3 * 64 * 96 + 2 * 64) + 64 + 64 * 97)
@@ -38,20 +68,147 @@ def test_both_caches_give_the_same_tokens_and_every_rate_is_there():
     seconds = found[f"ours, {size}: all prompts"].value
     done = found["ours: arithmetic until every prompt is done"].value
     assert done == pytest.approx(work / seconds / 1e12)
+    assert 0 <= found["ours: share of the run that waits for mapping"].value < 100
+
+
+@pytest.mark.filterwarnings("ignore")  # the library's own
+@pytest.mark.parametrize("against", ["library", "sdpa"])
+def test_the_baseline_is_named_with_its_settings_and_releases(against):
+    baseline, _ = bench(against=against)
+    # Without a GPU the library has nothing better than SDPA, whoever asks.
+    assert baseline["attention"] in SDPA
+    assert baseline["settings"]["use_cuda_graph"] == (False, False)
+    assert baseline["settings"]["use_async_batching"] is False
+    assert baseline["versions"]["transformers"] == transformers.__version__
+    assert baseline["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.filterwarnings("ignore")  # the library's own
+def test_requests_that_arrive_one_by_one_have_latencies():
+    baseline, found = bench(rate=50.0, seed=3)
+    size = "3 x (20 + 8) tokens, 50 a second (Poisson, seed 3)"
+    for title, unit in (
+        ("output, whole run", "tokens/s"),
+        ("time to the first token, p50", "ms"),
+        ("time to the first token, p99", "ms"),
+        ("time per output token, p50", "ms"),
+        ("time per output token, p99", "ms"),
+        ("time between two tokens, p99", "ms"),
+    ):
+        ours, library = (found[f"{who}, {size}: {title}"] for who in ("ours", baseline["name"]))
+        assert ours.unit == library.unit == unit
+        ratio = found[f"ours / {baseline['name']}, {size}: {title}"].value
+        assert ratio == pytest.approx(ours.value / library.value)
+    assert found["requests with the same tokens from both, first round"].ok is True
+    assert not any("while all decode" in name for name in found)
+
+
+@pytest.mark.filterwarnings("ignore")  # the library's own
+@pytest.mark.parametrize("engine", ["ours", "library"])
+def test_no_request_starts_before_it_has_arrived(tiny, engine):
+    """The last one arrives long after the first two are done, and both engines wait for it."""
+    requests = load([0.0, 0.0, 0.4])
+    if engine == "ours":
+        made = Ours(tiny, requests, device="cpu", driver="auto", page_size="auto", layout="auto")
+    else:
+        made = Library(tiny, requests, against="library", compile_level=0)
+    try:
+        made.run(load([0.0, 0.0, 0.0], seed=2))
+        run = made.run(requests)
+    finally:
+        made.close()
+    assert [len(tokens) for tokens in run.tokens] == [4, 4, 4]
+    assert run.arrivals == [0.0, 0.0, 0.4]
+    assert run.times[2][0] - run.began > 0.4
+    assert run.to_first[2] == pytest.approx(run.times[2][0] - run.began - 0.4)
+    assert min(run.to_first) > 0
+
+
+@pytest.mark.filterwarnings("ignore")  # the library's own
+def test_a_request_that_the_library_fails_is_an_error(tiny, monkeypatch):
+    requests = load([0.0, 0.0])
+    library = Library(tiny, requests, against="library", compile_level=0)
+
+    def fail(*_, **__):
+        raise RuntimeError("no such kernel")
+
+    try:
+        library.run(requests)
+        monkeypatch.setattr(tiny, "forward", fail)
+        with pytest.raises(UnsupportedError, match=r"of 2 requests .*no such kernel"):
+            library.run(requests)
+    finally:
+        library.close()
 
 
 def test_rates_count_the_tokens_of_the_moments_that_they_are_about():
     """One request starts at 1 s and one at 3 s; from 3 to 6 s both decode."""
-    run = Run([[7] * 6, [7] * 5], [[11, 12, 13, 14, 15, 16], [13, 14, 15, 16, 17]], began=10)
+    times = [[11, 12, 13, 14, 15, 16], [13, 14, 15, 16, 17]]
+    run = Run([[7] * 6, [7] * 5], times, 10, [0, 2], waited=1.75)
     assert run.first == 3
     assert run.decode == pytest.approx(6 / 3)
     assert run.whole == pytest.approx(11 / 7)
+    assert run.to_first == [1, 1]
+    assert run.waiting == pytest.approx(0.25)
+
+
+def test_the_time_of_a_token_is_that_of_its_request_and_gaps_are_of_all():
+    run = Run([[7] * 3, [7] * 2], [[1, 2, 5], [1, 7]], 0, [0, 0])
+    assert run.per_token == [2, 6]
+    assert run.gaps == [1, 3, 6]
 
 
 def test_a_run_in_which_never_all_decode_has_no_such_rate():
-    run = Run([[7] * 2, [7] * 2], [[1, 2], [2, 3]], began=0)
+    run = Run([[7] * 2, [7] * 2], [[1, 2], [2, 3]], 0, [0, 0])
     with pytest.raises(ConfigError, match="--new-tokens"):
         assert run.decode
+
+
+def test_arrivals_are_seeded_and_as_many_a_second_as_asked_for():
+    times = poisson(4000, 25.0, seed=1)
+    assert times == poisson(4000, 25.0, seed=1) == sorted(times)
+    assert times != poisson(4000, 25.0, seed=2)
+    assert times[-1] == pytest.approx(4000 / 25, rel=0.05)
+    gaps = [b - a for a, b in zip([0.0, *times], times, strict=False)]
+    # Exponential: the share of gaps longer than the mean is 1/e.
+    assert sum(gap > 1 / 25 for gap in gaps) / 4000 == pytest.approx(0.368, abs=0.03)
+    assert poisson(3, 0.0, seed=1) == [0.0, 0.0, 0.0]
+
+
+def test_percentiles_lie_among_the_values():
+    values = list(range(101))
+    assert percentile(values, 50) == 50
+    assert percentile(values, 99) == 99
+
+
+def test_a_round_that_would_end_too_late_is_not_begun(monkeypatch):
+    """Each engine takes 5 s of a clock that only they move; the first round is never left out."""
+    import pyvattn.bench.transformers as module
+
+    now = [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+
+    class Slow:
+        def run(self, load):
+            now[0] += 5
+            return load
+
+    def rounds(seconds):
+        now[0] = 0.0
+        options = Options(**{**SMALL, "rounds": 9, "seconds": seconds})
+        return len(list(module._serve(options, Slow(), Slow(), 0.0)))
+
+    assert rounds(0) == 10
+    assert rounds(1) == 2
+    assert rounds(45) == 4
+
+
+def test_every_round_has_prompts_of_its_own_and_the_same_arrivals():
+    import pyvattn.bench.transformers as module
+
+    one, two = (module._load(Options(**SMALL, rate=5.0), turn) for turn in (0, 1))
+    assert one.prompts != two.prompts
+    assert one.arrivals == two.arrivals
 
 
 @pytest.mark.parametrize(
@@ -60,6 +217,10 @@ def test_a_run_in_which_never_all_decode_has_no_such_rate():
         ({"model": "gpt-5"}, "gpt-5"),
         ({"new_tokens": 1}, "new_tokens=1"),
         ({"device": "tpu"}, "tpu"),
+        ({"against": "eager"}, "eager"),
+        ({"rounds": 0}, "rounds=0"),
+        ({"rate": -1.0}, "rate=-1"),
+        ({"rate": 1.0, "requests": 1}, "requests=1"),
     ],
 )
 def test_options_that_cannot_be(options, message):
@@ -71,6 +232,15 @@ def test_options_that_cannot_be(options, message):
 def test_the_official_size_needs_a_gpu():
     with pytest.raises(DriverUnavailable, match="NVIDIA"):
         list(measure(Options()))
+
+
+def test_flash_attention_is_listed_by_the_names_of_its_distributions(monkeypatch):
+    """transformers knows FlashAttention-3 by its distribution's name, whoever built the module."""
+    monkeypatch.setattr(
+        engines, "packages_distributions", lambda: {"flash_attn_interface": ["numpy"]}
+    )
+    assert engines.versions()["numpy"] == __import__("numpy").__version__
+    assert "kernels" not in engines.versions()
 
 
 def test_models_and_prompts_are_seeded():
