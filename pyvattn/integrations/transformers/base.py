@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from pyvattn.errors import UnsupportedError
+from pyvattn.integrations.transformers.compiled import outside_graphs
 from pyvattn.integrations.transformers.forward import ForwardPass
 from pyvattn.integrations.transformers.interface import ATTENTION, CacheLength, OtherMask
 from pyvattn.integrations.transformers.layers import Layer, LayerChanges
@@ -54,6 +55,7 @@ class ContiguousCache(Cache):
         """Return the K and V of a layer as the library has them; nothing before the first pass."""
         return None, None
 
+    @outside_graphs
     def mask(
         self, batch_size: int, queries: int, padding_mask: Tensor | None, causal: bool
     ) -> ForwardPass | OtherMask:
@@ -70,6 +72,7 @@ class ContiguousCache(Cache):
         """Note that the last layer of the pass is stored."""
         self._pass = None
 
+    @outside_graphs
     def update(
         self,
         key_states: Tensor,
@@ -95,6 +98,7 @@ class ContiguousCache(Cache):
             self.finish()
         return stored
 
+    @outside_graphs
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return the KV length after ``query_length`` more tokens, and offset 0.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyvattn.cache import KVCache
-from pyvattn.errors import TensorError, UnsupportedError
+from pyvattn.errors import ConfigError, TensorError, UnsupportedError
 from pyvattn.integrations.transformers.base import ContiguousCache
 from pyvattn.integrations.transformers.forward import ForwardPass
 from pyvattn.integrations.transformers.interface import attend_through
@@ -74,7 +74,13 @@ class VAttentionCache(ContiguousCache):
         given: the device where an offloaded model computes, the dtype under autocast.
         """
         spec = spec_for(model, max_slots=max_batch, max_tokens=max_tokens, dtype=dtype)
-        kv = KVCache(spec, device=str(device or model.device), memory=memory, **options)
+        where = str(device or model.device)
+        if where == "meta":
+            raise ConfigError(
+                "the model's weights are offloaded, so they do not tell where it computes: pass "
+                "device, such as 'cuda:0'"
+            )
+        kv = KVCache(spec, device=where, memory=memory, **options)
         try:
             attend_through(model)
         except BaseException:
@@ -220,7 +226,8 @@ class VAttentionCache(ContiguousCache):
         if mask.shape[0] != batch_size or mask.shape[1] < seen + queries:
             raise TensorError(
                 f"the attention mask has shape {list(mask.shape)}: it must cover the {seen} "
-                f"tokens seen and the {queries} new ones of {batch_size} rows"
+                f"tokens seen and the {queries} new ones of {batch_size} rows (with "
+                "use_cache=False, generate() feeds every token again: leave it out)"
             )
         real = mask[:, : seen + queries].bool().cpu()
         if seen and bool((real[:, :seen] & ~self._real).any()):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyvattn.attention import append, attend
 from pyvattn.errors import UnsupportedError
+from pyvattn.integrations.transformers.compiled import outside_graphs
 from pyvattn.integrations.transformers.parts import Chunk, Part, parts_of, parts_of_rows, upload
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class ForwardPass:
         append(self.kv, layer, self.slots, self.positions, k, v)
         return self._stored
 
+    @outside_graphs
     def attend(
         self, module: Module, query: Tensor, key: Tensor, value: Tensor, scale: float | None
     ) -> Tensor:
