@@ -128,12 +128,12 @@ class CacheSpec:
         config knows nothing of ``max_slots``, and its ``max_tokens`` is the
         model's limit. With ``tensor_parallel`` the spec is that of one rank.
         """
-        from pyvattn.hf_config import read_fields
+        from pyvattn.configs import read_fields
 
         unknown = set(overrides) - {field.name for field in fields(cls)}
         if unknown:
             raise SpecError(f"no such field of CacheSpec: {', '.join(sorted(unknown))}")
-        return cls(**{**read_fields(config), **overrides}).shard(tensor_parallel)
+        return cls(**{**read_fields(config, overrides), **overrides}).shard(tensor_parallel)
 
     def shard(self, ranks: int) -> CacheSpec:
         """Return the spec of one of ``ranks`` tensor-parallel ranks.

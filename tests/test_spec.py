@@ -185,12 +185,16 @@ class TestHuggingFaceConfig:
         with pytest.raises(SpecError, match="max_slot"):
             CacheSpec.from_hf_config(LLAMA3_8B, max_slot=3)
 
-    @pytest.mark.parametrize("content", ["{", "[]", "\xff"])
+    @pytest.mark.parametrize("content", ["{", "[]", "\xff", "[" * 100000])
     def test_unreadable_files_are_refused(self, tmp_path, content):
         file = tmp_path / "config.json"
         file.write_bytes(content.encode("latin-1"))
         with pytest.raises(SpecError, match=r"config\.json"):
             CacheSpec.from_hf_config(file)
+
+    def test_a_byte_order_mark_is_skipped(self, tmp_path):
+        (tmp_path / "config.json").write_text(json.dumps(LLAMA3_8B), encoding="utf-8-sig")
+        assert CacheSpec.from_hf_config(tmp_path) == CacheSpec.from_hf_config(LLAMA3_8B)
 
     def test_a_missing_file_names_the_path(self, tmp_path):
         with pytest.raises(SpecError, match="not downloaded"):

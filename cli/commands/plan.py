@@ -13,6 +13,7 @@ from rich.text import Text
 from pyvattn.cli.model_options import model_options, read_model
 from pyvattn.cli.output import console, json_option, print_json, table
 from pyvattn.cli.sizes import size_option
+from pyvattn.configs import remarks
 from pyvattn.detect.identity import identify
 from pyvattn.planner import (
     DEFAULT_COSTS,
@@ -93,11 +94,15 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
         )
         for name in drivers or ["host"]
     ]
+    notes = [] if config is None else remarks(config)
     if as_json:
-        print_json({"spec": asdict(spec), "plans": [_as_dict(made, memory) for made in plans]})
+        made_plans = [_as_dict(made, memory) for made in plans]
+        print_json({"spec": asdict(spec), "remarks": notes, "plans": made_plans})
         return
     out = console()
     out.print(Text(_model_line(spec)))
+    for note in notes:
+        out.print(Text(note))
     out.print()
     for made in plans:
         _print_plan(made, memory, whole=driver != "all")

@@ -1,0 +1,343 @@
+"""Configs of real families: what their layers keep, or a refusal that names why."""
+
+import pytest
+
+from pyvattn import CacheSpec, SpecError
+from pyvattn.configs import remarks
+
+QWEN3_NEXT = {
+    "model_type": "qwen3_next",
+    "num_hidden_layers": 48,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "hidden_size": 2048,
+    "full_attention_interval": 4,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_conv_kernel_dim": 4,
+    "mlp_only_layers": [],
+}
+NEMOTRON_H_8B = {
+    "model_type": "nemotron_h",
+    "num_hidden_layers": 52,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "attention_head_dim": 128,
+    "hidden_size": 4096,
+    "hybrid_override_pattern": "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-",
+    "mamba_num_heads": 128,
+    "ssm_state_size": 128,
+    "conv_kernel": 4,
+}
+DBRX = {
+    "model_type": "dbrx",
+    "d_model": 6144,
+    "n_heads": 48,
+    "n_layers": 40,
+    "max_seq_len": 32768,
+    "attn_config": {"kv_n_heads": 8, "clip_qkv": 8, "rope_theta": 500000},
+}
+MPT = {
+    "model_type": "mpt",
+    "d_model": 4096,
+    "n_heads": 32,
+    "n_layers": 32,
+    "max_seq_len": 2048,
+    "attn_config": {"attn_type": "multiquery_attention"},
+}
+STEP_3 = {
+    "model_type": "step3_text",
+    "hidden_size": 7168,
+    "num_attention_heads": 64,
+    "num_attention_groups": 1,
+    "num_hidden_layers": 61,
+    "head_dim": 256,
+    "share_q_dim": 2048,
+}
+ATTENDS = {"n_heads_in_group": 8, "no_op": False, "replace_with_linear": False}
+NEMOTRON_NAS = {
+    "model_type": "nemotron-nas",
+    "hidden_size": 8192,
+    "num_attention_heads": 64,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": None,
+    "block_configs": [
+        {"attention": ATTENDS},
+        {"attention": {**ATTENDS, "n_heads_in_group": None, "no_op": True}},
+        {"attention": {**ATTENDS, "n_heads_in_group": None, "replace_with_linear": True}},
+        {"attention": ATTENDS},
+    ],
+}
+BAMBA_9B = {
+    "model_type": "bamba",
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_size": 4096,
+    "attn_layer_indices": [9, 18, 27],
+    "mamba_n_heads": 128,
+}
+MINIMAX_01 = {
+    "model_type": "minimax_text_01",
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "attn_type_list": [0, 0, 0, 0, 0, 0, 0, 1] * 10,
+}
+KIMI_LINEAR = {
+    "model_type": "kimi_linear",
+    "num_hidden_layers": 8,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "mla_use_nope": True,
+    "linear_attn_config": {
+        "full_attn_layers": [4, 8],
+        "kda_layers": [1, 2, 3, 5, 6, 7],
+        "num_heads": 32,
+    },
+}
+LFM2 = {
+    "model_type": "lfm2",
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_size": 2048,
+    "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+    "conv_L_cache": 3,
+}
+RECURRENT_GEMMA = {
+    "model_type": "recurrent_gemma",
+    "num_hidden_layers": 26,
+    "num_attention_heads": 10,
+    "num_key_value_heads": 1,
+    "hidden_size": 2560,
+    "block_types": ["recurrent", "recurrent", "attention"],
+    "attention_window_size": 2048,
+    "lru_width": 2560,
+}
+ZAMBA2 = {
+    "model_type": "zamba2",
+    "num_hidden_layers": 6,
+    "num_attention_heads": 32,
+    "hidden_size": 2560,
+    "layers_block_type": ["mamba", "mamba", "hybrid", "mamba", "mamba", "hybrid"],
+    "mamba_d_state": 64,
+}
+MLLAMA = {
+    "model_type": "mllama",
+    "text_config": {
+        "model_type": "mllama_text_model",
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "hidden_size": 4096,
+        "cross_attention_layers": [3, 8, 13, 18, 23, 28, 33, 38],
+    },
+}
+HUNYUAN = {
+    "model_type": "hunyuan_v1_moe",
+    "num_hidden_layers": 64,
+    "num_attention_heads": 80,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "hidden_size": 6400,
+    "use_cla": True,
+    "cla_share_factor": 2,
+}
+GEMMA_3_12B = {
+    "model_type": "gemma3",
+    "text_config": {
+        "model_type": "gemma3_text",
+        "hidden_size": 3840,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 8,
+        "sliding_window": 1024,
+    },
+}
+JAMBA = {
+    "model_type": "jamba",
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_size": 4096,
+    "attn_layer_period": 8,
+    "attn_layer_offset": 4,
+    "mamba_d_state": 16,
+}
+FALCON_H1 = {
+    "model_type": "falcon_h1",
+    "num_hidden_layers": 36,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "mamba_n_heads": 24,
+}
+CHATGLM = {
+    "model_type": "chatglm",
+    "num_layers": 28,
+    "num_attention_heads": 32,
+    "multi_query_attention": True,
+    "multi_query_group_num": 2,
+    "kv_channels": 128,
+    "seq_length": 8192,
+}
+
+# Bytes a token, with 2 bytes an element.
+FIGURES = {
+    "Qwen3-Next-80B-A3B": (QWEN3_NEXT, 12, 24576),
+    "Nemotron-H-8B": (NEMOTRON_H_8B, 4, 16384),
+    "DBRX": (DBRX, 40, 163840),
+    "MPT, one KV head": (MPT, 32, 16384),
+    "MPT, as many": ({**MPT, "attn_config": {"attn_type": "multihead_attention"}}, 32, 524288),
+    "Step-3": (STEP_3, 61, 62464),
+    "Nemotron-NAS": (NEMOTRON_NAS, 2, 8192),
+    "Bamba-9B": (BAMBA_9B, 3, 12288),
+    "MiniMax-01": (MINIMAX_01, 10, 40960),
+    "Kimi-Linear": (KIMI_LINEAR, 2, 2304),
+    "LFM2": (LFM2, 6, 12288),
+    "RecurrentGemma-2B": (RECURRENT_GEMMA, 8, 8192),
+    "Zamba2": (ZAMBA2, 2, 2 * 2 * 32 * 160 * 2),
+    "Mllama-11B": (MLLAMA, 32, 131072),
+    "Hunyuan-Large": (HUNYUAN, 32, 131072),
+    "Hunyuan, CLA off": ({**HUNYUAN, "use_cla": False}, 64, 262144),
+    "Gemma-3-12B": (GEMMA_3_12B, 48, 393216),
+    "Jamba": (JAMBA, 4, 16384),
+    "Falcon-H1-3B": (FALCON_H1, 36, 36864),
+    "ChatGLM": (CHATGLM, 28, 28672),
+}
+
+
+@pytest.mark.parametrize(("config", "layers", "token_bytes"), FIGURES.values(), ids=FIGURES)
+def test_layers_that_attend_and_bytes_a_token(config, layers, token_bytes):
+    spec = CacheSpec.from_hf_config(config)
+    assert (spec.layers, spec.token_bytes) == (layers, token_bytes)
+
+
+def test_what_a_nested_config_leaves_out_has_the_default_of_its_class():
+    text = {"model_type": "gemma3_text", "hidden_size": 2560, "num_hidden_layers": 34}
+    spec = CacheSpec.from_hf_config({"model_type": "gemma3", "text_config": text})
+    assert (spec.layers, spec.kv_heads, spec.head_dim) == (34, 4, 256)
+    assert spec.max_tokens == 131072
+
+
+def test_a_null_is_not_a_missing_field():
+    config = {"model_type": "qwen3", "num_hidden_layers": 2, "num_attention_heads": 16}
+    assert CacheSpec.from_hf_config({**config, "hidden_size": 1024}).kv_heads == 32
+    nulls = {**config, "hidden_size": 1024, "num_key_value_heads": None, "head_dim": None}
+    spec = CacheSpec.from_hf_config(nulls)
+    assert (spec.kv_heads, spec.head_dim) == (16, 64)
+
+
+PLAIN = {
+    "model_type": "brand_new",
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "hidden_size": 512,
+}
+SIGNS = {
+    "attention_layer_pattern": ["full", "none"] * 4,
+    "attn_layers": [0, 4],
+    "hybrid_ratio": 4,
+    "cross_attention_freq": 4,
+    "mamba_d_state": 16,
+    "rwkv_head_size": 64,
+    "linear_num_key_heads": 16,
+    "num_kv_shared_groups": 4,
+    "share_kv_every": 2,
+    "global_head_dim_wide": 512,
+    "kv_lora_dim": 512,
+    "index_topk": 2048,
+    "compress_ratios": [0, 4] * 4,
+}
+
+
+def test_a_new_family_with_nothing_unusual_is_read():
+    spec = CacheSpec.from_hf_config(PLAIN)
+    assert (spec.layers, spec.kv_heads, spec.head_dim) == (8, 2, 64)
+
+
+@pytest.mark.parametrize("name", SIGNS)
+def test_a_field_that_is_not_understood_is_refused_by_name(name):
+    with pytest.raises(SpecError, match=name) as caught:
+        CacheSpec.from_hf_config({**PLAIN, name: SIGNS[name]})
+    assert "by hand" in str(caught.value)
+    for nothing in (None, False, 0, []):
+        CacheSpec.from_hf_config({**PLAIN, name: nothing})
+
+
+@pytest.mark.parametrize("name", ["num_key_value_heads", "head_dim"])
+def test_a_new_family_gets_no_guess(name):
+    with pytest.raises(SpecError, match=rf"brand_new.*{name}.*by hand"):
+        CacheSpec.from_hf_config({key: n for key, n in PLAIN.items() if key != name})
+
+
+def test_a_shape_given_by_hand_is_not_looked_for():
+    config = {**PLAIN, "compress_ratios": [0, 4] * 4, "max_position_embeddings": 4096}
+    spec = CacheSpec.from_hf_config(config, layers=3, kv_heads=1, head_dim=128)
+    assert (spec.layers, spec.kv_heads, spec.head_dim, spec.max_tokens) == (3, 1, 128, 4096)
+
+
+GEMMA_4 = {
+    "model_type": "gemma4_text",
+    "num_hidden_layers": 6,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 16,
+    "head_dim": 256,
+    "global_head_dim": 512,
+    "num_global_key_value_heads": 4,
+    "attention_k_eq_v": True,
+    "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            GEMMA_4,
+            r"5 of sliding_attention with 16 heads of 256 \(80.0 KiB a token\), "
+            r"1 of full_attention with 4 heads of 512 \(8.00 KiB a token\)",
+        ),
+        ({**PLAIN, "layer_types": ["full_attention"] * 7}, "7 layers, and there are 8"),
+        ({**PLAIN, "layer_types": ["full_attention", "rwkv8"] * 4}, "layer_types.*'rwkv8'"),
+        ({**NEMOTRON_H_8B, "hybrid_override_pattern": "M*Q"}, "'Q'"),
+        ({**BAMBA_9B, "attn_layer_indices": [9, 32]}, r"attn_layer_indices=\[9, 32\].*32"),
+        ({**BAMBA_9B, "attn_layer_indices": []}, "none of the model's 32 layers"),
+        (
+            {**LFM2, "layer_types": ["conv"] * 15 + ["full_attention"]},
+            "layer_types and full_attn_idxs",
+        ),
+        (
+            {key: n for key, n in ZAMBA2.items() if "type" not in key or key == "model_type"},
+            "zamba2",
+        ),
+        ({"model_type": "mamba2", "num_hidden_layers": 64, "head_dim": 64}, "'mamba2'"),
+        ({**PLAIN, "num_kv_shared_layers": 8}, "num_kv_shared_layers=8"),
+        ({**MPT, "attn_config": {"attn_type": "grouped_query_attention"}}, "kv_n_heads"),
+        ({**KIMI_LINEAR, "linear_attn_config": {"full_attn_layers": [4]}}, r"1 \+ 0.*8"),
+    ],
+)
+def test_what_cannot_be_one_spec_is_refused_saying_why(config, message):
+    with pytest.raises(SpecError, match=message):
+        CacheSpec.from_hf_config(config)
+
+
+def test_nemotron_ultra_has_its_layers_in_a_list_alone():
+    kinds = ["mamba", "moe", "mamba", "attention", "moe"] * 2
+    config = {**NEMOTRON_H_8B, "layers_block_type": kinds}
+    del config["num_hidden_layers"], config["hybrid_override_pattern"]
+    assert CacheSpec.from_hf_config(config).layers == 2
+
+
+def test_remarks_say_what_the_cache_does_not_hold():
+    assert remarks(NEMOTRON_NAS) == []
+    assert "36 of 48 layers keep a state" in remarks(QWEN3_NEXT)[0]
+    windows = {**PLAIN, "layer_types": ["sliding_attention", "full_attention"] * 4}
+    assert "4 of 8 layers attend within a window" in remarks(windows)[0]
