@@ -1,28 +1,22 @@
 """Request traces: the lengths, and where known the arrival times, of real requests.
 
-Two formats are read, told apart by their header:
-
-- Azure LLM inference traces: ``TIMESTAMP, ContextTokens, GeneratedTokens``;
-- lengths alone, as in the vAttention evaluation: ``num_prefill_tokens,
-  num_decode_tokens``. Arrivals are then drawn from a Poisson process.
-
-Where there is no file, :func:`synthetic_trace` makes one up. Its lengths
-resemble a conversation service; it is not a recording and says so.
+:mod:`pyvattn.trace_rows` knows the formats. Where a file has no times, arrivals
+are drawn from a Poisson process. Where there is no file, :func:`synthetic_trace`
+makes one up. Its lengths resemble a conversation service; it is not a recording
+and says so.
 """
 
 from __future__ import annotations
 
-import csv
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
-from itertools import islice
 from os import PathLike
 from pathlib import Path
 
 from pyvattn.errors import TraceError
+from pyvattn.trace_rows import Row, read_rows
 
 DEFAULT_RATE = 5.0
 SYNTHETIC_REQUESTS = 5000
@@ -72,21 +66,31 @@ def read_trace(
     rate: float = DEFAULT_RATE,
     seed: int = 0,
 ) -> Trace:
-    """Read the first ``limit`` requests of a trace file.
+    """Read the first ``limit`` requests of a trace file, in order of arrival.
 
     ``rate`` (requests per second) and ``seed`` make up the arrivals that the
     file lacks. Raises :class:`~pyvattn.errors.TraceError`, naming the line,
     for what cannot be read; ``FileNotFoundError`` is left to the caller.
     """
     file = Path(path)
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            requests, arrivals = _read(csv.DictReader(stream), file.name, limit, rate, seed)
-    except (UnicodeDecodeError, csv.Error, IsADirectoryError) as error:
-        raise TraceError(f"{file} is not a CSV trace: {error}") from error
-    if not requests:
+    rows = read_rows(file)
+    if not rows:
         raise TraceError(f"{file} holds no requests")
-    return Trace(file.name, requests, synthetic=False, arrivals=arrivals)
+    if rows[0].seconds is None:
+        times, arrivals = _poisson(rate, seed), _poisson_label(rate, seed)
+        requests = [Request(next(times), row.prompt, row.generated) for row in rows[:limit]]
+    else:
+        requests, arrivals = _recorded(rows, limit)
+    return Trace(file.name, tuple(requests), synthetic=False, arrivals=arrivals)
+
+
+def _recorded(rows: list[Row], limit: int | None) -> tuple[list[Request], str]:
+    """Return the requests as they arrived, from 0, and how the times came about."""
+    timed = sorted(((row.seconds or 0.0, row.line, row) for row in rows), key=lambda one: one[:2])
+    start = timed[0][0]
+    requests = [Request(at - start, row.prompt, row.generated) for at, _, row in timed[:limit]]
+    in_order = [row for *_, row in timed] == rows
+    return requests, "as recorded" if in_order else "as recorded, sorted by time"
 
 
 def synthetic_trace(
@@ -106,57 +110,6 @@ def synthetic_trace(
     return Trace(
         f"trace, seed {seed}", requests, synthetic=True, arrivals=_poisson_label(rate, seed)
     )
-
-
-def _read(
-    rows: csv.DictReader[str], name: str, limit: int | None, rate: float, seed: int
-) -> tuple[tuple[Request, ...], str]:
-    columns = rows.fieldnames or []
-    if {"TIMESTAMP", "ContextTokens", "GeneratedTokens"} <= set(columns):
-        return tuple(_azure(rows, name, limit)), "as recorded"
-    if {"num_prefill_tokens", "num_decode_tokens"} <= set(columns):
-        return tuple(_lengths(rows, name, limit, rate, seed)), _poisson_label(rate, seed)
-    raise TraceError(
-        f"{name} has none of the known headers (TIMESTAMP, ContextTokens, GeneratedTokens; or "
-        f"num_prefill_tokens, num_decode_tokens) but {', '.join(columns) or 'none'}"
-    )
-
-
-def _azure(rows: Iterable[Mapping[str, str]], name: str, limit: int | None) -> Iterator[Request]:
-    start: datetime | None = None
-    for line, row in enumerate(islice(rows, limit), 2):
-        moment = _moment(row["TIMESTAMP"], name, line)
-        start = start or moment
-        yield Request(
-            (moment - start).total_seconds(),
-            _tokens(row, "ContextTokens", name, line),
-            _tokens(row, "GeneratedTokens", name, line),
-        )
-
-
-def _lengths(
-    rows: Iterable[Mapping[str, str]], name: str, limit: int | None, rate: float, seed: int
-) -> Iterator[Request]:
-    times = _poisson(rate, seed)
-    for line, row in enumerate(islice(rows, limit), 2):
-        prompt = _tokens(row, "num_prefill_tokens", name, line)
-        yield Request(next(times), prompt, _tokens(row, "num_decode_tokens", name, line))
-
-
-def _moment(text: str, name: str, line: int) -> datetime:
-    # Python 3.10 reads at most six digits of a second; the trace has seven.
-    whole, _, fraction = text.partition(".")
-    try:
-        return datetime.fromisoformat(f"{whole}.{fraction[:6]:0<6}")
-    except ValueError:
-        raise TraceError(f"{name}, line {line}: TIMESTAMP {text!r} is not a time") from None
-
-
-def _tokens(row: Mapping[str, str | None], column: str, name: str, line: int) -> int:
-    text = (row[column] or "").strip()
-    if not text.isascii() or not text.isdigit() or int(text) == 0:
-        raise TraceError(f"{name}, line {line}: {column} {text!r} is not a number of tokens from 1")
-    return int(text)
 
 
 def _poisson(rate: float, seed: int) -> Iterator[float]:

@@ -234,10 +234,17 @@ class TestReplay:
         assert found["trace"]["synthetic"] is True
         assert found["trace"]["name"].startswith("SYNTHETIC")
 
-    def test_a_missing_file_is_replaced_and_said(self):
+    def test_a_missing_file_is_a_usage_error(self):
         result = call(*self.ARGS, "/no/such/trace.csv")
-        assert "/no/such/trace.csv does not exist" in result.stderr
-        assert "SYNTHETIC" in result.stdout
+        assert result.exit_code == 2
+        assert "'/no/such/trace.csv' does not exist" in result.stderr
+        assert "SYNTHETIC" not in result.output
+
+    def test_json_lines_are_read(self, tmp_path):
+        path = tmp_path / "mooncake.jsonl"
+        path.write_text('{"timestamp": 5, "input_length": 100, "output_length": 5}\n' * 3)
+        found = call_json(*self.ARGS, str(path))
+        assert (found["trace"]["requests"], found["trace"]["arrivals"]) == (3, "as recorded")
 
     def test_a_file_is_read(self, tmp_path):
         path = tmp_path / "mine.csv"

@@ -16,6 +16,10 @@ LENGTHS = """num_prefill_tokens,num_decode_tokens,num_total_tokens,pd_ratio
 2015,156,2171,12.91
 3858,133,3991,29.00
 """
+MOONCAKE = """{"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47]}
+{"timestamp": 30535, "input_length": 6472, "output_length": 26, "hash_ids": [46]}
+
+"""
 
 
 def write(tmp_path, text):
@@ -41,6 +45,51 @@ def test_a_trace_of_lengths_gets_seeded_arrivals(tmp_path):
     assert "seed 1" in one.arrivals
 
 
+def test_offsets_count_and_a_time_without_one_is_utc(tmp_path):
+    times = (
+        "2023-11-16 18:00:00.5",
+        "2023-11-16 18:00:01.1234567Z",
+        "2023-11-16T20:00:02.25+02:00",
+        "2023-11-16 13:30:03-0430",
+    )
+    text = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(f"{at},1,1\n" for at in times)
+    trace = read_trace(write(tmp_path, text))
+    assert [r.arrival for r in trace.requests] == pytest.approx([0, 0.6234567, 1.75, 2.5])
+
+
+def test_rows_are_sorted_by_time_and_the_trace_says_so(tmp_path):
+    header, one, two, three = AZURE.splitlines()
+    mixed = read_trace(write(tmp_path, "\n".join([header, two, three, one])))
+    assert [r.prompt for r in mixed.requests] == [374, 396, 879]
+    assert mixed.requests[0].arrival == 0
+    assert mixed.arrivals == "as recorded, sorted by time"
+    first = read_trace(write(tmp_path, "\n".join([header, three, one])), limit=1)
+    assert [r.prompt for r in first.requests] == [374]
+    assert read_trace(write(tmp_path, AZURE)).arrivals == "as recorded"
+
+
+def test_mooncake_traces_are_in_milliseconds(tmp_path):
+    trace = read_trace(write(tmp_path, MOONCAKE))
+    assert [(r.prompt, r.generated) for r in trace.requests] == [(6955, 52), (6472, 26)]
+    assert [r.arrival for r in trace.requests] == pytest.approx([0, 3.053])
+
+
+def test_traces_of_chats_are_in_seconds(tmp_path):
+    lines = "".join(
+        f'{{"chat_id": {i}, "timestamp": {at}, "input_length": 9, "output_length": 3}}\n'
+        for i, at in enumerate((61.114, 61.5))
+    )
+    trace = read_trace(write(tmp_path, lines))
+    assert [r.arrival for r in trace.requests] == pytest.approx([0, 0.386])
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    for text in (AZURE, MOONCAKE):
+        path = tmp_path / "trace"
+        path.write_text(text, encoding="utf-8-sig")
+        assert len(read_trace(path).requests) > 1
+
+
 def test_a_limit_takes_the_first_requests(tmp_path):
     assert len(read_trace(write(tmp_path, AZURE), limit=2).requests) == 2
 
@@ -54,7 +103,14 @@ def test_a_limit_takes_the_first_requests(tmp_path):
         (AZURE.replace("396", "-3"), "line 3: ContextTokens '-3'"),
         (AZURE.replace(",55", ""), "line 4: GeneratedTokens ''"),
         (AZURE.replace("2023-11-16 18:16:51", "noon"), "line 4: TIMESTAMP 'noon'"),
-        ("\xff\xfe", "not a CSV trace"),
+        (AZURE.replace("6805900", "68059OO"), "line 2: TIMESTAMP"),
+        ("\xff\xfe", "is not a trace"),
+        (MOONCAKE.replace("6955", "0"), "line 1: input_length 0"),
+        (MOONCAKE.replace("52", "5.2"), "line 1: output_length 5.2"),
+        (MOONCAKE.replace("30535", '"soon"'), "line 2: timestamp 'soon'"),
+        (MOONCAKE.replace("30535", "NaN"), "line 2: timestamp nan"),
+        (MOONCAKE + "{", "line 4 is not a JSON object"),
+        (MOONCAKE + "[1]", "line 4 is not a JSON object"),
     ],
 )
 def test_what_cannot_be_read_is_refused_naming_the_line(tmp_path, text, message):

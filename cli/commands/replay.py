@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
@@ -38,7 +37,7 @@ _SHAPE = ("layers", "kv_heads", "head_dim", "latent_dim", "rope_dim", "dtype", "
 
 
 @click.command()
-@click.argument("trace", required=False, type=click.Path(dir_okay=False))
+@click.argument("trace", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option("--config", type=click.Path(), help=f"A Hugging Face config.json [{_MODEL_NAME}].")
 @model_options
 @size_option("--memory", default="8GiB", help="Memory limit [8GiB].")
@@ -57,10 +56,10 @@ def command(
 ) -> None:
     """Run the requests of TRACE through the allocator, and through static and paged allocation.
 
-    TRACE is a CSV file of the Azure LLM inference traces, or one with the
-    columns num_prefill_tokens and num_decode_tokens. Where it is left out or
-    does not exist, a SYNTHETIC trace is made up, and every output says so. No
-    memory is touched: the real allocator counts what it would map.
+    TRACE is a CSV file of the Azure LLM inference traces, one with the columns
+    num_prefill_tokens and num_decode_tokens, or JSON lines as in the Mooncake
+    traces. Where it is left out, a SYNTHETIC trace is made up, and every output
+    says so. No memory is touched: the real allocator counts what it would map.
     """
     requests = _read(trace, options)
     spec = read_model(config, default=_MODEL, **{name: options[name] for name in _SHAPE})
@@ -86,10 +85,8 @@ def command(
 
 def _read(path: str | None, options: dict[str, Any]) -> Trace:
     made_up = {"rate": options["rate"], "seed": options["seed"]}
-    if path is not None and Path(path).exists():
-        return read_trace(path, limit=options["limit"], **made_up)
     if path is not None:
-        click.echo(f"{path} does not exist: using a SYNTHETIC trace instead.", err=True)
+        return read_trace(path, limit=options["limit"], **made_up)
     return synthetic_trace(options["limit"] or SYNTHETIC_REQUESTS, **made_up)
 
 

@@ -1,0 +1,136 @@
+"""The rows of a trace file, in the formats that people have.
+
+- Azure LLM inference traces: CSV with ``TIMESTAMP, ContextTokens,
+  GeneratedTokens``. A time without an offset is UTC.
+- Lengths alone, as in the vAttention evaluation: CSV with
+  ``num_prefill_tokens, num_decode_tokens``.
+- Mooncake: a JSON object a line with ``timestamp`` (milliseconds),
+  ``input_length`` and ``output_length``. The Qwen-Bailian traces have the same
+  names, a ``chat_id``, and seconds. What else a line holds is left aside.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pyvattn.errors import TraceError
+
+# Python 3.10 reads three or six digits of a second and no Z; traces have seven.
+_MOMENT = re.compile(r"(.+?)(?:\.(\d+))?(Z|[+-]\d\d:?\d\d)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request: when it came, in seconds from some moment, or ``None``; and two lengths."""
+
+    line: int
+    seconds: float | None
+    prompt: int
+    generated: int
+
+
+def read_rows(file: Path) -> list[Row]:
+    """Return the rows of ``file`` in its own order.
+
+    Raises :class:`~pyvattn.errors.TraceError`, naming the line, for what cannot
+    be read; ``FileNotFoundError`` is left to the caller.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        if text.startswith("{"):
+            return list(_json_rows(text.splitlines(), file.name))
+        return list(_csv_rows(csv.DictReader(text.splitlines()), file.name))
+    except (UnicodeDecodeError, csv.Error, IsADirectoryError) as error:
+        raise TraceError(f"{file} is not a trace: {error}") from error
+
+
+def _csv_rows(reader: csv.DictReader[str], name: str) -> Iterator[Row]:
+    columns = reader.fieldnames or []
+    for needed, read in _CSV.items():
+        if set(needed) <= set(columns):
+            return (read(row, f"{name}, line {reader.line_num}", reader.line_num) for row in reader)
+    known = "; or ".join(", ".join(needed) for needed in _CSV)
+    raise TraceError(
+        f"{name} has none of the known headers ({known}) but {', '.join(columns) or 'none'}"
+    )
+
+
+def _azure(row: Mapping[str, str | None], where: str, line: int) -> Row:
+    prompt, generated = _tokens(row, "ContextTokens", where), _tokens(row, "GeneratedTokens", where)
+    return Row(line, _moment(row["TIMESTAMP"] or "", where), prompt, generated)
+
+
+def _lengths(row: Mapping[str, str | None], where: str, line: int) -> Row:
+    prompt = _tokens(row, "num_prefill_tokens", where)
+    return Row(line, None, prompt, _tokens(row, "num_decode_tokens", where))
+
+
+_CSV: dict[tuple[str, ...], Callable[[Mapping[str, str | None], str, int], Row]] = {
+    ("TIMESTAMP", "ContextTokens", "GeneratedTokens"): _azure,
+    ("num_prefill_tokens", "num_decode_tokens"): _lengths,
+}
+
+
+def _json_rows(lines: Iterable[str], name: str) -> Iterator[Row]:
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        where = f"{name}, line {number}"
+        try:
+            row = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise TraceError(f"{where} is not a JSON object: {error}") from error
+        if not isinstance(row, dict):
+            raise TraceError(f"{where} is not a JSON object")
+        prompt, generated = (
+            _length(row, "input_length", where),
+            _length(row, "output_length", where),
+        )
+        yield Row(number, _timestamp(row, where), prompt, generated)
+
+
+def _moment(text: str, where: str) -> float:
+    parts = _MOMENT.fullmatch(text.strip())
+    try:
+        if parts is None:
+            raise ValueError
+        whole, fraction, offset = parts.groups()
+        moment = datetime.fromisoformat(whole).replace(tzinfo=timezone.utc)
+        zone = datetime.strptime((offset or "Z").replace(":", ""), "%z").utcoffset()
+    except ValueError:
+        raise TraceError(f"{where}: TIMESTAMP {text!r} is not a time") from None
+    assert zone is not None
+    return (moment - zone).timestamp() + float(f"0.{fraction or 0}")
+
+
+def _timestamp(row: Mapping[str, Any], where: str) -> float:
+    value = row.get("timestamp")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise TraceError(f"{where}: timestamp {value!r} is not a number")
+    return value if "chat_id" in row else value / 1000
+
+
+def _length(row: Mapping[str, Any], name: str, where: str) -> int:
+    value = row.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise _no_tokens(name, value, where)
+    return value
+
+
+def _tokens(row: Mapping[str, str | None], column: str, where: str) -> int:
+    text = (row[column] or "").strip()
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise _no_tokens(column, text, where)
+    return int(text)
+
+
+def _no_tokens(name: str, value: Any, where: str) -> TraceError:
+    return TraceError(f"{where}: {name} {value!r} is not a number of tokens from 1")
