@@ -88,10 +88,10 @@ serve() {
 }
 # Continuous batching over what transformers chooses by itself here: 8 minutes on an H200.
 transformers() {
-  serve 32x4096 90 --requests 32 --prompt-tokens 4096 --new-tokens 128
-  serve 16x16384 120 --requests 16 --prompt-tokens 16384 --new-tokens 128
-  serve 192x1024 120 --requests 192 --prompt-tokens 1024 --new-tokens 256
-  serve arrivals 140 --requests 96 --prompt-tokens 1024 --new-tokens 256 --rate 10
+  serve 32x4096 80 --requests 32 --prompt-tokens 4096 --new-tokens 128
+  serve 16x16384 115 --requests 16 --prompt-tokens 16384 --new-tokens 128
+  serve 192x1024 115 --requests 192 --prompt-tokens 1024 --new-tokens 256
+  serve arrivals 130 --requests 96 --prompt-tokens 1024 --new-tokens 256 --rate 10
 }
 # The first of these over other settings of transformers: its SDPA, and its decode step compiled.
 baselines() {
