@@ -14,7 +14,7 @@ echo "==> building the C++ tests with -fsanitize=$sanitizers"
 mkdir -p "$build"
 {
   cmake -S uvm_ext -B "$build" -G Ninja -DPYVATTN_PYTHON=OFF -DPYVATTN_TESTS=ON \
-    -DCMAKE_BUILD_TYPE=None -DPYVATTN_SANITIZE="$sanitizers"
+    -DCMAKE_BUILD_TYPE=None -DPYVATTN_WERROR=ON -DPYVATTN_SANITIZE="$sanitizers"
   cmake --build "$build" --parallel "${JOBS:-2}"
 } >"$build/build.log" 2>&1 || { tail -n 40 "$build/build.log" >&2; exit 1; }
 

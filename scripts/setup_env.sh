@@ -102,7 +102,7 @@ step_tools() {
 
 step_build() {
   say "building the C++ core (a minute or two the first time)"
-  pip_install --no-build-isolation --editable .
+  pip_install --no-build-isolation --config-settings=cmake.define.PYVATTN_WERROR=ON --editable .
 }
 
 step_test() {
