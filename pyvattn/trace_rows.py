@@ -29,10 +29,13 @@ _MOMENT = re.compile(r"(.+?)(?:\.(\d+))?(Z|[+-]\d\d:?\d\d)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Row:
-    """One request: when it came, in seconds from some moment, or ``None``; and two lengths."""
+    """One request: when it came, in ns from some moment, or ``None``; and two lengths.
+
+    A float of the seconds since 1970 would be too coarse.
+    """
 
     line: int
-    seconds: float | None
+    nanoseconds: int | None
     prompt: int
     generated: int
 
@@ -97,7 +100,7 @@ def _json_rows(lines: Iterable[str], name: str) -> Iterator[Row]:
         yield Row(number, _timestamp(row, where), prompt, generated)
 
 
-def _moment(text: str, where: str) -> float:
+def _moment(text: str, where: str) -> int:
     parts = _MOMENT.fullmatch(text.strip())
     try:
         if parts is None:
@@ -108,14 +111,14 @@ def _moment(text: str, where: str) -> float:
     except ValueError:
         raise TraceError(f"{where}: TIMESTAMP {text!r} is not a time") from None
     assert zone is not None
-    return (moment - zone).timestamp() + float(f"0.{fraction or 0}")
+    return int((moment - zone).timestamp()) * 10**9 + int(f"{fraction or 0:0<9}"[:9])
 
 
-def _timestamp(row: Mapping[str, Any], where: str) -> float:
+def _timestamp(row: Mapping[str, Any], where: str) -> int:
     value = row.get("timestamp")
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise TraceError(f"{where}: timestamp {value!r} is not a number")
-    return value if "chat_id" in row else value / 1000
+    return round(value * 10**9) if "chat_id" in row else round(value * 10**6)
 
 
 def _length(row: Mapping[str, Any], name: str, where: str) -> int:

@@ -76,7 +76,7 @@ def read_trace(
     rows = read_rows(file)
     if not rows:
         raise TraceError(f"{file} holds no requests")
-    if rows[0].seconds is None:
+    if rows[0].nanoseconds is None:
         times, arrivals = _poisson(rate, seed), _poisson_label(rate, seed)
         requests = [Request(next(times), row.prompt, row.generated) for row in rows[:limit]]
     else:
@@ -86,9 +86,11 @@ def read_trace(
 
 def _recorded(rows: list[Row], limit: int | None) -> tuple[list[Request], str]:
     """Return the requests as they arrived, from 0, and how the times came about."""
-    timed = sorted(((row.seconds or 0.0, row.line, row) for row in rows), key=lambda one: one[:2])
+    timed = sorted(((row.nanoseconds or 0, row.line, row) for row in rows), key=lambda one: one[:2])
     start = timed[0][0]
-    requests = [Request(at - start, row.prompt, row.generated) for at, _, row in timed[:limit]]
+    requests = [
+        Request((at - start) / 1e9, row.prompt, row.generated) for at, _, row in timed[:limit]
+    ]
     in_order = [row for *_, row in timed] == rows
     return requests, "as recorded" if in_order else "as recorded, sorted by time"
 

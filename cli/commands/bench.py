@@ -35,7 +35,7 @@ def command() -> None:
 
 
 @click.command()
-@click.option("--trace", type=click.Path(exists=True, dir_okay=False), help="CSV of requests.")
+@click.option("--trace", type=click.Path(exists=True, dir_okay=False), help="File of requests.")
 @click.option("--rounds", type=click.IntRange(min=3), default=31, help="Of each timing [31].")
 @_OUT
 @json_option
@@ -168,7 +168,7 @@ def transformers(ctx: click.Context, /, out: str | None, as_json: bool, **option
 
 
 @click.command()
-@click.option("--trace", type=click.Path(exists=True, dir_okay=False), help="CSV of requests.")
+@click.option("--trace", type=click.Path(exists=True, dir_okay=False), help="File of requests.")
 @click.option("--memory", default="40GiB", help="Memory for KV [40GiB].")
 @click.option("--rounds", type=click.IntRange(min=3), default=31, help="Places in the trace [31].")
 @click.option("--driver", help="Count its pages and tail guard [64K, 2M, and cumem's guard].")
@@ -186,7 +186,7 @@ def capacity(ctx: click.Context, /, out: str | None, as_json: bool, **options: A
 
 
 @click.command()
-@click.option("--trace", type=click.Path(exists=True, dir_okay=False), help="CSV of requests.")
+@click.option("--trace", type=click.Path(exists=True, dir_okay=False), help="File of requests.")
 @click.option("--batch", type=click.IntRange(min=1), default=256, help="Requests of a step [256].")
 @_OUT
 @json_option
@@ -201,7 +201,7 @@ def plan(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) 
 
 
 @click.command()
-@click.option("--trace", type=click.Path(exists=True, dir_okay=False), help="CSV of requests.")
+@click.option("--trace", type=click.Path(exists=True, dir_okay=False), help="File of requests.")
 @click.option("--live", type=click.IntRange(min=1), default=256, help="Requests at a time [256].")
 @click.option("--requests", type=click.IntRange(min=4), default=8000, help="In all [8000].")
 @click.option("--read-ahead", type=click.IntRange(min=0), default=128, help="Tokens [128].")
