@@ -54,7 +54,7 @@ test: $(VENV)/.test $(VENV)/.build ## Run every test that this machine can run
 # ---- checks ----
 
 .PHONY: lint format sanitize wheel wheel-check stubs results
-lint: $(VENV)/.test $(VENV)/.build ## Check style and types: ruff, mypy --strict, clang-format
+lint: $(VENV)/.test $(VENV)/.build ## Check style, types and layers: ruff, mypy --strict, clang-format
 	@scripts/lint.sh check
 
 format: $(VENV)/.test ## Rewrite the sources in the project's style

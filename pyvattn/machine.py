@@ -1,4 +1,4 @@
-"""Describes the machine and the versions, for every result file."""
+"""Describes the machine and the versions: for result files, and for what is measured on one."""
 
 from __future__ import annotations
 
@@ -6,21 +6,43 @@ import os
 import platform
 import re
 import sys
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pyvattn.nvidia import KernelDriver, read_kernel_driver
+
 _PACKAGES = ("pyvattn", "numpy", "torch", "transformers", "flash-attn", "tokenspeed-fa3")
-_NVIDIA = Path("/proc/driver/nvidia")
 
 
-def describe_machine() -> dict[str, object]:
-    """Return CPU, cores, memory, GPUs, kernel, Python and package versions."""
+@dataclass(frozen=True)
+class MadeOn:
+    """What a calibration depends on; None where it does not say, or the machine has none."""
+
+    cpu: str | None = None
+    gpu: str | None = None
+    release: str | None = None
+
+
+def identify(root: Path = Path("/")) -> MadeOn:
+    """Return this machine, from text files alone; no ``gpu`` where there are several models."""
+    driver = read_kernel_driver(root)
+    models = set(driver.models)
+    gpu = models.pop() if len(models) == 1 else None
+    return MadeOn(cpu=cpu_model(), gpu=gpu, release=driver.release)
+
+
+def describe_machine(root: Path = Path("/")) -> dict[str, object]:
+    """Return CPU, cores, memory, GPUs, kernel, Python and package versions.
+
+    What the kernel driver says of the GPUs is read under ``root``.
+    """
     return {
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        **_describe_gpus(_NVIDIA),
+        **_describe_gpus(read_kernel_driver(root)),
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
@@ -44,12 +66,11 @@ def cpu_model() -> str:
     return model or platform.processor() or platform.machine()
 
 
-def _describe_gpus(folder: Path) -> dict[str, object]:
-    """Return what the kernel module says of its GPUs and itself; nothing where there is none."""
-    files = sorted(folder.glob("gpus/*/information"))
-    models = [_find(r"^Model:\s*(.+?)\s*$", path) for path in files]
-    release = _find(r"\b(\d{3}\.\d+(?:\.\d+)?)\b", folder / "version")
-    return {"gpus": models, "nvidia_driver": release} if models else {}
+def _describe_gpus(driver: KernelDriver) -> dict[str, object]:
+    """Return the GPUs and their driver; nothing where there is none."""
+    if not driver.models:
+        return {}
+    return {"gpus": list(driver.models), "nvidia_driver": driver.release}
 
 
 def _find(pattern: str, path: Path) -> str | None:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 from pyvattn import _native
-from pyvattn.detect.identity import identify
 from pyvattn.errors import ConfigError, DriverUnavailable, PlanWarning
 from pyvattn.geometry import Geometry
+from pyvattn.machine import MadeOn, identify
 from pyvattn.planner import plan, use_calibration
-from pyvattn.planner.calibration import MadeOn
 from pyvattn.spec import CacheSpec
 
 # Drivers that lend another's costs to the planner: they behave like it.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Check or fix style and types with the tools of .venv.
 #
-#   lint.sh check   ruff, ruff format, mypy --strict, clang-format; every one runs
+#   lint.sh check   ruff, ruff format, mypy --strict, layers, clang-format; every one runs
 #   lint.sh fix     rewrite what ruff and clang-format can
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -28,6 +28,7 @@ case "${1:-}" in
     run "ruff check" "$BIN/ruff" check "${python[@]}"
     run "ruff format" "$BIN/ruff" format --check "${python[@]}"
     run "mypy --strict" "$BIN/mypy"
+    run "layers" "$BIN/python" scripts/check_layers.py
     run "clang-format" "$BIN/clang-format" --dry-run -Werror "${cxx[@]}"
     if [ ${#failed[@]} -gt 0 ]; then
       printf 'lint: failed: %s. `make format` mends what can be mended by rewriting.\n' \

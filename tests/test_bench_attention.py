@@ -11,8 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from pyvattn import CacheSpec, KVCache
-from pyvattn.bench import attention, gpu
+from pyvattn import CacheSpec, KVCache, gpu_timing
+from pyvattn.bench import attention
 from pyvattn.errors import DriverUnavailable
 
 
@@ -127,7 +127,7 @@ class FakeCuda:
 @pytest.fixture
 def cuda(monkeypatch):
     fake = SimpleNamespace(cuda=FakeCuda(), OutOfMemoryError=torch.OutOfMemoryError)
-    monkeypatch.setattr(gpu, "require_torch", lambda: fake)
+    monkeypatch.setattr(gpu_timing, "require_torch", lambda: fake)
     return fake.cuda
 
 
@@ -140,7 +140,7 @@ def failing_in_a_capture(cuda, error):
 
 
 def test_calls_are_replayed_where_all_can_be_captured(cuda):
-    replays = gpu.in_graphs({"a": lambda: None, "b": lambda: None})
+    replays = gpu_timing.in_graphs({"a": lambda: None, "b": lambda: None})
     for replay in replays.values():
         replay()
     assert cuda.replayed == ["graph", "graph"]
@@ -148,11 +148,11 @@ def test_calls_are_replayed_where_all_can_be_captured(cuda):
 
 def test_where_one_call_cannot_be_captured_none_is_and_the_stream_is_as_before(cuda):
     waits = failing_in_a_capture(cuda, RuntimeError("operation not permitted"))
-    assert gpu.in_graphs({"a": lambda: None, "b": waits}) is None
+    assert gpu_timing.in_graphs({"a": lambda: None, "b": waits}) is None
     assert cuda.current == "before"
 
 
 def test_a_capture_without_room_says_so(cuda):
     full = failing_in_a_capture(cuda, torch.OutOfMemoryError("full"))
     with pytest.raises(torch.OutOfMemoryError, match="full"):
-        gpu.in_graphs({"a": full})
+        gpu_timing.in_graphs({"a": full})

@@ -11,10 +11,10 @@ from pyvattn import CacheSpec, KVCache, _native
 from pyvattn.calibrate import Options, describe, measure_driver, write_calibration
 from pyvattn.calibrate.driver import _line
 from pyvattn.cli.app import cli
-from pyvattn.detect.identity import identify
 from pyvattn.errors import CalibrationError, ConfigError, DriverUnavailable
+from pyvattn.machine import MadeOn, identify
 from pyvattn.planner import default_costs, plan, read_calibration, use_calibration
-from pyvattn.planner.calibration import VARIABLE, MadeOn, default_path
+from pyvattn.planner.calibration import VARIABLE, default_path
 
 K, M = 1 << 10, 1 << 20
 LLAMA3_8B = CacheSpec(32, 8, 128)

@@ -9,8 +9,8 @@ from pyvattn.detect import auto_driver, choose_auto, detect_drivers, read_machin
 from pyvattn.detect.core import ask_core
 from pyvattn.detect.devices import describe_cuda
 from pyvattn.detect.machine import Machine
-from pyvattn.detect.probe import probe_page
 from pyvattn.errors import MissingDependency
+from pyvattn.probe import probe_page
 
 K, M = 1 << 10, 1 << 20
 

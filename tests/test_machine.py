@@ -9,22 +9,22 @@ GCC version:  gcc version 13.3.0
 """
 
 
-def test_gpus_and_their_driver_are_named(tmp_path, monkeypatch):
+def test_gpus_and_their_driver_are_named(tmp_path):
+    nvidia = tmp_path / "proc/driver/nvidia"
     for number, model in enumerate(("NVIDIA H200", "NVIDIA L4")):
-        folder = tmp_path / "gpus" / f"0000:0{number}:00.0"
+        folder = nvidia / "gpus" / f"0000:0{number}:00.0"
         folder.mkdir(parents=True)
         (folder / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 1\n")
-    (tmp_path / "version").write_text(VERSION)
-    monkeypatch.setattr(machine, "_NVIDIA", tmp_path)
-    described = machine.describe_machine()
+    (nvidia / "version").write_text(VERSION)
+    described = machine.describe_machine(tmp_path)
     assert described["gpus"] == ["NVIDIA H200", "NVIDIA L4"]
     assert described["nvidia_driver"] == "580.159.04"
 
 
-def test_a_machine_without_a_gpu_names_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "_NVIDIA", tmp_path / "nothing")
-    assert "gpus" not in machine.describe_machine()
-    assert machine.describe_machine()["cores"] >= 1
+def test_a_machine_without_a_gpu_names_none(tmp_path):
+    described = machine.describe_machine(tmp_path)
+    assert "gpus" not in described
+    assert described["cores"] >= 1
 
 
 def test_the_command_is_what_a_user_types(monkeypatch):

@@ -17,9 +17,9 @@ from pyvattn.cli.exits import Exit
 from pyvattn.cli.output import console, json_option, print_json, table
 from pyvattn.detect import AutoChoice, DriverReport, choose_auto, detect_drivers, read_machine
 from pyvattn.detect.devices import CudaReport, describe_cuda
-from pyvattn.detect.identity import identify
 from pyvattn.detect.machine import Machine
 from pyvattn.errors import CalibrationError
+from pyvattn.machine import identify
 from pyvattn.planner import use_calibration
 from pyvattn.units import format_page_size, format_size
 
@@ -129,7 +129,7 @@ def _plans(autos: dict[str, AutoChoice]) -> dict[str, str]:
 
 
 def _probe(reports: tuple[DriverReport, ...], device: int) -> list[Any]:
-    from pyvattn.detect.probe import probe_page
+    from pyvattn.probe import probe_page
 
     return [
         probe_page(report.name, size, device)

@@ -14,7 +14,7 @@ from pyvattn.cli.model_options import model_options, read_model
 from pyvattn.cli.output import console, json_option, print_json, table
 from pyvattn.cli.sizes import size_option
 from pyvattn.configs import remarks
-from pyvattn.detect.identity import identify
+from pyvattn.machine import identify
 from pyvattn.planner import (
     DEFAULT_COSTS,
     READ_AHEAD,

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pyvattn.bench.gpu import in_graphs, interleave_on_gpu, require_gpu
 from pyvattn.bench.paged import block_sizes, paged_alternatives
 from pyvattn.bench.report import Measure
 from pyvattn.bench.timing import ratios, summarise
 from pyvattn.cache import KVCache
 from pyvattn.errors import DriverUnavailable
 from pyvattn.geometry import Geometry, TensorView
+from pyvattn.gpu_timing import in_graphs, interleave_on_gpu, require_gpu
 from pyvattn.spec import CacheSpec
 from pyvattn.units import format_size
 

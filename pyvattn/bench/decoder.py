@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyvattn.bench.attention import HEAD_DIM, KV_HEADS, Q_HEADS
 from pyvattn.cache import KVCache
+from pyvattn.gpu_timing import in_graphs
 
 if TYPE_CHECKING:
     from pyvattn.attention.problem import Kernel
@@ -43,7 +45,7 @@ class Decoder:
         self.tokens = torch.zeros(batch, dtype=torch.int64, device=device)
         self.slots = torch.zeros(batch, dtype=torch.int32, device=device)
         self.lengths = torch.ones(batch, dtype=torch.int32, device=device)
-        self._graph: Any = None
+        self._replay: Callable[[], object] | None = None
 
     @property
     def kernel(self) -> Kernel:
@@ -58,29 +60,19 @@ class Decoder:
     @property
     def description(self) -> str:
         """Say how a step runs: the kernel, and whether it was captured."""
-        how = "in a CUDA graph" if self._graph else "not captured: it reads lengths on the host"
+        how = "in a CUDA graph" if self._replay else "not captured: it reads lengths on the host"
         return f"{self.kernel.name} {how}"
 
     def capture(self) -> None:
         """Capture a step as a CUDA graph, if the kernel can be: the tokens must be backed."""
         if not self.kernel.capturable:
             return
-        torch = self._torch
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._forward()
-        torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._forward()
+        replays = in_graphs({"step": self._forward})
+        self._replay = replays and replays["step"]
 
     def launch(self) -> None:
         """Start a step: it writes a token for each row and replaces ``tokens``."""
-        if self._graph is None:
-            self._forward()
-        else:
-            self._graph.replay()
+        (self._replay or self._forward)()
 
     def _forward(self) -> None:
         from pyvattn.attention import append, attend

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyvattn.bench.decoder import Decoder, Weights
-from pyvattn.bench.gpu import require_gpu
 from pyvattn.bench.report import Measure
 from pyvattn.cache import KVCache
+from pyvattn.gpu_timing import require_gpu
 from pyvattn.spec import CacheSpec
 
 _MODES = ("preallocated", "synchronous", "prefetch")

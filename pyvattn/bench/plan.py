@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from pyvattn.bench.report import Measure
-from pyvattn.detect.identity import identify
 from pyvattn.geometry import Geometry
+from pyvattn.machine import identify
 from pyvattn.planner import (
     Candidate,
     DriverCosts,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pyvattn.bench.gpu import require_torch
 from pyvattn.errors import ConfigError, MissingDependency
+from pyvattn.gpu_timing import require_torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

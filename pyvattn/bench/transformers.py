@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyvattn.bench.engines import Library, Ours, versions
-from pyvattn.bench.gpu import require_gpu, require_torch
 from pyvattn.bench.random_model import SHAPES, make_model, make_prompts
 from pyvattn.bench.report import Measure, Setup
 from pyvattn.bench.serving import Load, Run, percentile, poisson
 from pyvattn.bench.timing import ratios, summarise
 from pyvattn.cache import KVCache
 from pyvattn.errors import ConfigError
+from pyvattn.gpu_timing import require_gpu, require_torch
 
 BASELINES = ("library", "sdpa")
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pyvattn.calibrate.driver import DriverConstants
-from pyvattn.detect.identity import identify
-from pyvattn.machine import describe_machine, describe_run
-from pyvattn.planner.calibration import VERSION, MadeOn
+from pyvattn.machine import MadeOn, describe_machine, describe_run, identify
+from pyvattn.planner.calibration import VERSION
 
 
 def describe(constants: Sequence[DriverConstants], here: MadeOn | None = None) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from pyvattn import _native
-from pyvattn.bench.gpu import in_graphs, interleave_on_gpu, require_gpu
 from pyvattn.cache import KVCache
 from pyvattn.errors import DriverUnavailable, PlanWarning
+from pyvattn.gpu_timing import in_graphs, interleave_on_gpu, require_gpu
 from pyvattn.planner import Losses
 from pyvattn.spec import CacheSpec
 from pyvattn.units import format_size, parse_size

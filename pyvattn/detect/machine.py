@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_RELEASE = re.compile(r"\b(\d{3}\.\d+(?:\.\d+)?)\b")
+from pyvattn.nvidia import read_kernel_driver
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,17 @@ class Machine:
 
 def read_machine(root: Path = Path("/")) -> Machine:
     """Look at the machine whose files are under ``root``."""
-    version = _text(root / "proc/driver/nvidia/version")
-    release = _RELEASE.search(version.splitlines()[0]) if version else None
+    driver = read_kernel_driver(root)
     nodes = sorted(
         f"/dev/{path.name}"
         for path in (root / "dev").glob("nvidia*")
         if re.fullmatch(r"nvidia\d+", path.name)
     )
     return Machine(
-        release=release.group(1) if release else None,
-        open_modules="Open Kernel Module" in version,
+        release=driver.release,
+        open_modules=driver.open_modules,
         gpus=tuple(nodes),
         control_node=(root / "dev/nvidiactl").exists(),
         uvm_node=(root / "dev/nvidia-uvm").exists(),
         wsl=(root / "dev/dxg").exists(),
     )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvattn.errors import CalibrationError
+from pyvattn.machine import MadeOn
 from pyvattn.planner.costs import Curve, DriverCosts, default_costs
 from pyvattn.planner.tlb import Losses
 
@@ -30,15 +31,6 @@ OFF = "off"
 
 _RATES = ("read_gb_per_s", "zero_gb_per_s", "copy_gb_per_s")
 _CURVES = ("map_us", "unmap_us")
-
-
-@dataclass(frozen=True)
-class MadeOn:
-    """What a calibration depends on; None where it does not say, or the machine has none."""
-
-    cpu: str | None = None
-    gpu: str | None = None
-    release: str | None = None
 
 
 @dataclass(frozen=True)
