@@ -54,7 +54,7 @@ def expected_row(q, k, v, length, causal, scale):
     for i in range(queries):
         position = length - queries + i
         seen = position + 1 if causal else length
-        if position < 0 or seen <= 0:
+        if seen <= 0:
             continue
         for head in range(heads):
             keys, values = (t[:seen, head // group].double() for t in (k, v))
@@ -153,6 +153,8 @@ def bad_calls():
     yield "dtype", good.half(), {}, errors.TensorError, "float16"
     yield "length", good, {"lengths": (1, 301)}, errors.TensorError, "length 301"
     yield "negative", good, {"lengths": (-1, 3)}, errors.TensorError, "length -1"
+    yield "slot", good, {"slots": (0, 6)}, errors.TensorError, "slot 6 is outside 0 to 5"
+    yield "last slot", good, {"slots": (0, -1)}, errors.TensorError, "slot -1"
     yield "kernel", good, {"kernel": "fa9"}, errors.ConfigError, "'fa9' is unknown: use one of auto"
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from pyvattn.attention.problem import Indices, Problem
@@ -31,7 +33,8 @@ def attend(
     include the queries' own tokens (see :func:`pyvattn.attention.append`). One
     query a row is a decode step, many are a prefill; queries are right-aligned,
     so in a mixed batch a row with fewer of them is padded on the left, and what
-    stands before a row's first token comes out as zero.
+    stands before a row's first token comes out as zero. With ``causal=False``
+    every query attends to all tokens of its row, as in FlashAttention.
 
     ``scale`` defaults to ``head_dim ** -0.5``. ``kernel="auto"`` takes the
     fastest one that can do the problem.
@@ -50,4 +53,9 @@ def attend(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     problem = Problem(q, k, v, slots, lengths, causal, scale)
     problem.check()
-    return choose(kernel, problem, cache.spec.guard_tokens).attend(problem)
+    chosen = choose(kernel, problem, cache.spec.guard_tokens)
+    if q.numel() == 0:
+        return torch.empty_like(q)
+    # Kernels launch on torch's current device, which may be another one of several.
+    with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
+        return chosen.attend(problem)

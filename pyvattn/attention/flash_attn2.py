@@ -11,11 +11,11 @@ from torch import Tensor
 
 from pyvattn.attention import optional
 from pyvattn.attention.problem import Kernel, Problem
-from pyvattn.attention.rows import blank_padding
 
 # FlashAttention-4 by itself makes a package `flash_attn` as well, without this module.
 _MODULE = "flash_attn.flash_attn_interface"
 _HEAD_DIMS = tuple(range(8, 257, 8))
+_LEAST = (8, 0)
 
 
 class FlashAttention2Kernel(Kernel):
@@ -30,11 +30,11 @@ class FlashAttention2Kernel(Kernel):
         """See :meth:`Kernel.unavailable`."""
         return optional.why_not_importable(
             _MODULE, "pip install flash-attn"
-        ) or optional.why_no_device((8, 0))
+        ) or optional.why_no_device(_LEAST)
 
     def unsupported(self, problem: Problem) -> str | None:
         """See :meth:`Kernel.unsupported`."""
-        return optional.why_not_flash(problem, _HEAD_DIMS)
+        return optional.why_not_flash(problem, _HEAD_DIMS, _LEAST)
 
     def attend(self, problem: Problem) -> Tensor:
         """See :meth:`Kernel.attend`."""
@@ -47,5 +47,4 @@ class FlashAttention2Kernel(Kernel):
             softmax_scale=problem.scale,
             causal=problem.causal,
         )
-        # Under a causal mask padding sees nothing, and the kernel writes zeros itself.
-        return out if problem.causal else blank_padding(out, problem)
+        return out  # the kernel itself writes zeros for queries that see nothing

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pyvattn.attention import optional
 from pyvattn.attention.problem import Kernel, Problem
-from pyvattn.attention.rows import blank_padding
 
 _MODULE = "flash_attn_interface"
 _HEAD_DIMS = tuple(range(8, 257, 8))
+_HOPPER = (9, 0)
 
 
 class FlashAttention3Kernel(Kernel):
@@ -29,11 +29,11 @@ class FlashAttention3Kernel(Kernel):
         """See :meth:`Kernel.unavailable`."""
         return optional.why_not_importable(
             _MODULE, "build it from hopper/ of the flash-attention repository"
-        ) or optional.why_no_device((9, 0), (9, 0))
+        ) or optional.why_no_device(_HOPPER, _HOPPER)
 
     def unsupported(self, problem: Problem) -> str | None:
         """See :meth:`Kernel.unsupported`."""
-        return optional.why_not_flash(problem, _HEAD_DIMS)
+        return optional.why_not_flash(problem, _HEAD_DIMS, _HOPPER, _HOPPER)
 
     def attend(self, problem: Problem) -> Tensor:
         """See :meth:`Kernel.attend`."""
@@ -46,5 +46,4 @@ class FlashAttention3Kernel(Kernel):
             softmax_scale=problem.scale,
             causal=problem.causal,
         )
-        # Under a causal mask padding sees nothing, and the kernel writes zeros itself.
-        return out if problem.causal else blank_padding(out, problem)
+        return out  # the kernel itself writes zeros for queries that see nothing

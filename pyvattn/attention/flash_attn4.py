@@ -14,6 +14,7 @@ from pyvattn.attention.problem import Kernel, Problem
 from pyvattn.attention.rows import blank_padding, consecutive
 
 _MODULE = "flash_attn.cute"
+_LEAST = (9, 0)
 _HEAD_DIMS = (64, 96, 128)
 _HOPPER_HEAD_DIMS = (64, 96, 128, 192, 256)
 
@@ -28,12 +29,13 @@ class FlashAttention4Kernel(Kernel):
         """See :meth:`Kernel.unavailable`."""
         return optional.why_not_importable(
             _MODULE, "pip install flash-attn-4"
-        ) or optional.why_no_device((9, 0))
+        ) or optional.why_no_device(_LEAST)
 
     def unsupported(self, problem: Problem) -> str | None:
         """See :meth:`Kernel.unsupported`."""
         hopper = problem.q.is_cuda and torch.cuda.get_device_capability(problem.q.device)[0] == 9
-        return optional.why_not_flash(problem, _HOPPER_HEAD_DIMS if hopper else _HEAD_DIMS)
+        head_dims = _HOPPER_HEAD_DIMS if hopper else _HEAD_DIMS
+        return optional.why_not_flash(problem, head_dims, _LEAST)
 
     def attend(self, problem: Problem) -> Tensor:
         """See :meth:`Kernel.attend`."""

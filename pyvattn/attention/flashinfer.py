@@ -14,6 +14,7 @@ from pyvattn.attention.problem import Kernel, Problem, by_row
 
 _MODULE = "flashinfer"
 _HEAD_DIMS = (64, 128, 256)
+_LEAST = (8, 0)
 
 
 class FlashInferKernel(Kernel):
@@ -27,11 +28,11 @@ class FlashInferKernel(Kernel):
         """See :meth:`Kernel.unavailable`."""
         return optional.why_not_importable(
             _MODULE, "pip install flashinfer-python"
-        ) or optional.why_no_device((8, 0))
+        ) or optional.why_no_device(_LEAST)
 
     def unsupported(self, problem: Problem) -> str | None:
         """See :meth:`Kernel.unsupported`."""
-        return optional.why_not_flash(problem, _HEAD_DIMS)
+        return optional.why_not_flash(problem, _HEAD_DIMS, _LEAST)
 
     def attend(self, problem: Problem) -> Tensor:
         """See :meth:`Kernel.attend`."""

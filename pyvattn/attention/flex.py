@@ -8,8 +8,10 @@
     register(FlexKernel("alibi", score_mod=alibi))
     attend(q, cache, layer, slots, lengths, kernel="alibi")
 
-``query`` and ``key`` are token positions in the slot, ``batch`` is the row. Both
-functions are torch's (see torch.nn.attention.flex_attention), traced on a GPU.
+``query`` and ``key`` are token positions in the slot, ``batch`` is the row; a query before
+the first token, which only attention that is not causal has, stands at a negative one. A
+query whose every key is masked comes out as zero. Both functions are torch's (see
+torch.nn.attention.flex_attention), traced on a GPU.
 """
 
 from __future__ import annotations
@@ -22,14 +24,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from pyvattn.attention.problem import Kernel, Problem, by_row
+from pyvattn.attention.problem import TORCH_DTYPES, Kernel, Problem, by_row
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 # Queries of a KV head up to which torch's kernel for decode is left to choose.
 _MOST_DECODED = 64
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class FlexKernel(Kernel):
@@ -51,7 +52,7 @@ class FlexKernel(Kernel):
 
     def unsupported(self, problem: Problem) -> str | None:
         """See :meth:`Kernel.unsupported`."""
-        if problem.q.dtype not in _DTYPES:
+        if problem.q.dtype not in TORCH_DTYPES:
             return f"FlexAttention does not take {problem.q.dtype}"
         return None
 

@@ -11,6 +11,7 @@ import torch
 from pyvattn.attention.problem import Problem
 
 FLASH_DTYPES = (torch.float16, torch.bfloat16)
+Capability = tuple[int, int]
 
 
 @cache
@@ -32,11 +33,16 @@ def load(module: str) -> ModuleType:
     return import_module(module)
 
 
-def why_no_device(least: tuple[int, int], most: tuple[int, int] | None = None) -> str | None:
-    """Say why torch's current CUDA device lacks the compute capability, or ``None``."""
+def why_no_device(
+    least: Capability, most: Capability | None = None, device: torch.device | None = None
+) -> str | None:
+    """Say why a CUDA device (by default torch's current one) lacks the compute capability.
+
+    ``None`` where it has it.
+    """
     if not torch.cuda.is_available():
         return "needs a CUDA device, and torch sees none"
-    capability = torch.cuda.get_device_capability()
+    capability = torch.cuda.get_device_capability(device)
     if capability < least or (most is not None and capability > most):
         upper = f" to {most[0]}.{most[1]}" if most is not None else " or later"
         return (
@@ -46,7 +52,9 @@ def why_no_device(least: tuple[int, int], most: tuple[int, int] | None = None) -
     return None
 
 
-def why_not_flash(problem: Problem, head_dims: tuple[int, ...]) -> str | None:
+def why_not_flash(
+    problem: Problem, head_dims: tuple[int, ...], least: Capability, most: Capability | None = None
+) -> str | None:
     """Say why a FlashAttention-like kernel cannot do ``problem``, or ``None``."""
     if problem.q.device.type != "cuda":
         return f"runs on CUDA devices, q is on {problem.q.device}"
@@ -54,7 +62,7 @@ def why_not_flash(problem: Problem, head_dims: tuple[int, ...]) -> str | None:
         return f"takes float16 and bfloat16, q is {problem.q.dtype}"
     if problem.q.shape[-1] not in head_dims:
         return f"takes head dims {', '.join(map(str, head_dims))}, not {problem.q.shape[-1]}"
-    return None
+    return why_no_device(least, most, problem.q.device)
 
 
 def _first_line(error: Exception) -> str:

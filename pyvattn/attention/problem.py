@@ -16,6 +16,9 @@ from pyvattn.errors import TensorError
 # graph is captured, live in tensors whose values the host never reads.
 Indices = Sequence[int] | Tensor
 
+# What torch's own attention takes, on every device.
+TORCH_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
 
 class KnownIndices(tuple[int, ...]):
     """Indices that the host knows and that lie on a device as well.
@@ -43,8 +46,9 @@ class Problem:
     tokens of slot ``slots[i]``.
 
     Queries are right-aligned: the last one stands at token ``lengths[i] - 1``.
-    A row with fewer tokens than queries has queries before its first token;
-    their result is zero.
+    Where ``causal``, a row with fewer tokens than queries has queries before its
+    first token; they see nothing, and their result is zero. Otherwise every query
+    sees all tokens of its row. A row of no tokens is zero.
     """
 
     q: Tensor
@@ -87,7 +91,7 @@ class Problem:
                 f"q has {batch} rows, but there are {len(self.slots)} slots and "
                 f"{len(self.lengths)} lengths: give one of each for every row"
             )
-        kv_heads, cached_dim = self.k.shape[2:]
+        slots, tokens, kv_heads, cached_dim = self.k.shape
         if head_dim != cached_dim or q_heads % kv_heads:
             raise TensorError(
                 f"q has {q_heads} heads of {head_dim}, the cache {kv_heads} KV heads of "
@@ -98,14 +102,10 @@ class Problem:
                 f"q is {self.q.dtype} on {self.q.device}, the cache {self.k.dtype} on "
                 f"{self.k.device}: convert q, or make the cache with that dtype and device"
             )
-        if not isinstance(self.lengths, Tensor):
-            self._check_lengths()
-
-    def _check_lengths(self) -> None:
-        tokens = self.k.shape[1]
-        for length in self.host_lengths:
-            if not 0 <= length <= tokens:
-                raise TensorError(f"length {length} is outside 0 to max_tokens={tokens}")
+        if not isinstance(self.slots, Tensor) and (slot := _outside(self.host_slots, slots - 1)):
+            raise TensorError(f"slot {slot} is outside 0 to {slots - 1}, the cache's slots")
+        if not isinstance(self.lengths, Tensor) and (length := _outside(self.host_lengths, tokens)):
+            raise TensorError(f"length {length} is outside 0 to max_tokens={tokens}")
 
 
 class Kernel(ABC):
@@ -131,27 +131,41 @@ class Kernel(ABC):
 
     @abstractmethod
     def attend(self, problem: Problem) -> Tensor:
-        """Return the result in the shape of ``problem.q``."""
+        """Return the result in the shape of ``problem.q``, which has rows and queries.
+
+        The device of the queries is torch's current one.
+        """
 
 
 def by_row(problem: Problem, attend_row: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
     """Attend row by row, for kernels that take one length at a time.
 
-    ``attend_row`` gets the queries of a row that stand at tokens,
+    ``attend_row`` gets the queries of a row that see a token,
     ``[queries, q_heads, dim]``, and views of its tokens' K and V,
-    ``[tokens, kv_heads, dim]``; it returns the shape of the queries.
+    ``[tokens, kv_heads, dim]``; it returns the shape of the queries. There are
+    more queries than tokens only where the problem is not causal.
     """
     out = torch.zeros_like(problem.q)
+    queries = problem.q.shape[1]
     rows = zip(problem.host_slots, problem.host_lengths, strict=True)
     for row, (slot, length) in enumerate(rows):
-        count = min(problem.q.shape[1], length)
-        if count:
+        if length:
+            count = min(queries, length) if problem.causal else queries
             k, v = problem.k[slot, :length], problem.v[slot, :length]
             out[row, -count:] = attend_row(problem.q[row, -count:], k, v)
     return out
 
 
+def _outside(values: tuple[int, ...], most: int) -> int | None:
+    """Return a value outside 0 to ``most``, or ``None``; quick where there are none."""
+    if not values or (min(values) >= 0 and max(values) <= most):
+        return None
+    return min(values) if min(values) < 0 else max(values)
+
+
 def _to_host(indices: Indices) -> tuple[int, ...]:
+    if isinstance(indices, KnownIndices):
+        return indices
     if isinstance(indices, Tensor):
         indices = indices.tolist()  # one transfer for all
     return tuple(int(index) for index in indices)

@@ -13,10 +13,11 @@ from pyvattn.attention.problem import Problem
 def blank_padding(out: Tensor, problem: Problem) -> Tensor:
     """Return ``out`` with zeros where a query stands before its row's first token.
 
-    The host reads no value, so the call can be captured.
+    Without a causal mask it sees its row all the same, and ``out`` stays as it is. The
+    host reads no value, so the call can be captured.
     """
     queries = out.shape[1]
-    if queries == 1:
+    if queries == 1 or not problem.causal:
         return out
     first = queries - problem.device_lengths[:, None]
     padding = torch.arange(queries, device=out.device)[None, :] < first

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from pyvattn.attention.problem import Kernel, Problem, by_row
-
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+from pyvattn.attention.problem import TORCH_DTYPES, Kernel, Problem, by_row
 
 
 class SdpaKernel(Kernel):
@@ -25,7 +23,7 @@ class SdpaKernel(Kernel):
 
     def unsupported(self, problem: Problem) -> str | None:
         """See :meth:`Kernel.unsupported`."""
-        if problem.q.dtype not in _DTYPES:
+        if problem.q.dtype not in TORCH_DTYPES:
             return f"torch's attention does not take {problem.q.dtype}"
         return None
 

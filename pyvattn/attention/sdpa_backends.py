@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-from pyvattn.attention.problem import Kernel, Problem, by_row
+from pyvattn.attention.problem import TORCH_DTYPES, Kernel, Problem, by_row
+from pyvattn.errors import UnsupportedError
 
 _CPU = (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION)
 _HALF = (torch.float16, torch.bfloat16)
@@ -40,15 +41,27 @@ class SdpaBackendKernel(Kernel):
         if not on_cuda and self._backend not in _CPU:
             return f"runs on CUDA devices, q is on {problem.q.device}"
         flash = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)
-        if on_cuda and self._backend in flash and problem.q.dtype not in _HALF:
-            return f"takes float16 and bfloat16, q is {problem.q.dtype}"
+        takes = _HALF if on_cuda and self._backend in flash else TORCH_DTYPES
+        if problem.q.dtype not in takes:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in takes)
+            return f"takes {names}, q is {problem.q.dtype}"
         if self._backend == SDPBackend.CUDNN_ATTENTION and 1 in problem.host_lengths:
             return "cuDNN takes no row of one token"
         return None
 
     def attend(self, problem: Problem) -> Tensor:
         """See :meth:`Kernel.attend`."""
-        return by_row(problem, lambda q, k, v: self._attend(problem, q, k, v))
+        try:
+            return by_row(problem, lambda q, k, v: self._attend(problem, q, k, v))
+        except RuntimeError as error:
+            # torch alone knows what else a backend refuses, and says only that.
+            if "No available kernel" not in str(error):
+                raise
+            raise UnsupportedError(
+                f"kernel {self.name!r}: torch's backend does not take {problem.q.shape[2]} query "
+                f"and {problem.k.shape[2]} KV heads of {problem.q.shape[3]} in {problem.q.dtype} "
+                f"on {problem.q.device}; use kernel='auto'"
+            ) from error
 
     def _attend(self, problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         queries, tokens = q.shape[0], k.shape[0]
@@ -91,6 +104,7 @@ def _by_kv_head(tensor: Tensor, kv_heads: int, q_heads: int = 0) -> Tensor:
 def sdpa_backends() -> list[SdpaBackendKernel]:
     """Return a kernel for each backend that torch has."""
     half = "float16 and bfloat16 on CUDA"
+    every = "float32, float16 and bfloat16"
     return [
         SdpaBackendKernel("sdpa-cudnn", SDPBackend.CUDNN_ATTENTION, f"{half}, head dims to 256"),
         SdpaBackendKernel(
@@ -98,8 +112,6 @@ def sdpa_backends() -> list[SdpaBackendKernel]:
             SDPBackend.FLASH_ATTENTION,
             f"{half}, head dims to 256; also float32 on the CPU",
         ),
-        SdpaBackendKernel(
-            "sdpa-efficient", SDPBackend.EFFICIENT_ATTENTION, "float32, float16 and bfloat16"
-        ),
-        SdpaBackendKernel("sdpa-math", SDPBackend.MATH, "every dtype, any head dim"),
+        SdpaBackendKernel("sdpa-efficient", SDPBackend.EFFICIENT_ATTENTION, every),
+        SdpaBackendKernel("sdpa-math", SDPBackend.MATH, f"{every}, any head dim"),
     ]

@@ -21,6 +21,7 @@ from pyvattn.attention.rows import blank_padding
 
 _MODULE = "torch.nn.attention.varlen"
 _HEAD_DIMS = tuple(range(8, 257, 8))
+_LEAST = (8, 0)
 _MOST_TOKENS = 2**31 - 1  # starts and lengths are int32
 
 
@@ -34,7 +35,7 @@ class VarlenKernel(Kernel):
 
     def unavailable(self) -> str | None:
         """See :meth:`Kernel.unavailable`."""
-        return optional.why_no_device((8, 0))
+        return optional.why_no_device(_LEAST)
 
     def unsupported(self, problem: Problem) -> str | None:
         """See :meth:`Kernel.unsupported`."""
@@ -43,7 +44,7 @@ class VarlenKernel(Kernel):
                 return "the slots of this cache do not lie a whole number of tokens apart"
             if cached.shape[0] * (cached.stride(0) // cached.stride(1)) > _MOST_TOKENS:
                 return f"it counts to {_MOST_TOKENS} tokens, the slots of this cache span more"
-        return optional.why_not_flash(problem, _HEAD_DIMS)
+        return optional.why_not_flash(problem, _HEAD_DIMS, _LEAST)
 
     def attend(self, problem: Problem) -> Tensor:
         """See :meth:`Kernel.attend`."""

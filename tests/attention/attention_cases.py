@@ -51,6 +51,11 @@ class Case:
         for name in ("slots", "lengths", "kept"):
             setattr(self, name, [getattr(self, name)[i] for i in order])
 
+    def empty(self, row: int) -> None:
+        """Take the tokens of a row as not there; its slot keeps them."""
+        self.lengths[row] = 0
+        self.kept[row] = tuple(tensor[:0] for tensor in self.kept[row])
+
     def queries(self, count: int) -> torch.Tensor:
         """Return ``[batch, count, q_heads, head_dim]`` of the cache's dtype."""
         spec = self.cache.spec
@@ -63,7 +68,9 @@ class Case:
         out = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
         for row, (kept, length) in enumerate(zip(self.kept, self.lengths, strict=True)):
             k, v = (tensor.to(q.device) for tensor in kept)
-            count = min(q.shape[1], length)
+            if not length:
+                continue
+            count = min(q.shape[1], length) if causal else q.shape[1]
             for head in range(self.q_heads):
                 shared = head * k.shape[1] // self.q_heads
                 queries = q[row, -count:, head].double()

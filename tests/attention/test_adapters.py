@@ -8,7 +8,7 @@ them. What the real kernels give is shown in tests/gpu/test_gpu_attention.py.
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -143,12 +143,13 @@ def _stand_ins(monkeypatch):
     ids=lambda kernel: kernel.name,
 )
 @pytest.mark.parametrize("layout", ["layer", "token"])
-@pytest.mark.parametrize("queries", [1, 4, 60])
+@pytest.mark.parametrize("queries", [1, 4, 120])
 @pytest.mark.parametrize("causal", [True, False])
 def test_adapters_hand_over_slots_lengths_and_scale(kernel, layout, queries, causal):
     case = attention_cases.open_case(layout, 2, 4, 64, guard_tokens=64, seed=queries)
     with case.cache:
         case.fill(5, 100)
+        case.empty(2)
         q = case.queries(queries)
         k, v = case.cache.layer(case.layer)
         problem = Problem(q, k, v, case.slots, case.lengths, causal, q.shape[-1] ** -0.5)
@@ -173,9 +174,20 @@ def test_flash_attention_4_by_itself_is_not_taken_for_2(monkeypatch, tmp_path):
         optional.why_not_importable.cache_clear()
 
 
+@pytest.mark.parametrize("kernel", [FlashAttention2Kernel(), FlashAttention3Kernel()])
+def test_the_device_of_the_queries_counts_and_not_the_current_one(monkeypatch, kernel):
+    capability = {None: (9, 0), torch.device("cuda:1"): (7, 5)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d=None: capability.get(d))
+    q = SimpleNamespace(device=torch.device("cuda:1"), dtype=torch.float16, shape=(1, 1, 4, 64))
+    assert "the device has 7.5" in kernel.unsupported(SimpleNamespace(q=q))
+    capability[q.device] = (9, 0)
+    assert kernel.unsupported(SimpleNamespace(q=q)) is None
+
+
 @pytest.mark.parametrize("newer", [True, False], ids=["torch 2.13", "torch 2.11"])
 @pytest.mark.parametrize("layout", ["layer", "token"])
-@pytest.mark.parametrize("queries", [1, 4, 60])
+@pytest.mark.parametrize("queries", [1, 4, 120])
 @pytest.mark.parametrize("causal", [True, False])
 def test_torchs_own_kernel_gets_where_rows_begin(monkeypatch, newer, layout, queries, causal):
     module = ModuleType("torch.nn.attention.varlen")

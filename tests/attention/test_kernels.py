@@ -61,6 +61,69 @@ def test_without_causality_every_query_sees_every_token(kernel, layout):
         check(case, case.queries(4), kernel, causal=False)
 
 
+@pytest.mark.parametrize("kernel", ["auto", *KERNELS])
+@pytest.mark.parametrize("causal", [True, False])
+def test_more_queries_than_tokens_and_rows_of_none(kernel, layout, causal):
+    """FlashAttention's results: queries before the first token attend where nothing is masked."""
+    case = attention_cases.open_case(layout, 2, 4, 64, guard_tokens=GUARD, seed=7)
+    with case.cache:
+        case.fill(3, 40)
+        case.empty(1)
+        for queries in (1, 60):
+            q = case.queries(queries)
+            check(case, q, kernel, causal)
+            out = attend(q, case.cache, 1, case.slots, case.lengths, causal=causal, kernel=kernel)
+            assert not out[1].any()
+            assert out[0, 0].any() == (queries == 1 or not causal)
+
+
+@pytest.mark.parametrize("kernel", ["auto", *KERNELS])
+@pytest.mark.parametrize("shape", [(0, 1, 4, 64), (3, 0, 4, 64)])
+def test_no_rows_or_no_queries_are_an_empty_result(kernel, layout, shape):
+    case = attention_cases.open_case(layout, 2, 4, 64, guard_tokens=GUARD)
+    with case.cache:
+        case.fill(3, 40)
+        rows = slice(0, shape[0])
+        q = torch.empty(shape)
+        out = attend(q, case.cache, 1, case.slots[rows], case.lengths[rows], kernel=kernel)
+        assert out.shape == shape
+
+
+# --- dtypes that torch's attention does not take ---
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_auto_attends_in_float8_by_a_kernel_that_can(dtype, layout):
+    case = attention_cases.open_case(layout, 2, 4, 64, dtype=dtype, guard_tokens=GUARD, seed=8)
+    with case.cache:
+        case.fill(2, 30)
+        q = case.queries(3)
+        out = attend(q, case.cache, case.layer, case.slots, case.lengths)
+        # as near as the result's dtype: 3 bits of mantissa, or 2
+        torch.testing.assert_close(out.double(), case.expected(q), atol=0.02, rtol=0.13)
+
+
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "reference"])
+def test_a_kernel_that_cannot_float8_says_so(kernel):
+    case = attention_cases.open_case("layer", 2, 4, 64, dtype="float8_e4m3fn", guard_tokens=GUARD)
+    with case.cache:
+        case.fill(2, 30)
+        with pytest.raises(UnsupportedError, match="float8_e4m3fn"):
+            attend(case.queries(1), case.cache, 1, case.slots, case.lengths, kernel=kernel)
+
+
+def test_what_torch_alone_knows_to_refuse_is_a_typed_error(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("No available kernel. Aborting execution.")
+
+    monkeypatch.setattr("pyvattn.attention.sdpa_backends.scaled_dot_product_attention", refuse)
+    case = attention_cases.open_case("layer", 2, 4, 64, guard_tokens=GUARD)
+    with case.cache:
+        case.fill(1, 10)
+        with pytest.raises(UnsupportedError, match=r"4 query and 2 KV heads of 64.*kernel='auto'"):
+            check(case, case.queries(1), "sdpa-flash")
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_matches_float64_to_its_rounding(kernel, dtype, layout):
@@ -116,6 +179,17 @@ def test_flex_takes_a_score_function_on_token_positions():
                     out[row, -1, head].double(), expected, atol=2e-5, rtol=2e-5
                 )
             assert query >= 0
+
+
+def test_a_mask_that_leaves_a_query_nothing_gives_zero():
+    register(FlexKernel("nothing-test", mask_mod=lambda batch, head, query, key: query < 0))
+    case = attention_cases.open_case("layer", 2, 4, 64, guard_tokens=GUARD, seed=6)
+    with case.cache:
+        case.fill(3, 100)
+        out = attend(
+            case.queries(3), case.cache, 1, case.slots, case.lengths, kernel="nothing-test"
+        )
+        assert not out.any()
 
 
 def test_flex_takes_a_mask_function():

@@ -77,6 +77,31 @@ def test_without_causality(kernel, layout):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("queries", [1, 60])
+def test_more_queries_than_tokens_and_rows_of_none(kernel, causal, queries):
+    case = open_case("layer", 2, 8, 128, seed=7)
+    with case.cache:
+        case.fill(4, 40)
+        case.empty(1)
+        check(case, case.queries(queries), kernel, causal)
+
+
+@pytest.mark.parametrize("kernel", ["auto", *KERNELS])
+def test_float8_is_for_the_reference_and_refused_by_the_others(kernel):
+    case = open_case("layer", 2, 8, 128, dtype="float8_e4m3fn", seed=8)
+    with case.cache:
+        case.fill(3, 100)
+        q = case.queries(3)
+        if kernel not in ("auto", "reference"):
+            with pytest.raises(UnsupportedError, match="float8_e4m3fn"):
+                attend(q, case.cache, case.layer, case.slots, case.lengths, kernel=kernel)
+            return
+        out = attend(q, case.cache, case.layer, case.slots, case.lengths, kernel=kernel)
+        torch.testing.assert_close(out.double(), case.expected(q), atol=0.02, rtol=0.13)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_long_contexts_and_float16(kernel):
     case = open_case("layer", 2, 8, 128, dtype="float16", seed=2)
     with case.cache:

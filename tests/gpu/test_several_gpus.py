@@ -15,12 +15,15 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch")
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "attention")]
 
+import attention_cases
 from nvidia_drivers import SPEC, require
 
 from pyvattn import _native
+from pyvattn.attention import attend, kernel_infos
 
+KERNELS = [info.name for info in kernel_infos() if info.unavailable is None] or ["none"]
 DRIVERS = ["cumem", "stock-uvm", "patched"]
 
 # Random tokens on one GPU, copied into a cache on the other, as a whole and scattered.
@@ -93,6 +96,20 @@ def test_tokens_go_by_way_of_torchs_memory_whether_or_not_a_peer_may(
     require_two(driver)
     program = COPY.format(spec=SPEC, copy=STAGED)
     assert "copied" in run(program, driver, layout, source, target)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_run_on_the_caches_gpu_while_another_is_current(kernel):
+    require_two("cumem")
+    case = attention_cases.open_case(
+        "layer", 2, 8, 128, dtype="bfloat16", device="cuda:1", driver="cumem", max_tokens=1024
+    )
+    with torch.cuda.device(0), case.cache:
+        case.fill(4, 300)
+        q = case.queries(5)
+        out = attend(q, case.cache, case.layer, case.slots, case.lengths, kernel=kernel)
+        assert out.device == torch.device("cuda:1")
+        torch.testing.assert_close(out.double(), case.expected(q), atol=2e-2, rtol=2e-2)
 
 
 def test_every_pair_of_gpus_that_torch_copies_between_has_access():
