@@ -68,7 +68,7 @@ class Decoder:
         if not self.kernel.capturable:
             return
         replays = in_graphs({"step": self._forward})
-        self._replay = replays and replays["step"]
+        self._replay = replays["step"] if replays else None
 
     def launch(self) -> None:
         """Start a step: it writes a token for each row and replaces ``tokens``."""
