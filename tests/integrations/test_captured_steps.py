@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 from test_engine import SHAPES, expected_output, open_kv
-from tiny_models import make_gpt2, make_llama, random_prompts, torch
+from tiny_models import make_gpt2, make_llama, random_prompts, torch, transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyvattn.attention import Kernel, registry
@@ -186,14 +186,37 @@ def test_without_room_for_the_filler_no_slot_is_kept(llama):
         assert kv.stats().slots_live == 1
 
 
-def test_sampling_reads_nothing_on_the_host(llama):
-    from transformers import GenerationConfig
-
-    from pyvattn.integrations.transformers import choose_by
-
-    settings = {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "min_p": 0.01}
-    choose = choose_by(GenerationConfig(do_sample=True, **settings))
-    with open_kv(llama, slots=4) as kv, Engine(llama, kv, choose=choose) as engine:
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "min_p": 0.01},
+        {"typical_p": 0.9},
+        {"epsilon_cutoff": 0.01},
+        {"suppress_tokens": [5, 6], "remove_invalid_values": True, "renormalize_logits": True},
+    ],
+)
+def test_choosing_from_logits_alone_is_part_of_the_captured_step(llama, setting):
+    config = transformers.GenerationConfig(do_sample=True, **setting)
+    with open_kv(llama, slots=4) as kv, Engine(llama, kv, generation_config=config) as engine:
         requests = [engine.submit(prompt, 20) for prompt in random_prompts([5, 9, 3])]
+        assert all(request.sampler is None for request in requests)
         engine.run()
     assert all(len(request.output) == 20 for request in requests)
+
+
+def test_requests_with_options_of_their_own_use_captured_steps_beside_others(llama):
+    prompts = random_prompts([5, 9, 3, 7])
+    options = [{}, {"repetition_penalty": 1.5}, {}, {"no_repeat_ngram_size": 2}]
+    with open_kv(llama, slots=5) as kv, Engine(llama, kv) as engine:
+        engine.capture(4)
+        before = Recorder.recorded
+        requests = [engine.submit(p, 20, **o) for p, o in zip(prompts, options, strict=True)]
+        engine.run()
+        assert Recorder.recorded == before + 1  # four rows, with the logits kept
+        plain = [engine.submit(prompt, 20) for prompt in prompts]
+        engine.run()
+        assert Recorder.recorded == before + 1
+    for request, own in zip(requests, options, strict=True):
+        assert request.output == expected_output(llama, request.prompt, 20, **own)
+    for request in plain:
+        assert request.output == expected_output(llama, request.prompt, 20)

@@ -17,8 +17,9 @@ def open_kv(model, slots=3, max_tokens=128, memory="64MiB", **options):
     return KVCache(spec, device="cpu", memory=memory, **options)
 
 
-def expected_output(model, prompt, new):
-    sequences = reference(model, left_padded([prompt]), max_new_tokens=new).sequences
+def expected_output(model, prompt, new, **options):
+    inputs = left_padded([prompt])
+    sequences = reference(model, inputs, max_new_tokens=new, **options).sequences
     return sequences[0, len(prompt) :].tolist()
 
 

@@ -8,7 +8,8 @@ from tiny_models import VOCABULARY, left_padded, random_prompts, reference, torc
 from transformers import GenerationConfig
 
 from pyvattn import errors
-from pyvattn.integrations.transformers import choose_by, generate_batch
+from pyvattn.integrations.transformers import generate_batch
+from pyvattn.integrations.transformers.sampling import Samplers
 
 LENGTHS = (3, 17, 9, 40, 1, 25)
 
@@ -88,11 +89,11 @@ def test_sampling_is_repeatable_and_the_likeliest_of_one_is_greedy(llama, batch)
         ({"min_p": 0.5}, {2, 3}),
     ],
 )
-def test_tokens_are_drawn_as_the_config_says(settings, allowed):
+def test_tokens_are_drawn_as_the_config_says(llama, settings, allowed):
     weights = torch.tensor([0.1, 0.15, 0.25, 0.5])
-    choose = choose_by(GenerationConfig(do_sample=True, **settings))
+    sampler = Samplers(llama, GenerationConfig(do_sample=True, **settings)).common
     torch.manual_seed(0)
-    drawn = choose(weights.log().expand(20000, 4))
+    drawn = sampler.choose(weights.log().expand(20000, 4), 0)
     temperature = settings.get("temperature", 1.0)
     wanted = weights ** (1 / temperature)
     wanted[[token for token in range(4) if token not in allowed]] = 0
@@ -124,7 +125,7 @@ def test_an_empty_prompt(batch):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"num_beams": 4}, {"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}],
+    [{"num_beams": 4}, {"penalty_alpha": 0.6}, {"stop_strings": ["a"]}, {"guidance_scale": 2.0}],
 )
 def test_settings_that_would_be_passed_over_are_refused_by_name(batch, setting):
     config = GenerationConfig(max_new_tokens=5, **setting)

@@ -36,7 +36,6 @@ from pyvattn.integrations.transformers.engine import Engine
 from pyvattn.integrations.transformers.generate import generate_batch
 from pyvattn.integrations.transformers.interface import ATTENTION, register_attention
 from pyvattn.integrations.transformers.request import Request
-from pyvattn.integrations.transformers.sampling import choose_by
 from pyvattn.integrations.transformers.spec import spec_for
 
 __all__ = [
@@ -44,7 +43,6 @@ __all__ = [
     "Engine",
     "Request",
     "VAttentionCache",
-    "choose_by",
     "generate_batch",
     "spec_for",
 ]

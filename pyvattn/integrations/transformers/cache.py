@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,10 +12,10 @@ from pyvattn.cache import KVCache
 from pyvattn.errors import ConfigError, TensorError, UnsupportedError
 from pyvattn.integrations.transformers.base import ContiguousCache
 from pyvattn.integrations.transformers.forward import ForwardPass
-from pyvattn.integrations.transformers.interface import attend_through
 from pyvattn.integrations.transformers.rows import Rows
 from pyvattn.integrations.transformers.selection import chosen_rows, repeat_count, whole_number
 from pyvattn.integrations.transformers.spec import spec_for
+from pyvattn.integrations.transformers.switch import attend_through
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -44,6 +44,7 @@ class VAttentionCache(ContiguousCache):
     def __init__(self, kv: KVCache) -> None:
         super().__init__(kv)
         self._owned = False
+        self._release_model: Callable[[], None] | None = None
         self._rows = Rows(kv)
         # Which of the positions that the library counts are real, [batch, seen].
         # It stays on the host: the lengths of the rows come from it.
@@ -68,7 +69,8 @@ class VAttentionCache(ContiguousCache):
         row, prompt and new tokens together: both cost addresses only. ``memory``
         is the most physical memory that the cache takes, and ``options``
         (``driver``, ``page_size``, ``layout``) are those of
-        :class:`pyvattn.KVCache`. Closing the cache closes the KVCache.
+        :class:`pyvattn.KVCache`. Closing the cache closes the KVCache, and the model
+        attends as before.
 
         ``dtype`` and ``device`` are those of the model's weights, unless they are
         given: the device where an offloaded model computes, the dtype under autocast.
@@ -81,13 +83,13 @@ class VAttentionCache(ContiguousCache):
                 "device, such as 'cuda:0'"
             )
         kv = KVCache(spec, device=where, memory=memory, **options)
+        cache = cls(kv)
+        cache._owned = True
         try:
-            attend_through(model)
+            cache._release_model = attend_through(model, cache)
         except BaseException:
             kv.close()
             raise
-        cache = cls(kv)
-        cache._owned = True
         return cache
 
     @property
@@ -186,8 +188,10 @@ class VAttentionCache(ContiguousCache):
         self._rows.release()
 
     def close(self) -> None:
-        """Release every slot, and close the KVCache if :meth:`for_model` made it."""
+        """Release every slot, and what :meth:`for_model` took: the KVCache and the model."""
         self.reset()
+        if self._release_model is not None:
+            self._release_model()
         if self._owned:
             self.kv.close()
 

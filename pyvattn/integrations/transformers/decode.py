@@ -9,6 +9,7 @@ and replayed while slots grow, join and leave.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -16,15 +17,17 @@ import torch
 from torch import Tensor
 
 from pyvattn.integrations.transformers.base import ContiguousCache
+from pyvattn.integrations.transformers.compat import cache_argument
 from pyvattn.integrations.transformers.forward import ForwardPass
 from pyvattn.integrations.transformers.graphs import Recorder, decode_kernel
 from pyvattn.integrations.transformers.parts import Chunk, Part, known, upload
+from pyvattn.integrations.transformers.sampling import choose_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pyvattn.cache import KVCache, Slot
-    from pyvattn.integrations.transformers.sampling import Choose
+    from pyvattn.integrations.transformers.sampling import Sampler
 
 
 class DeviceBatch:
@@ -35,101 +38,136 @@ class DeviceBatch:
     """
 
     def __init__(
-        self, model: PreTrainedModel, cache: KVCache, choose: Choose, scratch: Slot | None
+        self, model: PreTrainedModel, cache: KVCache, common: Sampler, scratch: Slot | None
     ) -> None:
         slots = cache.spec.max_slots
         self._model = model
-        self._choose = choose
+        self._common = common
         self._scratch = None if scratch is None else int(scratch)
         self._view = _View(cache)
+        self._cache_argument = cache_argument(model)
         self._tokens = torch.zeros(slots, dtype=torch.long, device=model.device)
         self._lengths = torch.ones(slots, dtype=torch.long, device=model.device)
         self._new = torch.zeros(slots, dtype=torch.long, device=model.device)
         # A kernel that reads slots on the device takes many rows at once.
         self._grouped = decode_kernel(model, cache).capturable
         self._record = Recorder(model.device).record
-        self._captured: dict[int, tuple[Callable[[], None], Tensor]] = {}
-        self._uploaded: tuple[int, tuple[int, ...]] = 0, ()
+        # By the number of rows, and whether the logits are kept.
+        self._captured: dict[tuple[int, bool], _Captured] = {}
 
-    def prefill(self, chunks: Sequence[Chunk], tokens: Sequence[int]) -> Tensor:
+    def prefill(
+        self,
+        chunks: Sequence[Chunk],
+        tokens: Sequence[int],
+        samplers: Sequence[Sampler | None],
+    ) -> Tensor:
         """Run the tokens of ``chunks``, ``tokens`` in turn, in one packed batch.
 
         Returns ``[chunks]``: the token that follows each chunk, which is the slot's next one
-        where the chunk ends its prompt.
+        where the chunk ends its prompt. ``samplers`` choose it, the common one where it is None.
         """
         device = self._model.device
         step = ForwardPass.of_chunks(self._view.kv, chunks, device, self._grouped)
         inputs = upload(tokens, device)[None]
         last = list(accumulate((chunk.count for chunk in chunks), initial=-1))[1:]
         logits = self._forward(step, inputs, step.positions, upload(last, device))[0]
-        new = self._choose(logits)
+        lengths = [chunk.end for chunk in chunks]
+        new = self._common.choose(logits, lengths[0])
+        choose_by(samplers, logits, lengths, new)
         slots = upload([chunk.slot for chunk in chunks], device)
         self._tokens[slots] = new
-        self._lengths[slots] = upload([chunk.end for chunk in chunks], device)
+        self._lengths[slots] = upload(lengths, device)
         return new
 
-    def decode(self, slots: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    def decode(
+        self, slots: Sequence[int], lengths: Sequence[int], samplers: Sequence[Sampler | None]
+    ) -> Tensor:
         """Add a token to each of ``slots``, which then hold ``lengths``; returns ``[slots]``.
 
-        The result is overwritten by the next call.
+        ``samplers`` choose the next one, the common one where it is None. The result is
+        overwritten by the next call.
         """
+        own = any(sampler is not None for sampler in samplers)
         if self._scratch is not None:
-            self._replay(tuple(slots), self._scratch)
+            rows, logits = self._replay(tuple(slots), self._scratch, own)
         else:
             device = self._model.device
             part = Part(known(slots, device), known(lengths, device))
-            self._decode(upload(slots, device), upload(lengths, device), part)
-        return self._new[: len(slots)]
+            rows = upload(slots, device)
+            logits = self._decode(rows, upload(lengths, device), part)
+        new = self._new[: len(slots)]
+        if own:
+            assert logits is not None
+            choose_by(samplers, logits[: len(slots)], lengths, new)
+            self._tokens[rows[: len(slots)]] = new
+        return new
 
     def capture_to(self, most: int) -> None:
         """Capture every batch size to ``most`` that is not yet, the largest first."""
         sizes = {batch_size(rows, self._new.shape[0]) for rows in range(1, most + 1)}
         # Graphs share memory; a smaller one fits in what a larger one left.
-        for size in sorted(sizes - self._captured.keys(), reverse=True):
-            self._capture(size)
+        for size in sorted(sizes, reverse=True):
+            if (size, False) not in self._captured:
+                self._capture(size, keep=False)
 
-    def _capture(self, size: int) -> None:
+    def _capture(self, size: int, keep: bool) -> None:
         """Capture the step of ``size`` rows, all scratch: it touches no request.
+
+        With ``keep`` the logits stay there after a replay, in memory of their own.
 
         Raises :class:`~pyvattn.errors.UnsupportedError` where the model cannot be captured.
         """
         assert self._scratch is not None
         rows = torch.full((size,), self._scratch, dtype=torch.long, device=self._model.device)
-        self._captured[size] = self._record(lambda: self._decode_captured(rows)), rows
+        kept: list[Tensor] = []
 
-    def _replay(self, slots: tuple[int, ...], scratch: int) -> None:
-        size = self._size_for(len(slots))
-        replay, rows = self._captured[size]
-        if (size, slots) != self._uploaded:
-            rows.copy_(upload([*slots, *[scratch] * (size - len(slots))], rows.device))
-            self._uploaded = size, slots
-        replay()
+        def work() -> None:
+            logits = self._decode_captured(rows)
+            if keep:
+                kept[:] = [logits]
 
-    def _size_for(self, rows: int) -> int:
+        self._captured[size, keep] = _Captured(self._record(work), rows, kept)
+
+    def _replay(
+        self, slots: tuple[int, ...], scratch: int, keep: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Replay a captured step for ``slots``; returns its rows, and its logits to ``keep``."""
+        size = self._size_for(len(slots), keep)
+        captured = self._captured[size, keep]
+        if slots != captured.slots:
+            filled = [*slots, *[scratch] * (size - len(slots))]
+            captured.rows.copy_(upload(filled, captured.rows.device))
+            captured.slots = slots
+        captured.replay()
+        return captured.rows, captured.kept[0] if keep else None
+
+    def _size_for(self, rows: int, keep: bool) -> int:
         """Return a captured size for ``rows``; where none is near, capture a power of two.
 
         Filler rows read the same weights as the others and one token of K and V, so a size
         that is some times too large costs less than another capture.
         """
-        near = [size for size in self._captured if rows <= size <= 4 * rows]
-        if near:
+        sizes = [size for size, kept in self._captured if kept == keep]
+        if near := [size for size in sizes if rows <= size <= 4 * rows]:
             return min(near)
         size = min(1 << (rows - 1).bit_length(), self._new.shape[0])
-        self._capture(size)
+        self._capture(size, keep)
         return size
 
-    def _decode_captured(self, rows: Tensor) -> None:
+    def _decode_captured(self, rows: Tensor) -> Tensor:
         """Add a token to each of ``rows``, by lengths that the device counts itself."""
         lengths = self._lengths[rows] + (rows != self._scratch)
         self._lengths[rows] = lengths
-        self._decode(rows, lengths, Part(rows.to(torch.int32), lengths.to(torch.int32)))
+        return self._decode(rows, lengths, Part(rows.to(torch.int32), lengths.to(torch.int32)))
 
-    def _decode(self, rows: Tensor, lengths: Tensor, part: Part) -> None:
+    def _decode(self, rows: Tensor, lengths: Tensor, part: Part) -> Tensor:
+        """Add a token to each of ``rows`` and choose the next; returns the logits."""
         step = ForwardPass.of_step(self._view.kv, rows, lengths, part)
-        logits = self._forward(step, self._tokens[rows][:, None], step.positions, 1)
-        new = self._choose(logits[:, -1])
+        logits = self._forward(step, self._tokens[rows][:, None], step.positions, 1)[:, -1]
+        new = self._common.choose(logits, 0)
         self._tokens[rows] = new
         self._new[: rows.shape[0]] = new
+        return logits
 
     def _forward(
         self, step: ForwardPass, inputs: Tensor, positions: Tensor, keep: int | Tensor
@@ -139,12 +177,22 @@ class DeviceBatch:
         outputs = self._model(
             input_ids=inputs,
             position_ids=positions,
-            past_key_values=self._view,
             use_cache=True,
             logits_to_keep=keep,
+            **{self._cache_argument: self._view},
         )
         logits: Tensor = outputs.logits
         return logits
+
+
+@dataclass
+class _Captured:
+    """A captured step: what replays it, its slots with their filler, and logits it keeps."""
+
+    replay: Callable[[], None]
+    rows: Tensor
+    kept: list[Tensor]
+    slots: tuple[int, ...] = ()
 
 
 class _View(ContiguousCache):

@@ -9,22 +9,24 @@ only after the next step was launched, so the device never waits for it.
 
 from __future__ import annotations
 
-import operator
+import copy
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import GenerationConfig
 
-from pyvattn.errors import LengthError, OutOfMemory, SpecError
+from pyvattn.errors import OutOfMemory, SpecError
 from pyvattn.integrations.transformers.decode import DeviceBatch
 from pyvattn.integrations.transformers.graphs import on_device, wants_graphs
-from pyvattn.integrations.transformers.interface import ATTENTION
 from pyvattn.integrations.transformers.parts import Chunk
 from pyvattn.integrations.transformers.readback import Readback
-from pyvattn.integrations.transformers.request import Request
-from pyvattn.integrations.transformers.sampling import Choose, greedy
-from pyvattn.integrations.transformers.spec import check_fit, positions_of
+from pyvattn.integrations.transformers.request import Request, prompt_for
+from pyvattn.integrations.transformers.sampling import Samplers
+from pyvattn.integrations.transformers.settings import stop_tokens_of
+from pyvattn.integrations.transformers.spec import check_fit
+from pyvattn.integrations.transformers.switch import attend_through
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -37,13 +39,14 @@ if TYPE_CHECKING:
 class Engine:
     """Decoding of many requests with one model and one cache, step by step.
 
-    The model is switched to the attention implementation ``"pyvattn"``; the cache stays
-    the caller's, who closes it after :meth:`close`. One thread.
+    The model has the attention implementation ``"pyvattn"`` until :meth:`close`, then what it
+    had before; the cache stays the caller's, who closes it after that. One thread.
 
     A request ends with any of ``stop_tokens`` or its own limit. ``on_step`` is called in
     every step once new tokens are known and before finished requests leave: to stream
-    them, or to watch. ``choose`` picks tokens from logits (see
-    :func:`~pyvattn.integrations.transformers.sampling.choose_by`; default: greedy).
+    them, or to watch. ``generation_config`` says how tokens are chosen where a request does
+    not: by the library's logits processors, the likeliest or a draw. By default the likeliest
+    of what the model says, without an end; its ``eos_token_id`` stands in for ``stop_tokens``.
 
     A step runs at most ``max_prefill_tokens`` tokens of prompts, longer ones in chunks,
     and one token of every request whose prompt is done. At most ``max_batch`` requests run
@@ -64,10 +67,10 @@ class Engine:
         self,
         model: PreTrainedModel,
         cache: KVCache,
-        stop_tokens: Collection[int] = (),
+        stop_tokens: Collection[int] | None = None,
         on_step: Callable[[Engine], None] | None = None,
         *,
-        choose: Choose = greedy,
+        generation_config: GenerationConfig | None = None,
         max_batch: int | None = None,
         max_prefill_tokens: int = 8192,
         graphs: bool | None = None,
@@ -78,67 +81,49 @@ class Engine:
                 raise SpecError(f"{name}={count}: use at least 1")
         check_fit(model, cache.spec)
         self.graphs = wants_graphs(model, cache, graphs)
-        model.set_attn_implementation(ATTENTION)
+        self._samplers = Samplers(model, _config_of(generation_config, stop_tokens))
         self.model = model
         self.cache = cache
-        self.stop_tokens = frozenset(stop_tokens)
         self.on_step = on_step
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self._max_batch = cache.spec.max_slots if max_batch is None else max_batch
         self._max_prefill_tokens = max_prefill_tokens
         self._lookahead = model.device.type == "cuda" if lookahead is None else lookahead
-        self._scratch = self._take_scratch() if self.graphs else None
-        self._batch = DeviceBatch(model, cache, choose, self._scratch)
         self._unread: deque[Readback] = deque()
         self._finished: list[Request] = []
+        self._scratch = self._take_scratch() if self.graphs else None
+        self._batch = DeviceBatch(model, cache, self._samplers.common, self._scratch)
+        self._release_model = attend_through(model, self)
 
     @property
     def busy(self) -> bool:
         """Whether any request waits or runs."""
         return bool(self.waiting or self.running)
 
-    def submit(self, prompt: Sequence[int], max_new_tokens: int) -> Request:
+    def submit(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        generation_config: GenerationConfig | None = None,
+        **options: Any,
+    ) -> Request:
         """Queue a prompt of token ids; it runs from one of the next steps on.
 
+        ``generation_config`` takes the place of the engine's for this request, and ``options``
+        are settings laid over it, such as ``temperature=0.7`` or ``repetition_penalty=1.1``.
+
         Raises :class:`~pyvattn.errors.LengthError` if it cannot fit in a slot or in the
-        positions that the model has learned, and :class:`~pyvattn.errors.SpecError` for an
-        empty prompt, no token to generate, or what is no token of the model.
+        positions that the model has learned, :class:`~pyvattn.errors.SpecError` for an
+        empty prompt, no token to generate, what is no token of the model or no setting, and
+        :class:`~pyvattn.errors.UnsupportedError` for settings of another kind of generation.
         """
-        tokens = self._tokens_of(prompt)
-        if not tokens or max_new_tokens < 1:
-            raise SpecError(
-                f"a prompt of {len(tokens)} tokens with max_new_tokens={max_new_tokens}: "
-                "give at least one of each"
-            )
-        # The last new token is never read again, so it needs no room.
-        needed = len(tokens) + max_new_tokens - 1
-        most, positions = self.cache.spec.max_tokens, positions_of(self.model)
-        for room, whose in ((most, "a slot holds max_tokens="), (positions, "the model knows ")):
-            if room is not None and needed > room:
-                raise LengthError(
-                    f"a prompt of {len(tokens)} tokens and {max_new_tokens} new ones need {needed} "
-                    f"tokens, {whose}{room}: shorten one of them"
-                )
-        request = Request(tokens, max_new_tokens)
+        tokens = prompt_for(self.model, prompt, max_new_tokens, self.cache.spec.max_tokens)
+        config = self._samplers.config_for(generation_config, options)
+        sampler = self._samplers.of(config, len(tokens), max_new_tokens)
+        request = Request(tokens, max_new_tokens, stop_tokens_of(config), sampler)
         self.waiting.append(request)
         return request
-
-    def _tokens_of(self, prompt: Sequence[int]) -> list[int]:
-        """Return the token ids as ints. An id that the model has not would be a device fault."""
-        try:
-            tokens = [operator.index(token) for token in prompt]
-        except TypeError:
-            raise SpecError("a prompt is a sequence of token ids: tokenize text first") from None
-        embeddings: Any = self.model.get_input_embeddings()
-        known = embeddings.weight.shape[0]
-        for token in tokens:
-            if not 0 <= token < known:
-                raise SpecError(
-                    f"token {token} is outside the vocabulary of {known}: the prompt was made by "
-                    "another model's tokenizer"
-                )
-        return tokens
 
     @torch.inference_mode()
     def step(self) -> list[Request]:
@@ -180,7 +165,7 @@ class Engine:
                 self._batch.capture_to(most)
 
     def close(self) -> None:
-        """Drop every request and release their slots."""
+        """Drop every request, release their slots and let go of the model."""
         self.waiting.clear()
         self._unread.clear()
         while self.running:
@@ -188,6 +173,7 @@ class Engine:
         if self._scratch is not None:
             scratch, self._scratch = self._scratch, None
             self.cache.release(scratch)
+        self._release_model()
 
     def __enter__(self) -> Engine:
         return self
@@ -260,6 +246,8 @@ class Engine:
             raise _too_large(request) from error
         self.waiting.popleft()
         request.slot, request.cached, request.started = slot, 0, len(request.output)
+        if request.sampler is not None:
+            request.sampler.start(request.tokens)
         self.running.append(request)
         return request
 
@@ -290,7 +278,8 @@ class Engine:
         if not decoding:
             return
         slots = [int(_slot(request)) for request in decoding]
-        tokens = self._batch.decode(slots, [request.cached + 1 for request in decoding])
+        lengths = [request.cached + 1 for request in decoding]
+        tokens = self._batch.decode(slots, lengths, [request.sampler for request in decoding])
         for request in decoding:
             request.cached += 1
             request.started += 1
@@ -312,7 +301,9 @@ class Engine:
                 break
         if not chunks:
             return
-        new = self._batch.prefill(chunks, tokens)
+        pairs = zip(requests, chunks, strict=True)
+        samplers = [each.sampler if chunk.end == each.length else None for each, chunk in pairs]
+        new = self._batch.prefill(chunks, tokens, samplers)
         for request, chunk in zip(requests, chunks, strict=True):
             request.cached = chunk.end
         # Only the last chunk can end before its request does.
@@ -333,18 +324,24 @@ class Engine:
         """Read the tokens of all but the newest ``keep`` launches, and let go who is done."""
         while len(self._unread) > keep:
             for request, slot, token in self._unread.popleft().tokens():
-                if request.slot is slot and not self._is_done(request):
+                if request.slot is slot and not request.complete:
                     request.output.append(token)
         if self.on_step is not None:
             self.on_step(self)
-        for request in [each for each in self.running if self._is_done(each)]:
+        for request in [each for each in self.running if each.complete]:
             request.done = True
             self._leave(request)
             self._finished.append(request)
 
-    def _is_done(self, request: Request) -> bool:
-        full = len(request.output) >= request.max_new_tokens
-        return full or (bool(request.output) and request.output[-1] in self.stop_tokens)
+
+def _config_of(
+    config: GenerationConfig | None, stop_tokens: Collection[int] | None
+) -> GenerationConfig:
+    """Return ``config``, or greedy decoding, with ``stop_tokens`` where they are given."""
+    config = GenerationConfig() if config is None else copy.deepcopy(config)
+    if stop_tokens is not None:
+        config.eos_token_id = sorted(stop_tokens) or None
+    return config
 
 
 def _slot(request: Request) -> Slot:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyvattn.cache import KVCache
 from pyvattn.errors import ConfigError, SpecError
 from pyvattn.integrations.transformers.engine import Engine
 from pyvattn.integrations.transformers.request import Request
-from pyvattn.integrations.transformers.sampling import choose_by
 from pyvattn.integrations.transformers.spec import spec_for
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ def generate_batch(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int | Sequence[int] | None = None,
-    generation_config: GenerationConfig | None = None,
+    generation_config: GenerationConfig | Sequence[GenerationConfig] | None = None,
     cache: KVCache | None = None,
     memory: int | str | None = None,
     max_batch: int = 64,
@@ -34,10 +33,10 @@ def generate_batch(
     Returns a request for each prompt, in their order; ``request.output`` are its new tokens,
     with the end-of-sequence token where the model said it.
 
-    ``max_new_tokens`` is one number or one for each prompt; by default that of
-    ``generation_config``, which is the model's own by default. The config also says which
-    tokens end a request (``eos_token_id``) and how tokens are chosen: greedily, or sampled
-    with ``temperature``, ``top_k``, ``top_p`` and ``min_p``.
+    ``generation_config`` is one for all or one for each prompt, by default the model's own. It
+    says which tokens end a request (``eos_token_id``) and how tokens are chosen: greedily or
+    sampled, by the library's logits processors. ``max_new_tokens`` is one number or one for each
+    prompt, by default that of the config.
 
     The tokens lie in ``cache``, which stays open, or in one that is opened for the call with
     ``memory`` bytes (or text such as ``"20GiB"``) of physical memory at most; ``cache_options``
@@ -45,18 +44,14 @@ def generate_batch(
     ``max_batch``, ``max_prefill_tokens`` and ``graphs`` are those of :class:`Engine`, which
     is what to use for requests that come one by one.
 
-    The model attends through pyvattn afterwards as well: with any other cache that is the
-    library's ``"sdpa"``.
+    Afterwards the model attends as it did before.
 
     Raises :class:`~pyvattn.errors.SpecError`, :class:`~pyvattn.errors.LengthError`,
     :class:`~pyvattn.errors.ConfigError` or :class:`~pyvattn.errors.UnsupportedError` before
     anything runs, and :class:`~pyvattn.errors.OutOfMemory` where a request does not fit alone.
     """
-    config = generation_config or model.generation_config
-    if config is None:
-        raise ConfigError("the model has no generation config: pass generation_config")
-    limits = _limits(prompts, max_new_tokens, config)
-    choose = choose_by(config)
+    configs = _configs(model, prompts, generation_config)
+    limits = _limits(prompts, max_new_tokens, configs)
     if not prompts:
         return []
     owned = None
@@ -69,13 +64,16 @@ def generate_batch(
         with Engine(
             model,
             cache,
-            _stop_tokens(config),
-            choose=choose,
+            generation_config=configs[0],
             max_batch=max_batch,
             max_prefill_tokens=max_prefill_tokens,
             graphs=graphs,
         ) as engine:
-            requests = [engine.submit(*each) for each in zip(prompts, limits, strict=True)]
+            submitted = zip(prompts, limits, configs, strict=True)
+            requests = [
+                engine.submit(prompt, limit, None if config is configs[0] else config)
+                for prompt, limit, config in submitted
+            ]
             engine.run()
             return requests
     finally:
@@ -83,25 +81,47 @@ def generate_batch(
             owned.close()
 
 
+def _configs(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    given: GenerationConfig | Sequence[GenerationConfig] | None,
+) -> list[GenerationConfig]:
+    """Return the config of each prompt."""
+    config = model.generation_config if given is None else given
+    if config is None:
+        raise ConfigError("the model has no generation config: pass generation_config")
+    if not isinstance(config, Sequence):
+        return [config] * len(prompts)
+    if len(config) != len(prompts):
+        raise SpecError(
+            f"there are {len(config)} generation configs for {len(prompts)} prompts: give one for "
+            "each, or one for all"
+        )
+    return list(config)
+
+
 def _limits(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int | Sequence[int] | None,
-    config: GenerationConfig,
+    configs: Sequence[GenerationConfig],
 ) -> list[int]:
-    limit = config.max_new_tokens if max_new_tokens is None else max_new_tokens
-    if limit is None:
+    if max_new_tokens is None:
+        limits = [config.max_new_tokens for config in configs]
+    elif isinstance(max_new_tokens, int):
+        limits = [max_new_tokens] * len(prompts)
+    else:
+        limits = list(max_new_tokens)
+    if None in limits:
         raise SpecError(
             "nothing says how many tokens to generate: pass max_new_tokens, or a generation_config "
             "that has it"
         )
-    if isinstance(limit, int):
-        return [limit] * len(prompts)
-    if len(limit) != len(prompts):
+    if len(limits) != len(prompts):
         raise SpecError(
-            f"max_new_tokens has {len(limit)} numbers for {len(prompts)} prompts: give one for "
+            f"max_new_tokens has {len(limits)} numbers for {len(prompts)} prompts: give one for "
             "each, or one for all"
         )
-    return list(limit)
+    return limits
 
 
 def _open(
@@ -121,10 +141,3 @@ def _open(
     slots = max(1, min(max_batch, len(prompts))) + 1
     spec = spec_for(model, max_slots=slots, max_tokens=max(longest, 1))
     return KVCache(spec, device=str(model.device), memory=memory, **options)
-
-
-def _stop_tokens(config: GenerationConfig) -> Collection[int]:
-    ends = config.eos_token_id
-    if ends is None:
-        return ()
-    return (ends,) if isinstance(ends, int) else tuple(ends)

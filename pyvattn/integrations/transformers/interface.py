@@ -24,7 +24,6 @@ from pyvattn.integrations.transformers.rope import check_rope
 
 if TYPE_CHECKING:
     from torch.nn import Module
-    from transformers import PreTrainedModel
 
     from pyvattn.integrations.transformers.base import ContiguousCache
 
@@ -64,20 +63,6 @@ def register_attention() -> None:
     """Make ``"pyvattn"`` known to the library."""
     AttentionInterface.register(ATTENTION, _attention)
     AttentionMaskInterface.register(ATTENTION, _mask)
-
-
-def attend_through(model: PreTrainedModel) -> None:
-    """Have ``model`` attend through pyvattn.
-
-    Raises :class:`~pyvattn.errors.UnsupportedError` for one with attention of its own.
-    """
-    model.set_attn_implementation(ATTENTION)
-    used = model.config.get_text_config(decoder=True)._attn_implementation
-    if used != ATTENTION:
-        raise UnsupportedError(
-            f"{type(model).__name__} does not use the library's attention interface, so it cannot "
-            "attend to the contiguous cache: use the library's DynamicCache"
-        )
 
 
 def _mask(

@@ -1,109 +1,183 @@
-"""How the next token is chosen from logits, by the library's own warpers."""
+"""How the next token is chosen from logits: by the library's own logits processors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GenerationConfig, LogitsProcessorList
+from transformers.generation import logits_process
 
-from pyvattn.errors import UnsupportedError
+from pyvattn.errors import SpecError
+from pyvattn.integrations.transformers.parts import upload
+from pyvattn.integrations.transformers.settings import refuse_unknown
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig
+    from transformers import PreTrainedModel
 
-Choose = Callable[[Tensor], Tensor]
-"""Logits ``[rows, vocabulary]`` to tokens ``[rows]``, with no value read on the host."""
-
-# What a generation config may set. Everything else changes the tokens in ways that continuous
-# batching here does not know, so it is refused by name and not passed over.
-_KNOWN = {
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "max_new_tokens",
-    "max_length",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "use_cache",
-    "transformers_version",
-}
-# Settings that are off at 1; the others are off at None, False or 0.
-_OFF_AT_ONE = {
-    "num_beams",
-    "num_return_sequences",
-    "repetition_penalty",
-    "encoder_repetition_penalty",
-    "length_penalty",
-    "typical_p",
-    "guidance_scale",
-}
+# Processors that look at the logits of a row and at nothing else, and read no value on the
+# host: they take all rows at once, in a captured step too. The others get a row and its tokens.
+_OF_LOGITS_ALONE = (
+    logits_process.TemperatureLogitsWarper,
+    logits_process.TopKLogitsWarper,
+    logits_process.TopPLogitsWarper,
+    logits_process.MinPLogitsWarper,
+    logits_process.TypicalLogitsWarper,
+    logits_process.EpsilonLogitsWarper,
+    logits_process.InfNanRemoveLogitsProcessor,
+    logits_process.LogitNormalization,
+    logits_process.SuppressTokensLogitsProcessor,
+)
 
 
-def greedy(logits: Tensor) -> Tensor:
-    """Take the most likely token of each row."""
-    return logits.argmax(dim=-1)
+class Sampler:
+    """Chooses tokens from logits alone, of any number of rows at once.
 
-
-def choose_by(config: GenerationConfig) -> Choose:
-    """Return how ``config`` wants tokens chosen: greedily, or sampled.
-
-    Sampling knows ``temperature``, ``top_k``, ``top_p`` and ``min_p``; it draws from torch's
-    generator of the device, so ``torch.manual_seed`` makes it repeatable.
-
-    Raises :class:`~pyvattn.errors.UnsupportedError` for a config that sets anything else.
+    Sampling draws from torch's generator of the device, so ``torch.manual_seed`` makes it
+    repeatable.
     """
-    changed: dict[str, Any] = config.to_diff_dict()
-    unknown = {
-        name: value
-        for name, value in changed.items()
-        if name not in _KNOWN
-        and not name.startswith("_")
-        and value not in (None, False, 0)
-        and not (name in _OFF_AT_ONE and value == 1)
-    }
-    if unknown:
-        raise UnsupportedError(
-            f"continuous batching does not know {_listed(unknown)} of the generation config: "
-            "leave it out, or use model.generate with a VAttentionCache"
-        )
-    if not config.do_sample:
-        return greedy
-    warpers: Any = _warpers(config)
 
-    def sample(logits: Tensor) -> Tensor:
-        # The warpers read no token ids; their type wants a tensor.
-        scores: Tensor = warpers(torch.empty(0, dtype=torch.long), logits.float())
+    reads_tokens = False
+
+    def __init__(self, processors: LogitsProcessorList, draws: bool) -> None:
+        self._processors: Any = processors
+        self._draws = draws
+
+    def start(self, tokens: Sequence[int]) -> None:
+        """Begin, or begin again, where the request has ``tokens``."""
+
+    def choose(self, logits: Tensor, count: int) -> Tensor:
+        """Return ``[rows]`` tokens for ``[rows, vocabulary]`` logits; reads nothing on the host.
+
+        ``count`` is the number of tokens so far, where there is one row only.
+        """
+        # The processors read no token ids; their type wants a tensor.
+        return self._choose(logits, torch.empty(0, dtype=torch.long))
+
+    def _choose(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        if not self._processors and not self._draws:
+            return logits.argmax(dim=-1)
+        scores: Tensor = self._processors(tokens, logits.to(torch.float32, copy=True))
+        if not self._draws:
+            return scores.argmax(dim=-1)
         weights = scores.softmax(dim=-1)
-        # Dividing by exponential noise samples as multinomial() does, without its wait.
+        # Dividing by exponential noise is what multinomial() does, but for its checks, which wait.
         return (weights / torch.empty_like(weights).exponential_()).argmax(dim=-1)
 
-    return sample
+
+class HistorySampler(Sampler):
+    """Chooses the tokens of one request, from logits and from its tokens so far."""
+
+    reads_tokens = True
+
+    def __init__(
+        self, processors: LogitsProcessorList, draws: bool, most: int, device: torch.device
+    ) -> None:
+        super().__init__(processors, draws)
+        self._tokens = torch.zeros(1, most, dtype=torch.long, device=device)
+
+    def start(self, tokens: Sequence[int]) -> None:
+        """See :meth:`Sampler.start`."""
+        self._tokens[0, : len(tokens)] = upload(tokens, self._tokens.device)
+
+    def choose(self, logits: Tensor, count: int) -> Tensor:
+        """See :meth:`Sampler.choose`; the token is added to those that are known."""
+        new = self._choose(logits, self._tokens[:, :count])
+        # Read one step late, a request may run past its last token, which is dropped.
+        self._tokens[0, count : count + 1] = new
+        return new
 
 
-def _warpers(config: GenerationConfig) -> LogitsProcessorList:
-    warpers = LogitsProcessorList()
-    if config.temperature not in (None, 1.0):
-        warpers.append(TemperatureLogitsWarper(config.temperature))
-    if config.top_k:
-        warpers.append(TopKLogitsWarper(config.top_k))
-    if config.top_p is not None and config.top_p < 1.0:
-        warpers.append(TopPLogitsWarper(config.top_p))
-    if config.min_p is not None:
-        warpers.append(MinPLogitsWarper(config.min_p))
-    return warpers
+def choose_by(
+    samplers: Sequence[Sampler | None], logits: Tensor, counts: Sequence[int], new: Tensor
+) -> None:
+    """Write to ``new`` the tokens of the rows that have a sampler.
+
+    ``logits`` are ``[rows, vocabulary]``, ``counts`` the tokens of each row so far.
+    """
+    rows: dict[Sampler, list[int]] = {}
+    for row, sampler in enumerate(samplers):
+        if sampler is not None:
+            rows.setdefault(sampler, []).append(row)
+    for sampler, of_it in rows.items():
+        at = upload(of_it, new.device)
+        new[at] = sampler.choose(logits[at], counts[of_it[0]])
 
 
-def _listed(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in sorted(settings.items()))
+class Samplers:
+    """Makes the samplers of an engine's requests; those that ask for the same share one.
+
+    ``config`` is that of requests which bring none. Raises
+    :class:`~pyvattn.errors.UnsupportedError` for settings that continuous batching does not
+    know, and :class:`~pyvattn.errors.SpecError` for values that the library refuses.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: GenerationConfig) -> None:
+        self._model = model
+        self._config = config
+        self._shared: WeakValueDictionary[str, Sampler] = WeakValueDictionary()
+        refuse_unknown(config)
+        made = self._make(config, 1, 1)
+        self._has_common = not made.reads_tokens
+        # Chooses for every row of a step; requests with samplers of their own do so afterwards.
+        self.common = made if self._has_common else Sampler(LogitsProcessorList(), draws=False)
+
+    def config_for(
+        self, config: GenerationConfig | None, options: dict[str, Any]
+    ) -> GenerationConfig:
+        """Return ``config``, or the engine's where there is none, with ``options`` laid over it."""
+        if not options:
+            return config or self._config
+        config = copy.deepcopy(config or self._config)
+        try:
+            unknown = config.update(**options)
+        except (TypeError, ValueError) as error:
+            raise _bad_setting(error) from None
+        if unknown:
+            raise SpecError(
+                f"no generation option is called {', '.join(sorted(unknown))}: the names are those "
+                "of transformers.GenerationConfig"
+            )
+        return config
+
+    def of(self, config: GenerationConfig, prompt_tokens: int, new_tokens: int) -> Sampler | None:
+        """Return the sampler of one request; ``None`` where the common one does."""
+        if config is self._config and self._has_common:
+            return None
+        refuse_unknown(config)
+        made = self._make(config, prompt_tokens, new_tokens)
+        if made.reads_tokens:
+            return made
+        return self._shared.setdefault(config.to_json_string(), made)
+
+    def _make(self, config: GenerationConfig, prompt_tokens: int, new_tokens: int) -> Sampler:
+        processors = self._processors(config, prompt_tokens, new_tokens)
+        draws = bool(config.do_sample)
+        if all(isinstance(each, _OF_LOGITS_ALONE) for each in processors):
+            return Sampler(processors, draws)
+        most = prompt_tokens + new_tokens
+        return HistorySampler(processors, draws, most, self._model.device)
+
+    def _processors(
+        self, config: GenerationConfig, prompt_tokens: int, new_tokens: int
+    ) -> LogitsProcessorList:
+        """Return the processors that ``model.generate`` would take for such a prompt."""
+        config = copy.deepcopy(config)
+        config.max_new_tokens, config.max_length = new_tokens, prompt_tokens + new_tokens
+        model: Any = self._model
+        try:
+            model._prepare_special_tokens(config, True, device=model.device)
+            processors: LogitsProcessorList = model._get_logits_processor(
+                config, prompt_tokens, device=model.device
+            )
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise _bad_setting(error) from None
+        return processors
+
+
+def _bad_setting(error: Exception) -> SpecError:
+    return SpecError(f"the generation options make no sense to the library: {error}")

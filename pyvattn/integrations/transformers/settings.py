@@ -1,0 +1,93 @@
+"""Which settings of a generation config continuous batching follows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyvattn.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+# How tokens are chosen: the library makes logits processors of these.
+_CHOICE = {
+    "do_sample",
+    "temperature",
+    "top_h",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "sequence_bias",
+    "min_length",
+    "min_new_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "remove_invalid_values",
+    "renormalize_logits",
+}
+# How generate() keeps tokens and runs the model, which is the engine's affair, and ids.
+_OTHERWISE_DONE = {
+    "max_new_tokens",
+    "max_length",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "use_cache",
+    "cache_implementation",
+    "cache_config",
+    "max_cache_len",
+    "prefill_chunk_size",
+    "compile_config",
+    "disable_compile",
+    "continuous_batching_config",
+    "return_dict_in_generate",
+    "transformers_version",
+}
+# Settings that are off at 1; the others are off at None, False or 0.
+_OFF_AT_ONE = {
+    "num_beams",
+    "num_return_sequences",
+    "encoder_repetition_penalty",
+    "length_penalty",
+    "guidance_scale",
+}
+
+
+def refuse_unknown(config: GenerationConfig) -> None:
+    """Raise :class:`~pyvattn.errors.UnsupportedError` where ``config`` asks for anything else.
+
+    It would change what comes out, so it is not passed over.
+    """
+    changed: dict[str, Any] = config.to_diff_dict()
+    unknown = {
+        name: value
+        for name, value in changed.items()
+        if name not in _CHOICE | _OTHERWISE_DONE
+        and not name.startswith("_")
+        and value not in (None, False, 0)
+        and not (name in _OFF_AT_ONE and value == 1)
+    }
+    if unknown:
+        listed = ", ".join(f"{name}={value!r}" for name, value in sorted(unknown.items()))
+        raise UnsupportedError(
+            f"continuous batching does not know {listed} of the generation config: leave it out, "
+            "or use model.generate with a VAttentionCache"
+        )
+
+
+def stop_tokens_of(config: GenerationConfig) -> frozenset[int]:
+    """Return the tokens that end a request."""
+    ends = config.eos_token_id
+    if ends is None:
+        return frozenset()
+    return frozenset([ends] if isinstance(ends, int) else ends)
