@@ -48,7 +48,7 @@ bench() {
 }
 
 tests() {
-  part tests 630 "$PYTHON" scripts/run_gpu_tests.py
+  part tests 550 "$PYTHON" scripts/run_gpu_tests.py
 }
 drivers() {
   part info 60 "$PYTHON" -m pyvattn info --probe
