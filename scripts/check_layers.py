@@ -21,9 +21,9 @@ PYTHON = (  # pyvattn/ and cli/
     # one exception for each way to fail; the core
     ("errors", "_native"),
     # words, numbers and sizes; NVIDIA's text files; CUDA
-    ("cuda", "dtypes", "fences", "nvidia", "stats", "text", "units", "whole_numbers"),
-    # configs of models, rows of traces; the kernel module's installer
-    ("configs", "driver", "gpu_timing", "trace_rows"),
+    ("cuda", "dtypes", "fences", "nvidia", "samples", "stats", "text", "units", "whole_numbers"),
+    # configs of models, rows of traces; pictures; the kernel module's installer
+    ("configs", "driver", "gpu_timing", "plots", "trace_rows"),
     # what a cache must hold, and where it lies
     ("geometry",),
     ("spec",),

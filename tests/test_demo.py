@@ -11,8 +11,8 @@ import pytest
 
 from pyvattn import demo, errors
 from pyvattn.demo import dependencies
-from pyvattn.demo.accounting import paged_bytes, static_bytes
 from pyvattn.demo.prompts import load_prompts
+from pyvattn.samples import paged_bytes, static_bytes
 
 
 def test_prompts_are_many_different_and_of_very_different_length():
@@ -187,8 +187,8 @@ def test_the_figures_agree_with_each_other(load, console):
     assert result.used_peak <= result.paged_peak < result.static
     assert result.used_peak <= result.mapped_peak <= result.cache.reserved
     assert result.cache.map_calls > 0
-    assert all(sample.running <= 4 for sample in result.samples)
-    assert max(sample.running for sample in result.samples) == 4
+    assert all(sample.requests <= 4 for sample in result.samples)
+    assert max(sample.requests for sample in result.samples) == 4
     assert result.check_seconds is None
     assert {answer.matches for answer in result.answers} == {None}
     assert "Self-check" not in console.export_text()

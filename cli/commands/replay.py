@@ -74,9 +74,9 @@ def command(
         None if options["saturate"] else options["step_ms"] / 1e3,
     )
     if plot is not None:
-        from pyvattn.replay.plot import plot as draw
+        from pyvattn.plots import plot_replay
 
-        draw(f"{requests.label}, limit {format_size(memory)}", found, plot)
+        plot_replay(f"{requests.label}, limit {format_size(memory)}", found, plot)
     if as_json:
         print_json(_as_dict(requests, spec, options, found))
     else:

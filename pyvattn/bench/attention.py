@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pyvattn.bench.paged import block_sizes, paged_alternatives
+from pyvattn.bench.paged import block_sizes, paged_alternatives, paged_name
 from pyvattn.bench.report import Measure
 from pyvattn.bench.timing import ratios, summarise
 from pyvattn.cache import KVCache
 from pyvattn.errors import DriverUnavailable
 from pyvattn.geometry import Geometry, TensorView
 from pyvattn.gpu_timing import in_graphs, interleave_on_gpu, require_gpu
+from pyvattn.samples import BLOCK_TOKENS
 from pyvattn.spec import CacheSpec
 from pyvattn.units import format_size
 
@@ -254,7 +255,7 @@ def _report(
         if name == _OURS:
             continue
         target = {_PLAIN: _AS_FAST[layout], _STRIDED: _AS_FAST_STRIDED}.get(name)
-        if name == "paged, 16 tokens" and shape.queries > 1:
+        if name == paged_name(BLOCK_TOKENS) and shape.queries > 1:
             target = 0.90
         yield Measure.of(
             f"{kernel}, {shape.name}: {_OURS} / {name}",

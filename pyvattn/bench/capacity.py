@@ -23,7 +23,7 @@ from pyvattn.spec import CacheSpec
 from pyvattn.traces import Request, Trace, read_trace, synthetic_trace
 from pyvattn.units import format_page_size, parse_size
 
-_PAGED = "paged, 16 tokens"
+_PAGED = PagedAllocator.name
 _FINE = ", 64K pages, layout layer"
 
 
@@ -75,7 +75,7 @@ def measure(options: Options) -> Iterator[Measure]:
         )
 
 
-_BASES = (_Case("static", StaticAllocator), _Case(_PAGED, PagedAllocator))
+_BASES = (_Case(StaticAllocator.name, StaticAllocator), _Case(_PAGED, PagedAllocator))
 
 
 def _cases(spec: CacheSpec, options: Options) -> Iterator[_Case]:

@@ -22,6 +22,11 @@ def block_sizes(kernel: str) -> tuple[int, ...]:
     return _BLOCKS.get(kernel, ())
 
 
+def paged_name(block: int) -> str:
+    """Return what results call the paged form with blocks of ``block`` tokens."""
+    return f"paged, {block} tokens"
+
+
 def paged_alternatives(
     torch: Any,
     kernel: str,
@@ -50,7 +55,7 @@ def paged_alternatives(
 
         return call
 
-    return {f"paged, {block} tokens": over_layers(block) for block in block_sizes(kernel)}
+    return {paged_name(block): over_layers(block) for block in block_sizes(kernel)}
 
 
 def _cut(

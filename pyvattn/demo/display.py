@@ -15,8 +15,8 @@ from rich.text import Text
 from pyvattn.units import format_size
 
 if TYPE_CHECKING:
-    from pyvattn.demo.accounting import Sample
     from pyvattn.integrations.transformers import Request
+    from pyvattn.samples import Sample
 
 
 class Display:
@@ -88,7 +88,7 @@ class Display:
             self._done.add(index)
             self._console.print(
                 f"{sample.seconds:6.1f} s  {self._titles[index]}: {len(request.prompt)} + "
-                f"{len(request.output)} tokens, {sample.running} running, "
+                f"{len(request.output)} tokens, {sample.requests} running, "
                 f"{format_size(sample.mapped)} mapped",
                 highlight=False,
                 soft_wrap=True,

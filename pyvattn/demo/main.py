@@ -13,17 +13,17 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pyvattn.cache import KVCache
-from pyvattn.demo.accounting import static_bytes
 from pyvattn.demo.check import reference_tokens
 from pyvattn.demo.display import Display
 from pyvattn.demo.model import Chat, load_chat
-from pyvattn.demo.plot import save_plot
 from pyvattn.demo.prompts import Prompt, load_prompts
 from pyvattn.demo.report import print_answers, print_tables, print_verdict
 from pyvattn.demo.result import Answer, DemoResult
 from pyvattn.demo.serve import Served, serve
 from pyvattn.errors import ConfigError, MismatchError
 from pyvattn.integrations.transformers import spec_for
+from pyvattn.plots import plot_demo
+from pyvattn.samples import static_bytes
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _report(options: Options, console: Console, result: DemoResult) -> None:
     if options.out is not None:
         folder = Path(options.out)
         folder.mkdir(parents=True, exist_ok=True)
-        save_plot(result, folder / "demo.png")
+        plot_demo(result, folder / "demo.png")
         (folder / "demo.json").write_text(json.dumps(result.as_dict(), indent=1) + "\n")
         console.print(f"Memory over time: {folder / 'demo.png'}", highlight=False)
     if not options.check:

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pyvattn.demo.accounting import BLOCK_TOKENS
+from pyvattn.samples import BLOCK_TOKENS
 from pyvattn.units import format_page_size, format_size
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from pyvattn.demo.accounting import Sample
 from pyvattn.machine import describe_machine, describe_run
+from pyvattn.samples import Sample
 
 if TYPE_CHECKING:
     from pyvattn.cache import KVCache
@@ -78,7 +78,7 @@ class DemoResult:
     @property
     def live_peak(self) -> int:
         """The most that was mapped under running requests."""
-        return max(sample.live for sample in self.samples)
+        return max(sample.held for sample in self.samples)
 
     @property
     def used_peak(self) -> int:
@@ -88,7 +88,7 @@ class DemoResult:
     @property
     def paged_peak(self) -> int:
         """The most that a 16-token paged cache would have held."""
-        return max(sample.paged for sample in self.samples)
+        return max(sample.paged or 0 for sample in self.samples)
 
     @property
     def steps(self) -> int:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyvattn.demo.accounting import Meter, Sample
+from pyvattn.demo.accounting import Meter
 from pyvattn.demo.result import CacheFigures
 from pyvattn.integrations.transformers import Engine, Request
+from pyvattn.samples import Sample
 
 if TYPE_CHECKING:
     from pyvattn.cache import KVCache

@@ -6,7 +6,7 @@ allocation and 16-token paged allocation. See :func:`replay` for one run.
 
 from pyvattn.replay.allocator import Allocator, PagedAllocator, StaticAllocator
 from pyvattn.replay.contiguous import ContiguousAllocator
-from pyvattn.replay.result import Result, Sample
+from pyvattn.replay.result import Result
 from pyvattn.replay.scheduler import replay
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "ContiguousAllocator",
     "PagedAllocator",
     "Result",
-    "Sample",
     "StaticAllocator",
     "replay",
 ]

@@ -6,6 +6,7 @@ from array import array
 from typing import Protocol
 
 from pyvattn.errors import ConfigError, OutOfMemory
+from pyvattn.samples import BLOCK_TOKENS, blocks_for
 from pyvattn.spec import CacheSpec
 
 
@@ -67,11 +68,8 @@ class _BlockAllocator:
     def label(self) -> str:
         return self.name
 
-    def _blocks_for(self, tokens: int) -> int:
-        return -(-tokens // self._block_tokens)
-
     def can_admit(self, tokens: int) -> bool:
-        return bool(self._rows) and self._blocks_for(tokens) <= self._free
+        return bool(self._rows) and blocks_for(tokens, self._block_tokens) <= self._free
 
     def admit(self, tokens: int) -> int:
         row = self._rows.pop()
@@ -82,7 +80,7 @@ class _BlockAllocator:
         size, held = self._block_tokens, self._held
         missing = {}
         for row, length in zip(rows, lengths, strict=True):
-            blocks = -(-length // size)
+            blocks = blocks_for(length, size)
             if blocks > held[row]:
                 missing[row] = blocks
         wanted = sum(blocks - held[row] for row, blocks in missing.items())
@@ -123,9 +121,9 @@ class StaticAllocator(_BlockAllocator):
 
 
 class PagedAllocator(_BlockAllocator):
-    """Blocks of 16 tokens, as paged attention has them."""
+    """Small blocks, as paged attention has them."""
 
-    name = "paged, 16 tokens"
+    name = f"paged, {BLOCK_TOKENS} tokens"
 
     def __init__(self, spec: CacheSpec, memory_limit: int) -> None:
-        super().__init__(spec, memory_limit, 16)
+        super().__init__(spec, memory_limit, BLOCK_TOKENS)

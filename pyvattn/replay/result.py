@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True)
-class Sample:
-    """Memory at one moment: seconds of simulated time, live requests, and bytes."""
-
-    time: float
-    live: int
-    used: int
-    held: int
-    mapped: int
+from pyvattn.samples import Sample
 
 
 @dataclass(frozen=True)
@@ -60,10 +51,10 @@ class Recorder:
         self.live = self.used = self.held = self.mapped = 0
         self.peak_live = self.peak_held = self.peak_mapped = 0
 
-    def add(self, time: float, live: int, used: int, held: int, mapped: int) -> None:
+    def add(self, seconds: float, live: int, used: int, held: int, mapped: int) -> None:
         """Record one step."""
         if self.steps % self._stride == 0:
-            self.samples.append(Sample(time, live, used, held, mapped))
+            self.samples.append(Sample(seconds, live, used, held, mapped))
             if len(self.samples) > self._capacity:
                 del self.samples[1::2]
                 self._stride *= 2
