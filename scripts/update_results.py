@@ -13,30 +13,18 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "planner.md", ROOT / "docs" / "gpu.md")
-RESULTS = ROOT / "docs" / "results"
+from results_files import RESULTS, ROOT, number, source
+from serving_tables import front, transformers
+
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "results.md",
+    ROOT / "docs" / "planner.md",
+    ROOT / "docs" / "gpu.md",
+)
 SECTION = re.compile(r"<!-- results: (\w+) -->\n.*?<!-- end of results -->", re.DOTALL)
-
-
-def source(found: dict[str, Any], name: str, results: str = "docs/results") -> str:
-    machine = found["machine"]
-    gpus = ", ".join(machine.get("gpus", [])) or "no GPU"
-    if "nvidia_driver" in machine:
-        gpus += f", driver {machine['nvidia_driver']}"
-    return (
-        f"`{found['command']}`, {found['date'][:10]}, {machine['cpu']}, {machine['cores']} cores, "
-        f"{gpus} ([JSON]({results}/{name}))"
-    )
-
-
-def number(value: float) -> str:
-    if value == int(value) and abs(value) < 1e6:
-        return str(int(value))
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def target(measure: dict[str, Any]) -> str:
@@ -147,16 +135,13 @@ def gpu() -> Iterator[str]:
         yield from targets(found)
         yield ""
         plot = f"[plot](pictures/results/{name[:-5]}.png)"
-        yield f"{source(found, name, results='results')}, {plot}"
+        yield f"{source(found, name)}, {plot}"
         yield ""
 
 
-# What stands first: a line, the JSON under docs/results/h200 (a pattern of its name, where each
-# kernel was measured by itself), and a pattern for its measures.
+# A line, the JSON under docs/results/h200 (a pattern of its name, where each kernel was measured
+# by itself), and a pattern for its measures.
 _HEADLINES = (
-    ("transformers, 32 requests of 4,096 + 128 tokens, Llama-3-8B shape, decoding: ours / its own "
-     "paged cache", "transformers", r"^ours / .*output, while all decode"),
-    ("the same over the whole run, prompts included", "transformers", r"^ours / .*whole run"),
     ("decode step of 256 rows, p99, prefetch / preallocated: `cumem`, 2M pages", "overlap-256",
      r"^prefetch / preallocated, .*p99"),
     ("the same, mapped in the step itself", "overlap-256", r"^synchronous / preallocated, .*p99"),
@@ -184,7 +169,7 @@ _HEADLINES = (
 
 
 def headlines() -> Iterator[str]:
-    """What a reader wants first of the figures of one GPU; for README."""
+    """What a reader wants first of the figures of one GPU."""
     yield "| one NVIDIA H200, ratios within a run | figure | target |"
     yield "| --- | --- | --- |"
     for title, name, pattern in _HEADLINES:
@@ -199,9 +184,9 @@ def headlines() -> Iterator[str]:
             figure += f" to {values[-1]:.4g}, {len(values)} cases"
         aimed = {target(one) for one in chosen if one["ok"] is not None}
         missed = " (missed)" if any(one["ok"] is False for one in chosen) else ""
-        link = f"[{files[0].stem}](docs/results/h200/{files[0].name})"
+        link = f"[{files[0].stem}](results/h200/{files[0].name})"
         if len(files) > 1:
-            link = f"{len(files)} runs in [docs/gpu.md](docs/gpu.md)"
+            link = f"{len(files)} runs in [gpu.md](gpu.md)"
         yield f"| {title} ({link}) | {figure}{missed} | {', '.join(sorted(aimed))} |"
 
 
@@ -233,7 +218,7 @@ def plan() -> Iterator[str]:
         if ratio := measures.get("waste of 64K pages / 2M pages"):
             yield f"- {case}: waste of 64K pages / 2M pages is {ratio['value']:.3g}."
     yield ""
-    yield source(found, "plan.json", results="results")
+    yield source(found, "plan.json")
 
 
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
@@ -242,6 +227,8 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "demo": demo,
     "capacity": capacity,
     "reuse": reuse,
+    "front": front,
+    "transformers": transformers,
     "gpu": gpu,
     "headlines": headlines,
     "plan": plan,

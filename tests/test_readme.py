@@ -1,12 +1,18 @@
-"""The figures in README.md are those of docs/results/."""
+"""README and the pages say what docs/results/ says, and README's code runs."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import pyvattn
+
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def test_tables_are_what_the_results_say():
@@ -16,3 +22,34 @@ def test_tables_are_what_the_results_say():
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_first_example_runs():
+    torch = pytest.importorskip("torch", reason="the example writes into a tensor")
+    code = re.search(r"```python\n(import pyvattn\n.*?)```", README, re.DOTALL)[1]
+    assert code.count("cuda:0") == 1
+    keys = torch.ones(1200, 8, 128, dtype=torch.bfloat16)
+    there = {"keys": keys}
+    exec(code.replace("cuda:0", "cpu"), there)
+    assert isinstance(there["cache"], pyvattn.KVCache)
+    assert there["k"].shape == (256, 131072, 8, 128)
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+def test_links_lead_to_what_is_there(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        if "://" not in target:
+            assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_what_the_first_screen_shows_stands_in_its_order():
+    titles = re.findall(r"^## (.*)$", README, re.MULTILINE)
+    assert titles[:5] == [
+        "Install",
+        "Use it",
+        "How much it gains",
+        "What it does not do yet",
+        "Drivers",
+    ]
+    assert "<!-- results: front -->" in README

@@ -1,0 +1,131 @@
+"""The tables of ``bench transformers``: the figure on README's first screen, and all of them.
+
+Both go by what is there: docs/results/GPU/transformers-*.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from results_files import RESULTS, source
+
+# How transformers calls attention, without "paged|", and what it is.
+_ATTENTION = {
+    "flash_attention_3": "FlashAttention-3",
+    "flash_attention_2": "FlashAttention-2",
+    "sdpa": "SDPA",
+}
+
+
+def figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+class Serving:
+    """One JSON of ``bench transformers``."""
+
+    def __init__(self, file: Path) -> None:
+        self.found = json.loads(file.read_text())
+        self.name = str(file.relative_to(RESULTS))
+        self.gpu = self.found["machine"].get("gpus", ["a CPU"])[0]
+        self.measures = {measure["name"]: measure for measure in self.found["measures"]}
+        ratio = next(name for name in self.measures if name.startswith("ours / "))
+        self.load = ratio.removeprefix(f"ours / {self.found['baseline']['name']}, ")
+        self.load = self.load.rpartition(": ")[0]
+
+    @property
+    def baseline(self) -> str:
+        """What it was measured against, in words."""
+        baseline = self.found["baseline"]
+        attention = baseline["attention"].removeprefix("paged|")
+        words = (
+            f"transformers {baseline['versions']['transformers']}, "
+            f"{_ATTENTION.get(attention, attention)}"
+        )
+        level = baseline["settings"]["default_compile_level"]
+        return words + (f", compile level {level}" if level else "")
+
+    def measure(self, who: str, title: str) -> dict[str, Any]:
+        """A figure of "ours", of "theirs", or of "ours / theirs"."""
+        name = who.replace("theirs", self.found["baseline"]["name"])
+        return self.measures[f"{name}, {self.load}: {title}"]
+
+    def cell(self, title: str) -> str:
+        """A ratio, its quartiles and the two figures that it is of."""
+        ratio = self.measure("ours / theirs", title)
+        ours, theirs = (self.measure(who, title)["value"] for who in ("ours", "theirs"))
+        spread = "" if ratio["low"] is None else f" ({ratio['low']:.3g} to {ratio['high']:.3g})"
+        unit = self.measure("ours", title)["unit"]
+        return f"{ratio['value']:.3g}{spread}: {figure(ours)} / {figure(theirs)} {unit}"
+
+    def mapping(self) -> str:
+        share = "ours: share of the run that waits for mapping"
+        first = self.measures[f"{share}, first round"]
+        return f"{self.measures[share]['value']:.2g} % ({first['value']:.2g} %)"
+
+
+def servings() -> list[Serving]:
+    return [Serving(file) for file in sorted(RESULTS.glob("*/transformers-*.json"))]
+
+
+def front() -> Iterator[str]:
+    """One figure with its baseline, for the first screen of README."""
+    first = [one for one in servings() if one.name.endswith("/transformers-32x4096.json")]
+    for one in first[-1:]:
+        whole = one.measure("ours / theirs", "output, whole run")
+        decode = one.measure("ours / theirs", "output, while all decode")
+        size = one.load.removesuffix(" tokens")
+        yield (
+            f"On one {one.gpu}, a model of Llama-3-8B's shape in bf16 serves requests of {size} "
+            f"tokens {whole['value']:.2f} times as fast as {one.baseline}, with that library's own "
+            f"continuous batching and CUDA graphs, and {decode['value']:.2f} times as fast while "
+            f"all of them decode (medians of {whole['rounds']} rounds, by turns). "
+            "[All results](docs/results.md)."
+        )
+    if not first:
+        found = json.loads((RESULTS / "h200" / "attention-cumem.json").read_text())
+        name = "flash-attn-3, prefill, 1 x 16,384 tokens: ours / paged, 16 tokens"
+        (ratio,) = (each["value"] for each in found["measures"] if each["name"] == name)
+        yield (
+            f"On one {found['machine']['gpus'][0]}, FlashAttention-3 takes {ratio:.2f} of the time "
+            "for a prefill of 16,384 tokens (32 query and 8 KV heads of 128, bf16) from pyvattn's "
+            "rows that it takes from its own paged form with blocks of 16 tokens. "
+            "[All results](docs/results.md)."
+        )
+
+
+_LOADS_AT_ONCE = ("output, while all decode", "output, whole run")
+_LOADS_LIVE = (
+    "output, whole run",
+    "time to the first token, p50",
+    "time to the first token, p99",
+    "time per output token, p50",
+    "time per output token, p99",
+    "time between two tokens, p99",
+)
+
+
+def transformers() -> Iterator[str]:
+    """Continuous batching, ours over the library's: requests at once, then as they arrive."""
+    found = servings()
+    if not found:
+        yield "No results of `pyvattn bench transformers` are kept here yet."
+        return
+    for titles, live in ((_LOADS_AT_ONCE, False), (_LOADS_LIVE, True)):
+        chosen = [one for one in found if ("Poisson" in one.load) == live]
+        if not chosen:
+            continue
+        if live:
+            yield ""
+        yield f"| requests | against | {' | '.join(titles)} | waiting for mapping (first round) |"
+        yield "| --- " * (len(titles) + 3) + "|"
+        for one in chosen:
+            cells = " | ".join(one.cell(title) for title in titles)
+            link = f"[{one.load}](results/{one.name})"
+            yield f"| {link}, {one.gpu} | {one.baseline} | {cells} | {one.mapping()} |"
+    yield ""
+    for one in found:
+        yield f"- {source(one.found, one.name)}"
