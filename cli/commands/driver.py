@@ -9,21 +9,21 @@ from typing import Any, TypeVar
 
 import click
 
-from pyvattn.cli.exits import Exit
-from pyvattn.cli.output import json_option, print_json
-from pyvattn.driver.actions import (
+from driver_patch.install.actions import (
     Action,
     dkms_install_action,
     dkms_uninstall_action,
     install_action,
     uninstall_action,
 )
-from pyvattn.driver.checkout import build as build_module
-from pyvattn.driver.checkout import find_built, find_checkout
-from pyvattn.driver.machine import Machine
-from pyvattn.driver.plan import Plan, Request
-from pyvattn.driver.report import done_lines, plan_lines, status_lines
-from pyvattn.driver.status import read_status
+from driver_patch.install.checkout import build as build_module
+from driver_patch.install.checkout import find_built, find_checkout
+from driver_patch.install.machine import Machine
+from driver_patch.install.plan import Plan, Request
+from driver_patch.install.report import done_lines, plan_lines, status_lines
+from driver_patch.install.status import read_status
+from pyvattn.cli.exits import Exit
+from pyvattn.cli.output import json_option, print_json
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

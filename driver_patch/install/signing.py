@@ -8,9 +8,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyvattn.driver.elf import SIGNATURE_MAGIC
-from pyvattn.driver.machine import Machine
-from pyvattn.driver.tools import find_tool, run_tool
+from driver_patch.install.elf import SIGNATURE_MAGIC
+from driver_patch.install.machine import Machine
+from driver_patch.install.tools import find_tool, run_tool
 from pyvattn.errors import ConfigError, InstallError
 
 _EFI = "sys/firmware/efi/efivars"

@@ -10,8 +10,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyvattn.driver.elf import ElfModule, parse_module
-from pyvattn.driver.tools import find_tool
+from driver_patch.install.elf import ElfModule, parse_module
+from driver_patch.install.tools import find_tool
 from pyvattn.errors import ConfigError
 
 #: A module parameter that only the patched nvidia-uvm has; tells it from a stock one.

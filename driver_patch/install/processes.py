@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyvattn.driver.machine import Machine
+from driver_patch.install.machine import Machine
 
 # Holds /dev/nvidiactl on most servers, has no use of nvidia-uvm, and outlives its reload.
 _DAEMONS = ("nvidia-persiste",)

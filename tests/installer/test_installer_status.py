@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 from scratch_machine import KERNEL, PATCHED, RELEASE, elf_module
 
-from pyvattn.driver.checkout import build, find_built, find_checkout
-from pyvattn.driver.elf import parse_module
-from pyvattn.driver.install import install
-from pyvattn.driver.machine import Machine
-from pyvattn.driver.plan import Request
-from pyvattn.driver.processes import gpu_users
-from pyvattn.driver.reload import reload_uvm
-from pyvattn.driver.report import status_lines
-from pyvattn.driver.status import read_status
+from driver_patch.install.checkout import build, find_built, find_checkout
+from driver_patch.install.elf import parse_module
+from driver_patch.install.install import install
+from driver_patch.install.machine import Machine
+from driver_patch.install.plan import Request
+from driver_patch.install.processes import gpu_users
+from driver_patch.install.reload import reload_uvm
+from driver_patch.install.report import status_lines
+from driver_patch.install.status import read_status
 from pyvattn.errors import ConfigError, DriverUnavailable, InstallError, InstallRefused
 
 

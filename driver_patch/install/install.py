@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pyvattn.driver import checks, signing
-from pyvattn.driver.depmod import check_preferred, override_line, run_depmod
-from pyvattn.driver.initramfs import initramfs_note
-from pyvattn.driver.journal import (
+from driver_patch.install import checks, signing
+from driver_patch.install.depmod import check_preferred, override_line, run_depmod
+from driver_patch.install.initramfs import initramfs_note
+from driver_patch.install.journal import (
     DKMS_JOURNAL,
     INSTALLED,
     INSTALLING,
@@ -16,9 +16,9 @@ from pyvattn.driver.journal import (
     Record,
     locked,
 )
-from pyvattn.driver.machine import Machine
-from pyvattn.driver.modules import preferred_module, read_module
-from pyvattn.driver.plan import (
+from driver_patch.install.machine import Machine
+from driver_patch.install.modules import preferred_module, read_module
+from driver_patch.install.plan import (
     RELOAD_COMMANDS,
     InstallPlan,
     Plan,
@@ -28,8 +28,8 @@ from pyvattn.driver.plan import (
     our_files,
     plan_install,
 )
-from pyvattn.driver.processes import gpu_users
-from pyvattn.driver.reload import reload_uvm
+from driver_patch.install.processes import gpu_users
+from driver_patch.install.reload import reload_uvm
 from pyvattn.errors import ConfigError, InstallError
 
 

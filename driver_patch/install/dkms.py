@@ -18,10 +18,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyvattn.driver import checks
-from pyvattn.driver.journal import DKMS_JOURNAL, INSTALLED, UNINSTALLING, Journal, locked
-from pyvattn.driver.machine import Machine
-from pyvattn.driver.plan import Plan
+from driver_patch.install import checks
+from driver_patch.install.journal import DKMS_JOURNAL, INSTALLED, UNINSTALLING, Journal, locked
+from driver_patch.install.machine import Machine
+from driver_patch.install.plan import Plan
 from pyvattn.errors import DriverUnavailable, InstallError, InstallRefused
 
 _PATCH_SCRIPT = Path("driver_patch/scripts/driver_patch.py")

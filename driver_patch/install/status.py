@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pyvattn.driver import signing
-from pyvattn.driver.journal import INSTALLED, Journal, Record
-from pyvattn.driver.machine import LoadedUvm, Machine, RunningDriver
-from pyvattn.driver.plan import RELOAD_COMMANDS, describe_users, our_files
-from pyvattn.driver.processes import GpuUsers, gpu_users
-from pyvattn.driver.stock import StockModules, find_stock
+from driver_patch.install import signing
+from driver_patch.install.journal import INSTALLED, Journal, Record
+from driver_patch.install.machine import LoadedUvm, Machine, RunningDriver
+from driver_patch.install.plan import RELOAD_COMMANDS, describe_users, our_files
+from driver_patch.install.processes import GpuUsers, gpu_users
+from driver_patch.install.stock import StockModules, find_stock
 from pyvattn.errors import ConfigError, DriverUnavailable, InstallError, InstallRefused
 
 

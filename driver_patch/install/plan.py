@@ -6,13 +6,13 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pyvattn.driver import checks, signing
-from pyvattn.driver.initramfs import initramfs_note
-from pyvattn.driver.journal import INSTALLED, Journal, Record
-from pyvattn.driver.machine import Machine
-from pyvattn.driver.modules import ModuleFile, read_module
-from pyvattn.driver.processes import GpuUsers, gpu_users
-from pyvattn.driver.stock import OUR_FOLDER, StockModules, find_stock
+from driver_patch.install import checks, signing
+from driver_patch.install.initramfs import initramfs_note
+from driver_patch.install.journal import INSTALLED, Journal, Record
+from driver_patch.install.machine import Machine
+from driver_patch.install.modules import ModuleFile, read_module
+from driver_patch.install.processes import GpuUsers, gpu_users
+from driver_patch.install.stock import OUR_FOLDER, StockModules, find_stock
 from pyvattn.errors import ConfigError, DriverUnavailable, InstallRefused
 
 RELOAD_COMMANDS = "rmmod nvidia_uvm && modprobe nvidia-uvm"
@@ -40,7 +40,7 @@ class Signing:
 
 @dataclass
 class Plan:
-    """A plan for people to read and for :mod:`pyvattn.driver.install` to carry out."""
+    """A plan for people to read and for :mod:`driver_patch.install.install` to carry out."""
 
     title: str
     facts: list[tuple[str, str]] = field(default_factory=list)

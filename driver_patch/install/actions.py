@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pyvattn.driver import dkms
-from pyvattn.driver.install import install, plan_uninstall, uninstall
-from pyvattn.driver.machine import Machine
-from pyvattn.driver.plan import Plan, Request, plan_install
+from driver_patch.install import dkms
+from driver_patch.install.install import install, plan_uninstall, uninstall
+from driver_patch.install.machine import Machine
+from driver_patch.install.plan import Plan, Request, plan_install
 
 
 @dataclass(frozen=True)

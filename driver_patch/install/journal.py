@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyvattn.driver.files import (
+from driver_patch.install.files import (
     FileState,
     file_state,
     missing_directories,
@@ -27,7 +27,7 @@ from pyvattn.driver.files import (
     remove_file,
     write_file,
 )
-from pyvattn.driver.machine import Machine
+from driver_patch.install.machine import Machine
 from pyvattn.errors import InstallError, InstallRefused
 
 _VERSION = 1

@@ -1,4 +1,4 @@
-"""``python3 -m pyvattn.driver``: what ``make install`` and its kin call.
+"""``python3 -m driver_patch.install``: what ``make install`` and its kin call.
 
 The command line of the package (``pyvattn driver``) offers the same with prompts;
 this one needs nothing but the standard library and never asks.
@@ -10,18 +10,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from pyvattn.driver.actions import (
+from driver_patch.install.actions import (
     Action,
     dkms_install_action,
     dkms_uninstall_action,
     install_action,
     uninstall_action,
 )
-from pyvattn.driver.checkout import find_built, find_checkout
-from pyvattn.driver.machine import Machine
-from pyvattn.driver.plan import Request
-from pyvattn.driver.report import done_lines, plan_lines, status_lines
-from pyvattn.driver.status import read_status
+from driver_patch.install.checkout import find_built, find_checkout
+from driver_patch.install.machine import Machine
+from driver_patch.install.plan import Request
+from driver_patch.install.report import done_lines, plan_lines, status_lines
+from driver_patch.install.status import read_status
 from pyvattn.errors import ConfigError, DriverUnavailable, Error, InstallRefused
 
 # The same numbers as the command line's, which needs click.

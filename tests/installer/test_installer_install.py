@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from scratch_machine import KERNEL, PATCHED, VERMAGIC, ScratchMachine, elf_module
 
-from pyvattn.driver.install import install, plan_uninstall, uninstall
-from pyvattn.driver.machine import Machine
-from pyvattn.driver.plan import Request, plan_install
+from driver_patch.install.install import install, plan_uninstall, uninstall
+from driver_patch.install.machine import Machine
+from driver_patch.install.plan import Request, plan_install
 from pyvattn.errors import ConfigError, DriverUnavailable, InstallError, InstallRefused
 
 OURS = "updates/pyvattn/nvidia-uvm.ko"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from scratch_machine import KERNEL, ScratchMachine
 
-from pyvattn.driver.elf import SIGNATURE_MAGIC
-from pyvattn.driver.install import install, uninstall
-from pyvattn.driver.machine import Machine
-from pyvattn.driver.plan import Request, plan_install
+from driver_patch.install.elf import SIGNATURE_MAGIC
+from driver_patch.install.install import install, uninstall
+from driver_patch.install.machine import Machine
+from driver_patch.install.plan import Request, plan_install
 from pyvattn.errors import ConfigError, InstallError, InstallRefused
 
 OURS = f"lib/modules/{KERNEL}/updates/pyvattn/nvidia-uvm.ko"

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from scratch_machine import KERNEL, RELEASE, ScratchMachine
 
-from pyvattn.driver import dkms
-from pyvattn.driver.install import plan_uninstall
-from pyvattn.driver.machine import Machine
+from driver_patch.install import dkms
+from driver_patch.install.install import plan_uninstall
+from driver_patch.install.machine import Machine
 from pyvattn.errors import DriverUnavailable, InstallRefused
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -62,9 +62,9 @@ def fail(change: str) -> None:
 if __name__ == "__main__":
     from pathlib import Path
 
-    from pyvattn.driver.install import install, uninstall
-    from pyvattn.driver.machine import Machine
-    from pyvattn.driver.plan import Request
+    from driver_patch.install.install import install, uninstall
+    from driver_patch.install.machine import Machine
+    from driver_patch.install.plan import Request
 
     what, root, kernel, built, number = sys.argv[1:]
     with on_change(root, int(number), die):

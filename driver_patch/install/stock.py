@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyvattn.driver.machine import Machine
-from pyvattn.driver.modules import (
+from driver_patch.install.machine import Machine
+from driver_patch.install.modules import (
     ModuleFile,
     find_modules,
     module_stem,

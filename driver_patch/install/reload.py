@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pyvattn.driver.machine import Machine
-from pyvattn.driver.tools import find_tool, run_tool
+from driver_patch.install.machine import Machine
+from driver_patch.install.tools import find_tool, run_tool
 from pyvattn.errors import InstallError
 
 

@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner
 from scratch_machine import KERNEL, PATCHED, elf_module
 
+from driver_patch.install import __main__ as make_side
 from pyvattn import errors
 from pyvattn.cli.commands import driver
 from pyvattn.cli.exits import exit_code
-from pyvattn.driver import __main__ as make_side
 
 
 def call(scratch, *words: str, **options):

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pyvattn.driver.machine import Machine
-from pyvattn.driver.modules import preferred_module
-from pyvattn.driver.stock import OUR_FOLDER
-from pyvattn.driver.tools import find_tool, run_tool
+from driver_patch.install.machine import Machine
+from driver_patch.install.modules import preferred_module
+from driver_patch.install.stock import OUR_FOLDER
+from driver_patch.install.tools import find_tool, run_tool
 from pyvattn.errors import InstallError
 
 _CONFIG_FOLDERS = ("etc/depmod.d", "run/depmod.d", "usr/lib/depmod.d", "lib/depmod.d")

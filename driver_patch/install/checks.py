@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from pyvattn.driver.machine import Machine
-from pyvattn.driver.modules import PATCH_PARAMETER, ModuleFile
-from pyvattn.driver.processes import GpuUsers
-from pyvattn.driver.stock import StockModules
+from driver_patch.install.machine import Machine
+from driver_patch.install.modules import PATCH_PARAMETER, ModuleFile
+from driver_patch.install.processes import GpuUsers
+from driver_patch.install.stock import StockModules
 
 _SHOWN = 3
 

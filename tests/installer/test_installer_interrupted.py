@@ -11,10 +11,10 @@ import pytest
 from change_faults import fail, on_change
 from scratch_machine import KERNEL, elf_module
 
-from pyvattn.driver.install import install, uninstall
-from pyvattn.driver.journal import Journal
-from pyvattn.driver.plan import Request
-from pyvattn.driver.status import read_status
+from driver_patch.install.install import install, uninstall
+from driver_patch.install.journal import Journal
+from driver_patch.install.plan import Request
+from driver_patch.install.status import read_status
 from pyvattn.errors import InstallError
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyvattn.driver.modules import PATCH_PARAMETER
+from driver_patch.install.modules import PATCH_PARAMETER
 from pyvattn.errors import ConfigError
 
 _KERNEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]*")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pyvattn.driver.plan import Plan
-from pyvattn.driver.status import Status
+from driver_patch.install.plan import Plan
+from driver_patch.install.status import Status
 
 
 def plan_lines(plan: Plan) -> list[str]:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from scratch_machine import KERNEL, ScratchMachine
 
-from pyvattn.driver.machine import Machine
+# The installer is no part of the package: it runs from the checkout that holds it.
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from driver_patch.install.machine import Machine
 
 
 @pytest.fixture

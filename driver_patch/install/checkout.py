@@ -6,9 +6,9 @@ import os
 import subprocess
 from pathlib import Path
 
-from pyvattn.driver.machine import Machine
-from pyvattn.driver.modules import ModuleFile, read_module
-from pyvattn.driver.stock import find_stock
+from driver_patch.install.machine import Machine
+from driver_patch.install.modules import ModuleFile, read_module
+from driver_patch.install.stock import find_stock
 from pyvattn.errors import ConfigError, DriverUnavailable, InstallError, InstallRefused
 
 _BUILD_SCRIPT = Path("driver_patch/scripts/make-driver")
