@@ -27,7 +27,6 @@ MEANINGS = {
 
 _BY_ERROR: tuple[tuple[type[BaseException], Exit], ...] = (
     (errors.MismatchError, Exit.CHECK_FAILED),
-    (errors.InstallRefused, Exit.CHECK_FAILED),
     (errors.DriverUnavailable, Exit.UNAVAILABLE),
     (errors.MissingDependency, Exit.UNAVAILABLE),
     (errors.OutOfMemory, Exit.FAILED),

@@ -16,8 +16,6 @@ __all__ = [
     "DriverUnavailable",
     "Error",
     "ForkError",
-    "InstallError",
-    "InstallRefused",
     "LengthError",
     "LimitError",
     "MismatchError",
@@ -137,21 +135,6 @@ class MissingDependency(Error, ImportError):
 
 class MismatchError(Error):
     """A self-check found another result than the reference gave."""
-
-
-class InstallError(Error, RuntimeError):
-    """Installing or removing the kernel module failed; the message says what state that left."""
-
-
-class InstallRefused(InstallError):
-    """A check before installing or removing the kernel module failed; nothing was touched.
-
-    ``reasons`` holds every reason, each with its remedy.
-    """
-
-    def __init__(self, message: str, reasons: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
-        self.reasons = reasons
 
 
 class PlanWarning(UserWarning):

@@ -5,6 +5,7 @@ import importlib.util
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -14,7 +15,10 @@ def check_contents(wheel: Path) -> None:
     top = {name.split("/")[0] for name in names}
     info = next(name for name in top if name.endswith(".dist-info"))
     assert top == {"pyvattn", info}, f"top-level names: {sorted(top)}"
-    for needed in ("py.typed", "_native.pyi", "cli/__init__.py", "cache.py"):
+    patch = ("src/uvm_vattn.c", "uapi/uvm_vattn_ioctl.h", "hooks/hooks.py", "LICENSES/MIT.txt")
+    patch += ("install/pyvattn-driver", "scripts/driver_patch.py", "scripts/make-driver")
+    library = ("py.typed", "_native.pyi", "cli/__init__.py", "cache.py")
+    for needed in (*library, *(f"driver_patch/{name}" for name in patch)):
         assert f"pyvattn/{needed}" in names, f"pyvattn/{needed} is missing"
     assert any(name.startswith("pyvattn/_native.") and name.endswith(".so") for name in names)
     strays = [name for name in names if name.endswith((".cpp", ".hpp", ".a", ".pyc"))]
@@ -81,6 +85,22 @@ def check_command_line() -> None:
     program = Path(sys.executable).with_name("pyvattn")
     shown = subprocess.run([program, "--help"], check=True, capture_output=True, text=True).stdout
     assert "Usage: pyvattn" in shown, shown
+    check_installer(program)
+
+
+def check_installer(program: Path) -> None:
+    """The installer of the kernel patch runs; in an empty root it finds no driver."""
+    with tempfile.TemporaryDirectory() as root:
+        where = ["--root", root, "--kernel", "6.1.0-1-amd64"]
+        status = subprocess.run(
+            [program, "driver", "status", *where], capture_output=True, text=True
+        )
+        assert status.returncode == 3, status.stderr
+        assert "NVIDIA driver  none" in status.stdout, status.stdout
+        command = [program, "driver", "plan", *where]
+        plan = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert plan.returncode == 3, plan.stderr
+        assert "no patched nvidia-uvm.ko for kernel 6.1.0-1-amd64" in plan.stderr, plan.stderr
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ DRIVER_PYTHON ?= python3
 PYVATTN_DRIVER = $(DRIVER_PYTHON) driver_patch/install/pyvattn-driver
 
 driver_where = $(if $(DESTDIR),--root '$(DESTDIR)') $(if $(KERNEL),--kernel '$(KERNEL)')
-driver_how = $(driver_where) $(if $(DRY_RUN),--dry-run) $(if $(ALLOW_IN_USE),--allow-in-use) \
+driver_how = $(driver_where) $(if $(DRY_RUN),--dry-run,--yes) $(if $(ALLOW_IN_USE),--allow-in-use) \
 	$(if $(RELOAD),--reload) $(if $(DKMS),--dkms)
 driver_what = $(if $(MODULE),--module '$(MODULE)') $(if $(KEY),--key '$(KEY)') \
 	$(if $(CERT),--cert '$(CERT)') $(if $(TRUST_KEY),--trust-key)

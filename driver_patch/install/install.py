@@ -1,214 +1,267 @@
-"""Carrying out an install or an uninstall, whole or not at all."""
+# SPDX-License-Identifier: Apache-2.0
+"""Installing and removing the module: the plan first, then whole or not at all."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from driver_patch.install import checks, signing
-from driver_patch.install.depmod import check_preferred, override_line, run_depmod
-from driver_patch.install.initramfs import initramfs_note
-from driver_patch.install.journal import (
-    DKMS_JOURNAL,
-    INSTALLED,
-    INSTALLING,
-    UNINSTALLING,
-    Journal,
-    Record,
-    locked,
-)
-from driver_patch.install.machine import Machine
-from driver_patch.install.modules import preferred_module, read_module
-from driver_patch.install.plan import (
-    RELOAD_COMMANDS,
-    InstallPlan,
-    Plan,
-    Request,
-    describe_users,
-    is_staging,
-    our_files,
-    plan_install,
-)
-from driver_patch.install.processes import gpu_users
-from driver_patch.install.reload import reload_uvm
-from pyvattn.errors import ConfigError, InstallError
+from driver_patch.install import kmod, nvidia
+from driver_patch.install.journal import DKMS_JOURNAL, INSTALLED, Journal, Record, locked, nothing
+from driver_patch.install.kmod import OUR_FOLDER, RELOAD_COMMANDS, ModuleFile
+from driver_patch.install.machine import Failed, Machine, Refused
+from driver_patch.install.signing import Signer, find_signer, why_signed
 
 
-def install(machine: Machine, request: Request) -> InstallPlan:
-    """Install the patched nvidia-uvm and return the plan that was carried out.
+@dataclass(frozen=True)
+class Request:
+    """What was asked for. ``module`` is the built nvidia-uvm.ko."""
+
+    module: Path
+    key: Path | None = None
+    certificate: Path | None = None
+    trust_key: bool = False
+    allow_in_use: bool = False
+    reload: bool = False
+
+
+@dataclass
+class Plan:
+    """What would be done, for people to read. Without steps there is nothing to do.
+
+    ``carry_out`` does it and returns what is to be said afterwards.
+    """
+
+    title: str
+    carry_out: Callable[[], Sequence[str]] = tuple
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def carry_out(machine: Machine, make_plan: Callable[[], Plan]) -> Sequence[str]:
+    """Make the plan anew with everybody else kept out, and do what it says.
 
     Raises:
-        InstallRefused: a check failed; nothing was touched.
-        DriverUnavailable: no NVIDIA driver is installed for the kernel.
-        InstallError: a step failed; everything is as before, or the message says what is not.
+        Refused: a check failed; nothing was touched.
+        Failed: a step failed; the message says what state that left.
     """
     with locked(machine):
-        plan = plan_install(machine, request)
-        plan.raise_if_refused()
-        if not plan.nothing_to_do:
-            journal = Journal(machine)
-            files = _contents(machine, plan)
-            if plan.record is not None:
-                _undo(machine, journal, plan.record)
-            _put(machine, journal, plan, files)
-        if request.reload:
-            _reload_or_undo(machine)
+        plan = make_plan()
+        if plan.steps and (denied := machine.denied()):
+            raise Refused(denied)
+        return plan.carry_out()
+
+
+def plan_install(machine: Machine, request: Request) -> Plan:
+    """Look at everything that matters to an install and touch nothing.
+
+    Raises:
+        Refused: something stands in the way; says what, and the remedy.
+        Unavailable: no NVIDIA driver is installed for the kernel, or kmod is not.
+        BadInput: ``request`` names a file that is missing or is not what it should be.
+    """
+    module = ModuleFile(request.module)
+    nvidia.require_ours(machine, module)
+    what = f"the patched nvidia-uvm of release {module.release} for kernel {machine.kernel}"
+    plan = Plan(f"Install {what}", facts=[("patched module", f"{module.path} ({module.release})")])
+    journal = Journal(machine)
+    record = journal.read()
+    about = {"release": module.release, "module": module.sha256, "stem": "nvidia-uvm"}
+    if _is_staging(machine, record):
+        about["staged"] = "yes"
+        plan.notes.append(
+            f"{machine.root} holds no kernel {machine.kernel}: files are staged there for "
+            "packaging; the driver of the target is not checked and depmod is not run."
+        )
+    else:
+        _look_at_driver(machine, request, module, plan, about)
+    plan.facts.append(("signature", why_signed(machine) or "not asked for by this kernel"))
+    signer = find_signer(machine, module, request.key, request.certificate, request.trust_key)
+    if _is_installed(journal, record, module):
+        plan.notes = ["exactly this module is installed already."]
+    else:
+        plan.steps += _install_steps(machine, record, signer, about)
+    _plan_reload(machine, plan, request.reload)
+    plan.carry_out = partial(_install, machine, request, module, signer, about)
     return plan
 
 
+def _look_at_driver(
+    machine: Machine, request: Request, module: ModuleFile, plan: Plan, about: dict[str, str]
+) -> None:
+    stock = nvidia.find_stock(machine, module.release)
+    nvidia.require_fit(machine, module, stock)
+    about.update(stem=stock.uvm.stem, stock_sha256=stock.uvm.sha256)
+    plan.facts += [
+        ("running driver", str(machine.running_driver() or "none is loaded")),
+        ("NVIDIA's module", f"{stock.uvm.path} ({stock.release}); it stays there"),
+    ]
+    _require_idle(machine, plan, request.allow_in_use and not request.reload)
+    if not request.reload:
+        plan.notes.append(
+            f"It takes effect when the module is next loaded: at boot, or with `{RELOAD_COMMANDS}` "
+            "as root once no process uses the GPU. Nothing is reloaded now."
+        )
+    plan.notes.append(
+        "DKMS builds this driver here: with --dkms (make DKMS=1) it builds the patch as well, for "
+        "later kernels too, and leaves it out once the driver is upgraded."
+        if machine.dkms_knows(stock.release)
+        else "Before you upgrade the NVIDIA driver, uninstall; afterwards build and install again. "
+        "A new kernel starts with NVIDIA's module until you do."
+    )
+    plan.notes += filter(None, [kmod.initramfs_note(machine)])
+
+
+def _install_steps(
+    machine: Machine, record: Record | None, signer: Signer | None, about: dict[str, str]
+) -> list[str]:
+    target, config = our_files(machine, about["stem"])
+    return [
+        *([f"undo {_earlier(record)}"] if record else []),
+        "write down what will be changed, under /var/lib/pyvattn/driver",
+        *([f"sign a copy of the module with {signer.key}"] if signer else []),
+        f"write {target}",
+        f"write {config} (makes depmod prefer ours; nothing of NVIDIA's is changed)",
+        *([] if "staged" in about else [f"run depmod and check that {about['stem']} is now ours"]),
+    ]
+
+
+def _install(
+    machine: Machine,
+    request: Request,
+    module: ModuleFile,
+    signer: Signer | None,
+    about: dict[str, str],
+) -> list[str]:
+    journal = Journal(machine)
+    record = journal.read()
+    if not _is_installed(journal, record, module):
+        target, config = our_files(machine, about["stem"])
+        data = module.path.read_bytes()
+        override = kmod.override_line(about["stem"], machine.kernel)
+        files = {target: signer.sign(data) if signer else data, config: override.encode()}
+        if record is not None:
+            journal.undo(_settle(machine, record.about))
+        check = partial(kmod.require_preferred, machine, target)
+        settle = _settle(machine, about)
+        journal.apply(files, about, settle, nothing if "staged" in about else check)
+    if request.reload:
+        _reload_or_undo(machine, journal)
+    return []
+
+
 def plan_uninstall(machine: Machine, allow_in_use: bool = False, reload: bool = False) -> Plan:
-    """Work out an uninstall and touch nothing."""
+    """Work out how everything is put back as it was before an install, and touch nothing.
+
+    Raises:
+        Refused: something stands in the way; says what, and the remedy.
+    """
     journal = Journal(machine)
     record = journal.read()
     plan = Plan(f"Remove the patched nvidia-uvm for kernel {machine.kernel}")
     if record is None:
-        plan.nothing_to_do = True
+        plan.carry_out = journal.sweep
         plan.notes.append(f"pyvattn has installed no module for kernel {machine.kernel}.")
         if Journal(machine, DKMS_JOURNAL).read() is not None:
             plan.notes.append("DKMS builds the patch: --dkms (make DKMS=1) takes that back.")
         return plan
-    plan.facts.append(("installed", f"release {record.about.get('release', '?')}"))
-    if record.state != INSTALLED:
-        plan.facts.append(("state", f"interrupted while {record.state}; this finishes the undoing"))
-    for entry in record.entries:
-        verb = "put back" if entry.before else "remove"
-        plan.steps.append(f"{verb} {entry.path}")
-    plan.refusals += [
-        f"{path} was changed since pyvattn wrote it: look at it, move it away, and repeat."
-        for path in journal.foreign_changes(record)
-    ]
-    plan.refusals += checks.check_root(machine)
-    if not is_staging(machine, record):
+    journal.require_ours(record)
+    staged = _is_staging(machine, record)
+    plan.facts.append(("installed", _earlier(record)))
+    plan.steps += [f"{'put back' if e.before else 'remove'} {e.path}" for e in record.entries]
+    if not staged:
         plan.steps.append("run depmod")
-        if record.state == INSTALLED and machine.is_running_kernel:
-            users = gpu_users(machine)
-            plan.facts.append(("in use by", describe_users(users)))
-            if not allow_in_use or reload:
-                plan.refusals += checks.check_users(machine, users)
-        plan.notes += [note for note in (initramfs_note(machine),) if note]
-    if reload:
-        plan.steps.append(f"reload: {RELOAD_COMMANDS}")
-        if not machine.is_live or not machine.is_running_kernel:
-            plan.refusals.append("--reload is for the running kernel of this machine only.")
-    elif (loaded := machine.loaded_uvm()) is not None and loaded.is_patched:
+        if record.state == INSTALLED:
+            _require_idle(machine, plan, allow_in_use and not reload)
+        plan.notes += filter(None, [kmod.initramfs_note(machine)])
+    loaded = machine.loaded_uvm()
+    if not reload and loaded is not None and loaded.is_patched:
         plan.notes.append(
             "The patched module stays loaded until the next boot, or until you run "
             f"`{RELOAD_COMMANDS}` as root once no process uses the GPU."
         )
-    return plan
+    _plan_reload(machine, plan, reload)
 
-
-def uninstall(machine: Machine, allow_in_use: bool = False, reload: bool = False) -> Plan:
-    """Put everything back as it was before :func:`install`; may be repeated after a failure.
-
-    Raises:
-        InstallRefused: a check failed; nothing was touched.
-        InstallError: a step failed; running it again goes on where it stopped.
-    """
-    with locked(machine):
-        plan = plan_uninstall(machine, allow_in_use, reload)
-        plan.raise_if_refused()
-        journal = Journal(machine)
-        record = journal.read()
-        try:
-            if record is None:
-                journal.sweep()
-                return plan
-            journal.mark(UNINSTALLING)
-            _undo(machine, journal, record)
-        except OSError as error:
-            raise InstallError(f"{error}. Repeat the uninstall; it goes on from here.") from error
-        if not is_staging(machine, record):
-            plan.notes.append(_what_is_used_now(machine, record))
+    def uninstall() -> list[str]:
+        journal.undo(_settle(machine, record.about))
         if reload:
-            reload_uvm(machine, patched=False)
+            kmod.reload_uvm(machine, patched=False)
+        return [] if staged else [_what_is_used_now(machine, record)]
+
+    plan.carry_out = uninstall
     return plan
 
 
-def _contents(machine: Machine, plan: InstallPlan) -> dict[Path, bytes]:
-    assert plan.module is not None
-    data = plan.module.path.read_bytes()
-    if plan.signing is not None:
-        data = signing.sign(machine, plan.signing.signer, plan.signing.pair, data)
-    target, config = our_files(machine, plan.stem)
-    return {target: data, config: override_line(plan.stem, machine.kernel).encode()}
+def our_files(machine: Machine, stem: str) -> tuple[Path, Path]:
+    """Return where our module and our line for depmod go."""
+    return (
+        machine.modules / OUR_FOLDER / f"{stem}.ko",
+        machine.path("etc/depmod.d") / f"pyvattn-{machine.kernel}.conf",
+    )
 
 
-def _about(plan: InstallPlan) -> dict[str, str]:
-    assert plan.module is not None
-    about = {"release": plan.module.release, "module": plan.module.sha256, "stem": plan.stem}
-    if plan.staged:
-        about["staged"] = "yes"
-    if plan.stock is not None:
-        about["stock_path"] = str(plan.stock.uvm.path)
-        about["stock_sha256"] = plan.stock.uvm.sha256
-    return about
+def _is_staging(machine: Machine, record: Record | None) -> bool:
+    """Whether the root is a directory for packaging rather than a system."""
+    if record is not None:  # Our own files may have made it look like a system.
+        return "staged" in record.about
+    return not machine.is_live and not machine.modules.is_dir()
 
 
-def _put(machine: Machine, journal: Journal, plan: InstallPlan, files: dict[Path, bytes]) -> None:
-    for path in files:
-        _stay_inside(machine, path)
-    try:
-        journal.sweep()
-        journal.begin(files, _about(plan))
-        journal.put(files)
-        if not plan.staged:
-            run_depmod(machine)
-            check_preferred(machine, next(iter(files)))
-        journal.mark(INSTALLED)
-    except BaseException as error:
-        _roll_back(machine, journal, error)
-        if isinstance(error, (OSError, InstallError)):
-            raise InstallError(f"{error}. Everything is as it was before.") from error
-        raise
+def _settle(machine: Machine, about: dict[str, str]) -> Callable[[], None]:
+    return nothing if "staged" in about else partial(kmod.run_depmod, machine)
 
 
-def _stay_inside(machine: Machine, path: Path) -> None:
-    if not path.parent.resolve().is_relative_to(machine.root):
-        raise ConfigError(f"{path} lies outside {machine.root}, behind a link: not written to.")
+def _earlier(record: Record) -> str:
+    interrupted = "" if record.state == INSTALLED else f", interrupted while {record.state}"
+    return f"the earlier module (release {record.about.get('release', '?')}{interrupted})"
 
 
-def _roll_back(machine: Machine, journal: Journal, cause: BaseException) -> None:
-    try:
-        record = journal.read()
-        if record is not None:
-            _undo(machine, journal, record)
-    except (OSError, InstallError) as error:
-        raise InstallError(
-            f"{cause}. Undoing it failed as well: {error}. NVIDIA's module was not touched; run "
-            "the uninstall when the cause is removed, it goes on from here."
-        ) from cause
+def _is_installed(journal: Journal, record: Record | None, module: ModuleFile) -> bool:
+    return (
+        record is not None
+        and record.state == INSTALLED
+        and record.about.get("module") == module.sha256
+        and journal.is_intact(record)
+    )
 
 
-def _undo(machine: Machine, journal: Journal, record: Record) -> None:
-    journal.put_back(record)
-    if not is_staging(machine, record):
-        run_depmod(machine)
-    journal.forget(record)
+def _require_idle(machine: Machine, plan: Plan, allowed: bool) -> None:
+    if machine.is_running_kernel:
+        plan.facts.append(("in use by", str(machine.gpu_users())))
+        if not allowed:
+            machine.require_idle()
+
+
+def _plan_reload(machine: Machine, plan: Plan, reload: bool) -> None:
+    if not reload:
+        return
+    if not (machine.is_live and machine.is_running_kernel):
+        raise Refused("--reload is for the running kernel of this machine only: leave it out.")
+    plan.steps.append(f"reload: {RELOAD_COMMANDS}")
 
 
 def _what_is_used_now(machine: Machine, record: Record) -> str:
-    used = preferred_module(machine.modules, record.about.get("stem", "nvidia-uvm"))
+    used = kmod.preferred(machine, record.about.get("stem", "nvidia-uvm"))
     if used is None or not used.is_file():
         return "No nvidia-uvm of NVIDIA's is installed for this kernel any more."
-    same = read_module(used).sha256 == record.about.get("stock_sha256")
+    same = ModuleFile(used).sha256 == record.about.get("stock_sha256")
     state = "byte for byte as before the install" if same else "replaced since the install"
     return f"modprobe now takes {used} ({state})."
 
 
-def _reload_or_undo(machine: Machine) -> None:
+def _reload_or_undo(machine: Machine, journal: Journal) -> None:
     try:
-        reload_uvm(machine, patched=True)
-    except InstallError as error:
-        journal = Journal(machine)
-        record = journal.read()
-        if record is not None:
-            journal.mark(INSTALLING)
-            _undo(machine, journal, record)
+        kmod.reload_uvm(machine, patched=True)
+    except Failed as error:
+        journal.undo(partial(kmod.run_depmod, machine))
         try:
-            reload_uvm(machine, patched=False)
-        except InstallError as second:
-            raise InstallError(
+            kmod.reload_uvm(machine, patched=False)
+        except Failed as second:
+            raise Failed(
                 f"{error} The files are as before, but NVIDIA's module could not be loaded "
                 f"either: {second}"
             ) from error
-        raise InstallError(f"{error} NVIDIA's module is installed and loaded again.") from error
+        raise Failed(f"{error} NVIDIA's module is installed and loaded again.") from error

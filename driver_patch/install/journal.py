@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is being installed, written down before anything is touched.
 
 The record names every file with its checksum before and after, and every
@@ -12,26 +13,17 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from driver_patch.install.files import (
-    FileState,
-    file_state,
-    missing_directories,
-    partial,
-    remove_empty,
-    remove_file,
-    write_file,
-)
-from driver_patch.install.machine import Machine
-from pyvattn.errors import InstallError, InstallRefused
+from driver_patch.install.machine import BadInput, Failed, InstallerError, Machine, Refused
 
-_VERSION = 1
+_VERSION = 2
 _FOLDER = "var/lib/pyvattn/driver"
+_PARTIAL_SUFFIX = ".pyvattn-new"
 
 #: The name of the journal of what is changed for DKMS; the others are named after kernels.
 DKMS_JOURNAL = "dkms"
@@ -43,11 +35,11 @@ UNINSTALLING = "uninstalling"
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of ours: where, its checksum, and what was there before."""
+    """One file of ours, with the checksum of what was there before ("" where nothing was)."""
 
     path: Path
     sha256: str
-    before: FileState | None
+    before: str
     backup: Path
 
 
@@ -59,6 +51,10 @@ class Record:
     entries: tuple[Entry, ...]
     directories: tuple[Path, ...]
     about: dict[str, str]
+
+
+def nothing() -> None:
+    """Do nothing, where files that changed concern nobody else."""
 
 
 class Journal:
@@ -73,138 +69,169 @@ class Journal:
         """Return the record, or None where nothing of ours is installed.
 
         Raises:
-            InstallError: there is one, and it cannot be read.
+            Failed: there is one, and it cannot be read.
         """
         try:
             return self._parse(json.loads(self._path.read_text()))
         except FileNotFoundError:
             return None
         except PermissionError as error:
-            raise InstallError(f"{self._path}: cannot be read: run this as root") from error
+            raise Failed(f"{self._path}: cannot be read: run this as root") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InstallError(
+            raise Failed(
                 f"{self._path}: cannot be understood ({error}). What is installed lies in "
                 f"{self._machine.modules / 'updates/pyvattn'} and in /etc/depmod.d/pyvattn-*.conf; "
                 "remove these by hand, then this record, and run depmod."
             ) from error
 
-    def begin(self, files: Mapping[Path, bytes], about: dict[str, str]) -> None:
-        """Write down what :meth:`put` will do, and set aside what is there now."""
-        made: list[Path] = []
-        for folder in (self._home, *(path.parent for path in files)):
-            made += [path for path in missing_directories(folder) if path not in made]
-        entries = tuple(
-            Entry(
-                path,
-                hashlib.sha256(data).hexdigest(),
-                file_state(path),
-                self._home / f"before-{number}",
-            )
-            for number, (path, data) in enumerate(files.items())
-        )
+    def apply(
+        self,
+        files: Mapping[Path, bytes],
+        about: dict[str, str],
+        settle: Callable[[], None] = nothing,
+        check: Callable[[], None] = nothing,
+    ) -> None:
+        """Write ``files``, call ``settle`` and ``check``; if anything fails, undo it all.
+
+        ``settle`` lets the system see what changed; it is called after undoing as well.
+
+        Raises:
+            Failed: everything is as before, or the message says what is not.
+        """
+        for path in files:
+            self._stay_inside(path)
         try:
-            self._home.mkdir(parents=True, exist_ok=True)
-            self._write(Record(INSTALLING, entries, tuple(made), about))
-        except BaseException:
-            remove_file(self._path)
-            remove_empty([path for path in made if path in (self._home, *self._home.parents)])
+            self._begin(files, about)
+            for path, data in files.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _write(path, data)
+            settle()
+            check()
+            self._mark(INSTALLED)
+        except BaseException as error:
+            try:
+                self._undo(settle)
+            except (OSError, InstallerError) as second:
+                raise Failed(
+                    f"{error}. Undoing it failed as well: {second}. NVIDIA's module was not "
+                    "touched; run the uninstall when the cause is removed, it goes on from here."
+                ) from error
+            if isinstance(error, (OSError, InstallerError)):
+                raise Failed(f"{error}. Everything is as it was before.") from error
             raise
-        for entry in entries:
-            if entry.before is not None:
-                write_file(entry.backup, entry.path.read_bytes(), like=entry.before)
 
-    def put(self, files: Mapping[Path, bytes]) -> None:
-        """Write the files that :meth:`begin` wrote down."""
-        for path, data in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(path, data)
+    def undo(self, settle: Callable[[], None] = nothing) -> None:
+        """Give every file its former state and forget; may be repeated after a failure.
 
-    def mark(self, state: str) -> None:
-        """Change the state of the record."""
-        record = self.read()
-        if record is None:
-            raise InstallError(f"{self._path}: vanished while it was needed")
-        self._write(Record(state, record.entries, record.directories, record.about))
+        Raises:
+            Refused: somebody changed a file since; it was not touched.
+            Failed: a step failed; what is left is still written down.
+        """
+        try:
+            if self.read() is None:
+                self.sweep()
+                return
+            self._mark(UNINSTALLING)
+            self._undo(settle)
+        except (OSError, Failed) as error:
+            raise Failed(f"{error}. Repeat the uninstall; it goes on from here.") from error
 
     def is_intact(self, record: Record) -> bool:
         """Whether every file is as we wrote it."""
-        states = [(entry, file_state(entry.path)) for entry in record.entries]
-        return all(now is not None and now.sha256 == entry.sha256 for entry, now in states)
+        return all(_sha256(entry.path) == entry.sha256 for entry in record.entries)
 
-    def foreign_changes(self, record: Record) -> list[Path]:
-        """Return the files that are neither ours nor as before: somebody changed them since."""
-        return [
-            entry.path
-            for entry in record.entries
-            if (now := file_state(entry.path)) is not None
-            and now.sha256 not in (entry.sha256, entry.before and entry.before.sha256)
-        ]
-
-    def put_back(self, record: Record) -> None:
-        """Give every file its former state. May be repeated until :meth:`forget`.
+    def require_ours(self, record: Record) -> None:
+        """Check that every file is ours or as before.
 
         Raises:
-            InstallRefused: somebody changed a file since; nothing was touched.
+            Refused: somebody changed one since.
         """
-        if changed := self.foreign_changes(record):
-            names = ", ".join(map(str, changed))
-            raise InstallRefused(
-                f"{names}: changed since pyvattn wrote it. Look at it, move it away, and repeat.",
-                reasons=tuple(map(str, changed)),
+        changed = [
+            str(entry.path)
+            for entry in record.entries
+            if _sha256(entry.path) not in ("", entry.sha256, entry.before)
+        ]
+        if changed:
+            raise Refused(
+                f"{', '.join(changed)}: changed since pyvattn wrote it. Look at it, move it away, "
+                "and repeat."
             )
-        for entry in reversed(record.entries):
-            partial(entry.path).unlink(missing_ok=True)
-            if entry.before is None:
-                remove_file(entry.path)
-            elif file_state(entry.path) != entry.before:
-                write_file(entry.path, entry.backup.read_bytes(), like=entry.before)
 
-    def forget(self, record: Record) -> None:
-        """Remove what was set aside, the record, and the directories that were made."""
-        for entry in record.entries:
-            remove_file(entry.backup)
-        remove_empty(record.directories)
-        remove_file(self._path)
-        remove_empty(record.directories)
-
-    def sweep(self) -> None:
-        """Where there is no record: remove what a run left that died before it wrote one."""
-        remove_file(self._path)
-        folder = self._machine.path(_FOLDER)
-        remove_empty([folder.parent, folder, self._home])
-
-    def _write(self, record: Record) -> None:
-        text = json.dumps(
-            {
-                "version": _VERSION,
-                "state": record.state,
-                "files": [self._entry_as_json(entry) for entry in record.entries],
-                "directories": [self._name(path) for path in record.directories],
-                "about": record.about,
-            },
-            indent=1,
+    def _begin(self, files: Mapping[Path, bytes], about: dict[str, str]) -> None:
+        """Write down what will be done, and set aside what is there now."""
+        self.sweep()
+        made: list[Path] = []
+        for folder in (self._home, *(path.parent for path in files)):
+            made += [path for path in _missing_directories(folder) if path not in made]
+        entries = tuple(
+            Entry(path, hashlib.sha256(data).hexdigest(), _sha256(path), self._home / f"before-{n}")
+            for n, (path, data) in enumerate(files.items())
         )
-        write_file(self._path, f"{text}\n".encode())
+        try:
+            self._home.mkdir(parents=True, exist_ok=True)
+            self._write_record(Record(INSTALLING, entries, tuple(made), about))
+        except BaseException:
+            _remove(self._path)
+            _remove_empty([path for path in made if path in (self._home, *self._home.parents)])
+            raise
+        for entry in entries:
+            if entry.before:
+                _write(entry.backup, entry.path.read_bytes(), entry.path.stat())
 
-    def _entry_as_json(self, entry: Entry) -> dict[str, Any]:
-        return {
-            "path": self._name(entry.path),
-            "sha256": entry.sha256,
-            "before": entry.before and entry.before.as_dict(),
-            "backup": entry.backup.name,
+    def _undo(self, settle: Callable[[], None]) -> None:
+        record = self.read()
+        if record is None:
+            return
+        self.require_ours(record)
+        for entry in reversed(record.entries):
+            _partial(entry.path).unlink(missing_ok=True)
+            if not entry.before:
+                _remove(entry.path)
+            elif entry.backup.exists():
+                _write(entry.path, entry.backup.read_bytes(), entry.backup.stat())
+        settle()
+        for entry in record.entries:
+            _remove(entry.backup)
+        _remove_empty(record.directories)
+        _remove(self._path)
+        _remove_empty(record.directories)
+
+    def _mark(self, state: str) -> None:
+        record = self.read()
+        if record is None:
+            raise Failed(f"{self._path}: vanished while it was needed")
+        self._write_record(Record(state, record.entries, record.directories, record.about))
+
+    def sweep(self) -> tuple[str, ...]:
+        """Where there is no record: remove what a run left that died before it wrote one."""
+        _remove(self._path)
+        folder = self._machine.path(_FOLDER)
+        _remove_empty([folder.parent, folder, self._home])
+        return ()
+
+    def _stay_inside(self, path: Path) -> None:
+        root = self._machine.root
+        if not path.parent.resolve().is_relative_to(root):
+            raise BadInput(f"{path} lies outside {root}, behind a link: not written to.")
+
+    def _write_record(self, record: Record) -> None:
+        value = {
+            "version": _VERSION,
+            "state": record.state,
+            "files": [
+                [self._name(e.path), e.sha256, e.before, e.backup.name] for e in record.entries
+            ],
+            "directories": [self._name(path) for path in record.directories],
+            "about": record.about,
         }
+        _write(self._path, f"{json.dumps(value, indent=1)}\n".encode())
 
     def _parse(self, value: dict[str, Any]) -> Record:
         if value["version"] != _VERSION:
             raise ValueError(f"it is of version {value['version']}, this pyvattn knows {_VERSION}")
         entries = tuple(
-            Entry(
-                path=self._machine.root / row["path"],
-                sha256=row["sha256"],
-                before=FileState(**row["before"]) if row["before"] else None,
-                backup=self._home / row["backup"],
-            )
-            for row in value["files"]
+            Entry(self._machine.root / path, sha256, before, self._home / backup)
+            for path, sha256, before, backup in value["files"]
         )
         directories = tuple(self._machine.root / name for name in value["directories"])
         return Record(value["state"], entries, directories, dict(value["about"]))
@@ -219,14 +246,79 @@ def locked(machine: Machine) -> Iterator[None]:
     """Keep a second install or uninstall for the same root out.
 
     Raises:
-        InstallRefused: there is one at work.
+        Refused: there is one at work.
     """
     descriptor = os.open(machine.root, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InstallRefused("another install or uninstall is at work; wait for it") from error
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError as error:
+        raise Refused("another install or uninstall is at work; wait for it.") from error
     finally:
         os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    """Return the checksum of a file, or an empty string where there is none."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return ""
+
+
+def _partial(path: Path) -> Path:
+    """Return the name under which ``path`` is written before it is renamed."""
+    return path.with_name(path.name + _PARTIAL_SUFFIX)
+
+
+def _write(path: Path, data: bytes, like: os.stat_result | None = None) -> None:
+    """Replace ``path`` as one step that is on disk when this returns.
+
+    Mode, owner and modification time are those of ``like``.
+    """
+    temporary = _partial(path)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(descriptor, 0o644 if like is None else like.st_mode & 0o7777)
+            if like is not None:
+                if os.geteuid() == 0:
+                    os.fchown(descriptor, like.st_uid, like.st_gid)
+                os.utime(descriptor, ns=(like.st_mtime_ns, like.st_mtime_ns))
+            os.fsync(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, and what an interrupted run has left of writing it."""
+    _partial(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    if path.parent.is_dir():
+        _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Bring the names in a directory to disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _missing_directories(path: Path) -> list[Path]:
+    """Return the directories that must be made for ``path`` to be one, outermost first."""
+    return [folder for folder in (*reversed(path.parents), path) if not folder.exists()]
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those that are empty, inner ones first; keep the others."""
+    for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()

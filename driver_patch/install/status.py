@@ -1,40 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is installed, what is loaded, whether the two fit, and what to do next."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from driver_patch.install import signing
+from driver_patch.install import kmod
+from driver_patch.install.install import our_files
 from driver_patch.install.journal import INSTALLED, Journal, Record
-from driver_patch.install.machine import LoadedUvm, Machine, RunningDriver
-from driver_patch.install.plan import RELOAD_COMMANDS, describe_users, our_files
-from driver_patch.install.processes import GpuUsers, gpu_users
-from driver_patch.install.stock import StockModules, find_stock
-from pyvattn.errors import ConfigError, DriverUnavailable, InstallError, InstallRefused
+from driver_patch.install.kmod import RELOAD_COMMANDS, MissingTool, ModuleFile
+from driver_patch.install.machine import (
+    InstallerError,
+    LoadedUvm,
+    Machine,
+    RunningDriver,
+    Unavailable,
+)
+from driver_patch.install.nvidia import StockModules, find_stock
+from driver_patch.install.signing import why_signed
+
+NOT_INSTALLED = "not installed"
+
+_NEEDS_OPEN = "The patch needs the open kernel modules; pyvattn uses the cumem driver (2M pages)."
 
 
-@dataclass(frozen=True)
+@dataclass
 class Status:
-    """The state of the NVIDIA driver and of our module on a machine.
+    """The state of the NVIDIA driver and of our module on a machine, for one kernel.
 
     ``problems`` need somebody's attention; ``advice`` is what to do next.
     """
 
     kernel: str
+    kernel_runs: bool
     container: bool
     running: RunningDriver | None
     loaded: LoadedUvm | None
-    installed_release: str
-    ours: str
     secure_boot: str
     users: str
-    problems: tuple[str, ...]
-    advice: tuple[str, ...]
+    installed_release: str = ""
+    ours: str = NOT_INSTALLED
+    problems: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
 
     @property
     def has_driver(self) -> bool:
-        """Whether there is an NVIDIA driver at all, loaded or installed for this kernel."""
+        """Whether this kernel has an NVIDIA driver, loaded or installed."""
         return bool(self.running or self.installed_release)
 
     def as_dict(self) -> dict[str, Any]:
@@ -44,138 +56,146 @@ class Status:
     def rows(self) -> list[tuple[str, str]]:
         """Return the status as rows for people."""
         if not self.has_driver:
-            place = " (this looks like a container)" if self.container else ""
-            return [("kernel", self.kernel), ("NVIDIA driver", f"none on this machine{place}")]
+            place = "on this machine" if self.kernel_runs else "for this kernel, which does not run"
+            place += " (this looks like a container)" if self.container else ""
+            return [("kernel", self.kernel), ("NVIDIA driver", f"none {place}")]
+        absent = "none is loaded" if self.kernel_runs else "another kernel runs"
+        loaded = "not loaded"
+        if self.loaded:
+            made = "patched" if self.loaded.is_patched else "as NVIDIA made it"
+            loaded = f"{self.loaded.release}, {made}"
         return [
             ("kernel", self.kernel),
-            ("running driver", _running_text(self.running)),
+            ("running driver", str(self.running or absent)),
             ("installed driver", self.installed_release or "none for this kernel"),
-            ("loaded nvidia-uvm", _loaded_text(self.loaded)),
+            ("loaded nvidia-uvm", loaded),
             ("pyvattn's module", self.ours),
             ("module signature", self.secure_boot or "not asked for by this kernel"),
             ("GPU in use by", self.users),
         ]
 
 
-def _running_text(running: RunningDriver | None) -> str:
-    return f"{running.release}, {running.flavour} kernel modules" if running else "none is loaded"
-
-
-def _loaded_text(loaded: LoadedUvm | None) -> str:
-    if loaded is None:
-        return "not loaded"
-    return f"{loaded.release}, {'patched' if loaded.is_patched else 'as NVIDIA made it'}"
-
-
 def read_status(machine: Machine) -> Status:
     """Look at a machine. Nothing is opened but files, and nothing missing is an error."""
-    problems: list[str] = []
-    stock = _stock(machine, problems)
-    record = _record(machine, problems)
-    running, loaded = machine.running_driver(), machine.loaded_uvm()
-    problems += _problems(machine, record, stock, running, loaded)
-    users = gpu_users(machine) if machine.is_running_kernel else GpuUsers((), 0)
-    return Status(
+    runs = machine.is_running_kernel
+    status = Status(
         kernel=machine.kernel,
+        kernel_runs=runs,
         container=machine.is_container(),
-        running=running,
-        loaded=loaded,
-        installed_release=stock.release if stock else "",
-        ours=_ours(record, stock),
-        secure_boot=signing.why_signed(machine),
-        users=describe_users(users),
-        problems=tuple(problems),
-        advice=tuple(_advice(record, stock, running, loaded)) if not problems else (),
+        running=machine.running_driver() if runs else None,
+        loaded=machine.loaded_uvm() if runs else None,
+        secure_boot=why_signed(machine),
+        users=str(machine.gpu_users()) if runs else "not known: another kernel runs",
     )
+    stock, absent = _find_stock(machine, status)
+    record = _find_record(machine, status)
+    if stock is not None:
+        status.installed_release = stock.release
+        if stock.uvm.is_patched:
+            status.ours = f"built into NVIDIA's by DKMS, release {stock.release}"
+        if not status.problems:
+            _check_releases(machine, status, stock, record)
+    loaded, running = status.loaded, status.running
+    if running and loaded and loaded.release not in (running.release, "unknown"):
+        status.problems.append(
+            f"the loaded nvidia-uvm is of release {loaded.release}, the running driver of "
+            f"{running.release}: uninstall, and reboot."
+        )
+    if not status.problems:
+        status.advice.append(_advice(machine, status, stock) if stock else absent)
+    return status
 
 
-def _stock(machine: Machine, problems: list[str]) -> StockModules | None:
-    running = machine.running_driver()
+def _find_stock(machine: Machine, status: Status) -> tuple[StockModules | None, str]:
+    """Return NVIDIA's modules, or what helps where there are none."""
     try:
-        return find_stock(machine, running.release if running else "")
-    except DriverUnavailable:
-        return None
-    except (InstallRefused, ConfigError) as error:
-        problems.append(str(error))
-        return None
+        stock = find_stock(machine, status.running.release if status.running else "")
+        return stock, ""
+    except MissingTool as error:
+        status.problems.append(str(error))
+    except Unavailable as error:
+        return None, _advice_without_modules(machine, str(error))
+    except InstallerError as error:
+        status.problems.append(str(error))
+    return None, ""
 
 
-def _record(machine: Machine, problems: list[str]) -> Record | None:
+def _find_record(machine: Machine, status: Status) -> Record | None:
+    journal = Journal(machine)
     try:
-        return Journal(machine).read()
-    except InstallError as error:
-        problems.append(str(error))
+        record = journal.read()
+    except InstallerError as error:
+        status.problems.append(str(error))
         return None
-
-
-def _ours(record: Record | None, stock: StockModules | None) -> str:
-    if record is None and stock is not None and stock.uvm.is_patched:
-        return f"built into NVIDIA's by DKMS, release {stock.release}"
     if record is None:
-        return "not installed"
+        return None
     if record.state != INSTALLED:
-        return f"interrupted while {record.state}"
-    return f"installed, release {record.about.get('release', '?')}"
-
-
-def _problems(
-    machine: Machine,
-    record: Record | None,
-    stock: StockModules | None,
-    running: RunningDriver | None,
-    loaded: LoadedUvm | None,
-) -> list[str]:
-    problems = []
-    if record is not None and record.state != INSTALLED:
-        problems.append(
+        status.ours = f"interrupted while {record.state}"
+        status.problems.append(
             f"An install or uninstall was interrupted (while {record.state}); NVIDIA's module is "
             "untouched. Run `pyvattn driver uninstall` or `make uninstall` to undo the rest, or "
             "install again."
         )
-    elif record is not None and not Journal(machine).is_intact(record):
+        return None
+    status.ours = f"installed, release {record.about.get('release', '?')}"
+    if not journal.is_intact(record):
         target, _ = our_files(machine, record.about.get("stem", "nvidia-uvm"))
-        problems.append(
-            f"{target}, or the file beside it, was changed or removed since it was installed."
+        status.problems.append(
+            f"{target}, or the file beside it, was changed or removed since it was installed: "
+            "uninstall says which, then install again."
         )
-    release = record.about.get("release", "") if record else ""
-    if stock is not None and release and release != stock.release:
-        problems.append(
-            f"pyvattn's module is of release {release}, the driver of {stock.release}: the "
-            "driver was upgraded meanwhile. Uninstall now (the two must not run together), then "
-            "build and install again."
-        )
-    if (
-        running is not None
-        and loaded is not None
-        and loaded.release
-        not in (
-            running.release,
-            "unknown",
-        )
-    ):
-        problems.append(
-            f"the loaded nvidia-uvm is of release {loaded.release}, the running driver of "
-            f"{running.release}: uninstall, and reboot."
-        )
-    return problems
+        return None
+    return record
 
 
-def _advice(
-    record: Record | None,
-    stock: StockModules | None,
-    running: RunningDriver | None,
-    loaded: LoadedUvm | None,
-) -> list[str]:
-    if stock is None and running is None:
-        return ["Nothing to patch here: pyvattn works with driver='host' (device='cpu')."]
-    if (running and not running.is_open) or (stock and not stock.rm.is_open):
-        return [
-            "The patch needs the open kernel modules; pyvattn uses the cumem driver (2M pages)."
-        ]
+def _check_releases(
+    machine: Machine, status: Status, stock: StockModules, record: Record | None
+) -> None:
+    """The nvidia-uvm that modprobe takes must be of the release of the nvidia.ko beside it."""
+    running = status.running.release if status.running else stock.release
+    preferred = kmod.preferred(machine, stock.uvm.stem)
+    taken = ModuleFile(preferred) if preferred and preferred.is_file() else stock.uvm
+    if record is not None and taken.release != stock.release:
+        status.problems.append(
+            f"modprobe takes {taken.path} of release {taken.release}, which pyvattn installed, and "
+            f"the driver on disk is of {stock.release}: it was upgraded since. Uninstall now (the "
+            "two must not run together), then build and install again."
+        )
+    elif mixed := stock.mixed():
+        status.problems.append(mixed)
+    elif taken.release != running:
+        status.problems.append(
+            f"modprobe takes {taken.path} of release {taken.release}, and the running nvidia.ko is "
+            f"of {running}: the driver was upgraded since. Reboot, so that the two are the same."
+        )
+
+
+def _advice_without_modules(machine: Machine, absent: str) -> str:
+    """Say what helps where this kernel has no NVIDIA modules on disk."""
+    running, kernel = machine.running_driver(), machine.kernel
+    if running is None and not any(machine.path("lib/modules").rglob("nvidia*uvm.ko*")):
+        return "Nothing to patch here: pyvattn works with driver='host' (device='cpu')."
+    if running and not running.is_open:
+        return _NEEDS_OPEN
+    if running and machine.modules.is_dir() and machine.dkms_knows(running.release):
+        return (
+            f"Kernel {kernel} has no NVIDIA driver yet: let DKMS build it (`dkms autoinstall -k "
+            f"{kernel}` as root), and look again."
+        )
+    return absent
+
+
+def _advice(machine: Machine, status: Status, stock: StockModules) -> str:
+    running, loaded = status.running, status.loaded
+    if not stock.rm.is_open or (running and not running.is_open):
+        return _NEEDS_OPEN
     if loaded is not None and loaded.is_patched:
-        return ["The patched driver is in use."]
-    if record is not None or (stock is not None and stock.uvm.is_patched):
-        return [
-            f"The module takes effect at the next boot, or now with `{RELOAD_COMMANDS}` as root."
-        ]
-    return ["For pages of 64K to 256K: `make driver`, then `sudo make install`."]
+        return "The patched driver is in use."
+    if status.ours != NOT_INSTALLED:
+        if not machine.is_running_kernel:
+            return f"The module takes effect when kernel {machine.kernel} is booted."
+        return f"The module takes effect at the next boot, or now with `{RELOAD_COMMANDS}` as root."
+    if machine.dkms_knows(stock.release):
+        return "For pages of 64K to 256K, let DKMS build the patch: `sudo make install DKMS=1`."
+    which = "" if machine.is_running_kernel else f" KERNEL={machine.kernel}"
+    return f"For pages of 64K to 256K: `make driver{which}`, then `sudo make install{which}`."

@@ -91,6 +91,19 @@ def own_files(tree: Tree) -> dict[str, bytes]:
     return files
 
 
+def new_files(tree: Tree, hooked: dict[str, tuple[bytes, bytes]]) -> dict[str, bytes]:
+    """File -> contents of all that the patch adds: the record of what was hooked, and our files."""
+    record = {
+        "release": tree.release,
+        "hooked": {
+            name: {"before": digest(before), "after": digest(after)}
+            for name, (before, after) in hooked.items()
+        },
+    }
+    ours = {str(OURS / name): data for name, data in own_files(tree).items()}
+    return {str(MANIFEST): (json.dumps(record, indent=1) + "\n").encode(), **ours}
+
+
 def apply_hook(text: str, hook: Hook) -> str:
     """``text`` with one hook put in."""
     lines = text.splitlines(keepends=True)
@@ -205,20 +218,12 @@ def refresh(tree: Tree) -> str:
 
 def write_patch(tree: Tree, hooked: dict[str, tuple[bytes, bytes]]) -> None:
     """Write our files and the hooked ones; on an error leave the hooked ones as they were."""
-    record = {
-        "release": tree.release,
-        "hooked": {
-            name: {"before": digest(before), "after": digest(after)}
-            for name, (before, after) in hooked.items()
-        },
-    }
     is_new = not (tree.root / OURS).exists()
     (tree.root / OURS).mkdir(exist_ok=True)
     done: list[str] = []
     try:
-        write(tree.root / MANIFEST, (json.dumps(record, indent=1) + "\n").encode())
-        for name, data in own_files(tree).items():
-            write(tree.root / OURS / name, data)
+        for name, data in new_files(tree, hooked).items():
+            write(tree.root / name, data)
         for name, (_, after) in hooked.items():
             write(tree.root / name, after)
             done.append(name)
@@ -246,6 +251,36 @@ def diff(tree: Tree, hooked: dict[str, tuple[bytes, bytes]]) -> list[str]:
             f"b/{name}",
         )
     return lines
+
+
+def whole_patch(tree: Tree, path: Path) -> bytes:
+    """The patch with all that it adds, for `patch -p1` in ``path``, which holds the tree."""
+    if read_manifest(tree) is not None:
+        raise Refused(f"{tree.root}: already patched. Run unapply (make driver-unpatch) first.")
+    hooked = hooked_files(tree)
+    added = {name: (b"", data) for name, data in new_files(tree, hooked).items()}
+    prefix = tree.root.relative_to(path)
+    return b"".join(
+        file_patch(str(prefix / name), before, after)
+        for name, (before, after) in sorted({**hooked, **added}.items())
+    )
+
+
+def file_patch(name: str, before: bytes, after: bytes) -> bytes:
+    """The unified diff of one file; ``before`` is empty for a new one."""
+    origin = f"a/{name}" if before else "/dev/null"
+    lines = difflib.diff_bytes(
+        difflib.unified_diff,
+        before.splitlines(keepends=True),
+        after.splitlines(keepends=True),
+        origin.encode(),
+        f"b/{name}".encode(),
+    )
+    # Unified diffs mark a last line without a newline; difflib does not.
+    return b"".join(
+        line if line.endswith(b"\n") else line + b"\n\\ No newline at end of file\n"
+        for line in lines
+    )
 
 
 def remove_hook(text: str, hook: Hook) -> str:
@@ -316,7 +351,7 @@ def describe(tree: Tree) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    actions = ("check", "apply", "refresh", "unapply", "diff", "release", "hooks")
+    actions = ("check", "apply", "refresh", "unapply", "diff", "patch", "release", "hooks")
     parser.add_argument("action", choices=actions)
     parser.add_argument("tree", type=Path, nargs="?", help="needed by all actions but hooks")
     options = parser.parse_args(arguments)
@@ -335,6 +370,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(unapply(tree))
         elif options.action == "diff":
             sys.stdout.writelines(diff(tree, hooked_files(tree)))
+        elif options.action == "patch":
+            sys.stdout.buffer.write(whole_patch(tree, options.tree))
         elif options.action == "release":
             print(tree.release)
         else:

@@ -62,9 +62,10 @@ def fail(change: str) -> None:
 if __name__ == "__main__":
     from pathlib import Path
 
-    from driver_patch.install.install import install, uninstall
+    from acts import install, uninstall
+
+    from driver_patch.install.install import Request
     from driver_patch.install.machine import Machine
-    from driver_patch.install.plan import Request
 
     what, root, kernel, built, number = sys.argv[1:]
     with on_change(root, int(number), die):

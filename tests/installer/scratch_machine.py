@@ -21,29 +21,7 @@ _RUNNING = {
     False: "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Tue Mar  4 05:06:07 UTC 2025",
 }
 
-_DEPMOD = '''#!{python} -IS
-"""Writes modules.dep as depmod does: an override decides, else the first name wins."""
-import re, sys
-from pathlib import Path
-if Path(__file__).with_name("depmod-fails").exists():
-    sys.exit("depmod: cannot do it")
-root, kernel = Path(sys.argv[sys.argv.index("-b") + 1]), sys.argv[-1]
-folders = [Path(sys.argv[i + 1]) for i, word in enumerate(sys.argv) if word == "-C"]
-rules = {{}}
-for config in sorted((c for f in folders for c in f.glob("*.conf")), key=lambda c: c.name):
-    for stem, pattern, folder in re.findall(
-        r"^override (\\S+) (\\S+) (\\S+)", config.read_text(), re.M
-    ):
-        if pattern == "*" or re.search(pattern, kernel):
-            rules[stem] = folder
-modules = root / "lib/modules" / kernel
-found = {{}}
-for path in sorted(modules.rglob("*.ko*")):
-    name, stem = str(path.relative_to(modules)), path.name.split(".ko")[0]
-    if stem not in found or name.startswith(rules.get(stem, "//") + "/"):
-        found[stem] = name
-(modules / "modules.dep").write_text("".join(f"{{name}}:\\n" for name in sorted(found.values())))
-'''
+_FAKE_KMOD = Path(__file__).with_name("fake_kmod.py")
 
 
 def elf_module(
@@ -93,7 +71,8 @@ class ScratchMachine:
         for name in ("etc/depmod.d", "var/lib", "proc/self", "sys/module", "boot"):
             (self.root / name).mkdir(parents=True)
         self.write("etc/depmod.d/ubuntu.conf", "search updates ubuntu built-in\n")
-        self.tool("depmod", _DEPMOD.format(python=sys.executable))
+        for name in ("depmod", "modinfo", "modprobe"):
+            self.tool(name, f"#!{sys.executable} -IS\n{_FAKE_KMOD.read_text()}")
         self.install_driver()
         self.run_driver()
         self.build()

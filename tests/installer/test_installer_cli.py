@@ -1,115 +1,143 @@
-"""``pyvattn driver``: the same as make, with a question before anything is done."""
+"""``pyvattn driver``: the installer's own command line, with a question before anything is done."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from scratch_machine import KERNEL, PATCHED, elf_module
 
-from driver_patch.install import __main__ as make_side
-from pyvattn import errors
+from driver_patch.install import main as front_end
 from pyvattn.cli.commands import driver
-from pyvattn.cli.exits import exit_code
+from pyvattn.errors import DriverUnavailable
+
+OURS = "updates/pyvattn/nvidia-uvm.ko"
 
 
-def call(scratch, *words: str, **options):
-    arguments = [*words, "--root", str(scratch.root), "--kernel", KERNEL]
-    return CliRunner().invoke(driver.command, arguments, **options)
+def call(scratch, *words: str) -> int:
+    return front_end.main([*words, "--root", str(scratch.root), "--kernel", KERNEL])
 
 
 @pytest.fixture
-def terminal(monkeypatch):
-    """Let the command believe that somebody can be asked."""
-    monkeypatch.setattr(driver, "_can_ask", lambda: True)
+def answer(monkeypatch):
+    """Let the command believe that somebody can be asked, and say what they answer."""
+
+    def say(text: str) -> None:
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+        monkeypatch.setattr("builtins.input", lambda _prompt: text)
+
+    return say
 
 
 def test_install_and_uninstall_round_trip(scratch):
     before = scratch.snapshot()
-    done = call(scratch, "install", "--module", str(scratch.built), "--yes")
-    assert done.exit_code == 0, done.output
-    assert scratch.preferred() == "updates/pyvattn/nvidia-uvm.ko"
-    assert call(scratch, "uninstall", "--yes").exit_code == 0
+    assert call(scratch, "install", "--module", str(scratch.built), "--yes") == 0
+    assert scratch.preferred() == OURS
+    assert call(scratch, "uninstall", "--yes") == 0
     assert scratch.snapshot() == before
 
 
-@pytest.mark.usefixtures("terminal")
-def test_no_for_an_answer_touches_nothing(scratch):
+def test_no_for_an_answer_touches_nothing(scratch, answer, capsys):
     before = scratch.snapshot()
-    done = call(scratch, "install", "--module", str(scratch.built), input="n\n")
-    assert "Steps:" in done.output
-    assert done.exit_code == 1
+    answer("n")
+    assert call(scratch, "install", "--module", str(scratch.built)) == 1
+    shown = capsys.readouterr().out
+    assert "Steps:" in shown
+    assert "Nothing was changed." in shown
     assert scratch.snapshot() == before
 
 
-@pytest.mark.usefixtures("terminal")
-def test_yes_for_an_answer_installs(scratch):
-    done = call(scratch, "install", "--module", str(scratch.built), input="y\n")
-    assert done.exit_code == 0, done.output
-    assert scratch.preferred() == "updates/pyvattn/nvidia-uvm.ko"
+def test_yes_for_an_answer_installs(scratch, answer):
+    answer("y")
+    assert call(scratch, "install", "--module", str(scratch.built)) == 0
+    assert scratch.preferred() == OURS
 
 
-def test_where_nobody_can_be_asked_it_says_what_to_give(scratch):
+def test_where_nobody_can_be_asked_it_says_what_to_give(scratch, capsys):
     before = scratch.snapshot()
-    done = call(scratch, "install", "--module", str(scratch.built))
-    assert done.exit_code == 2
-    assert "--yes" in done.output
+    assert call(scratch, "install", "--module", str(scratch.built)) == 2
+    assert "--yes" in capsys.readouterr().err
     assert scratch.snapshot() == before
 
 
 @pytest.mark.parametrize("words", [["plan"], ["install", "--dry-run"]])
-def test_plans_touch_nothing(words, scratch):
+def test_plans_touch_nothing(words, scratch, capsys):
     before = scratch.snapshot()
-    done = call(scratch, *words, "--module", str(scratch.built))
-    assert done.exit_code == 0, done.output
-    assert "run depmod" in done.output
+    assert call(scratch, *words, "--module", str(scratch.built)) == 0
+    assert "run depmod" in capsys.readouterr().out
     assert scratch.snapshot() == before
 
 
-def test_the_built_module_is_found_in_the_checkout(scratch, tmp_path):
+def test_a_plan_can_be_seen_without_permission_to_carry_it_out(scratch, monkeypatch, capsys):
+    before = scratch.snapshot()
+    monkeypatch.setattr(os, "access", lambda _path, mode: mode != os.W_OK)
+    assert call(scratch, "plan", "--module", str(scratch.built)) == 0
+    assert "run this as root" in capsys.readouterr().out
+    assert call(scratch, "install", "--module", str(scratch.built), "--yes") == 1
+    said = capsys.readouterr().err.splitlines()
+    assert "run this as root" in said[0]
+    assert said[1:] == ["Nothing was changed."]
+    assert scratch.snapshot() == before
+
+
+def test_the_built_module_is_found_in_the_checkout(scratch, tmp_path, capsys):
     checkout = tmp_path / "checkout"
-    (checkout / "driver_patch/src").mkdir(parents=True)
-    (checkout / "driver_patch/src/uvm_vattn.c").touch()
     (checkout / "build/driver/one").mkdir(parents=True)
+    (checkout / "Makefile").touch()
     module = checkout / "build/driver/one/nvidia-uvm.ko"
     module.write_bytes(elf_module(parm=PATCHED))
-    done = call(scratch, "plan", "--checkout", str(checkout))
-    assert str(module) in done.output
+    assert call(scratch, "plan", "--checkout", str(checkout)) == 0
+    assert str(module) in capsys.readouterr().out
 
 
-def test_a_refused_plan_has_the_code_of_a_failed_check(scratch):
+@pytest.mark.parametrize("words", [["plan"], ["install", "--dry-run"], ["install", "--yes"]])
+def test_a_refused_plan_is_one_message_with_its_remedy(words, scratch, capsys):
     scratch.run_driver(is_open=False)
-    done = call(scratch, "plan", "--module", str(scratch.built))
-    assert done.exit_code == 1
-    assert "proprietary" in done.output
+    scratch.install_driver(license="NVIDIA")
+    scratch.process(4711, "python3", "/dev/nvidia0")
+    before = scratch.snapshot()
+    assert call(scratch, *words, "--module", str(scratch.built)) == 1
+    shown = capsys.readouterr()
+    assert not shown.out
+    reason, unchanged = shown.err.splitlines()
+    assert reason.startswith("Refused: ")
+    assert "Install these first" in reason
+    assert unchanged == "Nothing was changed."
+    assert scratch.snapshot() == before
 
 
-def test_status_without_a_driver(scratch):
+def test_status_without_a_driver(scratch, capsys):
     scratch.remove_driver()
     (scratch.root / "proc/driver/nvidia/version").unlink()
-    done = call(scratch, "status")
-    assert done.exit_code == 3
-    assert "none on this machine" in done.output
-    found = json.loads(call(scratch, "status", "--json").output)
-    assert found["has_driver"] is False
+    assert call(scratch, "status") == 3
+    assert "none on this machine" in capsys.readouterr().out
+    assert call(scratch, "status", "--json") == 3
+    assert json.loads(capsys.readouterr().out)["has_driver"] is False
 
 
-def test_status_as_json(scratch):
+def test_status_as_json(scratch, capsys):
     scratch.load_uvm(patched=True)
-    found = json.loads(call(scratch, "status", "--json").output)
+    assert call(scratch, "status", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
     assert found["loaded"]["is_patched"] is True
     assert found["running"]["is_open"] is True
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        errors.InstallRefused("x"),
-        errors.InstallError("x"),
-        errors.DriverUnavailable("x"),
-        errors.ConfigError("x"),
-    ],
-)
-def test_make_and_the_command_line_agree_on_exit_codes(error):
-    assert make_side.exit_code(error) == exit_code(error)
+def test_pyvattn_passes_its_arguments_and_the_exit_code_on(scratch):
+    command = [sys.executable, "-c", "from pyvattn.cli import main; main()"]
+    command += ["driver", "status", "--json"]
+    command += ["--root", str(scratch.root), "--kernel", KERNEL]
+    scratch.load_uvm(patched=True, release="1.2")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "1.2" in json.loads(done.stdout)["problems"][0]
+
+
+def test_an_installation_without_the_installer_says_so(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(driver, "__file__", str(tmp_path / "pyvattn/cli/commands/driver.py"))
+    with pytest.raises(DriverUnavailable, match="lacks the kernel patch and its installer"):
+        driver.find_installer()

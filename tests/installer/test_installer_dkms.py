@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from acts import dkms_install, dkms_uninstall
 from scratch_machine import KERNEL, RELEASE, ScratchMachine
 
 from driver_patch.install import dkms
 from driver_patch.install.install import plan_uninstall
-from driver_patch.install.machine import Machine
-from pyvattn.errors import DriverUnavailable, InstallRefused
+from driver_patch.install.machine import Machine, Refused, Unavailable
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TREE = f"usr/src/nvidia-{RELEASE}"
@@ -36,8 +36,14 @@ def _hooks():
     return module.HOOKS
 
 
+@pytest.fixture(params=["", "kernel-open/"], ids=["flat", "kernel-open"])
+def layout(request: pytest.FixtureRequest) -> str:
+    """Where nvidia-uvm/ lies in the package: at its top, or as in NVIDIA's repository."""
+    return request.param
+
+
 @pytest.fixture
-def tree(scratch: ScratchMachine) -> Path:
+def tree(scratch: ScratchMachine, layout: str) -> Path:
     """A source tree that has just the lines that the hooks look for, once each."""
     files: dict[str, list[str]] = {"nvidia-uvm/uvm.c": []}
     for hook in _hooks():
@@ -46,11 +52,11 @@ def tree(scratch: ScratchMachine) -> Path:
             lines += ["/* something of NVIDIA's */", hook.anchor]
     files["Kbuild"] = [f'EXTRA_CFLAGS += -DNV_VERSION_STRING=\\"{RELEASE}\\"']
     files["nvidia/nv.c"] = ['MODULE_LICENSE("Dual MIT/GPL");']
-    files["dkms.conf"] = [DKMS_CONF]
+    scratch.write(f"{TREE}/dkms.conf", DKMS_CONF)
     for name, lines in files.items():
-        scratch.write(f"{TREE}/{name}", "\n".join(lines) + "\n")
+        scratch.write(f"{TREE}/{layout}{name}", "\n".join(lines) + "\n")
     # A last line without its newline must survive the patch as well.
-    header = scratch.root / TREE / "nvidia-uvm/uvm_va_range.h"
+    header = scratch.root / TREE / f"{layout}nvidia-uvm/uvm_va_range.h"
     header.write_text(f"{header.read_text()}#endif")
     return scratch.root / TREE
 
@@ -59,8 +65,8 @@ def _contents(tree: Path) -> dict[str, bytes]:
     return {str(p.relative_to(tree)): p.read_bytes() for p in tree.rglob("*") if p.is_file()}
 
 
-def test_dkms_patches_the_source_as_driver_patch_would(tree, machine, tmp_path):
-    dkms.install(machine, CHECKOUT)
+def test_dkms_patches_the_source_as_driver_patch_would(tree, layout, machine, tmp_path):
+    dkms_install(machine)
     built, expected = tmp_path / "built", tmp_path / "expected"
     shutil.copytree(tree, built)
     shutil.copytree(tree, expected)
@@ -69,11 +75,11 @@ def test_dkms_patches_the_source_as_driver_patch_would(tree, machine, tmp_path):
     script = CHECKOUT / "driver_patch/scripts/driver_patch.py"
     subprocess.run([sys.executable, script, "apply", expected], check=True, capture_output=True)
     assert _contents(built) == _contents(expected)
-    assert b"uvm_vattn" in (built / "nvidia-uvm/uvm.c").read_bytes()
+    assert b"uvm_vattn" in (built / layout / "nvidia-uvm/uvm.c").read_bytes()
 
 
 def test_dkms_finds_our_patch_after_the_distributions(tree, machine):
-    dkms.install(machine, CHECKOUT)
+    dkms_install(machine)
     config = machine.root / CONFIG
     script = f'. "{tree}/dkms.conf"; . "{config}"; echo "${{PATCH[@]}}"'
     done = subprocess.run(["bash", "-c", script], check=True, capture_output=True, text=True)
@@ -84,48 +90,49 @@ def test_dkms_finds_our_patch_after_the_distributions(tree, machine):
 def test_uninstall_leaves_the_root_byte_for_byte_as_it_was(scratch, machine):
     scratch.write(CONFIG, "# the administrator's\n").chmod(0o600)
     before = scratch.snapshot()
-    dkms.install(machine, CHECKOUT)
+    dkms_install(machine)
     assert (scratch.root / CONFIG).read_text().startswith("# the administrator's\n")
-    dkms.uninstall(machine)
+    dkms_uninstall(machine)
     assert scratch.snapshot() == before
 
 
 @pytest.mark.usefixtures("tree")
 def test_a_plan_touches_nothing(scratch, machine):
     before = scratch.snapshot()
-    plan = dkms.plan_install(machine, CHECKOUT)
+    plan = dkms.plan_install(machine)
     assert scratch.snapshot() == before
     assert any(f"dkms build nvidia/{RELEASE} -k {KERNEL}" in note for note in plan.notes)
 
 
 @pytest.mark.usefixtures("tree")
-def test_the_proprietary_source_is_refused(scratch, machine):
-    scratch.write(f"{TREE}/nvidia/nv.c", 'MODULE_LICENSE("NVIDIA");\n')
-    with pytest.raises(InstallRefused, match="proprietary flavour"):
-        dkms.install(machine, CHECKOUT)
+def test_the_proprietary_source_is_refused(scratch, layout, machine):
+    scratch.write(f"{TREE}/{layout}nvidia/nv.c", 'MODULE_LICENSE("NVIDIA");\n')
+    with pytest.raises(Refused, match="proprietary flavour"):
+        dkms_install(machine)
 
 
-def test_a_source_that_the_patch_does_not_fit_is_refused(scratch, machine, tree):
-    scratch.write(f"{TREE}/nvidia-uvm/uvm.c", "somebody's own\n")
+@pytest.mark.usefixtures("tree")
+def test_a_source_that_the_patch_does_not_fit_is_refused(scratch, layout, machine):
+    scratch.write(f"{TREE}/{layout}nvidia-uvm/uvm.c", "somebody's own\n")
     before = scratch.snapshot()
-    with pytest.raises(InstallRefused, match=r"uvm\.c.*instead of once"):
-        dkms.install(machine, CHECKOUT)
+    with pytest.raises(Refused, match=r"uvm\.c.*instead of once"):
+        dkms_install(machine)
     assert scratch.snapshot() == before
 
 
 def test_without_a_dkms_package_it_says_so(machine: Machine):
-    with pytest.raises(DriverUnavailable, match="no DKMS package"):
-        dkms.install(machine, CHECKOUT)
+    with pytest.raises(Unavailable, match="DKMS has no package"):
+        dkms_install(machine)
 
 
 @pytest.mark.usefixtures("tree")
 def test_the_plain_uninstall_points_to_it(machine):
-    dkms.install(machine, CHECKOUT)
+    dkms_install(machine)
     assert any("--dkms" in note for note in plan_uninstall(machine).notes)
 
 
 @pytest.mark.usefixtures("tree")
 def test_a_second_time_is_refused(machine):
-    dkms.install(machine, CHECKOUT)
-    with pytest.raises(InstallRefused, match="there already"):
-        dkms.install(machine, CHECKOUT)
+    dkms_install(machine)
+    with pytest.raises(Refused, match="there already"):
+        dkms_install(machine)

@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from acts import install, uninstall
 from change_faults import fail, on_change
 from scratch_machine import KERNEL, elf_module
 
-from driver_patch.install.install import install, uninstall
+from driver_patch.install.install import Request
 from driver_patch.install.journal import Journal
-from driver_patch.install.plan import Request
+from driver_patch.install.machine import Failed
 from driver_patch.install.status import read_status
-from pyvattn.errors import InstallError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 OURS = f"lib/modules/{KERNEL}/updates/pyvattn/nvidia-uvm.ko"
@@ -117,10 +117,10 @@ def test_an_install_that_fails_at_any_change_undoes_itself(scratch, machine):
     assert scratch.snapshot() == before
 
 
-def _error_of(call) -> InstallError | None:
+def _error_of(call) -> Failed | None:
     try:
         call()
-    except InstallError as error:
+    except Failed as error:
         return error
     return None
 
