@@ -1,6 +1,5 @@
 """The planner's arithmetic against brute force, and its choices against the rules it states."""
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,19 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyvattn import CacheSpec, ConfigError, _native
+from pyvattn import CacheSpec, ConfigError, _native, planner
 from pyvattn.planner import (
     DEFAULT_COSTS,
     Verdict,
     Workload,
     default_costs,
     plan,
+    read_calibration,
     typical_workload,
 )
 from pyvattn.planner.candidate import HIDEABLE_SHARE, evaluate
 
 K, M = 1 << 10, 1 << 20
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 LLAMA3_8B = CacheSpec(32, 8, 128)
 LLAMA2_7B = CacheSpec(32, 32, 128)
@@ -103,13 +102,13 @@ class TestFigures:
         assert found.map_us_per_step < alone.map_us_per_step
 
     @pytest.mark.parametrize("driver", ["stock-uvm", "cumem"])
-    def test_the_constants_are_those_of_the_calibration_that_is_kept(self, driver):
-        kept = json.loads((RESULTS / "h200" / "calibration.json").read_text())["drivers"][driver]
-        costs = default_costs(driver)
+    def test_the_constants_are_those_of_the_calibration_that_is_shipped(self, driver):
+        shipped = read_calibration(Path(planner.__file__).with_name("h200.json"))
+        assert shipped.made_on.gpu == "NVIDIA H200"
         for name in ("map_us", "unmap_us"):
-            assert getattr(costs, name) == tuple(
-                (int(extent), us) for extent, us in kept[name].items()
-            )
+            kept = getattr(shipped.costs(driver), name)
+            assert getattr(default_costs(driver), name) == kept
+            assert kept
 
     def test_calls_cost_what_was_measured_and_lie_between_where_nothing_was(self):
         costs = default_costs("stock-uvm")

@@ -22,7 +22,7 @@ from typing import Any
 
 from pyvattn.errors import CalibrationError
 from pyvattn.machine import MadeOn
-from pyvattn.planner.costs import Curve, DriverCosts, default_costs
+from pyvattn.planner.costs import Curve, DriverCosts, curve_of, default_costs
 from pyvattn.planner.tlb import Losses
 
 VERSION = 1
@@ -155,7 +155,7 @@ def _replaced(base: DriverCosts, entry: Mapping[str, Any], source: str) -> Drive
 
 
 def _curve(name: str, pairs: Mapping[str, Any]) -> Curve:
-    curve = tuple(sorted((int(size), float(us)) for size, us in pairs.items()))
+    curve = curve_of(pairs)
     if not curve or any(size <= 0 or not 0 < us < float("inf") for size, us in curve):
         raise ValueError(f"{name} wants positive sizes and times")
     return curve

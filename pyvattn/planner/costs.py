@@ -6,8 +6,12 @@ replaces them by another machine's.
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from pyvattn.errors import ConfigError
 from pyvattn.planner.tlb import MEASURED_LOSSES, Losses
@@ -96,29 +100,19 @@ def _on_curve(curve: Curve, extent: float) -> float:
     return y0 + (y1 - y0) * (extent - x0) / (x1 - x0)
 
 
-# What `pyvattn calibrate` measured on that H200 on 2026-11-23 (docs/results/h200): with 64K
-# entries, and an unmap maps zeros. Calls took between 19 and 40 µs on machines with the same
-# GPU and driver; a calibration of one's own is better than these.
-_STOCK_UVM_MAP_US = (
-    (64 * K, 39.774),
-    (128 * K, 39.989),
-    (256 * K, 39.382),
-    (512 * K, 39.833),
-    (2 * M, 48.869),
-    (8 * M, 70.939),
-    (16 * M, 100.677),
-    (64 * M, 299.18),
-)
-_STOCK_UVM_UNMAP_US = (
-    (64 * K, 40.324),
-    (128 * K, 40.633),
-    (256 * K, 40.257),
-    (512 * K, 40.282),
-    (2 * M, 48.37),
-    (8 * M, 60.784),
-    (16 * M, 76.777),
-    (64 * M, 195.381),
-)
+def curve_of(pairs: Mapping[str, Any]) -> Curve:
+    """Return the curve that a calibration file has: µs by bytes, whose keys are text."""
+    return tuple(sorted((int(size), float(us)) for size, us in pairs.items()))
+
+
+def _shipped(driver: str, name: str) -> Curve:
+    return curve_of(_SHIPPED["drivers"][driver][name])
+
+
+# What `pyvattn calibrate` wrote on that H200: with 64K entries, and an unmap maps zeros. Calls
+# took between 19 and 40 µs on machines with the same GPU and driver; a calibration of one's own
+# is better than these.
+_SHIPPED = json.loads(Path(__file__).with_name("h200.json").read_text(encoding="utf-8"))
 
 DEFAULT_COSTS = {
     costs.driver: costs
@@ -126,7 +120,7 @@ DEFAULT_COSTS = {
         DriverCosts(
             driver="patched",
             page_sizes=(64 * K, 128 * K, 256 * K, 2 * M),
-            map_us=_STOCK_UVM_MAP_US,
+            map_us=_shipped("stock-uvm", "map_us"),
             read_gb_per_s=_H200_READ_GB_PER_S,
             source="not measured: the cost of stock-uvm's calls, taken for one call a step",
             measured=False,
@@ -135,19 +129,19 @@ DEFAULT_COSTS = {
         DriverCosts(
             driver="stock-uvm",
             page_sizes=(64 * K, 128 * K, 256 * K, 512 * K, 1 * M, 2 * M),
-            map_us=_STOCK_UVM_MAP_US,
+            map_us=_shipped("stock-uvm", "map_us"),
             read_gb_per_s=_H200_READ_GB_PER_S,
             source=f"UVM_MAP_EXTERNAL_ALLOCATION with 64K entries; {_H200}",
-            unmap_us=_STOCK_UVM_UNMAP_US,
+            unmap_us=_shipped("stock-uvm", "unmap_us"),
             private_guard=True,
         ),
         DriverCosts(
             driver="cumem",
             page_sizes=(2 * M,),
-            map_us=((2 * M, 34.303),),
+            map_us=_shipped("cumem", "map_us"),
             read_gb_per_s=_H200_READ_GB_PER_S,
             source=f"cuMemMap + cuMemSetAccess of one page whose handle is there; {_H200}",
-            unmap_us=((2 * M, 23.984),),
+            unmap_us=_shipped("cumem", "unmap_us"),
             extent_is_page=True,
             private_guard=True,
         ),
