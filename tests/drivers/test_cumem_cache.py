@@ -56,6 +56,24 @@ def test_tokens_and_the_guard_are_backed_and_zero(layout):
         assert not keys(cache, slot, 6000)[3000:].any()
 
 
+@pytest.mark.parametrize("layout", ["layer", "token"])
+@pytest.mark.parametrize(("source", "target"), [(0, 1), (1, 0)])
+def test_a_copy_from_the_other_device_reaches_tokens_and_guard(layout, source, target):
+    """torch copies with a kernel of the source's device, straight onto the target's memory."""
+    driver = _native.make_driver(DRIVER, PAGE, target)
+    with KVCache.on_driver(SPEC, driver, layout=layout, memory="256MiB") as cache:
+        slot = cache.acquire(100)
+        for length in (100, 8000):  # what is mapped later is reached as well
+            cache.step({slot: length})
+            row = keys(cache, slot, length + SPEC.guard_tokens)
+            steps = zip(row.shape, row.strides, strict=True)
+            size = row.itemsize + sum((n - 1) * stride for n, stride in steps)
+            kernel = gpu.launch_kernel(source, 0, row.ctypes.data, size)
+            gpu.release_kernel(kernel)
+            _native.stream_fence(DRIVER, source, 0).wait()  # raises what the kernel did wrong
+    del driver
+
+
 def test_a_steps_pages_cost_one_set_access_for_each_arena():
     with open_cache() as cache:
         slot = cache.acquire(8192)

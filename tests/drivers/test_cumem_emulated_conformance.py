@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from conformance import DriverConformance, Space
 
+from pyvattn import _native
 from pyvattn._native import emulated_cuda as gpu
 
 
@@ -12,6 +13,7 @@ class EmulatedSpace(Space):
     def write_from(self, peer, place, data):
         kernel = gpu.launch_kernel(peer, 0, self.address(place), len(data))
         gpu.release_kernel(kernel)
+        _native.stream_fence("cumem-emulated", peer, 0).wait()  # raises what it did wrong
         self.write(place, data)
 
 
