@@ -29,6 +29,9 @@ from hooks import BRANCHES, HOOKS, Hook  # noqa: E402
 #: Where our files go, and the record of what was done there.
 OURS = Path("nvidia-uvm/vattn")
 MANIFEST = OURS / "manifest.json"
+SCRIPT = "driver_patch/scripts/driver_patch.py"
+#: Set in the environment, or on make's command line, it lets a branch pass that was never tried.
+TRY_BRANCH = "TRY_BRANCH"
 RELEASE_HEADER = "uvm_vattn_release.h"
 SOURCES = (".c", ".h", ".Kbuild")
 
@@ -62,13 +65,29 @@ def recognise(path: Path) -> Tree:
     if found is None:
         raise Refused(f"{kbuild}: names no release (NV_VERSION_STRING); the tree is not NVIDIA's.")
     tree = Tree(root, found.group(1))
-    if tree.branch not in BRANCHES:
+    if tree.branch not in BRANCHES and not os.environ.get(TRY_BRANCH):
         known = ", ".join(map(str, BRANCHES))
         raise Refused(
-            f"{root}: release {tree.release} is of branch {tree.branch}, which this patch does "
-            f"not know (it knows {known}). A newer pyvattn may."
+            f"{root}: release {tree.release} is of branch {tree.branch}, which this patch was not "
+            f"tried with (it knows {known}). pyvattn's stock-uvm driver (64K pages, one call each) "
+            "needs no patch and works with the releases that `pyvattn info` knows; cumem (2M "
+            "pages) works with any. To try the branch, see which of the patch's places it has "
+            f"(`{TRY_BRANCH}=1 {SCRIPT} places {path}`), then build it (`make driver "
+            f"{TRY_BRANCH}=1 DRIVER_SRC={path}`)."
         )
     return tree
+
+
+def places(tree: Tree) -> str:
+    """Each hook with how often its place is found in the tree; every one must be found once."""
+    rows = []
+    for hook in HOOKS:
+        path = tree.root / hook.file
+        lines = path.read_text().splitlines() if path.is_file() else []
+        rows.append(f"{lines.count(hook.anchor)} x {hook.file}: {hook.anchor.strip()}")
+    missing = sum(not row.startswith("1 x ") for row in rows)
+    verdict = f"{missing} places are not found once" if missing else "every place is found once"
+    return "\n".join([*rows, f"{tree.root}: release {tree.release}: {verdict}"])
 
 
 def digest(data: bytes) -> str:
@@ -351,7 +370,17 @@ def describe(tree: Tree) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    actions = ("check", "apply", "refresh", "unapply", "diff", "patch", "release", "hooks")
+    actions = (
+        "check",
+        "apply",
+        "refresh",
+        "unapply",
+        "diff",
+        "patch",
+        "places",
+        "release",
+        "hooks",
+    )
     parser.add_argument("action", choices=actions)
     parser.add_argument("tree", type=Path, nargs="?", help="needed by all actions but hooks")
     options = parser.parse_args(arguments)
@@ -372,6 +401,8 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.writelines(diff(tree, hooked_files(tree)))
         elif options.action == "patch":
             sys.stdout.buffer.write(whole_patch(tree, options.tree))
+        elif options.action == "places":
+            print(places(tree))
         elif options.action == "release":
             print(tree.release)
         else:

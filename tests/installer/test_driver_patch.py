@@ -87,6 +87,29 @@ def test_an_unknown_branch_is_refused(patch: ModuleType, tmp_path: Path, release
         patch.recognise(tmp_path)
 
 
+def test_the_refusal_says_what_works_and_how_to_try_the_branch(
+    patch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(patch, tmp_path, "610.43.02")
+    with pytest.raises(patch.Refused, match=r"stock-uvm driver .*needs no patch.*TRY_BRANCH=1"):
+        patch.recognise(tmp_path)
+    monkeypatch.setenv("TRY_BRANCH", "1")
+    tree = patch.recognise(tmp_path)
+    patch.apply(tree)
+    header = tmp_path / "nvidia-uvm/vattn/uvm_vattn_release.h"
+    assert "#define UVM_VATTN_BRANCH 610" in header.read_text()
+
+
+def test_the_places_of_the_patch_are_counted(patch: ModuleType, tmp_path: Path) -> None:
+    tree = patch.recognise(make_tree(patch, tmp_path))
+    assert "every place is found once" in patch.places(tree)
+    hook = patch.HOOKS[0]
+    path = tmp_path / hook.file
+    path.write_text(path.read_text().replace(hook.anchor, "/* gone */"))
+    assert f"0 x {hook.file}: {hook.anchor.strip()}" in patch.places(tree)
+    assert "every place" not in patch.places(tree)
+
+
 def test_what_is_no_tree_is_refused(patch: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(patch.Refused, match="not a tree"):
         patch.recognise(tmp_path)
