@@ -53,9 +53,13 @@ def find_package(machine: Machine) -> DkmsPackage:
     found = [p for p in found if running and p.version == running.release] or found
     if not found:
         raise Unavailable(
-            f"{machine.path('usr/src')}: DKMS has no package of NVIDIA's open kernel modules here "
-            "(none holds nvidia-uvm/uvm.c): install that package first, or install the module that "
-            "you built, without --dkms (make DKMS=)."
+            f"{machine.path('usr/src')}: no DKMS package holds NVIDIA's open kernel modules "
+            "(nvidia-uvm/uvm.c): "
+            + (
+                "install the open flavour of the package that DKMS builds here."
+                if any(machine.path("var/lib/dkms").glob("nvidia*"))
+                else "DKMS builds no NVIDIA driver here, so leave --dkms out (make without DKMS=1)."
+            )
         )
     if len(found) > 1:
         names = ", ".join(str(package.tree) for package in found)

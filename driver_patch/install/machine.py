@@ -207,14 +207,14 @@ class Machine:
         """
         if users := self.gpu_users().blocking:
             raise Refused(
-                f"the GPU is in use by {'; '.join(users)}. End these first, or install without a "
-                "reload for the next boot (--allow-in-use, make ALLOW_IN_USE=1)."
+                f"the GPU is in use by {'; '.join(users)}. End these first, or let the change take "
+                "effect at the next boot (--allow-in-use, make ALLOW_IN_USE=1)."
             )
         if (loaded := self.loaded_uvm()) and loaded.references:
             raise Refused(
                 f"nvidia_uvm is in use {loaded.references} times by processes that cannot be seen "
                 "from here (not root, or in another container). Run this as root on the host, or "
-                "install for the next boot (--allow-in-use, make ALLOW_IN_USE=1)."
+                "let the change take effect at the next boot (--allow-in-use, make ALLOW_IN_USE=1)."
             )
 
     def denied(self) -> str:

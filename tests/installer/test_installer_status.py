@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import shutil
+from pathlib import Path
 
 import pytest
 from acts import install, uninstall
@@ -269,3 +272,23 @@ def test_a_build_that_fails_tells_what_the_script_said(scratch, machine, tmp_pat
     _build_script(checkout, "echo no headers here >&2; exit 1")
     with pytest.raises(Failed, match="no headers here"):
         build(machine, checkout)
+
+
+def test_an_installed_package_builds_in_the_users_cache(scratch, machine, tmp_path, monkeypatch):
+    checkout = _checkout(tmp_path)
+    (checkout / "Makefile").unlink()  # What a wheel installs has none.
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    monkeypatch.delenv("PYVATTN_CACHE", raising=False)
+    cache = tmp_path / "home/.cache/pyvattn"
+    _build_script(checkout, 'echo "$PYVATTN_CACHE:$BUILD_FOLDER"')
+    assert str(build(machine, checkout)) == f"{cache}:{cache}/driver/build"
+    built = cache / "driver/build/one/nvidia-uvm.ko"
+    built.parent.mkdir(parents=True)
+    built.write_bytes(elf_module(parm=PATCHED))
+    assert find_built(machine, checkout) == built
+    caller = pwd.getpwuid(os.getuid())
+    monkeypatch.setenv("SUDO_USER", caller.pw_name)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    in_home = Path(caller.pw_dir) / ".cache/pyvattn"
+    assert str(build(machine, checkout)) == f"{in_home}:{in_home}/driver/build"
