@@ -14,9 +14,12 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def size_option(
-    name: str, *, auto: bool = False, default: str | None = None, help: str
+    name: str, *, auto: bool = False, option: Callable[..., Any] = click.option, **attributes: Any
 ) -> Callable[[_Command], _Command]:
-    """Return an option such as ``64K`` or ``8GiB``, in bytes; with ``auto`` also that word."""
+    """Return an option such as ``64K`` or ``8GiB``, in bytes; with ``auto`` also that word.
+
+    ``option`` makes it, with ``attributes``.
+    """
 
     def parse(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
         if value is None or (auto and value == "auto"):
@@ -26,4 +29,7 @@ def size_option(
         except ConfigError as error:
             raise click.BadParameter(str(error), ctx, param) from error
 
-    return click.option(name, metavar="SIZE", callback=parse, default=default, help=help)
+    made: Callable[[_Command], _Command] = option(
+        name, metavar="SIZE", callback=parse, **attributes
+    )
+    return made

@@ -15,9 +15,18 @@ from rich.text import Text
 from pyvattn.bench.registry import BENCHES
 from pyvattn.bench.report import Measure, Report, Setup
 from pyvattn.cli.exits import Exit
+from pyvattn.cli.filled import filler, given
 from pyvattn.cli.lazy import LazyCommand, LazyGroup
 from pyvattn.cli.output import console, json_option, print_json, progress_console, table
 
+
+def _options_of(ctx: click.Context) -> Callable[..., Any]:
+    """Return the Options of the bench whose command it is."""
+    bench: Callable[..., Any] = import_module(BENCHES[str(ctx.command.name)].module).Options
+    return bench
+
+
+_option = filler(_options_of)
 _OUT = click.option(
     "--out", type=click.Path(), help="Folder for BENCH.json, or a file that ends in .json."
 )
@@ -35,8 +44,8 @@ def command() -> None:
 
 
 @click.command()
-@click.option("--trace", type=click.Path(exists=True, dir_okay=False), help="File of requests.")
-@click.option("--rounds", type=click.IntRange(min=3), default=31, help="Of each timing [31].")
+@_option("--trace", type=click.Path(exists=True, dir_okay=False), help="File of requests.")
+@_option("--rounds", type=click.IntRange(min=3), help="Of each timing.")
 @_OUT
 @json_option
 @click.pass_context
@@ -49,14 +58,12 @@ def core(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) 
     run_bench(ctx, "core", options, out, as_json)
 
 
-def _driver_options(*, page_size: str | None = "auto") -> Callable[[Any], Any]:
+def _driver_options(page_size: str = "Such as 64K.") -> Callable[[Any], Any]:
     """Return the options of benches that run on a driver of the user's choice."""
     options = (
-        click.option("--driver", default="cumem", help="Driver by name [cumem]."),
-        click.option(
-            "--page-size", default=page_size, help=f"Such as 64K [{page_size or 'the smallest'}]."
-        ),
-        click.option("--device", type=int, default=0, help="Ordinal of the CUDA device [0]."),
+        _option("--driver", help="Driver by name."),
+        _option("--page-size", help=page_size),
+        _option("--device", type=int, help="Ordinal of the CUDA device."),
         _OUT,
         json_option,
         click.pass_context,
@@ -71,8 +78,8 @@ def _driver_options(*, page_size: str | None = "auto") -> Callable[[Any], Any]:
 
 
 @click.command()
-@click.option("--rounds", type=click.IntRange(min=3), default=31, help="Of each call [31].")
-@_driver_options(page_size=None)
+@_option("--rounds", type=click.IntRange(min=3), help="Of each call.")
+@_driver_options("Such as 64K [the smallest].")
 def api(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
     """Time reserve, allocate, map, unmap, free and release by extent size.
 
@@ -82,10 +89,10 @@ def api(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -
 
 
 @click.command()
-@click.option("--rounds", type=click.IntRange(min=3), default=15, help="Of each size [15].")
-@click.option("--total", type=click.IntRange(min=2), default=256, help="MiB a round [256].")
-@click.option("--against", help="A second driver, measured by turns with the first.")
-@_driver_options(page_size=None)
+@_option("--rounds", type=click.IntRange(min=3), help="Of each size.")
+@_option("--total", type=click.IntRange(min=2), help="MiB a round.")
+@_option("--against", help="A second driver, measured by turns with the first.")
+@_driver_options("Such as 64K [the smallest].")
 def bandwidth(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
     """Time how fast memory becomes usable, by extent size.
 
@@ -95,12 +102,12 @@ def bandwidth(ctx: click.Context, /, out: str | None, as_json: bool, **options: 
 
 
 @click.command()
-@click.option("--kernel", multiple=True, help="A kernel by name; again for more [all there are].")
-@click.option("--layout", default="layer", help="layer, token or auto [layer].")
-@click.option("--layers-per-arena", type=int, help="With layout token: so many, not all.")
-@click.option("--layers", type=click.IntRange(min=1), default=32, help="Layers of KV [32].")
-@click.option("--rounds", type=click.IntRange(min=3), default=31, help="Of each kernel [31].")
-@click.option("--seconds", type=float, default=10.0, help="At most, for all rounds of one [10].")
+@_option("--kernel", multiple=True, help="A kernel by name; again for more [all there are].")
+@_option("--layout", help="layer, token or auto.")
+@_option("--layers-per-arena", type=int, help="With layout token: so many, not all.")
+@_option("--layers", type=click.IntRange(min=1), help="Layers of KV.")
+@_option("--rounds", type=click.IntRange(min=3), help="Of each kernel.")
+@_option("--seconds", type=float, help="At most, for all rounds of one.")
 @_driver_options()
 def attention(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
     """Time kernels on mapped memory against cudaMalloc and against paged attention.
@@ -111,10 +118,10 @@ def attention(ctx: click.Context, /, out: str | None, as_json: bool, **options: 
 
 
 @click.command()
-@click.option("--batch", type=click.IntRange(min=1), default=256, help="Rows that decode [256].")
-@click.option("--steps", type=click.IntRange(min=100), default=512, help="Decode steps [512].")
-@click.option("--layout", default="auto", help="layer, token or auto [auto].")
-@click.option("--layers", type=click.IntRange(min=1), default=32, help="Layers [32].")
+@_option("--batch", type=click.IntRange(min=1), help="Rows that decode.")
+@_option("--steps", type=click.IntRange(min=100), help="Decode steps.")
+@_option("--layout", help="layer, token or auto.")
+@_option("--layers", type=click.IntRange(min=1), help="Layers.")
 @_driver_options()
 def overlap(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
     """Time decode steps with everything preallocated, mapped when needed, and prefetched.
@@ -126,33 +133,29 @@ def overlap(ctx: click.Context, /, out: str | None, as_json: bool, **options: An
 
 
 @click.command()
-@click.option("--model", default="llama-3-8b", help="llama-3-8b or tiny [llama-3-8b].")
-@click.option("--layers", type=click.IntRange(min=0), default=0, help="Layers [all].")
-@click.option("--requests", type=click.IntRange(min=1), default=32, help="Requests [32].")
-@click.option("--prompt-tokens", type=click.IntRange(min=1), default=4096, help="Each [4096].")
-@click.option("--new-tokens", type=click.IntRange(min=2), default=128, help="Each [128].")
-@click.option(
-    "--rate", type=click.FloatRange(min=0), default=0.0, help="Arrivals a second [all at once]."
-)
-@click.option("--seed", type=click.IntRange(min=0), default=1, help="Of prompts and arrivals [1].")
-@click.option(
+@_option("--model", help="llama-3-8b or tiny.")
+@_option("--layers", type=click.IntRange(min=0), help="Layers [all].")
+@_option("--requests", type=click.IntRange(min=1), help="Requests.")
+@_option("--prompt-tokens", type=click.IntRange(min=1), help="Each.")
+@_option("--new-tokens", type=click.IntRange(min=2), help="Each.")
+@_option("--rate", type=click.FloatRange(min=0), help="Arrivals a second [all at once].")
+@_option("--seed", type=click.IntRange(min=0), help="Of prompts and arrivals.")
+@_option(
     "--against",
     type=click.Choice(("library", "sdpa")),
-    default="library",
-    help="The library's own choice of attention, or its SDPA [library].",
+    help="The library's own choice of attention, or its SDPA.",
 )
-@click.option("--compile-level", type=click.IntRange(0, 3), default=0, help="The library's [0].")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, help="After the first [3].")
-@click.option(
+@_option("--compile-level", type=click.IntRange(0, 3), help="The library's.")
+@_option("--rounds", type=click.IntRange(min=1), help="After the first.")
+@_option(
     "--seconds",
     type=click.FloatRange(min=0),
-    default=0.0,
     help="Start no round that would end later [no limit].",
 )
-@click.option("--device", default="cuda:0", help="cuda:0 and so on, or cpu [cuda:0].")
-@click.option("--driver", default="auto", help="Driver by name [auto].")
-@click.option("--page-size", default="auto", help="Such as 64K [auto].")
-@click.option("--layout", default="auto", help="layer, token or auto [auto].")
+@_option("--device", help="cuda:0 and so on, or cpu.")
+@_option("--driver", help="Driver by name.")
+@_option("--page-size", help="Such as 64K.")
+@_option("--layout", help="layer, token or auto.")
 @_OUT
 @json_option
 @click.pass_context
@@ -168,11 +171,11 @@ def transformers(ctx: click.Context, /, out: str | None, as_json: bool, **option
 
 
 @click.command()
-@click.option("--trace", type=click.Path(exists=True, dir_okay=False), help="File of requests.")
-@click.option("--memory", default="40GiB", help="Memory for KV [40GiB].")
-@click.option("--rounds", type=click.IntRange(min=3), default=31, help="Places in the trace [31].")
-@click.option("--driver", help="Count its pages and tail guard [64K, 2M, and cumem's guard].")
-@click.option("--page-size", help="Such as 64K [all of the driver's].")
+@_option("--trace", type=click.Path(exists=True, dir_okay=False), help="File of requests.")
+@_option("--memory", help="Memory for KV.")
+@_option("--rounds", type=click.IntRange(min=3), help="Places in the trace.")
+@_option("--driver", help="Count its pages and tail guard [64K, 2M, and cumem's guard].")
+@_option("--page-size", help="Such as 64K [all of the driver's].")
 @_OUT
 @json_option
 @click.pass_context
@@ -186,8 +189,8 @@ def capacity(ctx: click.Context, /, out: str | None, as_json: bool, **options: A
 
 
 @click.command()
-@click.option("--trace", type=click.Path(exists=True, dir_okay=False), help="File of requests.")
-@click.option("--batch", type=click.IntRange(min=1), default=256, help="Requests of a step [256].")
+@_option("--trace", type=click.Path(exists=True, dir_okay=False), help="File of requests.")
+@_option("--batch", type=click.IntRange(min=1), help="Requests of a step.")
 @_OUT
 @json_option
 @click.pass_context
@@ -201,10 +204,10 @@ def plan(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) 
 
 
 @click.command()
-@click.option("--trace", type=click.Path(exists=True, dir_okay=False), help="File of requests.")
-@click.option("--live", type=click.IntRange(min=1), default=256, help="Requests at a time [256].")
-@click.option("--requests", type=click.IntRange(min=4), default=8000, help="In all [8000].")
-@click.option("--read-ahead", type=click.IntRange(min=0), default=128, help="Tokens [128].")
+@_option("--trace", type=click.Path(exists=True, dir_okay=False), help="File of requests.")
+@_option("--live", type=click.IntRange(min=1), help="Requests at a time.")
+@_option("--requests", type=click.IntRange(min=4), help="In all.")
+@_option("--read-ahead", type=click.IntRange(min=0), help="Tokens.")
 @click.option("--out", type=click.Path(file_okay=False), help="Folder for reuse.json.")
 @json_option
 @click.pass_context
@@ -227,7 +230,7 @@ def run_bench(
     measures: list[Measure] = []
     setups: list[Setup] = []
     with progress_console().status(f"bench {name}") as status:
-        for found in module.measure(module.Options(**options)):
+        for found in module.measure(module.Options(**given(options))):
             if isinstance(found, Setup):
                 setups.append(found)
                 continue

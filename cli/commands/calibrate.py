@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import click
 from rich.text import Text
 
+from pyvattn.cli.filled import filler, given
 from pyvattn.cli.output import console, json_option, print_json, progress_console, table
 from pyvattn.errors import DriverUnavailable, MissingDependency
 from pyvattn.planner import DEFAULT_COSTS
 from pyvattn.planner.calibration import VARIABLE, default_path
 from pyvattn.units import format_page_size, format_size
+
+
+def _options(_: click.Context) -> Callable[..., Any]:
+    from pyvattn.calibrate import Options
+
+    return Options
+
+
+_option = filler(_options)
 
 
 @click.command()
@@ -24,19 +34,18 @@ from pyvattn.units import format_page_size, format_size
     type=click.Choice(list(DEFAULT_COSTS)),
     help="Driver to measure; may be repeated [all that this machine has].",
 )
-@click.option("--device", type=int, default=0, help="Ordinal of the CUDA device [0].")
-@click.option("--rounds", type=click.IntRange(min=3), default=31, help="Of each call [31].")
-@click.option("--no-kernels", is_flag=True, help="Leave out what layouts cost kernels on a GPU.")
+@_option("--device", type=int, help="Ordinal of the CUDA device.")
+@_option("--rounds", type=click.IntRange(min=3), help="Of each call.")
+@_option(
+    "--no-kernels",
+    "kernels",
+    flag_value=False,
+    default=None,
+    help="Leave out what layouts cost kernels on a GPU.",
+)
 @click.option("--out", type=click.Path(dir_okay=False), help="File to write [the user's own].")
 @json_option
-def command(
-    drivers: tuple[str, ...],
-    device: int,
-    rounds: int,
-    no_kernels: bool,
-    out: str | None,
-    as_json: bool,
-) -> None:
+def command(drivers: tuple[str, ...], out: str | None, as_json: bool, **options: Any) -> None:
     """Measure map calls, unmap calls, zeroing, reading and copying, and keep the medians.
 
     `plan` and page_size="auto" then reckon with them. A driver that is not named and not
@@ -44,8 +53,7 @@ def command(
     """
     from pyvattn.calibrate import Options, describe, write_calibration
 
-    options = Options(device, rounds, not no_kernels)
-    found = list(_measured(drivers, options))
+    found = list(_measured(drivers, Options(**given(options))))
     content = describe(found)
     path = write_calibration(content, out if out is not None else default_path())
     if as_json:

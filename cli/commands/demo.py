@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 
+from pyvattn.cli.filled import filler, given
 from pyvattn.cli.sizes import size_option
 
 
+def _run(_: click.Context) -> Callable[..., Any]:
+    from pyvattn.demo import run
+
+    return run
+
+
+_option = filler(_run)
+
+
 @click.command()
-@click.option("--slots", type=int, default=8, help="Requests served at once [8].")
-@click.option("--requests", type=int, default=24, help="Prompts to serve [24].")
-@click.option("--max-new-tokens", type=int, default=64, help="Most tokens for each prompt [64].")
-@click.option("--driver", default="host", help="Driver of the cache [host].")
-@size_option("--page-size", auto=True, default="auto", help="Page size [auto].")
-@click.option(
-    "--layout",
-    type=click.Choice(["auto", "layer", "token"]),
-    default="auto",
-    help="Layout of the cache [auto].",
-)
-@size_option("--memory", default="1GiB", help="Memory limit of the cache [1GiB].")
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False),
-    default="out",
-    help="Folder for demo.png and demo.json [out].",
-)
-@click.option("--check/--no-check", default=True, help="Compare with the model's own cache.")
-@click.option("--texts/--no-texts", default=True, help="Print what was generated.")
+@_option("--slots", type=int, help="Requests served at once.")
+@_option("--requests", type=int, help="Prompts to serve.")
+@_option("--max-new-tokens", type=int, help="Most tokens for each prompt.")
+@_option("--driver", help="Driver of the cache.")
+@size_option("--page-size", auto=True, option=_option, help="Page size.")
+@_option("--layout", type=click.Choice(["auto", "layer", "token"]), help="Layout of the cache.")
+@size_option("--memory", option=_option, help="Memory limit of the cache.")
+@_option("--out", type=click.Path(file_okay=False), help="Folder for demo.png and demo.json.")
+@_option("--check/--no-check", default=None, help="Compare with the model's own cache.")
+@_option("--texts/--no-texts", default=None, help="Print what was generated.")
 def command(**options: Any) -> None:
     """Serve prompts with SmolLM2-135M over a few slots, and check every token.
 
@@ -37,4 +38,4 @@ def command(**options: Any) -> None:
     """
     from pyvattn.demo import run
 
-    run(**options)
+    run(**given(options))

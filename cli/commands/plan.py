@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,11 @@ from pyvattn.planner import (
     typical_workload,
     use_calibration,
 )
+from pyvattn.planner.workload import TYPICAL_BATCH, TYPICAL_GENERATED, TYPICAL_PROMPT
 from pyvattn.spec import CacheSpec
 from pyvattn.units import format_page_size, format_size
+
+_GUARD = next(field.default for field in fields(CacheSpec) if field.name == "guard_tokens")
 
 
 @click.command()
@@ -51,10 +54,14 @@ from pyvattn.units import format_page_size, format_size
     is_flag=True,
     help="Show every read-ahead, not only the least that can be hidden.",
 )
-@click.option("--guard", "guard_tokens", type=int, help="Tokens of tail guard [192].")
-@click.option("--batch", type=int, help="Requests in a step [as many as slots, at most 256].")
-@click.option("--prompt", type=int, help="Tokens of a prompt [1155, mean of the Azure trace].")
-@click.option("--generated", type=int, help="Tokens that a request generates [211].")
+@click.option("--guard", "guard_tokens", type=int, help=f"Tokens of tail guard [{_GUARD}].")
+@click.option("--batch", type=int, help=f"Requests in a step [slots, up to {TYPICAL_BATCH}].")
+@click.option(
+    "--prompt",
+    type=int,
+    help=f"Tokens of a prompt [{TYPICAL_PROMPT}, as on average in the Azure trace].",
+)
+@click.option("--generated", type=int, help=f"Tokens that it generates [{TYPICAL_GENERATED}].")
 @size_option("--weights", help="Bytes of weights that a step reads [0].")
 @size_option("--memory", help="Say how many requests fit in this much memory.")
 @click.option(

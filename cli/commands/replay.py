@@ -26,10 +26,12 @@ from pyvattn.geometry import LAYOUTS, check_layout, check_page_size
 from pyvattn.machine import describe_machine, describe_run
 from pyvattn.replay import Result
 from pyvattn.replay.compare import Case, cases, check_fits, run
+from pyvattn.replay.scheduler import DEFAULT_STEP_SECONDS
 from pyvattn.spec import CacheSpec
 from pyvattn.traces import DEFAULT_RATE, SYNTHETIC_REQUESTS, Trace, read_trace, synthetic_trace
 from pyvattn.units import format_size
 
+_STEP_MS = DEFAULT_STEP_SECONDS * 1e3
 _MODEL = CacheSpec(32, 8, 128)
 _MODEL_NAME = "the shape of Llama-3-8B"
 _SHAPE = ("layers", "kv_heads", "head_dim", "latent_dim", "rope_dim", "dtype", "max_tokens",
@@ -44,10 +46,21 @@ _SHAPE = ("layers", "kv_heads", "head_dim", "latent_dim", "rope_dim", "dtype", "
 @click.option("--page-sizes", default="64K,2M", help="Comma-separated page sizes [64K,2M].")
 @click.option("--layouts", default=",".join(LAYOUTS), help="Comma-separated [layer,token].")
 @click.option("--baselines/--no-baselines", default=True, help="Static and 16-token paged as well.")
-@click.option("--step-ms", type=float, default=25.0, help="Simulated time of a step [25].")
+@click.option(
+    "--step-ms",
+    type=float,
+    default=DEFAULT_STEP_SECONDS * 1e3,
+    show_default=True,
+    help="Simulated time of a step.",
+)
 @click.option("--saturate", is_flag=True, help="Leave arrival times aside: always a queue.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first requests.")
-@click.option("--rate", type=float, default=DEFAULT_RATE, help="Arrivals a second, if made up [5].")
+@click.option(
+    "--rate",
+    type=float,
+    default=DEFAULT_RATE,
+    help=f"Made-up arrivals a second [{DEFAULT_RATE:g}].",
+)
 @click.option("--seed", type=int, default=0, help="Seed of what is made up [0].")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Write a PNG of memory over time.")
 @json_option
