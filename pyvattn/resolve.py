@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 from pyvattn import _native
+from pyvattn.auto import ON_CUDA, first_available
 from pyvattn.errors import ConfigError, DriverUnavailable, PlanWarning
 from pyvattn.geometry import Geometry
 from pyvattn.machine import MadeOn, identify
@@ -18,8 +19,7 @@ from pyvattn.spec import CacheSpec
 # Drivers that lend another's costs to the planner: they behave like it.
 _PLANNED_AS = {"host-accounting": "host"}
 _EMULATED = "-emulated"
-# What "auto" takes on a CUDA device.
-_PREFERRED, _FALLBACK = "patched", "cumem"
+_PREFERRED, _FALLBACK = ON_CUDA
 _CUDA_DEVICE = re.compile(r"cuda(?::([0-9]+))?")
 
 
@@ -163,12 +163,4 @@ def _needs_cuda(driver: str) -> bool:
 
 
 def _auto(on_cuda: bool, ordinal: int) -> str:
-    """Never falls from a GPU to ``host``: that would hide what is wrong."""
-    if not on_cuda:
-        return "host"
-    try:
-        _native.driver_capabilities(_PREFERRED, ordinal)
-    except DriverUnavailable:
-        _native.driver_capabilities(_FALLBACK, ordinal)
-        return _FALLBACK
-    return _PREFERRED
+    return first_available(on_cuda, lambda name: _native.driver_capabilities(name, ordinal))

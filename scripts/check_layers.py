@@ -22,8 +22,8 @@ PYTHON = (  # pyvattn/ and cli/
     ("errors", "_native"),
     # words, numbers and sizes; NVIDIA's text files; CUDA
     ("cuda", "dtypes", "fences", "nvidia", "samples", "stats", "text", "units", "whole_numbers"),
-    # configs of models, rows of traces; pictures; the kernel module's installer
-    ("configs", "driver", "gpu_timing", "plots", "trace_rows"),
+    # configs of models, rows of traces; pictures; what "auto" means
+    ("auto", "configs", "gpu_timing", "plots", "trace_rows"),
     # what a cache must hold, and where it lies
     ("geometry",),
     ("spec",),

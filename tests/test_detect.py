@@ -4,13 +4,14 @@ from typing import ClassVar
 
 import pytest
 
-from pyvattn import DriverError, DriverUnavailable, cuda
+from pyvattn import CacheSpec, DriverError, DriverUnavailable, _native, cuda
 from pyvattn.detect import auto_driver, choose_auto, detect_drivers, read_machine
 from pyvattn.detect.core import ask_core
 from pyvattn.detect.devices import describe_cuda
 from pyvattn.detect.machine import Machine
 from pyvattn.errors import MissingDependency
 from pyvattn.probe import probe_page
+from pyvattn.resolve import resolve
 
 K, M = 1 << 10, 1 << 20
 
@@ -135,6 +136,38 @@ class TestWhatAutoTakes:
         assert choice.driver is None
         assert choice.reason == found.no_gpu_reason
         assert "device='cpu'" in choice.improvement
+
+    def test_what_the_environment_names_is_what_auto_takes(self, monkeypatch):
+        found = tuple(reports(GPU, "stock-uvm", "cumem", "host").values())
+        monkeypatch.setenv("PYVATTN_DRIVER", "stock-uvm")
+        choice = choose_auto(found, "cuda")
+        assert (choice.driver, choice.improvement) == ("stock-uvm", "")
+        assert choice.reason.startswith("PYVATTN_DRIVER names it; pages of ")
+        assert choose_auto(found, "cpu").driver == "host"
+        monkeypatch.setenv("PYVATTN_DRIVER", "patched")
+        choice = choose_auto(found, "cuda")
+        assert choice.driver is None
+        assert choice.reason.startswith("PYVATTN_DRIVER=patched, and ")
+
+    @pytest.mark.parametrize("named", ["", "cumem", "stock-uvm", "patched"])
+    @pytest.mark.parametrize("offered", [(), ("cumem",), ("patched", "cumem"), ("stock-uvm",)])
+    def test_a_cache_opens_what_info_says(self, monkeypatch, named, offered):
+        def capabilities(name, device=0):
+            if name not in offered:
+                raise DriverUnavailable(f"no {name} here")
+
+        monkeypatch.setattr(_native, "driver_capabilities", capabilities)
+        if named:
+            monkeypatch.setenv("PYVATTN_DRIVER", named)
+        else:
+            monkeypatch.delenv("PYVATTN_DRIVER", raising=False)
+        said = choose_auto(tuple(reports(GPU, *offered, "host").values()), "cuda").driver
+        auto = {"device": "cuda", "driver": "auto", "page_size": "auto", "layout": "auto"}
+        try:
+            opened = resolve(CacheSpec(32, 8, 128), **auto, layers_per_arena=None).driver
+        except DriverUnavailable:
+            opened = None
+        assert opened == said
 
 
 class TestCuda:

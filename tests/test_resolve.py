@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from pyvattn import CacheSpec, KVCache, PlanWarning, _native
+from pyvattn import CacheSpec, KVCache, PlanWarning, _native, auto
 from pyvattn.errors import ConfigError, DriverUnavailable
 from pyvattn.planner import plan
 from pyvattn.resolve import resolve
@@ -94,6 +94,7 @@ class TestPatchedThatDoesNotServeThisGpu:
         from pyvattn import resolve as module
 
         monkeypatch.delenv("PYVATTN_DRIVER", raising=False)
+        monkeypatch.setattr(auto, "ON_CUDA", ("patched-emulated", "cumem-emulated"))
         monkeypatch.setattr(module, "_PREFERRED", "patched-emulated")
         monkeypatch.setattr(module, "_FALLBACK", "cumem-emulated")
         monkeypatch.setattr(module, "_needs_cuda", lambda _name: True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pyvattn.auto import VARIABLE, first_available, named_by_environment
 from pyvattn.detect import cumem, host, patched, stock_uvm
 from pyvattn.detect.report import DriverReport
+from pyvattn.errors import DriverUnavailable
 from pyvattn.units import format_page_size
-
-# On a CUDA device, best first: never stock-uvm, never host.
-_ON_CUDA = (patched.NAME, cumem.NAME)
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,19 @@ class AutoChoice:
 def choose_auto(reports: Sequence[DriverReport], device: str) -> AutoChoice:
     """Return what ``auto`` takes on ``device``, which is "cpu" or "cuda…"."""
     by_name = {report.name: report for report in reports}
-    wanted = (host.NAME,) if device == "cpu" else _ON_CUDA
-    taken = next((by_name[name] for name in wanted if by_name[name].available), None)
-    if taken is None:
-        return AutoChoice(None, by_name[wanted[-1]].reason, _instead(by_name, wanted))
+    on_cuda = device != "cpu"
+    named = by_name.get(named_by_environment() or "")
+    if named is not None and (named.name != host.NAME) == on_cuda:
+        return _named(named)
+
+    def ask(name: str) -> None:
+        if not by_name[name].available:
+            raise DriverUnavailable(by_name[name].reason)
+
+    try:
+        taken = by_name[first_available(on_cuda, ask)]
+    except DriverUnavailable as error:
+        return AutoChoice(None, str(error), _instead(by_name, on_cuda))
     pages = f"pages of {', '.join(map(format_page_size, taken.page_sizes))}"
     if taken.name != cumem.NAME:
         return AutoChoice(taken.name, f"{taken.reason}; {pages}")
@@ -40,8 +48,15 @@ def choose_auto(reports: Sequence[DriverReport], device: str) -> AutoChoice:
     return AutoChoice(taken.name, reason, _finer(by_name))
 
 
-def _instead(by_name: dict[str, DriverReport], wanted: tuple[str, ...]) -> str:
-    if wanted == _ON_CUDA and by_name[host.NAME].available:
+def _named(report: DriverReport) -> AutoChoice:
+    if not report.available:
+        return AutoChoice(None, f"{VARIABLE}={report.name}, and {report.reason}")
+    pages = f"pages of {', '.join(map(format_page_size, report.page_sizes))}"
+    return AutoChoice(report.name, f"{VARIABLE} names it; {pages}")
+
+
+def _instead(by_name: dict[str, DriverReport], on_cuda: bool) -> str:
+    if on_cuda and by_name[host.NAME].available:
         return "device='cpu' works without a GPU"
     return ""
 
