@@ -55,6 +55,11 @@ test: $(VENV)/.test $(VENV)/.build ## Run every test that this machine can run
 test-transformers-newest: $(VENV)/.test $(VENV)/.build ## Run tests/integrations against the newest release of transformers
 	@scripts/test_newest_transformers.sh -n $(JOBS) $(PYTEST_ARGS)
 
+.PHONY: test-peers
+test-peers: $(VENV)/.test $(VENV)/.build ## Run the tests that transformers brings, with our cache
+	@scripts/fetch_peers.sh
+	@$(BIN)/python -m pytest -n 2 tests/peers $(PYTEST_ARGS)
+
 # ---- checks ----
 
 .PHONY: lint format sanitize wheel wheel-check stubs results

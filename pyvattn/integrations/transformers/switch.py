@@ -15,6 +15,9 @@ from pyvattn.integrations.transformers.interface import ATTENTION
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+# Models that compute with what the cache returns before they attend: Doge makes a mask of it.
+_READ_VALUES = frozenset({"doge"})
+
 
 @dataclass
 class _Switched:
@@ -39,6 +42,11 @@ def attend_through(model: PreTrainedModel, holder: object) -> Callable[[], None]
     """
     if not model._can_set_attn_implementation():
         raise _no_interface(model)
+    if model.config.get_text_config(decoder=True).model_type in _READ_VALUES:
+        raise UnsupportedError(
+            f"{type(model).__name__} uses cached values for more than attention, in the layout of "
+            "the library's caches: use the library's DynamicCache"
+        )
     switched = _switched.setdefault(model, _Switched(_implementations(model)))
     switched.holders += 1
     release = weakref.finalize(holder, _release, weakref.ref(model))

@@ -1,0 +1,107 @@
+"""Every causal language model of the library, small: token for token, or refused by name.
+
+A family that the cache refuses is listed in ``refused.py`` with the reason. One that is
+neither exact nor listed fails, and so does one that is listed and works.
+"""
+
+from __future__ import annotations
+
+import pytest
+from refused import REFUSED
+from tiny_models import (
+    VOCABULARY,
+    dynamic,
+    generate,
+    left_padded,
+    random_prompts,
+    torch,
+    transformers,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from pyvattn import errors
+from pyvattn.integrations.transformers import VAttentionCache
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+# By whatever name a config has for them; what it does not know is left out.
+SIZES = {
+    "vocab_size": VOCABULARY,
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 64),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 2),
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size"), 96),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 96),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), 128),
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), 4),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 32),
+    **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace"), 1),
+    **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "v_head_dim", "head_dim", "rotary_dim"), 16),
+    **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim"), 8),
+    "num_key_value_heads": 2,
+    "num_experts_per_tok": 2,
+    "sliding_window": 8,
+    "layer_types": ["full_attention"] * 2,
+    "is_decoder": True,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+MOST_PARAMETERS = 3_000_000
+FAMILIES = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()))
+
+
+def make(family):
+    """Return a small model of ``family``, or skip where these sizes make none."""
+    try:
+        model_class = getattr(transformers, family)
+    except Exception as error:
+        pytest.skip(f"{family} cannot be imported: {type(error).__name__}")
+    config_class = model_class.config_class
+    known = getattr(config_class, "__dataclass_fields__", {})
+    aliases = getattr(config_class, "attribute_map", {})
+    sizes = {
+        name: size
+        for name, size in SIZES.items()
+        if name in known or (name in aliases and aliases[name] not in SIZES)
+    }
+    if "sliding_window" in sizes and "layer_types" not in known:
+        # There every layer would have the window.
+        sizes["sliding_window"] = None
+    try:
+        config = config_class(**sizes)
+        with torch.device("meta"):
+            count = sum(each.numel() for each in model_class(config).parameters())
+        if count > MOST_PARAMETERS:
+            pytest.skip(f"{family} is not small with these sizes: {count:,} parameters")
+        torch.manual_seed(1)
+        return model_class(config).eval()
+    except Exception as error:
+        pytest.skip(f"{family} cannot be made with these sizes: {type(error).__name__}")
+
+
+def outcome(model, inputs):
+    """What our cache generates."""
+    with VAttentionCache.for_model(model, max_batch=3, max_tokens=64, memory="64MiB") as cache:
+        result = generate(model, inputs, cache, max_new_tokens=6)
+        assert cache.lengths == (8, 22, 14)
+        return result.sequences
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_exact_or_refused(family):
+    model = make(family)
+    inputs = left_padded(random_prompts((3, 17, 9)))
+    if family in REFUSED:
+        with pytest.raises(errors.Error, match=REFUSED[family]):
+            outcome(model, inputs)
+        return
+    try:
+        expected = generate(model, inputs, dynamic(model), max_new_tokens=6).sequences
+    except Exception as error:
+        pytest.skip(f"{family} does not run with DynamicCache: {type(error).__name__}")
+    assert torch.equal(outcome(model, inputs), expected)
+    assert len(expected.unique()) > 20
