@@ -36,12 +36,12 @@ class KVCache:
     With ``eager`` a mapper thread maps the next decode step's pages and cleans
     released slots while the caller computes. Where memory is free, a slot that
     grows gets pages for up to ``read_ahead`` more tokens than it needs, as far as
-    requests tend to grow, in whole multiples of that; whoever lacks pages takes
+    requests tend to grow, in whole multiples of that; slots that need pages may take
     them back. ``"auto"`` is the least that hides mapping behind decode steps, by the
-    planner's reckoning. ``accounting`` runs the same allocator without memory behind
+    planner's estimate. ``accounting`` runs the same allocator without memory behind
     it: nothing can be read or written.
 
-    Any thread may call; two that call :meth:`step` at once are told so. Use it
+    Any thread may call; if two call :meth:`step` at once, one gets a BusyError. Use it
     as a context manager, or call :meth:`close`.
 
     Raises :class:`~pyvattn.errors.ConfigError`,
@@ -197,15 +197,15 @@ class KVCache:
         """:meth:`step` for arrays: ``rows[i]`` gets ``lengths[i]`` tokens.
 
         Both are one-dimensional contiguous int64 buffers (numpy arrays, say) of
-        the same size; a row is ``slot.index``. Whoever uses rows keeps track of
-        which request each belongs to.
+        the same size; a row is ``slot.index``. The caller keeps track of
+        which request each row belongs to.
         """
         self._native.step_rows(rows, lengths)
 
     def prefetch(self, lengths: Mapping[Slot, int]) -> None:
         """Ask for the pages of a later :meth:`step`, to be mapped in the background.
 
-        Returns at once. What cannot be had is left to the step itself. Raises
+        Returns at once. What cannot be mapped now is left to the step itself. Raises
         :class:`~pyvattn.errors.SlotError` and
         :class:`~pyvattn.errors.LengthError`.
         """

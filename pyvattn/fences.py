@@ -56,7 +56,7 @@ def _stream_handle(after: object) -> int:
         handle = after.__cuda_stream__()[1]  # cuda.core, CuPy and others: (version, handle)
     if handle is None:
         raise ConfigError(
-            f"after={after!r} is no CUDA stream or event: pass a torch.cuda.Stream, a recorded "
+            f"after={after!r} is not a CUDA stream or event: pass a torch.cuda.Stream, a recorded "
             "torch.cuda.Event or an object with __cuda_stream__"
         )
     return int(handle)

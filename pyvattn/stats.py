@@ -16,7 +16,7 @@ class Stats:
 
     * ``pages_mapped``: under slots. ``pages_live`` of them are what live requests
       need; ``pages_retained`` are left over from earlier requests, clean, and go
-      to whoever needs them; ``pages_ahead`` of these lie under live slots, read
+      to slots that need them; ``pages_ahead`` of these lie under live slots, read
       ahead or inherited.
     * ``pages_quarantined``: of released slots, not zeroed yet or still within
       reach of running kernels.

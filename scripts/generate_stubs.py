@@ -68,7 +68,7 @@ def generate() -> str:
     for pattern, replacement in CORRECTIONS:
         text, count = re.subn(pattern, replacement, text)
         if count == 0:
-            sys.exit(f"nothing in the generated stubs matches {pattern!r}: mend CORRECTIONS")
+            sys.exit(f"nothing in the generated stubs matches {pattern!r}: correct CORRECTIONS")
     as_file = ("--stdin-filename", str(STUBS), "-")
     text = run("ruff", "check", "--quiet", "--select", "I", "--fix", *as_file, text=text)
     return run("ruff", "format", "--quiet", *as_file, text=HEADER + text)

@@ -31,7 +31,7 @@ case "${1:-}" in
     run "layers" "$BIN/python" scripts/check_layers.py
     run "clang-format" "$BIN/clang-format" --dry-run -Werror "${cxx[@]}"
     if [ ${#failed[@]} -gt 0 ]; then
-      printf 'lint: failed: %s. `make format` mends what can be mended by rewriting.\n' \
+      printf 'lint: failed: %s. `make format` repairs what can be repaired automatically.\n' \
         "$(IFS=,; echo "${failed[*]}")" >&2
       exit 1
     fi

@@ -44,8 +44,8 @@ def command() -> None:
 
 
 @click.command()
-@_option("--trace", type=click.Path(exists=True, dir_okay=False), help="File of requests.")
-@_option("--rounds", type=click.IntRange(min=3), help="Of each timing.")
+@_option("--trace", type=click.Path(exists=True, dir_okay=False), help="File with a request trace.")
+@_option("--rounds", type=click.IntRange(min=3), help="Rounds of each timing.")
 @_OUT
 @json_option
 @click.pass_context
@@ -58,10 +58,10 @@ def core(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) 
     run_bench(ctx, "core", options, out, as_json)
 
 
-def _driver_options(page_size: str = "Such as 64K.") -> Callable[[Any], Any]:
+def _driver_options(page_size: str = "Page size, such as 64K.") -> Callable[[Any], Any]:
     """Return the options of benches that run on a driver of the user's choice."""
     options = (
-        _option("--driver", help="Driver by name."),
+        _option("--driver", help="Name of the driver."),
         _option("--page-size", help=page_size),
         _option("--device", type=int, help="Ordinal of the CUDA device."),
         _OUT,
@@ -78,8 +78,8 @@ def _driver_options(page_size: str = "Such as 64K.") -> Callable[[Any], Any]:
 
 
 @click.command()
-@_option("--rounds", type=click.IntRange(min=3), help="Of each call.")
-@_driver_options("Such as 64K [the smallest].")
+@_option("--rounds", type=click.IntRange(min=3), help="Rounds of each call.")
+@_driver_options("Page size, such as 64K [the smallest].")
 def api(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
     """Time reserve, allocate, map, unmap, free and release by extent size.
 
@@ -89,10 +89,10 @@ def api(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -
 
 
 @click.command()
-@_option("--rounds", type=click.IntRange(min=3), help="Of each size.")
-@_option("--total", type=click.IntRange(min=2), help="MiB a round.")
-@_option("--against", help="A second driver, measured by turns with the first.")
-@_driver_options("Such as 64K [the smallest].")
+@_option("--rounds", type=click.IntRange(min=3), help="Rounds of each size.")
+@_option("--total", type=click.IntRange(min=2), help="MiB mapped in a round.")
+@_option("--against", help="A second driver, measured in turn with the first.")
+@_driver_options("Page size, such as 64K [the smallest].")
 def bandwidth(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
     """Time how fast memory becomes usable, by extent size.
 
@@ -102,12 +102,12 @@ def bandwidth(ctx: click.Context, /, out: str | None, as_json: bool, **options: 
 
 
 @click.command()
-@_option("--kernel", multiple=True, help="A kernel by name; again for more [all there are].")
-@_option("--layout", help="layer, token or auto.")
-@_option("--layers-per-arena", type=int, help="With layout token: so many, not all.")
-@_option("--layers", type=click.IntRange(min=1), help="Layers of KV.")
-@_option("--rounds", type=click.IntRange(min=3), help="Of each kernel.")
-@_option("--seconds", type=float, help="At most, for all rounds of one.")
+@_option("--kernel", multiple=True, help="Kernel to measure; may be repeated [all available].")
+@_option("--layout", help="Layout: layer, token or auto.")
+@_option("--layers-per-arena", type=int, help="Layers side by side, for layout token [all].")
+@_option("--layers", type=click.IntRange(min=1), help="Layers of the cache.")
+@_option("--rounds", type=click.IntRange(min=3), help="Rounds of each kernel.")
+@_option("--seconds", type=float, help="Longest time for one kernel, in seconds.")
 @_driver_options()
 def attention(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
     """Time kernels on mapped memory against cudaMalloc and against paged attention.
@@ -118,10 +118,10 @@ def attention(ctx: click.Context, /, out: str | None, as_json: bool, **options: 
 
 
 @click.command()
-@_option("--batch", type=click.IntRange(min=1), help="Rows that decode.")
+@_option("--batch", type=click.IntRange(min=1), help="Requests that decode.")
 @_option("--steps", type=click.IntRange(min=100), help="Decode steps.")
-@_option("--layout", help="layer, token or auto.")
-@_option("--layers", type=click.IntRange(min=1), help="Layers.")
+@_option("--layout", help="Layout: layer, token or auto.")
+@_option("--layers", type=click.IntRange(min=1), help="Layers of the model.")
 @_driver_options()
 def overlap(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
     """Time decode steps with everything preallocated, mapped when needed, and prefetched.
@@ -133,29 +133,29 @@ def overlap(ctx: click.Context, /, out: str | None, as_json: bool, **options: An
 
 
 @click.command()
-@_option("--model", help="llama-3-8b or tiny.")
-@_option("--layers", type=click.IntRange(min=0), help="Layers [all].")
-@_option("--requests", type=click.IntRange(min=1), help="Requests.")
-@_option("--prompt-tokens", type=click.IntRange(min=1), help="Each.")
-@_option("--new-tokens", type=click.IntRange(min=2), help="Each.")
-@_option("--rate", type=click.FloatRange(min=0), help="Arrivals a second [all at once].")
-@_option("--seed", type=click.IntRange(min=0), help="Of prompts and arrivals.")
+@_option("--model", help="Model: llama-3-8b or tiny.")
+@_option("--layers", type=click.IntRange(min=0), help="Layers of the model [all].")
+@_option("--requests", type=click.IntRange(min=1), help="Number of requests.")
+@_option("--prompt-tokens", type=click.IntRange(min=1), help="Prompt tokens of each request.")
+@_option("--new-tokens", type=click.IntRange(min=2), help="New tokens of each request.")
+@_option("--rate", type=click.FloatRange(min=0), help="Arrivals per second [all at once].")
+@_option("--seed", type=click.IntRange(min=0), help="Seed of prompts and arrivals.")
 @_option(
     "--against",
     type=click.Choice(("library", "sdpa")),
     help="The library's own choice of attention, or its SDPA.",
 )
-@_option("--compile-level", type=click.IntRange(0, 3), help="The library's.")
-@_option("--rounds", type=click.IntRange(min=1), help="After the first.")
+@_option("--compile-level", type=click.IntRange(0, 3), help="default_compile_level of the library.")
+@_option("--rounds", type=click.IntRange(min=1), help="Rounds after the first.")
 @_option(
     "--seconds",
     type=click.FloatRange(min=0),
     help="Start no round that would end later [no limit].",
 )
-@_option("--device", help="cuda:0 and so on, or cpu.")
-@_option("--driver", help="Driver by name.")
-@_option("--page-size", help="Such as 64K.")
-@_option("--layout", help="layer, token or auto.")
+@_option("--device", help="Device: cuda:0 and so on, or cpu.")
+@_option("--driver", help="Name of the driver.")
+@_option("--page-size", help="Page size, such as 64K.")
+@_option("--layout", help="Layout: layer, token or auto.")
 @_OUT
 @json_option
 @click.pass_context
@@ -171,11 +171,13 @@ def transformers(ctx: click.Context, /, out: str | None, as_json: bool, **option
 
 
 @click.command()
-@_option("--trace", type=click.Path(exists=True, dir_okay=False), help="File of requests.")
-@_option("--memory", help="Memory for KV.")
+@_option("--trace", type=click.Path(exists=True, dir_okay=False), help="File with a request trace.")
+@_option("--memory", help="Memory for the cache.")
 @_option("--rounds", type=click.IntRange(min=3), help="Places in the trace.")
-@_option("--driver", help="Count its pages and tail guard [64K, 2M, and cumem's guard].")
-@_option("--page-size", help="Such as 64K [all of the driver's].")
+@_option(
+    "--driver", help="Driver whose pages and tail guard count [64K and 2M pages, cumem's guard]."
+)
+@_option("--page-size", help="Page size, such as 64K [all of the driver's].")
 @_OUT
 @json_option
 @click.pass_context
@@ -189,13 +191,13 @@ def capacity(ctx: click.Context, /, out: str | None, as_json: bool, **options: A
 
 
 @click.command()
-@_option("--trace", type=click.Path(exists=True, dir_okay=False), help="File of requests.")
-@_option("--batch", type=click.IntRange(min=1), help="Requests of a step.")
+@_option("--trace", type=click.Path(exists=True, dir_okay=False), help="File with a request trace.")
+@_option("--batch", type=click.IntRange(min=1), help="Requests in a step.")
 @_OUT
 @json_option
 @click.pass_context
 def plan(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
-    """Hold the planner's choice for five models to what every candidate costs on a trace.
+    """Compare the planner's choice for five models with what every candidate costs on a trace.
 
     Without --trace the requests are SYNTHETIC. The exit code is 1 if a choice loses a
     percentage point more than the best candidate.
@@ -204,17 +206,17 @@ def plan(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) 
 
 
 @click.command()
-@_option("--trace", type=click.Path(exists=True, dir_okay=False), help="File of requests.")
-@_option("--live", type=click.IntRange(min=1), help="Requests at a time.")
-@_option("--requests", type=click.IntRange(min=4), help="In all.")
-@_option("--read-ahead", type=click.IntRange(min=0), help="Tokens.")
+@_option("--trace", type=click.Path(exists=True, dir_okay=False), help="File with a request trace.")
+@_option("--live", type=click.IntRange(min=1), help="Requests live at a time.")
+@_option("--requests", type=click.IntRange(min=4), help="Requests in all.")
+@_option("--read-ahead", type=click.IntRange(min=0), help="Tokens to map ahead.")
 @click.option("--out", type=click.Path(file_okay=False), help="Folder for reuse.json.")
 @json_option
 @click.pass_context
 def reuse(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
     """Count driver calls for each admitted request: in a fresh cache, and once warm.
 
-    The load is constant, the memory more or less tight. Without --trace the
+    The load is constant, memory is tight to ample. Without --trace the
     requests are SYNTHETIC. The exit code is 1 if a target is missed.
     """
     run_bench(ctx, "reuse", options, out, as_json)

@@ -1,4 +1,4 @@
-"""``pyvattn calibrate``: measure the constants that ``plan`` and "auto" reckon with."""
+"""``pyvattn calibrate``: measure the constants that ``plan`` and "auto" use."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ _option = filler(_options)
     help="Driver to measure; may be repeated [all that this machine has].",
 )
 @_option("--device", type=int, help="Ordinal of the CUDA device.")
-@_option("--rounds", type=click.IntRange(min=3), help="Of each call.")
+@_option("--rounds", type=click.IntRange(min=3), help="Rounds of each call.")
 @_option(
     "--no-kernels",
     "kernels",
     flag_value=False,
     default=None,
-    help="Leave out what layouts cost kernels on a GPU.",
+    help="Do not measure what layouts cost kernels on a GPU.",
 )
 @click.option("--out", type=click.Path(dir_okay=False), help="File to write [the user's own].")
 @json_option
 def command(drivers: tuple[str, ...], out: str | None, as_json: bool, **options: Any) -> None:
     """Measure map calls, unmap calls, zeroing, reading and copying, and keep the medians.
 
-    `plan` and page_size="auto" then reckon with them. A driver that is not named and not
-    available is left out; one that is named must be there.
+    `plan` and page_size="auto" then use them. Drivers that are not available are skipped,
+    unless they are named.
     """
     from pyvattn.calibrate import Options, describe, write_calibration
 
@@ -75,7 +75,7 @@ def _measured(drivers: Sequence[str], options: Any) -> Iterator[Any]:
             except DriverUnavailable as error:
                 if drivers:
                     raise
-                progress_console().print(Text(f"{name} is left out: {error}"))
+                progress_console().print(Text(f"{name} was skipped: {error}"))
                 continue
             yield _with_losses(constants, options) if options.kernels else constants
 

@@ -72,7 +72,7 @@ def command(ctx: click.Context, /, probe: bool, device: int, as_json: bool) -> N
     else:
         _print(reports, autos, cuda, machine)
         for where, line in _plans(autos).items():
-            console().print(Text(f"Plans for {where} reckon with: {line}."))
+            console().print(Text(f"Costs that plans for {where} use: {line}."))
         _print_kernels(kernels)
         if probe:
             _print_probes(probes)
@@ -159,7 +159,7 @@ def _print(
 def _auto_line(where: str, choice: AutoChoice) -> str:
     device = "a CUDA device" if where == "cuda" else "device='cpu'"
     if choice.driver is None:
-        line = f"driver='auto' on {device} finds none: {choice.reason}."
+        line = f"driver='auto' on {device} finds no driver: {choice.reason}."
         return f"{line} {choice.improvement}." if choice.improvement else line
     line = f"driver='auto' on {device} takes {choice.driver}: {choice.reason}."
     return f"{line} Better: {choice.improvement}." if choice.improvement else line

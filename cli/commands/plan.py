@@ -42,12 +42,12 @@ _GUARD = next(field.default for field in fields(CacheSpec) if field.name == "gua
     default="all",
     help="Driver to plan for; with one, every candidate is shown [all].",
 )
-@size_option("--page-size", auto=True, default="auto", help="Keep to this size [auto].")
+@size_option("--page-size", auto=True, default="auto", help="Use this page size [auto].")
 @click.option(
     "--layout",
     type=click.Choice(["auto", "layer", "token"]),
     default="auto",
-    help="Keep to this layout [auto].",
+    help="Use this layout [auto].",
 )
 @click.option(
     "--read-ahead",

@@ -45,7 +45,11 @@ _SHAPE = ("layers", "kv_heads", "head_dim", "latent_dim", "rope_dim", "dtype", "
 @size_option("--memory", default="8GiB", help="Memory limit [8GiB].")
 @click.option("--page-sizes", default="64K,2M", help="Comma-separated page sizes [64K,2M].")
 @click.option("--layouts", default=",".join(LAYOUTS), help="Comma-separated [layer,token].")
-@click.option("--baselines/--no-baselines", default=True, help="Static and 16-token paged as well.")
+@click.option(
+    "--baselines/--no-baselines",
+    default=True,
+    help="Compare with static and 16-token paged allocation.",
+)
 @click.option(
     "--step-ms",
     type=float,
@@ -53,15 +57,19 @@ _SHAPE = ("layers", "kv_heads", "head_dim", "latent_dim", "rope_dim", "dtype", "
     show_default=True,
     help="Simulated time of a step.",
 )
-@click.option("--saturate", is_flag=True, help="Leave arrival times aside: always a queue.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first requests.")
+@click.option(
+    "--saturate", is_flag=True, help="Ignore arrival times, so that requests always wait."
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Use only so many requests, from the start."
+)
 @click.option(
     "--rate",
     type=float,
     default=DEFAULT_RATE,
-    help=f"Made-up arrivals a second [{DEFAULT_RATE:g}].",
+    help=f"Arrivals per second of a synthetic trace [{DEFAULT_RATE:g}].",
 )
-@click.option("--seed", type=int, default=0, help="Seed of what is made up [0].")
+@click.option("--seed", type=int, default=0, help="Seed of a synthetic trace [0].")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Write a PNG of memory over time.")
 @json_option
 def command(

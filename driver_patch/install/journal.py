@@ -54,7 +54,7 @@ class Record:
 
 
 def nothing() -> None:
-    """Do nothing, where files that changed concern nobody else."""
+    """Do nothing, where files that changed concern nothing else."""
 
 
 class Journal:

@@ -82,7 +82,7 @@ class GpuUsers:
     hidden: int
 
     def __str__(self) -> str:
-        text = "; ".join(self.users) or "nobody"
+        text = "; ".join(self.users) or "no process"
         if self.hidden:
             hint = "" if os.geteuid() == 0 else "; root can"
             text += f" (processes that could not be looked into: {self.hidden}{hint})"
@@ -200,7 +200,7 @@ class Machine:
         return GpuUsers(tuple(users), tuple(blocking), hidden)
 
     def require_idle(self) -> None:
-        """Check that nobody uses the GPU, as far as can be seen.
+        """Check that no process uses the GPU, as far as can be seen.
 
         Raises:
             Refused: somebody does.

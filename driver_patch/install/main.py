@@ -153,7 +153,9 @@ def _do(machine: Machine, make_plan: Callable[[], Plan], options: argparse.Names
 
 def _agreed() -> bool:
     if not sys.stdin.isatty():
-        raise BadInput("there is nobody to ask: give --yes, or --dry-run.")
+        raise BadInput(
+            "stdin is not a terminal, so the question cannot be asked: give --yes or --dry-run"
+        )
     try:
         return input("\nGo ahead? [y/N]: ").strip().lower() in ("y", "yes")
     except (EOFError, KeyboardInterrupt):

@@ -96,7 +96,7 @@ def _that_fits(torch: Any, options: Options, shape: Shape) -> Shape:
     if rows == 0:
         raise DriverUnavailable(
             f"{format_size(free)} are free on cuda:{options.device}, and a row of {shape.name} "
-            f"wants {format_size(row)}: use fewer --layers"
+            f"needs {format_size(row)}: use fewer --layers"
         )
     return replace(shape, rows=min(shape.rows, rows))
 

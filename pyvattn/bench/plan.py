@@ -1,8 +1,8 @@
-"""``bench plan``: the planner's choices, held to what they cost on a trace.
+"""``bench plan``: the planner's choices, compared with what they cost on a trace.
 
 Pure arithmetic over the lengths that the requests of a trace pass through while they
 decode: the waste and the map calls of every candidate are counted length by length, where
-the planner reckons with means. What calls and kernels cost comes from the same constants
+the planner uses means. What calls and kernels cost comes from the same constants
 as the plan.
 """
 

@@ -14,13 +14,21 @@ class Bench:
 
 
 BENCHES = {
-    "core": Bench("pyvattn.bench.core", "Bookkeeping, growth, replay: any machine."),
-    "api": Bench("pyvattn.bench.api", "Cost of each driver call, by extent size."),
-    "bandwidth": Bench("pyvattn.bench.bandwidth", "Memory made usable in a second."),
-    "attention": Bench("pyvattn.bench.attention", "Kernels on our memory, cudaMalloc and paged."),
-    "overlap": Bench("pyvattn.bench.overlap", "What mapping adds to a decode step."),
-    "transformers": Bench("pyvattn.bench.transformers", "Continuous batching, both caches."),
-    "plan": Bench("pyvattn.bench.plan", "The planner's choices on a trace: any machine."),
-    "reuse": Bench("pyvattn.bench.reuse", "Driver calls a request, cold and warm: any machine."),
-    "capacity": Bench("pyvattn.bench.capacity", "Requests of a trace that fit: any machine."),
+    "core": Bench("pyvattn.bench.core", "Time bookkeeping, growth and replay (any machine)."),
+    "api": Bench("pyvattn.bench.api", "Time each driver call, by extent size."),
+    "bandwidth": Bench("pyvattn.bench.bandwidth", "Time how fast memory becomes usable."),
+    "attention": Bench(
+        "pyvattn.bench.attention", "Time kernels on our memory, on cudaMalloc's, and paged."
+    ),
+    "overlap": Bench("pyvattn.bench.overlap", "Time what mapping adds to a decode step."),
+    "transformers": Bench(
+        "pyvattn.bench.transformers", "Serve requests, against transformers' own batching."
+    ),
+    "plan": Bench("pyvattn.bench.plan", "Check the planner's choices on a trace (any machine)."),
+    "reuse": Bench(
+        "pyvattn.bench.reuse", "Count driver calls per request, cold and warm (any machine)."
+    ),
+    "capacity": Bench(
+        "pyvattn.bench.capacity", "Count the requests of a trace that fit (any machine)."
+    ),
 }

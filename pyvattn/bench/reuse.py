@@ -2,7 +2,7 @@
 
 Pure accounting with the real allocator, so it runs anywhere. The load is constant: as
 many requests as ``live`` are always in the cache, and the next of the trace joins where
-one ends. *Cold* means that every request gets a slot that nobody had before, so that it
+one ends. *Cold* means that every request gets a slot that was never used before, so that it
 maps all its pages and nothing is unmapped; *warm* is the second half of the requests in
 one cache, maps and unmaps together.
 """
@@ -20,7 +20,7 @@ from pyvattn.traces import Trace, read_trace, synthetic_trace
 
 K, M = 1 << 10, 1 << 20
 _CASES = (("layer", 64 * K), ("layer", 2 * M), ("token", 2 * M))
-# Memory over what live requests need in the mean. Tight: what they need at most.
+# Memory over what live requests need on average. Tight: what they need at most.
 _SLACKS = {"tight": None, "+10 %": 1.1, "+25 %": 1.25, "+50 %": 1.5}
 _JUDGED = "+50 %"
 _TARGET = 0.1

@@ -31,7 +31,7 @@ def interleave(
     In each round every alternative runs in turn, as often as takes about
     ``round_seconds``. The garbage collector is off meanwhile. ``clock`` counts
     nanoseconds; ``time.thread_time_ns`` leaves out what other processes took,
-    for work that waits for nobody.
+    for work that waits for no other thread.
     """
     counts = {name: _calls_in(call, round_seconds, clock) for name, call in alternatives.items()}
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}

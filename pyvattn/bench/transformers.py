@@ -112,7 +112,7 @@ def _serve(
 
 
 def _require(options: Options) -> None:
-    """Raise where the options make no sense or the device is not there."""
+    """Raise for options out of range and for a device that is not there."""
     if options.requests < 1 or options.prompt_tokens < 1 or options.new_tokens < 2:
         raise ConfigError(
             f"requests={options.requests}, prompt_tokens={options.prompt_tokens}, new_tokens="

@@ -56,7 +56,7 @@ def _rows_that_fit(torch: Any, device: int) -> int:
     rows = min(_MOST_ROWS, int(free // (3 * _ROW_BYTES)))
     if rows == 0:
         raise DriverUnavailable(
-            f"{format_size(free)} are free, kernels want {format_size(3 * _ROW_BYTES)}"
+            f"{format_size(free)} are free, but kernels need {format_size(3 * _ROW_BYTES)}"
         )
     return rows
 

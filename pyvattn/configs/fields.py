@@ -30,7 +30,7 @@ class Fields:
 
     A field that the config leaves out has the default of its family's class
     (:mod:`pyvattn.configs.families`). What was asked for is in ``read``, so
-    that :mod:`pyvattn.configs.signs` finds what nobody asked for.
+    that :mod:`pyvattn.configs.signs` finds what was never asked for.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:

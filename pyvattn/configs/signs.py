@@ -1,4 +1,4 @@
-"""Refuses a config that says something about its cache that nobody read.
+"""Refuses a config that says something about its cache that was not read.
 
 Model families invent names for layers that differ and for heads that are
 shared. One that is not known yet must not be taken for "every layer attends,

@@ -157,7 +157,7 @@ def _replaced(base: DriverCosts, entry: Mapping[str, Any], source: str) -> Drive
 def _curve(name: str, pairs: Mapping[str, Any]) -> Curve:
     curve = curve_of(pairs)
     if not curve or any(size <= 0 or not 0 < us < float("inf") for size, us in curve):
-        raise ValueError(f"{name} wants positive sizes and times")
+        raise ValueError(f"{name} needs positive sizes and times")
     return curve
 
 

@@ -32,7 +32,7 @@ class DriverCosts:
     """Costs of one driver's calls.
 
     ``map_us`` and ``unmap_us`` are for an extent in one call; the latter, ``zero_gb_per_s``
-    and ``copy_gb_per_s`` are empty or None where nobody measured them. ``losses`` are
+    and ``copy_gb_per_s`` are empty or None where they were not measured. ``losses`` are
     those of kernels by layout and entries. ``ignored`` says why a calibration was not
     used. ``extent_is_page`` says that an extent never
     spans pages: each page is a call of its own. ``one_call_per_step`` says

@@ -55,12 +55,12 @@ class Engine:
     ``graphs=None`` captures the decode step as a CUDA graph for each batch size where the
     device and the attention kernel allow it, ``True`` insists and ``False`` does without.
     It takes one slot of the cache for itself. With ``lookahead`` the tokens of a step are
-    read after the next step was launched; a request that says a stop token is then run one
+    read after the next step was launched; a request that generates a stop token then runs one
     token further, which is dropped. It is on by default on CUDA.
 
-    Raises :class:`~pyvattn.errors.UnsupportedError` where ``graphs=True`` cannot be, and
-    :class:`~pyvattn.errors.SpecError` for numbers that make no sense and a cache that is not
-    for the model.
+    Raises :class:`~pyvattn.errors.UnsupportedError` if ``graphs=True`` is not possible, and
+    :class:`~pyvattn.errors.SpecError` for numbers out of range and a cache that does not fit
+    the model.
     """
 
     def __init__(
@@ -224,9 +224,9 @@ class Engine:
         self.waiting.appendleft(youngest)
 
     def _admit(self) -> Request | None:
-        """Give the first that waits a slot with all its tokens backed, if they are to be had.
+        """Give the first that waits a slot with all its tokens backed, if there is memory.
 
-        The only one is always tried: it can wait for nobody.
+        A request is always tried when no other runs: nothing would free memory for it.
         """
         if not self.waiting or len(self.running) >= self._max_batch:
             return None

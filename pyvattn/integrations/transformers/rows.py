@@ -129,6 +129,6 @@ def _release(kv: KVCache, slots: list[Slot]) -> None:
 
 
 def _drop(kv: KVCache, slots: list[Slot]) -> None:
-    """Release ``slots`` where nobody is left to be told of a failure."""
+    """Release ``slots`` where a failure cannot be reported."""
     with suppress(Error):
         _release(kv, slots)

@@ -180,4 +180,4 @@ class Samplers:
 
 
 def _bad_setting(error: Exception) -> SpecError:
-    return SpecError(f"the generation options make no sense to the library: {error}")
+    return SpecError(f"transformers rejects the generation options: {error}")
