@@ -91,9 +91,9 @@ class TestHelp:
             trace: str | None = None
             rounds: int = 47
 
-        assert "Of each timing [31]." in call("bench", "core", "--help").output
+        assert "Rounds of each timing [31]." in call("bench", "core", "--help").output
         monkeypatch.setattr(core, "Options", Options)
-        assert "Of each timing [47]." in call("bench", "core", "--help").output
+        assert "Rounds of each timing [47]." in call("bench", "core", "--help").output
 
     def test_what_is_not_given_is_left_to_the_options(self, monkeypatch):
         seen = []
