@@ -9,13 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyvattn.errors import (
+    ArgumentError,
     BusyError,
     ClosedError,
     ConfigError,
+    CopyError,
     DriverError,
     DriverUnavailable,
     Error,
     ForkError,
+    LayerError,
     LengthError,
     LimitError,
     MismatchError,
@@ -40,15 +43,18 @@ _LAZY = {
 }
 
 __all__ = [
+    "ArgumentError",
     "BusyError",
     "CacheSpec",
     "ClosedError",
     "ConfigError",
+    "CopyError",
     "DriverError",
     "DriverUnavailable",
     "Error",
     "ForkError",
     "KVCache",
+    "LayerError",
     "LengthError",
     "LimitError",
     "MismatchError",

@@ -9,8 +9,6 @@ import collections.abc
 import types
 import typing
 
-import typing_extensions
-
 emulated_nvidia: types.ModuleType
 emulated_cuda: types.ModuleType
 __all__: list[str] = [
@@ -22,6 +20,7 @@ __all__: list[str] = [
     "FaultAdaptor",
     "Fence",
     "LimitAdaptor",
+    "MAX_VIRTUAL_BYTES",
     "MapEntry",
     "OperationCount",
     "PatchQuery",
@@ -30,6 +29,7 @@ __all__: list[str] = [
     "TensorView",
     "TraceAdaptor",
     "TraceRecord",
+    "begin_exit",
     "driver_capabilities",
     "driver_layouts",
     "driver_names",
@@ -52,6 +52,7 @@ class Slot:
     @property
     def index(self) -> int:
         """The row of this slot in every arena."""
+    def __reduce_ex__(self, protocol: typing.SupportsIndex) -> typing.NoReturn: ...
     def __index__(self) -> int:
         """
         Return self converted to an integer, if self is suitable for use as an index into a list.
@@ -351,14 +352,24 @@ class Cache:
     def close(self) -> None: ...
     def drain(self) -> None: ...
     def length(self, slot: Slot) -> int: ...
+    def live_slots(self) -> list[typing.Any]:
+        """
+        (Slot, tokens) of every live slot.
+        """
     def prefetch(self, lengths: dict[Slot, int]) -> None: ...
     def release(self, slot: Slot, after: Fence | None = None) -> None: ...
     def resize(self, memory_limit: int) -> int: ...
+    def retire(self) -> None:
+        """
+        For the end of the process: ends the thread, refuses calls.
+        """
     def stats(self) -> CacheStats: ...
     def step(self, lengths: dict[Slot, int]) -> None: ...
-    def step_rows(
-        self, rows: typing_extensions.Buffer, lengths: typing_extensions.Buffer
-    ) -> None: ...
+    def step_rows(self, rows: typing.Any, lengths: typing.Any) -> None: ...
+    def take_dropped(self) -> list[typing.Any]:
+        """
+        (Slot, tokens at most) of live slots whose Slot was dropped since the last call.
+        """
     def view(
         self,
         arena: int,
@@ -368,11 +379,18 @@ class Cache:
         dtype: str,
     ) -> TensorView: ...
     @property
+    def any_dropped(self) -> bool: ...
+    @property
     def closed(self) -> bool: ...
     @property
     def inherited(self) -> bool: ...
     @property
     def row_bytes(self) -> int: ...
+
+def begin_exit() -> None:
+    """
+    The process ends: other threads that use a retired cache end quietly.
+    """
 
 def driver_capabilities(name: str, device: int = 0) -> Capabilities:
     """
@@ -413,3 +431,5 @@ def stream_fence(driver: str, device: int, stream: int) -> Fence:
     """
     All work submitted to a CUstream so far.
     """
+
+MAX_VIRTUAL_BYTES: int = 70368744177664

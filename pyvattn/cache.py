@@ -6,22 +6,23 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 from pyvattn import _native
 from pyvattn._native import Slot
-from pyvattn.errors import ConfigError, DriverError
+from pyvattn.at_exit import is_left_open, left_open_text, retire_at_exit
+from pyvattn.errors import ArgumentError, ConfigError, CopyError, DriverError
 from pyvattn.fences import fence_after
-from pyvattn.geometry import Geometry, TensorView
+from pyvattn.geometry import Geometry
+from pyvattn.layers import LayerTensors
 from pyvattn.resolve import open_driver
 from pyvattn.spec import CacheSpec
 from pyvattn.stats import Stats
-from pyvattn.units import format_page_size, format_size, parse_size
+from pyvattn.text import shown
+from pyvattn.units import format_page_size, parse_size
+from pyvattn.whole_numbers import whole_number
 
 __all__ = ["KVCache", "Slot", "Stats"]
-
-# Consumers know no common DLPack code for these: they travel as bytes.
-_AS_BYTES = ("float8_e4m3fn", "float8_e5m2")
 
 
 class KVCache:
@@ -63,6 +64,7 @@ class KVCache:
         read_ahead: int | str = "auto",
         accounting: bool = False,
     ) -> None:
+        _check_type("spec", spec, CacheSpec)
         if accounting:
             if device != "cpu" or driver not in ("auto", "host"):
                 raise ConfigError(
@@ -79,7 +81,8 @@ class KVCache:
             layers_per_arena=layers_per_arena,
         )
         limit = parse_size(memory, "memory")
-        ahead = opened.read_ahead if read_ahead == "auto" else read_ahead
+        wants_auto = isinstance(read_ahead, str) and read_ahead == "auto"
+        ahead = opened.read_ahead if wants_auto else read_ahead
         self._open(spec, opened.geometry, opened.driver, limit, eager, ahead)
 
     @classmethod
@@ -96,6 +99,8 @@ class KVCache:
     ) -> KVCache:
         """Open a cache on a driver that was made before, such as one wrapped in adaptors."""
         cache = cls.__new__(cls)
+        _check_type("spec", spec, CacheSpec)
+        _check_type("driver", driver, _native.Driver)
         geometry = spec.geometry(layout, driver.page_size, layers_per_arena)
         cache._open(spec, geometry, driver, parse_size(memory, "memory"), eager, read_ahead)
         return cache
@@ -109,14 +114,17 @@ class KVCache:
         eager: bool,
         read_ahead: int | str,
     ) -> None:
-        if not isinstance(read_ahead, int) or not 0 <= read_ahead < 2**31:
+        if not isinstance(eager, bool):
+            raise ConfigError(f"eager={shown(eager)}: use True or False")
+        ahead = whole_number(read_ahead)
+        if ahead is None or not 0 <= ahead < 2**31:
             raise ConfigError(
-                f"read_ahead={read_ahead!r}: use a number of tokens, 0 for none, or 'auto'"
+                f"read_ahead={shown(read_ahead)}: use a number of tokens, 0 for none, or 'auto'"
             )
         self._spec = spec
         self._geometry = geometry
         self._driver = driver
-        self._layers: dict[int, tuple[Any, Any]] = {}
+        self._dropped: list[Slot] = []
         self._native = _native.Cache(
             driver=driver,
             arenas=geometry.arenas,
@@ -126,8 +134,10 @@ class KVCache:
             token_bytes=geometry.token_bytes,
             memory_limit=memory,
             eager=eager,
-            read_ahead=read_ahead,
+            read_ahead=ahead,
         )
+        self._tensors = LayerTensors(self._native, spec, geometry)
+        retire_at_exit(self, self._native)
 
     @property
     def spec(self) -> CacheSpec:
@@ -165,7 +175,13 @@ class KVCache:
         Nothing is mapped yet: :meth:`step` does that. Raises
         :class:`~pyvattn.errors.OutOfSlots` where all are live, and
         :class:`~pyvattn.errors.LengthError` for more than ``max_tokens``.
+
+        Keep the slot until :meth:`release`. One that is dropped before its first
+        :meth:`step`, as by Ctrl-C, is released at the next call; one with tokens, which
+        kernels may still read, stays live, is reported as a ``ResourceWarning`` and found
+        in :meth:`live_slots`.
         """
+        self._recover_dropped()
         return self._native.acquire(tokens)
 
     def release(self, slot: Slot, after: object = None) -> None:
@@ -191,14 +207,14 @@ class KVCache:
         :class:`~pyvattn.errors.BusyError` or
         :class:`~pyvattn.errors.DriverError`, with the cache unchanged.
         """
-        self._native.step(lengths if type(lengths) is dict else dict(lengths))
+        self._native.step(lengths if type(lengths) is dict else _dict_of(lengths))
 
     def step_array(self, rows: Any, lengths: Any) -> None:
         """:meth:`step` for arrays: ``rows[i]`` gets ``lengths[i]`` tokens.
 
         Both are one-dimensional contiguous int64 buffers (numpy arrays, say) of
-        the same size; a row is ``slot.index``. The caller keeps track of
-        which request each row belongs to.
+        the same size; a row is ``slot.index``. Keep the slots too: the caller keeps
+        track of which request each row belongs to.
         """
         self._native.step_rows(rows, lengths)
 
@@ -209,7 +225,7 @@ class KVCache:
         :class:`~pyvattn.errors.SlotError` and
         :class:`~pyvattn.errors.LengthError`.
         """
-        self._native.prefetch(lengths if type(lengths) is dict else dict(lengths))
+        self._native.prefetch(lengths if type(lengths) is dict else _dict_of(lengths))
 
     def drain(self) -> None:
         """Wait until the mapper thread has done everything it was asked for."""
@@ -217,46 +233,62 @@ class KVCache:
 
     def can_admit(self, tokens: int) -> bool:
         """Whether a request of ``tokens`` would find a slot and pages now."""
+        self._recover_dropped()
         return self._native.can_admit(tokens)
 
     def length(self, slot: Slot) -> int:
         """Return the tokens that the last step backed for a live slot."""
         return self._native.length(slot)
 
+    def live_slots(self) -> dict[Slot, int]:
+        """Return every slot that is live, and the tokens that the last step backed for it.
+
+        Slots that were dropped without :meth:`release` are among them.
+        """
+        return dict(self._native.live_slots())
+
+    def _recover_dropped(self) -> None:
+        if not self._native.any_dropped:
+            return
+        live = self.live_slots()
+        self._dropped = [slot for slot in self._dropped if slot in live]
+        lost = []
+        for slot, tokens in self._native.take_dropped():
+            if tokens == 0:
+                self._native.release(slot)
+            else:
+                lost.append(slot)
+        self._dropped += lost
+        if lost:
+            warnings.warn(
+                f"{', '.join(map(repr, lost))} dropped without release(): the pages stay taken; "
+                "find such slots in live_slots() and release them",
+                ResourceWarning,
+                stacklevel=3,
+            )
+
     def layer(self, index: int, from_dlpack: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
         """Return the K and V of one layer, each ``[max_slots, max_tokens, kv_heads, head_dim]``.
 
         They share memory with the cache and stay valid while it is open; after
-        :meth:`close` they must not be written. torch gets the same two tensors at
-        every call. With MLA, K is the latent vector
+        :meth:`close` they must not be written. With MLA, K is the latent vector
         and the rotary key side by side, and V the latent part of it.
+
+        Write the first ``length(slot)`` tokens of a live slot and nothing else. What lies
+        behind has no memory of its own: on the host such a write ends the process, on a
+        GPU it is an illegal memory access or is lost, and where it meets a page that
+        already lies there, nobody zeroes it for the next request. ``torch.save`` of a
+        slice writes the whole storage, all reserved addresses: save a ``.clone()``.
 
         ``from_dlpack`` makes the tensors (default: ``torch.from_dlpack``;
         ``numpy.from_dlpack``, ``cupy.from_dlpack`` … work as well where they
         know the dtype). Float8 is handed over as bytes, and viewed as float8
-        with torch only.
+        with torch only. Raises :class:`~pyvattn.errors.LayerError` for a layer that
+        the spec does not have; -1 is the last.
         """
-        if from_dlpack is not None:
-            return self._make_layer(index, from_dlpack)
-        # Kernels ask for a layer at every step, and making tensors takes longer than that.
-        made = self._layers.get(index)
-        if made is None or self._native.inherited:
-            made = self._make_layer(index, _torch_from_dlpack(self._spec.dtype))
-            self._layers[index] = made
-        return made
-
-    def _make_layer(self, index: int, make: Callable[[Any], Any]) -> tuple[Any, Any]:
-        views = self._layer_views(index)
-        return make(self._dlpack(views.k)), make(self._dlpack(views.v))
-
-    def _layer_views(self, index: int) -> Any:
-        if not -self._spec.layers <= index < self._spec.layers:
-            raise ConfigError(f"layer {index} is outside 0..{self._spec.layers - 1}")
-        return self._geometry.views[index]
-
-    def _dlpack(self, view: TensorView) -> _native.TensorView:
-        dtype = "uint8" if self._spec.dtype in _AS_BYTES else self._spec.dtype
-        return self._native.view(view.arena, view.offset, view.shape, view.strides, dtype)
+        if from_dlpack is None:
+            return self._tensors.of_torch(index)
+        return self._tensors.made_by(index, from_dlpack)
 
     def stats(self) -> Stats:
         """Count pages, bytes, driver calls and time."""
@@ -285,7 +317,7 @@ class KVCache:
                 fence = self._fence(after)
                 if fence is not None:
                     fence.wait()
-        self._layers.clear()
+        self._tensors.forget()
         # Again after a close that failed: it gives back the rest.
         self._native.close()
 
@@ -313,30 +345,23 @@ class KVCache:
             f"{', closed' if self.closed else ''}>"
         )
 
-    def __del__(self) -> None:
-        native = getattr(self, "_native", None)
-        if native is None or native.closed or native.inherited:
-            return
-        held = format_size(self.stats().bytes_allocated)
-        warnings.warn(
-            f"{self!r} was not closed and held {held}: use it in a with statement",
-            ResourceWarning,
-            source=self,
-            stacklevel=2,
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise CopyError(
+            "a KVCache cannot be copied or pickled: open one in each process with the same spec"
         )
 
+    def __del__(self) -> None:
+        native = getattr(self, "_native", None)
+        if native is not None and is_left_open(native):
+            warnings.warn(left_open_text(self), ResourceWarning, source=self, stacklevel=2)
 
-def _torch_from_dlpack(dtype: str) -> Callable[[Any], Any]:
-    try:
-        import torch
-        from torch.utils.dlpack import from_dlpack
-    except ImportError as error:
-        from pyvattn.errors import MissingDependency
 
-        raise MissingDependency(
-            "KVCache.layer() makes torch tensors by default: pip install 'pyvattn[torch]', or "
-            "pass from_dlpack=numpy.from_dlpack"
-        ) from error
-    if dtype not in _AS_BYTES:
-        return from_dlpack
-    return lambda view: from_dlpack(view).view(getattr(torch, dtype))
+def _dict_of(lengths: Mapping[Slot, int]) -> dict[Slot, int]:
+    if not hasattr(lengths, "keys"):
+        raise ArgumentError(f"lengths={shown(lengths)}: pass a dict of slots and their tokens")
+    return dict(lengths)
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise ArgumentError(f"{name}={shown(value)}: pass a {kind.__name__}")

@@ -8,14 +8,17 @@ as well. Messages name the value at fault and the remedy.
 from __future__ import annotations
 
 __all__ = [
+    "ArgumentError",
     "BusyError",
     "CalibrationError",
     "ClosedError",
     "ConfigError",
+    "CopyError",
     "DriverError",
     "DriverUnavailable",
     "Error",
     "ForkError",
+    "LayerError",
     "LengthError",
     "LimitError",
     "MismatchError",
@@ -55,12 +58,24 @@ class SpecError(Error, ValueError):
     """An impossible :class:`pyvattn.CacheSpec`, or a model config it cannot be read from."""
 
 
+class ArgumentError(Error, TypeError):
+    """An argument of a type that the call cannot take."""
+
+
 class ConfigError(Error, ValueError):
     """An unknown or unusable driver, page size, layout or option."""
 
 
 class CalibrationError(ConfigError):
     """A calibration file that cannot be read, or that another machine made."""
+
+
+class LayerError(Error, IndexError):
+    """A layer that the spec does not have."""
+
+
+class CopyError(Error, TypeError):
+    """A cache or a slot that somebody would copy or pickle: both stand for memory of a process."""
 
 
 class SlotError(Error, ValueError):

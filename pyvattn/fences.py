@@ -7,6 +7,8 @@ from typing import Any
 
 from pyvattn import _native
 from pyvattn.errors import ConfigError
+from pyvattn.text import shown
+from pyvattn.whole_numbers import whole_number
 
 __all__ = ["fence_after"]
 
@@ -31,7 +33,7 @@ def fence_after(driver: str, device: int, after: object) -> _native.Fence | None
         return after
     event = getattr(after, "cuda_event", None)
     if event is not None:
-        return _event_fence(driver, device, int(event))
+        return _event_fence(driver, device, _handle(event, after))
     return _native.stream_fence(driver, device, _stream_handle(after))
 
 
@@ -49,14 +51,22 @@ def _event_fence(driver: str, device: int, event: int) -> _native.Fence:
 
 
 def _stream_handle(after: object) -> int:
-    if isinstance(after, int) and not isinstance(after, bool):
-        return after
+    if whole_number(after) is not None:
+        return _handle(after, after)
     handle = getattr(after, "cuda_stream", None)  # torch
     if handle is None and hasattr(after, "__cuda_stream__"):
         handle = after.__cuda_stream__()[1]  # cuda.core, CuPy and others: (version, handle)
-    if handle is None:
+    return _handle(handle, after)
+
+
+def _handle(handle: object, after: object) -> int:
+    """Return what CUDA knows a stream or event by, which ``after`` gave: a pointer."""
+    # The handles of cuda-python have __int__ only.
+    is_number = hasattr(type(handle), "__int__") and not isinstance(handle, (bool, float))
+    number = int(handle) if is_number else -1  # type: ignore[call-overload]
+    if not 0 <= number < 1 << 64:
         raise ConfigError(
-            f"after={after!r} is not a CUDA stream or event: pass a torch.cuda.Stream, a recorded "
-            "torch.cuda.Event or an object with __cuda_stream__"
+            f"after={shown(after)} is not a CUDA stream or event: pass a torch.cuda.Stream, a "
+            "recorded torch.cuda.Event or an object with __cuda_stream__"
         )
-    return int(handle)
+    return int(number)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyvattn.errors import ConfigError
-from pyvattn.units import format_page_size, parse_size
+from pyvattn.errors import ConfigError, SpecError
+from pyvattn.text import shown
+from pyvattn.units import format_page_size, format_size, parse_size
+from pyvattn.whole_numbers import whole_number
 
 if TYPE_CHECKING:
     from pyvattn.spec import CacheSpec
@@ -116,11 +118,17 @@ def build_geometry(
         _layer_views(spec, layer, group, split, token_bytes, row_bytes)
         for layer in range(spec.layers)
     )
+    arenas = spec.token_bytes // token_bytes
+    if too_much := addresses_refused(arenas * spec.max_slots * row_bytes):
+        raise SpecError(
+            f"max_slots={spec.max_slots} rows in whole pages of {format_page_size(page)} "
+            f"{too_much}: use smaller pages, or lower max_slots or max_tokens"
+        )
     return Geometry(
         layout=layout,
         page_size=page,
         layers_per_arena=group,
-        arenas=spec.token_bytes // token_bytes,
+        arenas=arenas,
         slots=spec.max_slots,
         max_tokens=spec.max_tokens,
         guard_tokens=spec.guard_tokens,
@@ -130,25 +138,35 @@ def build_geometry(
     )
 
 
+def addresses_refused(needed: int) -> str | None:
+    """Say why ``needed`` bytes of addresses are too many for a cache, or return None."""
+    from pyvattn._native import MAX_VIRTUAL_BYTES
+
+    if needed <= MAX_VIRTUAL_BYTES:
+        return None
+    return f"need {format_size(needed)} of addresses, more than {format_size(MAX_VIRTUAL_BYTES)}"
+
+
 def _layers_per_arena(spec: CacheSpec, layout: str, wanted: int | None) -> int:
     if layout == "layer":
-        if wanted not in (None, 1):
+        if wanted is not None and whole_number(wanted) != 1:
             raise ConfigError(
-                f"layers_per_arena={wanted} needs layout='token': layout 'layer' has arenas of "
-                "one layer"
+                f"layers_per_arena={shown(wanted)} needs layout='token': layout 'layer' has "
+                "arenas of one layer"
             )
         return 1
     if wanted is None:
         return spec.layers
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
-        raise ConfigError(f"layers_per_arena={wanted!r}: use a whole number from 1")
-    if spec.layers % wanted:
+    group = whole_number(wanted)
+    if group is None or group < 1:
+        raise ConfigError(f"layers_per_arena={shown(wanted)}: use a whole number from 1")
+    if spec.layers % group:
         divisors = [d for d in range(1, spec.layers + 1) if spec.layers % d == 0]
         raise ConfigError(
             f"layers_per_arena={wanted} does not divide {spec.layers} layers: use one of "
             f"{', '.join(map(str, divisors))}"
         )
-    return wanted
+    return group
 
 
 def _layer_views(

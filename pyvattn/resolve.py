@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from pyvattn import _native
-from pyvattn.auto import ON_CUDA, first_available
-from pyvattn.errors import ConfigError, DriverUnavailable, PlanWarning
+from pyvattn.auto import ON_CUDA, first_available, named_by_environment
+from pyvattn.errors import CalibrationError, ConfigError, DriverUnavailable, PlanWarning
 from pyvattn.geometry import Geometry
 from pyvattn.machine import MadeOn, identify
 from pyvattn.planner import plan, use_calibration
+from pyvattn.planner.costs import DriverCosts, default_costs
 from pyvattn.spec import CacheSpec
+from pyvattn.text import shown
 
 # Drivers that lend another's costs to the planner: they behave like it.
 _PLANNED_AS = {"host-accounting": "host"}
 _EMULATED = "-emulated"
 _PREFERRED, _FALLBACK = ON_CUDA
-_CUDA_DEVICE = re.compile(r"cuda(?::([0-9]+))?")
+_CUDA_DEVICE = re.compile(r"cuda(?::([0-9]{1,9}))?")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def open_driver(
     try:
         return _open(chosen)
     except DriverUnavailable as error:
-        if chosen.driver != _PREFERRED or _asked(driver) != "auto":
+        if chosen.driver != _PREFERRED or _asked(driver, on_cuda=True) != "auto":
             raise
         warnings.warn(f"driver='auto' takes {_FALLBACK}: {error}", PlanWarning, stacklevel=3)
     return _open(find(driver=_FALLBACK))
@@ -96,10 +97,11 @@ def resolve(
     """Turn every "auto" into a choice.
 
     Raises :class:`~pyvattn.errors.ConfigError` for a device, driver, page size
-    or layout that does not exist or a calibration that was named and does not fit, and
+    or layout that does not exist, and
     :class:`~pyvattn.errors.DriverUnavailable` for a driver that this machine
     cannot offer. Warns with :class:`~pyvattn.errors.PlanWarning` where what was
-    asked for by name makes kernels slow, or mapping too slow to hide.
+    asked for by name makes kernels slow, or mapping too slow to hide, and where a
+    calibration that the environment names cannot be used.
     """
     on_cuda, ordinal = _parse_device(device)
     name = _choose_driver(driver, on_cuda, ordinal)
@@ -107,7 +109,7 @@ def resolve(
     planned = plan(
         spec,
         driver=planned_as,
-        costs=use_calibration(planned_as, _this_machine()),
+        costs=_costs(planned_as),
         page_size=page_size,
         layout=layout,
         layers_per_arena=layers_per_arena,
@@ -125,6 +127,15 @@ def resolve(
     return Resolved(name, ordinal, geometry, chosen.read_ahead_tokens)
 
 
+def _costs(driver: str) -> DriverCosts:
+    """Return the constants to plan with: a calibration never keeps a cache from opening."""
+    try:
+        return use_calibration(driver, _this_machine())
+    except CalibrationError as error:
+        warnings.warn(f"planned without it: {error}", PlanWarning, stacklevel=5)
+        return replace(default_costs(driver), ignored=str(error))
+
+
 @cache
 def _this_machine() -> MadeOn:
     return identify()
@@ -136,21 +147,30 @@ def _parse_device(device: str) -> tuple[bool, int]:
         return False, 0
     match = _CUDA_DEVICE.fullmatch(text)
     if match is None:
-        raise ConfigError(f"device {device!r} is unknown: use 'cuda', 'cuda:0' … or 'cpu'")
+        raise ConfigError(f"device {shown(device)} is unknown: use 'cuda', 'cuda:0' … or 'cpu'")
     return True, int(match.group(1) or 0)
 
 
-def _asked(driver: str) -> str:
-    return os.environ.get("PYVATTN_DRIVER", driver) if driver == "auto" else driver
+def _asked(driver: str, on_cuda: bool) -> str:
+    """Return the driver that is wanted, the environment's where ``driver`` is "auto".
+
+    What the environment says is for the devices that its driver serves.
+    """
+    named = named_by_environment() if driver == "auto" else None
+    if named is None or (named in _native.driver_names() and _needs_cuda(named) != on_cuda):
+        return driver
+    return named
 
 
 def _choose_driver(driver: str, on_cuda: bool, ordinal: int) -> str:
-    wanted = _asked(driver)
+    wanted = _asked(driver, on_cuda)
     if wanted == "auto":
         return _auto(on_cuda, ordinal)
     names = _native.driver_names()
     if wanted not in names:
-        raise ConfigError(f"driver {wanted!r} is unknown: use 'auto' or one of {', '.join(names)}")
+        raise ConfigError(
+            f"driver {shown(wanted)} is unknown: use 'auto' or one of {', '.join(names)}"
+        )
     if on_cuda != _needs_cuda(wanted):
         place = "a CUDA device" if _needs_cuda(wanted) else "device='cpu'"
         raise ConfigError(f"driver {wanted!r} is for {place}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from os import PathLike
@@ -10,12 +9,8 @@ from typing import Any
 
 from pyvattn.dtypes import ITEMSIZE, dtype_name
 from pyvattn.errors import SpecError
-from pyvattn.geometry import Geometry, build_geometry
-from pyvattn.units import format_size
-
-# Addresses that may be reserved: half of what a process has on x86-64, and the
-# most that was tried on a GPU.
-MAX_VIRTUAL_BYTES = 64 << 40
+from pyvattn.geometry import Geometry, addresses_refused, build_geometry
+from pyvattn.whole_numbers import whole_number
 
 
 @dataclass(frozen=True)
@@ -58,12 +53,9 @@ class CacheSpec:
 
     def _check_count(self, name: str, minimum: int) -> None:
         value = getattr(self, name)
-        try:
-            if isinstance(value, bool):
-                raise TypeError
-            count = operator.index(value)
-        except TypeError:
-            raise SpecError(f"{name}={value!r} is not a whole number") from None
+        count = whole_number(value)
+        if count is None:
+            raise SpecError(f"{name}={value!r} is not a whole number")
         if count < minimum:
             raise SpecError(f"{name}={count} is too small: it must be at least {minimum}")
         object.__setattr__(self, name, count)
@@ -88,10 +80,9 @@ class CacheSpec:
 
     def _check_reservation(self) -> None:
         needed = self.max_slots * (self.max_tokens + self.guard_tokens) * self.token_bytes
-        if needed > MAX_VIRTUAL_BYTES:
+        if too_much := addresses_refused(needed):
             raise SpecError(
-                f"max_slots={self.max_slots} rows of max_tokens={self.max_tokens} need "
-                f"{format_size(needed)} of addresses, more than {format_size(MAX_VIRTUAL_BYTES)}: "
+                f"max_slots={self.max_slots} rows of max_tokens={self.max_tokens} {too_much}: "
                 "lower one of them"
             )
 
@@ -103,6 +94,10 @@ class CacheSpec:
 
         ``options`` are the remaining fields of the class.
         """
+        _check_field_names(cls, options)
+        for name, value in (("latent_dim", latent_dim), ("rope_dim", rope_dim)):
+            if whole_number(value) is None:
+                raise SpecError(f"{name}={value!r} is not a whole number")
         return cls(
             layers=layers,
             kv_heads=1,
@@ -130,9 +125,7 @@ class CacheSpec:
         """
         from pyvattn.configs import read_fields
 
-        unknown = set(overrides) - {field.name for field in fields(cls)}
-        if unknown:
-            raise SpecError(f"no such field of CacheSpec: {', '.join(sorted(unknown))}")
+        _check_field_names(cls, overrides)
         return cls(**{**read_fields(config, overrides), **overrides}).shard(tensor_parallel)
 
     def shard(self, ranks: int) -> CacheSpec:
@@ -141,11 +134,12 @@ class CacheSpec:
         Heads are divided; where there are fewer heads than ranks, each rank
         holds one, and the latent vector of MLA is on every rank.
         """
-        if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
+        number = whole_number(ranks)
+        if number is None or number < 1:
             raise SpecError(f"tensor_parallel={ranks!r}: use a whole number from 1")
-        if max(ranks, self.kv_heads) % min(ranks, self.kv_heads):
-            raise SpecError(f"kv_heads={self.kv_heads} cannot be divided over {ranks} ranks")
-        return replace(self, kv_heads=max(1, self.kv_heads // ranks))
+        if max(number, self.kv_heads) % min(number, self.kv_heads):
+            raise SpecError(f"kv_heads={self.kv_heads} cannot be divided over {number} ranks")
+        return replace(self, kv_heads=max(1, self.kv_heads // number))
 
     @property
     def itemsize(self) -> int:
@@ -180,6 +174,12 @@ class CacheSpec:
         ``layout="layer"`` gives every tensor of every layer an arena of its
         own; ``layout="token"`` lays ``layers_per_arena`` layers (default: all)
         of one token side by side. Raises
-        :class:`~pyvattn.errors.ConfigError` for what cannot be laid out.
+        :class:`~pyvattn.errors.ConfigError` for what cannot be laid out, and
+        :class:`~pyvattn.errors.SpecError` where whole pages make the addresses too many.
         """
         return build_geometry(self, layout, page_size, layers_per_arena)
+
+
+def _check_field_names(spec: type[CacheSpec], named: Mapping[str, Any]) -> None:
+    if unknown := set(named) - {field.name for field in fields(spec)}:
+        raise SpecError(f"no such field of CacheSpec: {', '.join(sorted(unknown))}")

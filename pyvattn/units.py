@@ -10,8 +10,11 @@ import re
 from fractions import Fraction
 
 from pyvattn.errors import ConfigError
+from pyvattn.text import shown
+from pyvattn.whole_numbers import whole_number
 
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_END = 1 << 64
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
@@ -21,11 +24,14 @@ def parse_size(value: int | str, what: str = "size") -> int:
     Integers pass through. Raises :class:`~pyvattn.errors.ConfigError`, naming
     ``what``, for anything that is not a positive whole number of bytes.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise ConfigError(f"{what} {value!r}: give bytes as an int, or text such as '60GiB'")
-    size = Fraction(value) if isinstance(value, int) else _parse_text(value, what)
+    number = whole_number(value)
+    if number is None and not isinstance(value, str):
+        raise ConfigError(f"{what} {shown(value)}: give bytes as an int, or text such as '60GiB'")
+    size = _parse_text(value, what) if isinstance(value, str) else Fraction(number or 0)
     if size <= 0 or size.denominator != 1:
-        raise ConfigError(f"{what} {value!r} is not a positive whole number of bytes")
+        raise ConfigError(f"{what} {shown(value)} is not a positive whole number of bytes")
+    if size >= _END:
+        raise ConfigError(f"{what} {shown(value)} is more bytes than 64 bits count: lower it")
     return int(size)
 
 

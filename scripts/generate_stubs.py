@@ -31,16 +31,20 @@ CORRECTIONS = [
     # The controls of the emulators are for tests, and stay out.
     (r"from \. import (emulated_\w+)\n", r"\1: types.ModuleType\n"),
     (r"import typing\n", "import types\nimport typing\n"),
-    # The name under which Python before 3.12 has it.
-    (r"(typing_extensions|collections\.abc)\.Buffer", "typing_extensions.Buffer"),
     # Slot is a type without pybind11, to be cheap.
     (r"def __(index|int)__\(self\):", r"def __\1__(self) -> int:"),
     (r"def __repr__\(self\):", "def __repr__(self) -> str:"),
+    (
+        r"@staticmethod\n    def __reduce_ex__\(.*\):\s*\.\.\.",
+        "def __reduce_ex__(self, protocol: typing.SupportsIndex) -> typing.NoReturn: ...",
+    ),
     (
         r"(class Slot:\n    \"\"\"(?:.|\n)*?\"\"\"\n)",
         r"\1    @property\n    def index(self) -> int:\n"
         r'        """The row of this slot in every arena."""\n',
     ),
+    # Read by functions of ours, which take every integer and say what they do not take.
+    (r"tokens: typing\.Any", "tokens: int"),
     (r"(def acquire\(self, tokens: int\)) -> typing\.Any", r"\1 -> Slot"),
     (r"slot: typing\.Any", "slot: Slot"),
     (r"lengths: dict\b", "lengths: dict[Slot, int]"),

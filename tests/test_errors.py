@@ -82,9 +82,8 @@ def test_length_error(cache):
 
 
 def test_out_of_slots(cache):
-    cache.acquire()
-    cache.acquire()
-    with pytest.raises(errors.OutOfSlots, match="all 2 slots are live"):
+    slots = [cache.acquire(), cache.acquire()]
+    with pytest.raises(errors.OutOfSlots, match=f"all {len(slots)} slots are live"):
         cache.acquire()
 
 

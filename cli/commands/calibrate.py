@@ -53,9 +53,11 @@ def command(drivers: tuple[str, ...], out: str | None, as_json: bool, **options:
     """
     from pyvattn.calibrate import Options, describe, write_calibration
 
+    # Before minutes of measuring: there may be nowhere to write.
+    target = out if out is not None else default_path()
     found = list(_measured(drivers, Options(**given(options))))
     content = describe(found)
-    path = write_calibration(content, out if out is not None else default_path())
+    path = write_calibration(content, target)
     if as_json:
         print_json({"path": str(path), **content})
         return

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from pyvattn.calibrate.driver import DriverConstants
+from pyvattn.errors import CalibrationError
 from pyvattn.machine import MadeOn, describe_machine, describe_run, identify
 from pyvattn.planner.calibration import VERSION
 
@@ -34,12 +37,26 @@ def describe(constants: Sequence[DriverConstants], here: MadeOn | None = None) -
 
 
 def write_calibration(content: dict[str, Any], path: str | PathLike[str]) -> Path:
-    """Write the file whole or not at all; return its path."""
+    """Write the file whole or not at all; return its path.
+
+    Any number of processes may write and read it at once: readers find one writer's file,
+    whole. Raises :class:`~pyvattn.errors.CalibrationError` where it cannot be written.
+    """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f"{target.name}.new")
-    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    draft.replace(target)
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("x", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=1) + "\n")
+        draft.replace(target)
+    except OSError as error:
+        raise CalibrationError(
+            f"cannot write the calibration {target}: {error.strerror or error}; name another file "
+            "with --out"
+        ) from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
     return target
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -24,10 +25,14 @@ from pyvattn.errors import CalibrationError
 from pyvattn.machine import MadeOn
 from pyvattn.planner.costs import Curve, DriverCosts, curve_of, default_costs
 from pyvattn.planner.tlb import Losses
+from pyvattn.text import printable
+from pyvattn.units import format_size
 
 VERSION = 1
 VARIABLE = "PYVATTN_CALIBRATION"
 OFF = "off"
+# A file with every driver and page size, and all that was measured, has some ten thousand.
+_MOST_BYTES = 16 << 20
 
 _RATES = ("read_gb_per_s", "zero_gb_per_s", "copy_gb_per_s")
 _CURVES = ("map_us", "unmap_us")
@@ -67,29 +72,61 @@ class Calibration:
 
 
 def default_path() -> Path:
-    """Return where ``pyvattn calibrate`` writes and a plan looks: in the user's config folder."""
-    config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(config) / "pyvattn" / "calibration.json"
+    """Return where ``pyvattn calibrate`` writes and a plan looks: in the user's config folder.
+
+    Raises :class:`~pyvattn.errors.CalibrationError` for a user who has no home.
+    """
+    config = os.environ.get("XDG_CONFIG_HOME")
+    try:
+        folder = Path(config) if config else Path.home() / ".config"
+    except RuntimeError as error:
+        raise CalibrationError(
+            f"there is no folder for calibrations ({error}): set HOME or XDG_CONFIG_HOME"
+        ) from error
+    return folder / "pyvattn" / "calibration.json"
 
 
 def read_calibration(path: str | PathLike[str]) -> Calibration:
     """Read and check a file; raise :class:`~pyvattn.errors.CalibrationError` naming it."""
+    where = printable(str(path))
     try:
-        parsed = json.loads(Path(path).read_text(encoding="utf-8"))
+        parsed = json.loads(_read_text(path))
         if parsed.get("version", VERSION) != VERSION:
             raise ValueError(f"version {parsed['version']!r} is not {VERSION}")
-        made_on = MadeOn(**parsed.get("made_on", {}))
-        found = Calibration(str(parsed["source"]), dict(parsed["drivers"]), made_on)
+        made_on = MadeOn(**{name: _text(of) for name, of in parsed.get("made_on", {}).items()})
+        found = Calibration(printable(str(parsed["source"])), dict(parsed["drivers"]), made_on)
         for driver in found.drivers:
             found.costs(driver)
     except OSError as error:
-        raise CalibrationError(f"cannot read the calibration {path}: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CalibrationError(
-            f"the calibration {path} is not usable ({type(error).__name__}: {error}): make it anew "
-            "with `pyvattn calibrate`"
-        ) from error
+        reason = error.strerror or type(error).__name__
+        raise CalibrationError(f"cannot read the calibration {where}: {reason}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise _unusable(where, f"{type(error).__name__}: {printable(str(error))}") from error
+    except RecursionError as error:
+        raise _unusable(where, "it is nested too deeply") from error
     return found
+
+
+def _unusable(where: str, reason: str) -> CalibrationError:
+    return CalibrationError(
+        f"the calibration {where} is not usable ({reason}): make it anew with `pyvattn calibrate`"
+    )
+
+
+def _read_text(path: str | PathLike[str]) -> str:
+    """Read an ordinary file that is not too large; a pipe would have us wait for ever."""
+    # Without O_NONBLOCK, opening a pipe would wait already.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no ordinary file")
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"it is larger than {format_size(_MOST_BYTES)}")
+    return content.decode("utf-8")
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else printable(str(value))
 
 
 def use_calibration(
@@ -109,12 +146,10 @@ def use_calibration(
     if named:
         return _calibrated(driver, here, Path(named))
     try:
-        return (
-            _calibrated(driver, here, default_path())
-            if default_path().exists()
-            else (default_costs(driver))
-        )
+        return _calibrated(driver, here, default_path())
     except CalibrationError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return default_costs(driver)
         return replace(default_costs(driver), ignored=str(error))
 
 
@@ -122,12 +157,13 @@ def _calibrated(driver: str, here: MadeOn, path: Path) -> DriverCosts:
     calibration = read_calibration(path)
     if reason := calibration.mismatch(driver, here):
         raise CalibrationError(
-            f"the calibration {path} does not fit: {reason}; make it anew with `pyvattn calibrate`"
+            f"the calibration {printable(str(path))} does not fit: {reason}; make it anew with "
+            "`pyvattn calibrate`"
         )
     costs = calibration.costs(driver)
     if driver not in calibration.drivers:
         return costs
-    return replace(costs, source=f"{costs.source}; {path}")
+    return replace(costs, source=f"{costs.source}; {printable(str(path))}")
 
 
 def _replaced(base: DriverCosts, entry: Mapping[str, Any], source: str) -> DriverCosts:

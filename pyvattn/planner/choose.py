@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pyvattn.errors import ConfigError
+from pyvattn.errors import ConfigError, SpecError
 from pyvattn.geometry import check_layout, check_page_size
 from pyvattn.planner import explain
 from pyvattn.planner.candidate import Candidate, evaluate
@@ -26,6 +26,7 @@ from pyvattn.planner.costs import DriverCosts, default_costs
 from pyvattn.planner.workload import Workload, typical_workload
 from pyvattn.spec import CacheSpec
 from pyvattn.units import format_page_size
+from pyvattn.whole_numbers import whole_number
 
 _TIE = 0.001
 # What kernels lose from here on is worth a warning to who asked for it by name.
@@ -86,24 +87,34 @@ def plan(
     and ``costs`` are the built-in constants of ``driver``.
 
     Raises :class:`~pyvattn.errors.ConfigError` for a driver, page size or layout
-    that does not exist.
+    that does not exist, and :class:`~pyvattn.errors.SpecError` where ``spec`` takes too
+    many addresses in pages of every size.
     """
     tried = READ_AHEAD if read_ahead is None else read_ahead
-    if bad := [pages for pages in tried if not isinstance(pages, int) or pages < 1]:
+    if bad := [pages for pages in tried if (whole_number(pages) or 0) < 1]:
         raise ConfigError(f"read_ahead={bad[0]!r}: use whole numbers of pages from 1")
     costs = costs or default_costs(driver)
     workload = workload or typical_workload(spec)
+    if not isinstance(page_size, str):
+        page_size = check_page_size(page_size)
     sizes = _page_sizes(costs, page_size)
     layouts = list(_layouts(spec, layout, layers_per_arena))
     found: list[Candidate] = []
+    too_large: SpecError | None = None
     for size in sizes:
         for name, group in layouts:
             # Without a page table there is nothing that arenas of a few layers could gain.
             if layout == "auto" and group is not None and not costs.page_table:
                 continue
-            geometry = spec.geometry(name, size, group)
+            try:
+                geometry = spec.geometry(name, size, group)
+            except SpecError as error:
+                too_large = error
+                continue
             each = (evaluate(spec, geometry, costs, workload, pages) for pages in tried)
             found += [_first_hidden(each)] if read_ahead is None else each
+    if too_large and not found:
+        raise too_large
     ranked = tuple(sorted(found, key=_preference))
     choice = ranked[0]
     by_name = page_size != "auto" or layout != "auto"

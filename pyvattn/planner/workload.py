@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pyvattn.errors import ConfigError
 from pyvattn.spec import CacheSpec
+from pyvattn.whole_numbers import whole_number
 
 # Means of the Azure conversation trace of 2023.
 TYPICAL_PROMPT = 1155
@@ -29,8 +30,10 @@ class Workload:
     def __post_init__(self) -> None:
         for name, minimum in (("batch", 1), ("prompt", 1), ("generated", 1), ("weight_bytes", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            number = whole_number(value)
+            if number is None or number < minimum:
                 raise ConfigError(f"{name}={value!r}: use a whole number from {minimum}")
+            object.__setattr__(self, name, number)
 
     @property
     def context(self) -> float:

@@ -42,14 +42,15 @@ def test_the_next_decode_step_finds_its_pages(open_bench):
 
 def test_the_next_admission_finds_its_pages(open_bench):
     bench = open_bench(eager=True)
+    live = []
     for _ in range(3):
-        slot = bench.cache.acquire(300)
+        live.append(bench.cache.acquire(300))
         bench.cache.drain()
-        bench.cache.step({slot: 300})
+        bench.cache.step({live[-1]: 300})
     calls = bench.cache.stats().map_calls
-    slot = bench.cache.acquire(200)
+    live.append(bench.cache.acquire(200))
     bench.cache.drain()
-    bench.cache.step({slot: 200})
+    bench.cache.step({live[-1]: 200})
     assert bench.cache.stats().map_calls - calls <= 4, "only the admission after this one"
 
 

@@ -132,8 +132,7 @@ def test_5_free_mapped_and_quarantined_pages_are_all_pages(open_bench, driver_na
 def test_5_a_closed_cache_has_given_all_of_it_back(open_bench, driver_name):
     bench = open_bench(name=driver_name)
     tensors = [t for layer in range(2) for t in bench.arrays(layer)]
-    for _ in range(3):
-        bench.cache.step({bench.cache.acquire(): 100})
+    bench.cache.step({bench.cache.acquire(): 100 for _ in range(3)})
     bench.cache.close()
     s = bench.cache.stats()
     assert (s.pages_allocated, s.pages_mapped, s.slabs) == (0, 0, 0)

@@ -22,9 +22,9 @@ k[slot, :500] = 1
 """
 
 
-def run(program, *options):
+def run(program, *options, before=""):
     return subprocess.run(
-        [sys.executable, *options, "-c", SETUP + program],
+        [sys.executable, *options, "-c", before + SETUP + program],
         capture_output=True,
         text=True,
         timeout=120,
@@ -139,3 +139,57 @@ def _slabs_of(pid: int) -> set[tuple[int, int]]:
                     info = os.stat(fd)
                     slabs.add((info.st_dev, info.st_ino))
     return slabs
+
+
+SERVE = """
+import threading
+serving = threading.Event()
+def serve():
+    n = 0
+    while True:
+        cache.step({slot: n % 1000})
+        k[slot, :n % 1000] = 1
+        v[slot, :n % 1000] = k[slot, :n % 1000]
+        cache.length(slot), cache.stats(), cache.can_admit(5)
+        other = cache.acquire()
+        cache.release(other)
+        serving.set()
+        n += 7
+cache.step({slot: 1000})
+thread = threading.Thread(target=serve, daemon=True)
+thread.start()
+serving.wait()
+"""
+
+
+@pytest.mark.parametrize("attempt", range(4))
+def test_a_daemon_thread_that_serves_at_exit_ends_quietly(attempt):
+    done = run(SERVE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_daemon_thread_can_still_be_joined_at_exit():
+    """By a handler that was there before the cache, and so runs after ours."""
+    done = run(
+        SERVE,
+        before="import atexit; atexit.register(lambda: thread.join())",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_is_open_is_closed_at_exit():
+    """For handlers that run after ours; the thread that ends the process is told."""
+    done = run(
+        "",
+        before="""
+import atexit
+def late():
+    print(cache.closed)
+    try:
+        cache.acquire()
+    except pyvattn.ClosedError:
+        print("told")
+atexit.register(late)
+""",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\ntold\n", "")

@@ -87,9 +87,10 @@ def test_acquire_refuses_what_no_row_holds(open_bench, tokens):
 
 def test_can_admit_counts_slots(open_bench):
     cache = open_bench().cache
+    slots = []
     for _ in range(4):
         assert cache.can_admit(1)
-        cache.acquire()
+        slots.append(cache.acquire())
     assert not cache.can_admit(1)
 
 

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from checked_cache import small_spec
 
-from pyvattn import CacheSpec, ClosedError, ConfigError, KVCache
+from pyvattn import (
+    ArgumentError,
+    CacheSpec,
+    ClosedError,
+    ConfigError,
+    KVCache,
+    LayerError,
+)
 
 
 def test_shapes_and_strides_of_both_layouts(open_bench):
@@ -77,23 +84,42 @@ def test_torch_sees_every_dtype(dtype):
         assert again.data_ptr() == k.data_ptr()
 
 
-def test_torch_gets_a_layers_tensors_once_and_none_of_a_closed_cache():
+def test_torch_gets_no_tensors_of_a_closed_cache():
     pytest.importorskip("torch", reason="torch is not installed")
     cache = KVCache(small_spec(), device="cpu", memory="16MiB")
-    first, again = cache.layer(1), cache.layer(1)
-    assert first[0] is again[0]
-    assert first[1] is again[1]
+    cache.layer(1)
     cache.close()
     with pytest.raises(ClosedError):
         cache.layer(1)
 
 
+def test_what_a_caller_does_to_its_tensor_is_its_own():
+    pytest.importorskip("torch", reason="torch is not installed")
+    with KVCache(small_spec(), device="cpu", memory="16MiB") as cache:
+        slot = cache.acquire()
+        cache.step({slot: 5})
+        for tensor in cache.layer(1):
+            tensor[slot, :5] = 3
+            tensor.transpose_(1, 2)
+            tensor.resize_(1)
+        for tensor in cache.layer(-1):
+            assert tensor.shape == (4, 1024, 4, 64)
+            assert (tensor[slot, :5] == 3).all()
+
+
 def test_layers_count_from_either_end(open_bench):
     bench = open_bench()
     assert bench.arrays(-1)[0].ctypes.data == bench.arrays(1)[0].ctypes.data
-    for index in (2, -3):
-        with pytest.raises(ConfigError, match=f"layer {index} is outside"):
+    assert bench.arrays(np.int64(1))[0].ctypes.data == bench.arrays(1)[0].ctypes.data
+    for index in (2, -3, 2**70):
+        with pytest.raises(LayerError, match=f"layer {index} is outside") as caught:
             bench.arrays(index)
+        assert isinstance(caught.value, IndexError)
+    for index in ("0", 1.0, None, True, [1]):
+        with pytest.raises(ArgumentError, match="use a whole number from 0 to 1"):
+            bench.arrays(index)
+    with pytest.raises(ArgumentError, match="from_dlpack=5"):
+        bench.cache.layer(0, 5)
 
 
 def test_a_tensor_outlives_the_cache_without_crashing(open_bench):

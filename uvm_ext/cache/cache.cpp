@@ -18,11 +18,9 @@ void check(const Geometry& g) {
       g.page_size == 0) {
     throw ConfigError("arenas, slots, max_tokens, token_bytes and page_size must be positive");
   }
-  const double bytes = static_cast<double>(g.row_bytes()) * g.slots * g.arenas;
-  if (bytes > 64e12) {
-    throw ConfigError("the arenas would reserve " + std::to_string(bytes / 1e12) +
-                      " TB of addresses, more than the 64 TB a process can hope for: lower "
-                      "max_slots or max_tokens");
+  if (!g.fits_addresses()) {
+    throw ConfigError("the arenas would reserve more than " + bytes_text(kMaxVirtualBytes) +
+                      " of addresses: lower max_slots or max_tokens");
   }
 }
 
@@ -144,6 +142,15 @@ void Cache::close() {
   // Whoever calls again after a failure gives back the rest.
   if (failure) std::rethrow_exception(failure);
   arenas_.clear();
+}
+
+void Cache::retire() {
+  if (inherited()) return;
+  const std::lock_guard<std::mutex> one(closing_);
+  closed_ = true;
+  if (mapper_) mapper_->stop();
+  // A call that began before has ended when the lock is free.
+  const Lock lock(mutex_);
 }
 
 }  // namespace pyvattn

@@ -47,6 +47,13 @@ struct SlotLength {
   std::int64_t length = 0;
 };
 
+struct LiveSlot {
+  SlotRef slot;
+  std::uint32_t length = 0;
+  // The longest length so far.
+  std::uint32_t written = 0;
+};
+
 struct CacheStats {
   std::uint64_t pages_allocated = 0;
   std::uint64_t pages_free = 0;
@@ -104,9 +111,13 @@ class Cache {
   std::uint64_t resize(std::uint64_t memory_limit);
   // Unmaps and frees everything. Tensors keep their addresses reserved. Idempotent.
   void close();
+  // For the end of the process: ends the thread and refuses further calls. Memory stays
+  // where it is, because threads may still use tensors.
+  void retire();
 
   CacheStats stats();
   std::int64_t length(const SlotRef& slot);
+  std::vector<LiveSlot> live_slots();
   bool closed() const { return closed_; }
   // True in a child process that got the cache through fork().
   bool inherited() const;

@@ -188,6 +188,17 @@ std::int64_t Cache::length(const SlotRef& slot) {
   return slots_.head(check_live(slot)).length;
 }
 
+std::vector<LiveSlot> Cache::live_slots() {
+  const Lock lock = lock_usable();
+  std::vector<LiveSlot> live;
+  for (std::uint32_t slot = 0; slot < slots_.size(); ++slot) {
+    const SlotHead& head = slots_.head(slot);
+    if (head.state != SlotState::live) continue;
+    live.push_back({{slot, head.generation}, head.length, head.written});
+  }
+  return live;
+}
+
 ArenaPtr Cache::arena(std::uint32_t index) {
   const Lock lock = lock_usable();
   if (index >= arenas_.size()) {

@@ -1,29 +1,31 @@
 #include <pybind11/stl.h>
-#if PY_VERSION_HEX < 0x030B0000
-#include <longintrepr.h>
-#endif
 
+#include <algorithm>
 #include <atomic>
-#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "base/errors.hpp"
 #include "cache/cache.hpp"
+#include "python/arguments.hpp"
 #include "python/bindings.hpp"
+#include "python/gil.hpp"
+#include "python/requests.hpp"
 #include "python/slot_object.hpp"
 #include "python/tensor_view.hpp"
 
 namespace pyvattn::python {
 namespace {
 
-// The core's cache with a number, so that its slots are known from another's.
+// The core's cache with a number, so that its slots are known from another's, and with
+// the objects that Python has of them.
 class NumberedCache {
  public:
   NumberedCache(const DriverPtr& driver, const Geometry& geometry, const CacheOptions& options)
-      : cache(driver, geometry, options) {}
+      : cache(driver, geometry, options), slots(std::make_shared<SlotObjects>(geometry.slots)) {}
 
   Cache cache;
+  const std::shared_ptr<SlotObjects> slots;
   const std::uint64_t number = ++count();
 
  private:
@@ -33,120 +35,91 @@ class NumberedCache {
   }
 };
 
-// Whether `value` is an int of one digit, and what it is: lengths nearly always are,
-// and reading them through PyLong_AsLongLong is half the cost of a steady step.
-bool is_one_digit(PyObject* value, std::int64_t& number) {
-  if (!PyLong_CheckExact(value)) return false;
-  auto* digits = reinterpret_cast<PyLongObject*>(value);
-#if PY_VERSION_HEX >= 0x030C0000
-  if (PyUnstable_Long_IsCompact(digits) == 0) return false;
-  number = PyUnstable_Long_CompactValue(digits);
-#else
-  if (Py_SIZE(value) != 1) return false;
-  number = static_cast<std::int64_t>(digits->ob_digit[0]);
-#endif
-  return true;
-}
-
-std::int64_t length_of(PyObject* value) {
-  std::int64_t number = 0;
-  if (is_one_digit(value, number)) return number;
-  const long long length = PyLong_AsLongLong(value);
-  if (length == -1 && PyErr_Occurred() != nullptr) {
-    PyErr_Clear();
-    const std::string shown = py::repr(py::handle(value));
-    throw LengthError("length " + shown + " is not a whole number of tokens");
-  }
-  return length;
-}
-
-// Memory for one call's requests, kept from call to call: thousands of slots are
-// named at every step.
-std::vector<SlotLength>& scratch() {
-  static thread_local std::vector<SlotLength> requests;
-  requests.clear();
-  return requests;
-}
-
-const std::vector<SlotLength>& requests_of(const NumberedCache& self, const py::dict& lengths) {
-  std::vector<SlotLength>& requests = scratch();
-  requests.resize(lengths.size());
-  SlotLength* next = requests.data();
-  PyObject* key = nullptr;
-  PyObject* value = nullptr;
-  Py_ssize_t position = 0;
-  while (PyDict_Next(lengths.ptr(), &position, &key, &value) != 0) {
-    *next++ = {slot_ref(key, self.number), length_of(value)};
-  }
-  return requests;
-}
-
-// One-dimensional int64 memory, as numpy and array.array offer it.
-const std::int64_t* as_int64(const py::buffer_info& info, const char* what) {
-  const bool fits = info.ndim == 1 && info.itemsize == 8 &&
-                    (info.format == "l" || info.format == "q") &&
-                    (info.size == 0 || info.strides[0] == 8);
-  if (!fits) {
-    throw ConfigError(std::string(what) +
-                      " must be one-dimensional, contiguous int64 (such as numpy.int64)");
-  }
-  return static_cast<const std::int64_t*>(info.ptr);
-}
-
-const std::vector<SlotLength>& requests_of(const py::buffer& rows, const py::buffer& lengths) {
-  const py::buffer_info row_info = rows.request();
-  const py::buffer_info length_info = lengths.request();
-  const std::int64_t* row = as_int64(row_info, "rows");
-  const std::int64_t* length = as_int64(length_info, "lengths");
-  if (row_info.size != length_info.size) {
-    throw ConfigError(std::to_string(row_info.size) + " rows, but " +
-                      std::to_string(length_info.size) + " lengths");
-  }
-  std::vector<SlotLength>& requests = scratch();
-  requests.resize(static_cast<std::size_t>(row_info.size));
-  for (std::size_t i = 0; i < requests.size(); ++i) {
-    // What is no row becomes the largest number, which is none either.
-    const bool possible = row[i] >= 0 && row[i] < 0xffffffff;
-    requests[i] = {{possible ? static_cast<std::uint32_t>(row[i]) : 0xffffffff}, length[i]};
-  }
-  return requests;
-}
-
 void step(NumberedCache& self, const py::dict& lengths) {
-  const std::vector<SlotLength>& requests = requests_of(self, lengths);
-  const py::gil_scoped_release release;
+  const Requests requests(lengths, self.number);
+  const WithoutGil unlocked;
   self.cache.step(requests.data(), requests.size());
 }
 
-void step_rows(NumberedCache& self, const py::buffer& rows, const py::buffer& lengths) {
-  const std::vector<SlotLength>& requests = requests_of(rows, lengths);
-  const py::gil_scoped_release release;
+void step_rows(NumberedCache& self, const py::object& rows, const py::object& lengths) {
+  const Requests requests(rows, lengths, self.cache.geometry().slots);
+  const WithoutGil unlocked;
   self.cache.step(requests.data(), requests.size());
 }
 
 void prefetch(NumberedCache& self, const py::dict& lengths) {
-  const std::vector<SlotLength>& requests = requests_of(self, lengths);
-  const py::gil_scoped_release release;
+  const Requests requests(lengths, self.number);
+  const WithoutGil unlocked;
   self.cache.prefetch(requests.data(), requests.size());
 }
 
-py::object acquire(NumberedCache& self, std::int64_t tokens) {
+py::object acquire(NumberedCache& self, const py::object& tokens) {
+  const std::int64_t length = length_of(tokens);
   SlotRef ref;
   {
-    const py::gil_scoped_release release;
-    ref = self.cache.acquire(tokens);
+    const WithoutGil unlocked;
+    ref = self.cache.acquire(length);
   }
-  return make_slot(self.number, ref);
+  return slot_object(self.number, ref, self.slots);
 }
 
 void release(NumberedCache& self, const py::object& slot, const FencePtr& after) {
   const SlotRef ref = slot_ref(slot.ptr(), self.number);
-  const py::gil_scoped_release unlocked;
-  self.cache.release(ref, after);
+  {
+    const WithoutGil unlocked;
+    self.cache.release(ref, after);
+  }
+  mark_released(slot);
+}
+
+bool can_admit(NumberedCache& self, const py::object& tokens) {
+  const std::int64_t length = length_of(tokens);
+  const WithoutGil unlocked;
+  return self.cache.can_admit(length);
 }
 
 std::int64_t length(NumberedCache& self, const py::object& slot) {
-  return self.cache.length(slot_ref(slot.ptr(), self.number));
+  const SlotRef ref = slot_ref(slot.ptr(), self.number);
+  const WithoutGil unlocked;
+  return self.cache.length(ref);
+}
+
+std::vector<LiveSlot> live(NumberedCache& self) {
+  const WithoutGil unlocked;
+  return self.cache.live_slots();
+}
+
+py::list live_slots(NumberedCache& self) {
+  py::list found;
+  for (const LiveSlot& each : live(self)) {
+    found.append(py::make_tuple(slot_object(self.number, each.slot, self.slots), each.length));
+  }
+  return found;
+}
+
+bool was_dropped(const LiveSlot& slot, const std::vector<SlotRef>& dropped) {
+  return std::any_of(dropped.begin(), dropped.end(), [&](const SlotRef& ref) {
+    return ref.index == slot.slot.index && ref.generation == slot.slot.generation;
+  });
+}
+
+// New objects for the live slots whose objects are gone.
+py::list take_dropped(NumberedCache& self) {
+  const std::vector<SlotRef> dropped = std::exchange(self.slots->dropped, {});
+  py::list found;
+  for (const LiveSlot& each : live(self)) {
+    if (!was_dropped(each, dropped)) continue;
+    found.append(py::make_tuple(slot_object(self.number, each.slot, self.slots), each.written));
+  }
+  return found;
+}
+
+// The memory stays as it is, and the core's cache as long as the process: threads that
+// compute may still use its tensors.
+void retire(NumberedCache& self) {
+  py::cast(&self).inc_ref();
+  const WithoutGil unlocked;
+  self.cache.retire();
 }
 
 TensorView view(NumberedCache& self, std::uint32_t arena, std::uint64_t offset,
@@ -188,17 +161,22 @@ void bind_stats(py::module_& module) {
 }  // namespace
 
 void bind_cache(py::module_& module) {
-  using Release = py::call_guard<py::gil_scoped_release>;
+  using Release = py::call_guard<WithoutGil>;
+  using Holder = std::unique_ptr<NumberedCache, DeleteWithoutGil<NumberedCache>>;
   bind_stats(module);
-  py::class_<NumberedCache>(module, "Cache", "The core of pyvattn.KVCache.")
+  module.attr("MAX_VIRTUAL_BYTES") = kMaxVirtualBytes;
+  module.def("begin_exit", &begin_exit,
+             "The process ends: other threads that use a retired cache end quietly.");
+  py::class_<NumberedCache, Holder>(module, "Cache", "The core of pyvattn.KVCache.")
       .def(py::init([](const DriverPtr& driver, std::uint32_t arenas, std::uint32_t slots,
                        std::uint32_t max_tokens, std::uint32_t guard_tokens,
                        std::uint64_t token_bytes, std::uint64_t memory_limit,
                        std::size_t slab_bytes, bool eager, std::uint32_t read_ahead) {
              const Geometry geometry{arenas,       slots,       max_tokens,
                                      guard_tokens, token_bytes, driver->page_size()};
-             return std::make_unique<NumberedCache>(
-                 driver, geometry, CacheOptions{memory_limit, slab_bytes, eager, read_ahead});
+             const WithoutGil unlocked;
+             return Holder(new NumberedCache(
+                 driver, geometry, CacheOptions{memory_limit, slab_bytes, eager, read_ahead}));
            }),
            py::kw_only(), py::arg("driver"), py::arg("arenas"), py::arg("slots"),
            py::arg("max_tokens"), py::arg("guard_tokens"), py::arg("token_bytes"),
@@ -210,10 +188,12 @@ void bind_cache(py::module_& module) {
       .def("step_rows", &step_rows, py::arg("rows"), py::arg("lengths"))
       .def("prefetch", &prefetch, py::arg("lengths"))
       .def("length", &length, py::arg("slot"))
-      .def(
-          "can_admit",
-          [](NumberedCache& self, std::int64_t tokens) { return self.cache.can_admit(tokens); },
-          py::arg("tokens"), Release())
+      .def("live_slots", &live_slots, "(Slot, tokens) of every live slot.")
+      .def("take_dropped", &take_dropped,
+           "(Slot, tokens at most) of live slots whose Slot was dropped since the last call.")
+      .def_property_readonly("any_dropped",
+                             [](NumberedCache& self) { return !self.slots->dropped.empty(); })
+      .def("can_admit", &can_admit, py::arg("tokens"))
       .def(
           "drain", [](NumberedCache& self) { self.cache.drain(); }, Release())
       .def(
@@ -222,6 +202,7 @@ void bind_cache(py::module_& module) {
           py::arg("memory_limit"), Release())
       .def(
           "close", [](NumberedCache& self) { self.cache.close(); }, Release())
+      .def("retire", &retire, "For the end of the process: ends the thread, refuses calls.")
       .def(
           "stats", [](NumberedCache& self) { return self.cache.stats(); }, Release())
       .def_property_readonly("inherited",
@@ -230,7 +211,7 @@ void bind_cache(py::module_& module) {
       .def_property_readonly("row_bytes",
                              [](NumberedCache& self) { return self.cache.geometry().row_bytes(); })
       .def("view", &view, py::arg("arena"), py::arg("offset"), py::arg("shape"), py::arg("strides"),
-           py::arg("dtype"));
+           py::arg("dtype"), Release());
 }
 
 }  // namespace pyvattn::python

@@ -4,11 +4,12 @@
 #include "drivers/registry.hpp"
 #include "emulation/libcuda.hpp"
 #include "python/bindings.hpp"
+#include "python/gil.hpp"
 
 namespace pyvattn::python {
 namespace {
 
-using Release = py::call_guard<py::gil_scoped_release>;
+using Release = py::call_guard<WithoutGil>;
 namespace control = emulation::control;
 
 void bind_fences(py::module_& module) {

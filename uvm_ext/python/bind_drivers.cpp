@@ -12,11 +12,12 @@
 #include "base/errors.hpp"
 #include "drivers/registry.hpp"
 #include "python/bindings.hpp"
+#include "python/gil.hpp"
 
 namespace pyvattn::python {
 namespace {
 
-using Release = py::call_guard<py::gil_scoped_release>;
+using Release = py::call_guard<WithoutGil>;
 
 void bind_values(py::module_& module) {
   py::class_<Capabilities>(module, "Capabilities", "What a driver offers on this machine.")
@@ -60,7 +61,7 @@ std::vector<Range> ranges_of(const std::vector<std::pair<Address, std::size_t>>&
 
 void bind_driver(py::module_& module) {
   py::class_<Fence, FencePtr>(module, "Fence", "A point in the work of the device.")
-      .def("passed", &Fence::passed)
+      .def("passed", &Fence::passed, Release())
       .def("wait", &Fence::wait, Release());
   py::class_<Driver, DriverPtr>(module, "Driver",
                                 "The driver interface; see uvm_ext/drivers/driver.hpp.")
@@ -133,13 +134,13 @@ void bind_drivers(py::module_& module) {
   bind_adaptors(module);
   module.def("driver_names", &driver_names, "Names that make_driver() knows.");
   module.def("driver_capabilities", &driver_capabilities, py::arg("name"), py::arg("device") = 0,
-             "What a driver offers here; raises DriverUnavailable with the reason.");
+             Release(), "What a driver offers here; raises DriverUnavailable with the reason.");
   module.def(
       "make_driver",
       [](std::string name, std::size_t page_size, int device) {
         return make_driver({std::move(name), page_size, device});
       },
-      py::arg("name"), py::arg("page_size"), py::arg("device") = 0,
+      py::arg("name"), py::arg("page_size"), py::arg("device") = 0, Release(),
       "Opens a driver; raises ConfigError or DriverUnavailable.");
 }
 

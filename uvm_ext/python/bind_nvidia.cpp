@@ -5,11 +5,12 @@
 #include "drivers/nvidia/patch_query.hpp"
 #include "emulation/nvidia_machine.hpp"
 #include "python/bindings.hpp"
+#include "python/gil.hpp"
 
 namespace pyvattn::python {
 namespace {
 
-using Release = py::call_guard<py::gil_scoped_release>;
+using Release = py::call_guard<WithoutGil>;
 namespace control = emulation::nvidia_control;
 
 struct LayoutField {

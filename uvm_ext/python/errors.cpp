@@ -1,6 +1,8 @@
 #include "python/bindings.hpp"
 
 #include "base/errors.hpp"
+#include "python/arguments.hpp"
+#include "python/gil.hpp"
 
 namespace pyvattn::python {
 namespace {
@@ -33,6 +35,16 @@ void raise(const DriverError& error) {
   PyErr_SetObject(type.ptr(), instance.ptr());
 }
 
+// A daemon thread that still serves while the process ends is told to end, as quietly as
+// Python itself would end it a moment later.
+void raise(const ClosedError& error) {
+  if (exits_elsewhere()) {
+    PyErr_SetNone(PyExc_SystemExit);
+  } else {
+    raise("ClosedError", error);
+  }
+}
+
 void translate(std::exception_ptr pointer) {
   if (!pointer) return;
   try {
@@ -52,13 +64,15 @@ void translate(std::exception_ptr pointer) {
   } catch (const LimitError& error) {
     raise("LimitError", error);
   } catch (const ClosedError& error) {
-    raise("ClosedError", error);
+    raise(error);
   } catch (const BusyError& error) {
     raise("BusyError", error);
   } catch (const ForkError& error) {
     raise("ForkError", error);
   } catch (const ConfigError& error) {
     raise("ConfigError", error);
+  } catch (const ArgumentError& error) {
+    raise("ArgumentError", error);
   } catch (const DriverUnavailable& error) {
     raise("DriverUnavailable", error);
   } catch (const Error& error) {

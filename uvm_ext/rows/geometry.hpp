@@ -7,6 +7,10 @@
 
 namespace pyvattn {
 
+// Addresses that a cache may reserve: half of what a process has on x86-64, and the most
+// that was tried on a GPU. pyvattn.CacheSpec asks for it here.
+constexpr std::uint64_t kMaxVirtualBytes = std::uint64_t{64} << 40;
+
 struct Geometry {
   std::uint32_t arenas = 0;
   std::uint32_t slots = 0;
@@ -24,6 +28,15 @@ struct Geometry {
   }
   std::uint64_t row_bytes() const { return row_pages() * page_size; }
   std::uint64_t arena_bytes() const { return row_bytes() * slots; }
+
+  // Whether all arenas together stay below the limit; true only where no size overflows.
+  bool fits_addresses() const {
+    const double row =
+        (static_cast<double>(max_tokens) + guard_tokens) * static_cast<double>(token_bytes);
+    const double most = static_cast<double>(kMaxVirtualBytes);
+    if (row > most) return false;
+    return static_cast<double>(row_bytes()) * slots * arenas <= most;
+  }
 
   static std::uint64_t divide_up(std::uint64_t value, std::uint64_t unit) {
     return (value + unit - 1) / unit;

@@ -1,0 +1,83 @@
+"""The tensors of a cache's layers, made through DLPack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pyvattn import _native
+from pyvattn.errors import ArgumentError, LayerError
+from pyvattn.geometry import Geometry, TensorView
+from pyvattn.spec import CacheSpec
+from pyvattn.text import shown
+from pyvattn.whole_numbers import whole_number
+
+# Consumers know no common DLPack code for these: they travel as bytes.
+_AS_BYTES = ("float8_e4m3fn", "float8_e5m2")
+
+
+class LayerTensors:
+    """K and V of every layer, as whatever array library wants them."""
+
+    def __init__(self, native: _native.Cache, spec: CacheSpec, geometry: Geometry) -> None:
+        self._native = native
+        self._spec = spec
+        self._geometry = geometry
+        self._torch: dict[int, tuple[Any, Any]] = {}
+
+    def of_torch(self, index: int) -> tuple[Any, Any]:
+        """Return torch tensors that share memory with those of every other caller."""
+        layer = self._number(index)
+        # Kernels ask for a layer at every step, and making tensors takes longer than that.
+        made = self._torch.get(layer)
+        if made is None or self._native.inherited:
+            made = self._make(layer, _torch_from_dlpack(self._spec.dtype))
+            self._torch[layer] = made
+        k, v = made
+        # Transposing one's own in place changes nobody else's.
+        return k.detach(), v.detach()
+
+    def made_by(self, index: int, from_dlpack: Callable[[Any], Any]) -> tuple[Any, Any]:
+        """Return what ``from_dlpack`` makes of K and of V."""
+        if not callable(from_dlpack):
+            raise ArgumentError(
+                f"from_dlpack={shown(from_dlpack)}: pass a function such as numpy.from_dlpack"
+            )
+        return self._make(self._number(index), from_dlpack)
+
+    def forget(self) -> None:
+        """Drop the tensors that are kept for later calls."""
+        self._torch.clear()
+
+    def _make(self, layer: int, make: Callable[[Any], Any]) -> tuple[Any, Any]:
+        views = self._geometry.views[layer]
+        return make(self._dlpack(views.k)), make(self._dlpack(views.v))
+
+    def _number(self, index: int) -> int:
+        layers = self._spec.layers
+        number = whole_number(index)
+        if number is None:
+            raise ArgumentError(f"layer {shown(index)}: use a whole number from 0 to {layers - 1}")
+        if not -layers <= number < layers:
+            raise LayerError(f"layer {number} is outside 0..{layers - 1}")
+        return number % layers
+
+    def _dlpack(self, view: TensorView) -> _native.TensorView:
+        dtype = "uint8" if self._spec.dtype in _AS_BYTES else self._spec.dtype
+        return self._native.view(view.arena, view.offset, view.shape, view.strides, dtype)
+
+
+def _torch_from_dlpack(dtype: str) -> Callable[[Any], Any]:
+    try:
+        import torch
+        from torch.utils.dlpack import from_dlpack
+    except ImportError as error:
+        from pyvattn.errors import MissingDependency
+
+        raise MissingDependency(
+            "KVCache.layer() makes torch tensors by default: pip install 'pyvattn[torch]', or "
+            "pass from_dlpack=numpy.from_dlpack"
+        ) from error
+    if dtype not in _AS_BYTES:
+        return from_dlpack
+    return lambda view: from_dlpack(view).view(getattr(torch, dtype))
