@@ -113,7 +113,7 @@ def build_geometry(
     # In layout `layer` K and V are apart; otherwise `group` layers share an arena.
     split = layout == "layer"
     token_bytes = spec.tensor_token_bytes if split else group * spec.token_bytes_per_layer
-    row_bytes = _round_up((spec.max_tokens + spec.guard_tokens) * token_bytes, page)
+    row_bytes = _round_up(spec.row_tokens * token_bytes, page)
     views = tuple(
         _layer_views(spec, layer, group, split, token_bytes, row_bytes)
         for layer in range(spec.layers)

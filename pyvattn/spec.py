@@ -79,8 +79,7 @@ class CacheSpec:
             raise SpecError(f"kind={self.kind!r} is unknown: use 'kv' or 'mla'")
 
     def _check_reservation(self) -> None:
-        needed = self.max_slots * (self.max_tokens + self.guard_tokens) * self.token_bytes
-        if too_much := addresses_refused(needed):
+        if too_much := addresses_refused(self.max_slots * self.row_bytes):
             raise SpecError(
                 f"max_slots={self.max_slots} rows of max_tokens={self.max_tokens} {too_much}: "
                 "lower one of them"
@@ -165,6 +164,16 @@ class CacheSpec:
     def token_bytes(self) -> int:
         """Bytes of one token in all layers."""
         return self.layers * self.token_bytes_per_layer
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens that a slot has addresses for: the longest request and the guard."""
+        return self.max_tokens + self.guard_tokens
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a slot's full rows in all layers, before they are rounded up to pages."""
+        return self.row_tokens * self.token_bytes
 
     def geometry(
         self, layout: str, page_size: int | str, layers_per_arena: int | None = None

@@ -256,7 +256,7 @@ class TestKernels:
             class cuda:
                 mem_get_info = staticmethod(lambda _device: (free, 1 << 40))
 
-        free = 3 * kernels._ROW_BYTES * 5 + 1
+        free = 3 * kernels._SPEC.row_bytes * 5 + 1
         assert kernels._rows_that_fit(Torch, 0) == 5
         free = 1 << 50
         assert kernels._rows_that_fit(Torch, 0) == kernels._MOST_ROWS

@@ -62,6 +62,10 @@ class TestSpec:
         assert spec.token_bytes_per_layer == 4096
         assert spec.token_bytes == 128 << 10
 
+    def test_a_row_holds_the_longest_request_and_the_guard(self):
+        spec = llama(max_tokens=1000, guard_tokens=24)
+        assert (spec.row_tokens, spec.row_bytes) == (1024, 1024 * (128 << 10))
+
     def test_sizes_of_deepseek_v3(self):
         spec = CacheSpec.mla(layers=61)
         assert spec.head_dim == 576

@@ -91,7 +91,7 @@ def _measure_shape(torch: Any, options: Options, shape: Shape) -> Iterator[Measu
 def _that_fits(torch: Any, options: Options, shape: Shape) -> Shape:
     """Return ``shape`` with no more rows than the free memory holds copies of."""
     free, _ = torch.cuda.mem_get_info(options.device)
-    row = _copies(options) * _row_bytes(_spec(options, shape))
+    row = _copies(options) * _spec(options, shape).row_bytes
     rows = int(0.9 * free // row)  # a tenth is for what kernels write down besides
     if rows == 0:
         raise DriverUnavailable(
@@ -121,13 +121,9 @@ def _spec(options: Options, shape: Shape) -> CacheSpec:
     )
 
 
-def _row_bytes(spec: CacheSpec) -> int:
-    return (spec.max_tokens + spec.guard_tokens) * spec.token_bytes
-
-
 def _open(options: Options, shape: Shape) -> KVCache:
     spec = _spec(options, shape)
-    needed = shape.rows * _row_bytes(spec)
+    needed = shape.rows * spec.row_bytes
     return KVCache(
         spec,
         device=f"cuda:{options.device}",

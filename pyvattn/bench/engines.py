@@ -45,14 +45,13 @@ class Ours:
 
         requests = len(load.prompts)
         spec = spec_for(model, max_slots=requests + 1, max_tokens=load.longest)
-        needed = (load.longest + spec.guard_tokens) * spec.max_slots * spec.token_bytes
         self.cache = KVCache(
             spec,
             device=device,
             driver=driver,
             page_size=page_size,
             layout=layout,
-            memory=2 * needed + (64 << 20),
+            memory=2 * spec.max_slots * spec.row_bytes + (64 << 20),
         )
         self._requests: list[Any] = []
         self._times: list[list[float]] = []

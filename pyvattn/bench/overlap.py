@@ -62,7 +62,7 @@ class Run:
             driver=options.driver,
             page_size=options.page_size,
             layout=options.layout,
-            memory=2 * (longest + spec.guard_tokens) * options.batch * spec.token_bytes,
+            memory=2 * spec.max_slots * spec.row_bytes,
             eager=mode == "prefetch",
         )
         source = random.Random(0)

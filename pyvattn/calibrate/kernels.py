@@ -22,7 +22,6 @@ from pyvattn.units import format_size, parse_size
 
 _MOST_ROWS, _CONTEXT, _Q_HEADS = 32, 4096, 32
 _SPEC = CacheSpec(32, 8, 128, max_slots=_MOST_ROWS, max_tokens=_CONTEXT)
-_ROW_BYTES = (_CONTEXT + _SPEC.guard_tokens) * _SPEC.token_bytes
 # Fields of Losses, and the memory that shows each.
 _CASES = {
     "layer_large": ("layer", "2M", None),
@@ -53,10 +52,10 @@ def measure_losses(driver: str, device: int, rounds: int) -> Losses:
 def _rows_that_fit(torch: Any, device: int) -> int:
     """Rows of the cache and of torch's copy of it, with a third as much to spare."""
     free, _ = torch.cuda.mem_get_info(device)
-    rows = min(_MOST_ROWS, int(free // (3 * _ROW_BYTES)))
+    rows = min(_MOST_ROWS, int(free // (3 * _SPEC.row_bytes)))
     if rows == 0:
         raise DriverUnavailable(
-            f"{format_size(free)} are free, but kernels need {format_size(3 * _ROW_BYTES)}"
+            f"{format_size(free)} are free, but kernels need {format_size(3 * _SPEC.row_bytes)}"
         )
     return rows
 
@@ -88,7 +87,7 @@ def _open(
             page_size=page_size,
             layout=layout,
             layers_per_arena=layers_per_arena,
-            memory=rows * _ROW_BYTES * 5 // 4 + (1 << 30),
+            memory=rows * _SPEC.row_bytes * 5 // 4 + (1 << 30),
         )
 
 
