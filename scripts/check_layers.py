@@ -20,10 +20,12 @@ from pathlib import Path
 PYTHON = (  # pyvattn/ and cli/
     # one exception for each way to fail; the core
     ("errors", "_native"),
-    # words, numbers and sizes; NVIDIA's text files; CUDA
-    ("cuda", "dtypes", "fences", "nvidia", "samples", "stats", "text", "units", "whole_numbers"),
-    # configs of models, rows of traces; pictures; what "auto" means
-    ("auto", "configs", "gpu_timing", "plots", "trace_rows"),
+    # words and numbers
+    ("text", "whole_numbers"),
+    # sizes, dtypes, samples; CUDA and NVIDIA's text files
+    ("cuda", "dtypes", "fences", "nvidia", "samples", "stats", "units"),
+    # configs of models, rows of traces; pictures; what "auto" means; the end of the process
+    ("at_exit", "auto", "configs", "gpu_timing", "plots", "trace_rows"),
     # what a cache must hold, and where it lies
     ("geometry",),
     ("spec",),
@@ -35,6 +37,8 @@ PYTHON = (  # pyvattn/ and cli/
     ("detect",),
     # from "auto" to a driver, a page size and a layout
     ("resolve",),
+    # K and V of a layer as tensors
+    ("layers",),
     ("cache",),
     # what runs over a cache
     ("attention", "probe", "replay"),
