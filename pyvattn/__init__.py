@@ -8,30 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyvattn.errors import (
-    ArgumentError,
-    BusyError,
-    ClosedError,
-    ConfigError,
-    CopyError,
-    DriverError,
-    DriverUnavailable,
-    Error,
-    ForkError,
-    LayerError,
-    LengthError,
-    LimitError,
-    MismatchError,
-    MissingDependency,
-    OutOfMemory,
-    OutOfSlots,
-    PlanWarning,
-    SlotError,
-    SpecError,
-    TensorError,
-    TraceError,
-    UnsupportedError,
-)
+from pyvattn import errors
+from pyvattn.errors import *  # noqa: F403 - all of them, by the names that stand there
 
 if TYPE_CHECKING:
     from pyvattn.cache import KVCache
@@ -42,32 +20,8 @@ _LAZY = {
     "KVCache": "pyvattn.cache",
 }
 
-__all__ = [
-    "ArgumentError",
-    "BusyError",
-    "CacheSpec",
-    "ClosedError",
-    "ConfigError",
-    "CopyError",
-    "DriverError",
-    "DriverUnavailable",
-    "Error",
-    "ForkError",
-    "KVCache",
-    "LayerError",
-    "LengthError",
-    "LimitError",
-    "MismatchError",
-    "MissingDependency",
-    "OutOfMemory",
-    "OutOfSlots",
-    "PlanWarning",
-    "SlotError",
-    "SpecError",
-    "TensorError",
-    "TraceError",
-    "UnsupportedError",
-]
+__all__ = ["CacheSpec", "KVCache"]
+__all__ += errors.__all__
 
 
 def __getattr__(name: str) -> object:

@@ -174,3 +174,5 @@ def test_every_error_is_an_error_and_has_a_doc():
     for each in classes:
         assert issubclass(each, pyvattn.Error | Warning)
         assert each.__doc__
+        assert getattr(pyvattn, each.__name__) is each
+        assert each.__name__ in pyvattn.__all__
