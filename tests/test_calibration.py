@@ -71,6 +71,11 @@ class TestFile:
         path = write(tmp_path / "c.json", file_of("cumem", losses={"token": 0.5}))
         assert read_calibration(path).costs("cumem").losses.token_32 == 0.01
 
+    def test_a_byte_order_mark_is_skipped(self, tmp_path):
+        path = tmp_path / "c.json"
+        path.write_text(json.dumps(file_of(map_us={"65536": 5})), encoding="utf-8-sig")
+        assert read_calibration(path).costs("host").call_us(K) == 5
+
     def test_a_calibration_of_an_estimate_is_a_measurement(self, tmp_path):
         path = write(tmp_path / "c.json", file_of("patched", map_us={"65536": 5}))
         assert not default_costs("patched").measured

@@ -1,8 +1,12 @@
 """Configs of real families: what their layers keep, or a refusal that names why."""
 
+import json
+
 import pytest
+from click.testing import CliRunner
 
 from pyvattn import CacheSpec, SpecError
+from pyvattn.cli.app import cli
 from pyvattn.configs import remarks
 
 QWEN3_NEXT = {
@@ -341,3 +345,18 @@ def test_remarks_say_what_the_cache_does_not_hold():
     assert "36 of 48 layers keep a state" in remarks(QWEN3_NEXT)[0]
     windows = {**PLAIN, "layer_types": ["sliding_attention", "full_attention"] * 4}
     assert "4 of 8 layers attend within a window" in remarks(windows)[0]
+
+
+def test_plan_says_what_the_cache_does_not_hold(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(QWEN3_NEXT))
+    said = CliRunner().invoke(cli, ["plan", str(path), "--driver", "cumem"]).output
+    assert "12 layers, 2 KV heads of 256" in said
+    assert "36 of 48 layers keep a state" in said
+
+
+def test_plan_refuses_layers_that_differ_with_their_bytes(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(GEMMA_4))
+    with pytest.raises(SpecError, match=r"80\.0 KiB a token"):
+        CliRunner().invoke(cli, ["plan", str(path)], catch_exceptions=False)

@@ -133,7 +133,8 @@ def _weights_beside(config: str | None) -> int:
         return 0
     folder = Path(config) if Path(config).is_dir() else Path(config).parent
     try:
-        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        file = folder / "model.safetensors.index.json"
+        index = json.loads(file.read_text(encoding="utf-8-sig"))
         return int(index["metadata"]["total_size"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0

@@ -122,7 +122,7 @@ def _read_text(path: str | PathLike[str]) -> str:
         content = file.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
         raise ValueError(f"it is larger than {format_size(_MOST_BYTES)}")
-    return content.decode("utf-8")
+    return content.decode("utf-8-sig")
 
 
 def _text(value: object) -> str | None:
