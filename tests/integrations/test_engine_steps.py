@@ -250,3 +250,13 @@ def test_the_engine_leaves_the_model_to_other_caches(llama, kv, prompts):
         engine.run()
     ids = torch.tensor([prompts[0]])
     assert llama.generate(ids, max_new_tokens=6, do_sample=False)[0, 3:].tolist() == expected
+
+
+def test_a_model_that_leaves_layers_out_of_the_cache_says_nothing(llama, kv, monkeypatch):
+    skipped = llama.model.layers[-1].self_attn
+    monkeypatch.setattr(skipped, "forward", lambda hidden_states, **_: (hidden_states, None))
+    with Engine(llama, kv) as engine:
+        request = engine.submit([5, 6, 7], 4)
+        with pytest.raises(errors.UnsupportedError, match="LlamaForCausalLM cached 2 of its 3"):
+            engine.step()
+    assert not request.output

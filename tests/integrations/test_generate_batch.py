@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 from test_engine import expected_output
 from tiny_models import VOCABULARY, left_padded, random_prompts, reference, torch
@@ -155,3 +157,9 @@ def test_a_prompt_too_long_for_the_cache_runs_nothing(llama, kv):
 def test_more_than_the_memory_holds_is_an_error_that_says_so(batch):
     with pytest.raises(errors.OutOfMemory, match="600 tokens"):
         batch([[5] * 600], max_new_tokens=5, memory="64KiB", page_size="64K", layout="token")
+
+
+def test_no_release_of_the_library_warns_about_how_it_is_called(batch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batch([[5, 6, 7]], max_new_tokens=3)

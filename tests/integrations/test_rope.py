@@ -106,3 +106,14 @@ def test_the_frequencies_of_one_kind_of_layer_are_enough_to_refuse(model):
     model.config.rope_parameters = {"sliding_attention": {"rope_type": "default"}, "full": one}
     with pytest.raises(errors.UnsupportedError, match="past 32 tokens"):
         spec_for(model, max_slots=1, max_tokens=100)
+
+
+def test_the_step_of_such_a_model_is_not_captured(model):
+    from types import SimpleNamespace
+
+    from pyvattn.integrations.transformers.graphs import why_no_graphs
+
+    kind = model.config.rope_parameters["rope_type"]
+    on_cuda = SimpleNamespace(device=torch.device("cuda"), config=model.config)
+    cache = SimpleNamespace(spec=SimpleNamespace(max_slots=2))
+    assert f"rope_type='{kind}'" in why_no_graphs(on_cuda, cache)

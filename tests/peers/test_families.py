@@ -1,5 +1,7 @@
 """Every causal language model of the library, small: token for token, or refused by name.
 
+Each goes through both, ``generate`` with our cache and ``generate_batch``.
+
 A family that the cache refuses is listed in ``refused.py`` with the reason. One that is
 neither exact nor listed fails, and so does one that is listed and works.
 """
@@ -20,7 +22,7 @@ from tiny_models import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pyvattn import errors
-from pyvattn.integrations.transformers import VAttentionCache
+from pyvattn.integrations.transformers import VAttentionCache, generate_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -91,17 +93,28 @@ def outcome(model, inputs):
         return result.sequences
 
 
+def batched(model, prompts):
+    """What requests that join and leave get, their prompts in chunks, as rows."""
+    options = {"memory": "64MiB", "max_batch": 2, "max_prefill_tokens": 11}
+    requests = generate_batch(model, prompts, max_new_tokens=6, **options)
+    return torch.tensor([request.output for request in requests])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exact_or_refused(family):
     model = make(family)
-    inputs = left_padded(random_prompts((3, 17, 9)))
+    prompts = random_prompts((3, 17, 9))
+    inputs = left_padded(prompts)
     if family in REFUSED:
         with pytest.raises(errors.Error, match=REFUSED[family]):
             outcome(model, inputs)
+        with pytest.raises(errors.Error, match=REFUSED[family]):
+            batched(model, prompts)
         return
     try:
         expected = generate(model, inputs, dynamic(model), max_new_tokens=6).sequences
     except Exception as error:
         pytest.skip(f"{family} does not run with DynamicCache: {type(error).__name__}")
     assert torch.equal(outcome(model, inputs), expected)
+    assert torch.equal(batched(model, prompts), expected[:, -6:])
     assert len(expected.unique()) > 20

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.transformers.base import ContiguousCache
 from pyvattn.integrations.transformers.compat import cache_argument
 from pyvattn.integrations.transformers.forward import ForwardPass
@@ -181,6 +182,12 @@ class DeviceBatch:
             logits_to_keep=keep,
             **{self._cache_argument: self._view},
         )
+        layers = self._view.kv.spec.layers
+        if step.layer != layers - 1:
+            raise UnsupportedError(
+                f"{type(self._model).__name__} cached {step.layer + 1} of its {layers} layers, so "
+                "it does not use the cache that it is given: use the library's DynamicCache"
+            )
         logits: Tensor = outputs.logits
         return logits
 

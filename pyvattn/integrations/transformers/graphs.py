@@ -11,6 +11,7 @@ import torch
 from pyvattn.attention.problem import Kernel, Problem
 from pyvattn.attention.registry import choose
 from pyvattn.errors import UnsupportedError
+from pyvattn.integrations.transformers.rope import varying
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,6 +38,8 @@ def why_no_graphs(model: PreTrainedModel, cache: KVCache) -> str | None:
         return f"CUDA graphs need a CUDA device, the model is on {model.device}"
     if cache.spec.max_slots < 2:
         return "one slot fills up captured batches, and the cache has only one: max_slots=2"
+    for kind, _ in varying(model.config.get_text_config(decoder=True)):
+        return f"rope_type={kind!r} reads the longest position on the host in every step"
     kernel = decode_kernel(model, cache)
     if not kernel.capturable:
         return (

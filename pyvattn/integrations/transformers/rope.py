@@ -22,10 +22,7 @@ def check_rope(config: PreTrainedConfig, max_tokens: int) -> None:
 
     Rows of at most ``max_tokens`` are safe where that lies within the original length.
     """
-    for rope in _ropes(getattr(config, "rope_parameters", None)):
-        kind = rope.get("rope_type", "default")
-        if kind != "longrope" and "dynamic" not in kind:
-            continue
+    for kind, rope in varying(config):
         original = _original_length(config, rope, kind)
         if original is not None and max_tokens > original:
             raise UnsupportedError(
@@ -33,6 +30,14 @@ def check_rope(config: PreTrainedConfig, max_tokens: int) -> None:
                 f"{original} tokens for every row at once, and max_tokens={max_tokens}: open the "
                 f"cache with max_tokens={original} at most, or use the library's DynamicCache"
             )
+
+
+def varying(config: PreTrainedConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield kind and parameters of the embeddings whose frequencies vary with the longest row."""
+    for rope in _ropes(getattr(config, "rope_parameters", None)):
+        kind = rope.get("rope_type", "default")
+        if kind == "longrope" or "dynamic" in kind:
+            yield kind, rope
 
 
 def _ropes(parameters: Any) -> Iterator[Mapping[str, Any]]:
