@@ -12,6 +12,7 @@ import torch
 
 from pyvattn import CacheSpec, KVCache
 from pyvattn.attention import append
+from pyvattn.cache import Slot
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Case:
     seed: int
     device: str = "cpu"
     layer: int = 1
+    live: list[Slot] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     kept: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
@@ -44,6 +46,7 @@ class Case:
             where = torch.arange(length, device=self.device)
             row = torch.full_like(where, slot.index)
             append(self.cache, self.layer, row, where, k.to(self.device), v.to(self.device))
+            self.live.append(slot)
             self.slots.append(slot.index)
             self.lengths.append(length)
             self.kept.append((k.double(), v.double()))
