@@ -124,7 +124,7 @@ class Journal:
         """Give every file its former state and forget; may be repeated after a failure.
 
         Raises:
-            Refused: somebody changed a file since; it was not touched.
+            Refused: a file was changed since; it was not touched.
             Failed: a step failed; what is left is still written down.
         """
         try:
@@ -144,7 +144,7 @@ class Journal:
         """Check that every file is ours or as before.
 
         Raises:
-            Refused: somebody changed one since.
+            Refused: one was changed since.
         """
         changed = [
             str(entry.path)

@@ -203,7 +203,7 @@ class Machine:
         """Check that no process uses the GPU, as far as can be seen.
 
         Raises:
-            Refused: somebody does.
+            Refused: a process does.
         """
         if users := self.gpu_users().blocking:
             raise Refused(

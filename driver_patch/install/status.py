@@ -29,7 +29,7 @@ _NEEDS_OPEN = "The patch needs the open kernel modules; pyvattn uses the cumem d
 class Status:
     """The state of the NVIDIA driver and of our module on a machine, for one kernel.
 
-    ``problems`` need somebody's attention; ``advice`` is what to do next.
+    ``problems`` need attention; ``advice`` is what to do next.
     """
 
     kernel: str

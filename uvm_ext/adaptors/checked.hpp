@@ -1,5 +1,5 @@
 // Verifies every precondition of driver.hpp before a call goes on, and keeps a
-// ledger of what is mapped. For tests and for whoever writes a driver.
+// ledger of what is mapped. For tests and for authors of drivers.
 #pragma once
 
 #include <map>

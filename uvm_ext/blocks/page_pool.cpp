@@ -30,7 +30,7 @@ PagePool::~PagePool() {
     try {
       driver_.free_slab(slab.id);
     } catch (const std::exception&) {
-      // A destructor has nobody to tell; the driver closes what is left when it goes.
+      // A destructor cannot report it; the driver closes what is left when it goes.
     }
   }
 }

@@ -2,7 +2,7 @@
 // they can be.
 //
 // Pages have one number each, over all slabs. Every free page of the pool reads
-// as zeros: whoever gives a page back has cleaned it.
+// as zeros: pages are cleaned before they are given back.
 #pragma once
 
 #include <cstdint>

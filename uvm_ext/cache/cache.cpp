@@ -75,7 +75,7 @@ Cache::~Cache() {
   try {
     close();
   } catch (const std::exception&) {
-    // A destructor has nobody to tell; the driver gives back what is left when it goes.
+    // A destructor cannot report it; the driver gives back what is left when it goes.
   }
 }
 
@@ -102,7 +102,7 @@ std::uint64_t Cache::resize(std::uint64_t memory_limit) {
   return limit_->allocated();
 }
 
-// Unmaps pages that nobody uses and gives them to the pool.
+// Unmaps pages that are not in use and gives them to the pool.
 void Cache::unmap_tail(const SpareTail& tail) {
   const auto& [slot, kept] = tail;
   SlotPages& row = slots_.pages(slot);
@@ -139,7 +139,7 @@ void Cache::close() {
   }
   tokens_used_ = 0;
   pool_->trim(0);
-  // Whoever calls again after a failure gives back the rest.
+  // Calling again after a failure gives back the rest.
   if (failure) std::rethrow_exception(failure);
   arenas_.clear();
 }

@@ -28,14 +28,14 @@ struct CacheOptions {
   // background; clean released slots there as well.
   bool eager = true;
   // Where the page pool has room, growing slots get pages for so many more tokens than
-  // they need now, as far as requests tend to grow. Nobody else gives pages for it, and
-  // who lacks pages takes them back. Zero: none.
+  // they need now, as far as requests tend to grow. No slot gives up pages for it, and
+  // slots that need pages may take them back. Zero: none.
   std::uint32_t read_ahead = 0;
 };
 
 // A slot as it was acquired: the generation tells a slot from its later uses.
 struct SlotRef {
-  // Whoever is live in the row: for callers who keep track of rows themselves.
+  // Any request that is live in the row: for callers who keep track of rows themselves.
   static constexpr std::uint32_t kCurrent = 0;
 
   std::uint32_t index = 0;
@@ -98,7 +98,7 @@ class Cache {
   // On return the first `length` tokens of every slot named are backed. Whole or not
   // at all. Throws SlotError, LengthError, OutOfMemory, DriverError, BusyError.
   void step(const SlotLength* requests, std::size_t count);
-  // Asks for the same in the background and returns at once; what cannot be had is
+  // Asks for the same in the background and returns at once; what cannot be mapped is
   // left to step(). Throws SlotError, LengthError.
   void prefetch(const SlotLength* requests, std::size_t count);
   // Whether a request of `tokens` would find a slot and pages now.

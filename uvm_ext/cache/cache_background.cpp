@@ -112,7 +112,7 @@ bool Cache::prefetch_some(Lock& lock) {
   return looked;
 }
 
-// Gives one free slot the pages of a typical request, if that costs nobody any.
+// Gives one free slot the pages of a typical request, if that takes none from other slots.
 bool Cache::prepare_admission(Lock& lock) {
   if (!std::exchange(admission_wanted_, false)) return false;
   const std::uint32_t pages =

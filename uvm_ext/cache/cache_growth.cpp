@@ -124,8 +124,8 @@ void Cache::claim(const SlotLength* requests, std::size_t count) {
 }
 
 // The slots of a step that need pages, once the background has its hands on none of
-// them. The lock is open while one is waited for, and the background may take up
-// another meanwhile, so that after each wait all are looked at again.
+// them. The lock is released while waiting for one, and the background may take up
+// another in the meantime, so all are checked again after each wait.
 std::vector<GrowthTarget> Cache::growing_slots(Lock& lock, const SlotLength* requests,
                                                std::size_t count) {
   while (true) {

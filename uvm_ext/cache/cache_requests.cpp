@@ -32,8 +32,8 @@ class Exclusive {
 
 }  // namespace
 
-// A free slot whose pages nobody uses any more. The lock is open while one is waited
-// for: other threads may release more meanwhile, or take what came free.
+// A free slot whose pages are no longer in use. The lock is released while waiting for
+// one: other threads may release more meanwhile, or take what came free.
 std::uint32_t Cache::ready_slot(Lock& lock, std::uint32_t row_pages) {
   while (true) {
     const std::optional<std::uint32_t> slot = choose_slot(row_pages);

@@ -11,7 +11,7 @@ class Forecast {
   // A request was acquired for so many tokens.
   void acquired(std::uint32_t tokens) { tokens_ += (tokens - tokens_) / 4; }
 
-  // A request ended that was acquired for `asked` tokens (zero: nobody said) and was
+  // A request ended that was acquired for `asked` tokens (zero: not stated) and was
   // `written` tokens long at its longest.
   void ended(std::uint32_t asked, std::uint32_t written) {
     if (asked == 0) return;

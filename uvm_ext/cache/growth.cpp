@@ -145,7 +145,7 @@ void Growth::plan(const std::vector<GrowthTarget>& targets, std::uint64_t from_p
     const std::uint64_t needed = pages_needed(targets);
     if (needed > from_pool) take_tails(needed - from_pool, spare);
     fill_targets();
-    // What nobody took is still mapped, and stays out of the pool until it no longer is.
+    // What was not taken is still mapped, and stays out of the pool as long as it is.
     for (const Extent& extent : donated_) pool_.retake(extent, withheld_);
     // Room first: commit() must not fail.
     for (std::size_t i = 0; i < targets_.size(); ++i) {

@@ -21,7 +21,7 @@ struct GrowthTarget {
   std::uint32_t row_pages = 0;
 };
 
-// Row pages of a slot that nobody needs now: all but the first `row_pages_kept`.
+// Row pages of a slot that are not needed now: all but the first `row_pages_kept`.
 struct SpareTail {
   std::uint32_t slot = 0;
   std::uint32_t row_pages_kept = 0;
@@ -40,7 +40,7 @@ class Growth {
 
   // Takes at most `from_pool` pages from the pool and the rest from spare tails: whole
   // ones, the first of them first. A slot that gives has less capacity from here on: while the
-  // lock is open, a step must not count on pages that are about to go. Throws
+  // lock is released, a step must not count on pages that are about to go. Throws
   // DriverOutOfMemory with nothing changed.
   void plan(const std::vector<GrowthTarget>& targets, std::uint64_t from_pool,
             const std::vector<SpareTail>& spare, const PageMath& math);

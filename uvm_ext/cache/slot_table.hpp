@@ -14,7 +14,7 @@ enum class SlotState : std::uint8_t {
   free,      // its pages, if any, are clean and wait for the next request
   live,      // belongs to a request
   released,  // its pages still hold the last request's data
-  cleaning,  // somebody zeroes its pages without holding the lock
+  cleaning,  // its pages are being zeroed without holding the lock
 };
 
 // What step() reads of every slot, kept small and side by side, two in a cache line.
@@ -23,10 +23,10 @@ struct alignas(32) SlotHead {
   std::uint32_t length = 0;
   std::uint32_t capacity = 0;
   std::uint32_t written = 0;  // the longest length of this request
-  std::uint32_t claimed = 0;  // a length that somebody asks for: its pages are not spare
+  std::uint32_t claimed = 0;  // a length that a call asks for: its pages are not spare
   std::uint32_t stamp = 0;    // the last call to name it, to notice a slot named twice
   SlotState state = SlotState::free;
-  // Somebody maps or unmaps its pages without holding the lock.
+  // Its pages are being mapped or unmapped without holding the lock.
   bool in_flight = false;
 };
 
@@ -71,7 +71,7 @@ class SlotTable {
   enum class Among { all, ready };
   // The free slot with the fewest pages that suffice, unless they are far too many: a long
   // row is kept for a long request, and a short one is extended, or an empty slot begun,
-  // so that rows come to be as long as requests are. Slots in flight are passed over, and
+  // so that rows grow as long as requests are. Slots in flight are passed over, and
   // among the ready so are those with a fence to wait for.
   std::optional<std::uint32_t> best_fit(std::uint32_t row_pages, Among among = Among::all) const;
   // Whether its fence has passed, or it has none.

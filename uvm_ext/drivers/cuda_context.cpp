@@ -73,7 +73,7 @@ cuda::Result CudaContext::state() const noexcept {
   cuda::Result result = library_.cuDevicePrimaryCtxGetState(device_, &flags, &active);
   if (result != cuda::kSuccess) return result;
   if (active == 0) return cuda::kContextIsDestroyed;
-  // Somebody may have used the device again since a reset: same handle, another id.
+  // The device may have been used again since a reset: same handle, another id.
   unsigned long long id = 0;
   result = library_.cuCtxGetId(context_, &id);
   if (result != cuda::kSuccess) return result;

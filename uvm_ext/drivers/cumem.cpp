@@ -91,7 +91,7 @@ CuMemDriver::~CuMemDriver() {
   for (const auto& [address, bytes] : reservations_) library_.cuMemAddressFree(address, bytes);
 }
 
-// A cache whose close() failed leaves mappings that nobody has a list of.
+// A cache whose close() failed leaves mappings that are on no list.
 void CuMemDriver::unmap_everything() noexcept {
   for (const auto& [address, bytes] : reservations_) {
     for (std::size_t done = 0; done < bytes; done += page_size_) {

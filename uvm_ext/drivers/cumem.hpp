@@ -3,7 +3,7 @@
 // One handle of cuMemCreate is one page. A run of pages costs one cuMemMap for each
 // (CUDA maps handles only whole) but one cuMemSetAccess and one cuMemUnmap in all.
 // CUDA does not promise what new memory holds: map() writes zeros to pages that were
-// never mapped before and waits for them, on a stream that waits for nobody else.
+// never mapped before and waits for them, on a stream that waits for nothing else.
 //
 // Every device that can reach the memory may: torch copies straight from one GPU's
 // memory into another's. CUDA_VISIBLE_DEVICES hides devices that never will.
@@ -67,7 +67,7 @@ class CuMemDriver final : public Driver {
   const std::size_t page_size_;
   const CudaContextPtr context_;
   // Read and write for the device and its peers. Peers have it from the first: a copy
-  // that starts on another device asks nobody, and without access it ends the process.
+  // that starts on another device is not checked, and without access it ends the process.
   const std::vector<cuda::AccessDescriptor> access_;
   // Zeros of recycled pages wait for the caller's kernels, those of fresh pages must not.
   const CudaStream recycled_;

@@ -82,7 +82,7 @@ struct Capabilities {
 //  - every failure is a DriverError with operation, address, size and the status
 //    by its own name; out of memory is a DriverOutOfMemory;
 //  - calls may come from any thread, one at a time, except zero(), which may run
-//    beside the others on ranges that nobody maps or unmaps meanwhile.
+//    beside the others on ranges that are not being mapped or unmapped.
 class Driver {
  public:
   virtual ~Driver() = default;

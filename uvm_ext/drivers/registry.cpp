@@ -20,7 +20,7 @@ struct Row {
   const char* name;
   std::function<Capabilities(int device)> describe;
   std::function<DriverPtr(const DriverRequest&)> make;
-  // Whose streams use the memory; null: nobody's.
+  // Whose streams use the memory; null: none.
   const LibCuda& (*streams)() = nullptr;
 };
 

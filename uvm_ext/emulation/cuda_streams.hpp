@@ -1,6 +1,6 @@
 // Streams and events of the emulated CUDA devices.
 //
-// Nothing runs until somebody queries or waits: work that a driver forgot to wait for
+// Nothing runs until a query or a wait: work that a driver forgot to wait for
 // has not happened yet, every time and not only when a GPU is slow.
 #pragma once
 

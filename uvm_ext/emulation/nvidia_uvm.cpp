@@ -62,7 +62,7 @@ Status NvidiaMachine::uvm_map(const char* call, Status injected) {
       find_memory(get<std::int32_t>(call, layout_.map_rm_control_fd),
                   get<nvidia::Handle>(call, layout_.map_client),
                   get<nvidia::Handle>(call, layout_.map_memory), &found);
-  // Memory of another GPU needs peer access, which nobody asked for.
+  // Memory of another GPU needs peer access, which was not asked for.
   if (memory && &memory->device != &State::instance().memory.device(ordinal)) {
     found = nvidia::kInvalidDevice;
   }

@@ -21,7 +21,7 @@ namespace pyvattn::emulation {
 constexpr std::size_t kSmallEntry = 64u << 10;
 constexpr std::size_t kLargeEntry = 2u << 20;
 
-// Physical memory of one device; it lives until nobody refers to it any more.
+// Physical memory of one device; it lives as long as anything refers to it.
 struct PhysicalMemory {
   PhysicalMemory(DeviceMemory& device, std::size_t offset, std::size_t bytes, std::size_t granule)
       : device(device), offset(offset), bytes(bytes), granule(granule) {}

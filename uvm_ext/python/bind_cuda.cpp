@@ -47,7 +47,7 @@ void bind_emulation(py::module_& parent) {
   module.def("connect", &control::connect, py::arg("connected"),
              "Whether the devices can reach each other's memory; they can at first.");
   module.def("reset_context", &control::reset_context, py::arg("device"),
-             "cuDevicePrimaryCtxReset by somebody else.");
+             "cuDevicePrimaryCtxReset, as if called by other code.");
   module.def("set_capturing", &control::set_capturing, py::arg("capturing"),
              "While another thread captures a CUDA graph.");
   module.def("capture_mode", &control::capture_mode, "The calling thread's CUstreamCaptureMode.");

@@ -19,7 +19,7 @@ Arena::~Arena() {
   try {
     driver_->release_reservation(address_);
   } catch (const std::exception&) {
-    // A destructor has nobody to tell; the driver releases what is left when it goes.
+    // A destructor cannot report it; the driver releases what is left when it goes.
   }
 }
 

@@ -1,5 +1,5 @@
 // Layouts of the structures that NVIDIA's driver takes, by release. The driver offers
-// them to nobody but its own libraries and changes them as it likes, so a release that
+// them only to its own libraries and changes them at will, so a release that
 // is not in the table is not spoken to.
 #pragma once
 

@@ -46,7 +46,7 @@ class CudaReservations {
   const CudaContextPtr context_;
   const LibCuda& cuda_;
   const std::size_t chunk_;
-  // The memory that CUDA believes to be everywhere; nobody ever sees it.
+  // The memory that CUDA believes to be everywhere; it is never seen.
   cuda::Handle decoy_ = 0;
   std::map<Address, std::size_t> reservations_;
 };

@@ -183,7 +183,7 @@ Handle StockUvmDriver::allocate_zeroed(std::size_t bytes, Granule granule) {
   return memory;
 }
 
-// The resource manager scrubs what it frees, but promises it to nobody.
+// The resource manager scrubs what it frees, but does not promise to.
 void StockUvmDriver::erase_memory(Handle memory, std::size_t bytes) {
   for (std::size_t done = 0; done < bytes; done += staging_.length) {
     const Range window{staging_.address, std::min(staging_.length, bytes - done)};
