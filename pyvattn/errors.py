@@ -17,6 +17,7 @@ __all__ = [
     "DriverError",
     "DriverUnavailable",
     "Error",
+    "ExportError",
     "ForkError",
     "LayerError",
     "LengthError",
@@ -76,6 +77,10 @@ class LayerError(Error, IndexError):
 
 class CopyError(Error, TypeError):
     """A cache or a slot that somebody would copy or pickle: both stand for memory of a process."""
+
+
+class ExportError(Error, BufferError):
+    """A tensor that was asked for as DLPack cannot hand it over: copied, or on another device."""
 
 
 class SlotError(Error, ValueError):

@@ -62,6 +62,22 @@ def test_the_environment_chooses_for_auto_only(machine, monkeypatch):
         resolve(SPEC, **AUTO)
 
 
+def test_the_environment_chooses_where_its_driver_serves(monkeypatch):
+    for name in ("patched", "cumem", "stock-uvm", ""):
+        monkeypatch.setenv("PYVATTN_DRIVER", name)
+        with KVCache(SMALL, device="cpu", memory="1MiB") as cache:
+            assert cache.driver == "host"
+    monkeypatch.setenv("PYVATTN_DRIVER", "cumem-emulated")
+    with KVCache(SMALL, device="cpu", memory="16MiB") as cache:
+        assert cache.driver == "cumem-emulated"
+
+
+def test_the_environments_driver_of_the_host_does_not_keep_a_gpu_from_its_own(machine, monkeypatch):
+    machine("cumem")
+    monkeypatch.setenv("PYVATTN_DRIVER", "host")
+    assert resolve(SPEC, **AUTO).driver == "cumem"
+
+
 def test_a_slow_choice_by_name_warns_and_is_kept(machine):
     machine("cumem", "stock-uvm")
     slow = {**AUTO, "driver": "stock-uvm", "page_size": "64K", "layout": "token"}

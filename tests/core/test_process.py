@@ -53,6 +53,34 @@ cache.close()
     assert done.returncode == 0, done.stderr
 
 
+def test_what_a_forked_child_writes_is_its_own():
+    """Its tensors have nothing of the parent's behind them, nor has its child."""
+    done = run(
+        """
+def own():
+    assert not k[slot].any()
+    k[slot, :1000] = 2
+    v[:] = 3
+pid = os.fork()
+if pid == 0:
+    own()
+    if os.fork() == 0:
+        assert (v == 3).all()
+        v[:] = 4
+        os._exit(0)
+    os.wait()
+    assert (v == 3).all()
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+assert (k[slot, :500] == 1).all()
+assert not v[slot, :500].any()
+cache.step({slot: 1000})
+cache.close()
+"""
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_forked_child_gets_no_tensors_that_torch_had_before():
     pytest.importorskip("torch", reason="torch is not installed")
     done = run(

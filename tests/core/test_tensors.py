@@ -13,6 +13,7 @@ from pyvattn import (
     CacheSpec,
     ClosedError,
     ConfigError,
+    ExportError,
     KVCache,
     LayerError,
 )
@@ -159,7 +160,30 @@ def test_views_outside_the_arena_are_refused(open_bench):
 def test_no_copy_and_no_other_device(open_bench):
     view = open_bench().cache._native.view(0, 0, [4], [1], "float32")
     assert view.__dlpack_device__() == (1, 0)
-    with pytest.raises(BufferError):
-        view.__dlpack__(copy=True)
-    with pytest.raises(BufferError):
-        view.__dlpack__(dl_device=(2, 0))
+    for options in (
+        {"copy": True},
+        {"dl_device": (2, 0)},
+        {"dl_device": 1},
+        {"dl_device": (1, 0, 0)},
+        {"max_version": "1"},
+    ):
+        with pytest.raises(ExportError) as caught:
+            view.__dlpack__(**options)
+        assert isinstance(caught.value, BufferError)
+
+
+def test_what_the_arguments_of_an_export_raise_passes_through(open_bench):
+    class Hostile:
+        def __bool__(self):
+            raise KeyboardInterrupt
+
+        __index__ = __iter__ = __bool__
+
+    view = open_bench().cache._native.view(0, 0, [4], [1], "float32")
+    for options in (
+        {"copy": Hostile()},
+        {"dl_device": Hostile()},
+        {"max_version": (Hostile(), 0)},
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            view.__dlpack__(**options)

@@ -14,11 +14,14 @@ void Cache::throw_out_of_memory(std::uint64_t pages, const std::string& cause) c
   const std::uint64_t page = geometry_.page_size;
   const std::uint64_t free = pool_->pages_available() * page;
   const std::uint64_t reclaimable = spare_pages() * page;
+  // A driver that gives details, in parentheses, says there what helps.
+  const bool explained = !cause.empty() && cause.back() == ')';
+  std::string remedy = ": release a slot, admit fewer requests or raise the limit with resize()";
+  if (!cause.empty()) remedy += " [" + cause + "]";
+  if (explained) remedy = ", but " + cause;
   throw OutOfMemory("out of pages: " + bytes_text(pages * page) + " asked for, " +
                         bytes_text(free) + " free, " + bytes_text(reclaimable) +
-                        " reclaimable, limit " + bytes_text(limit_->limit()) +
-                        ": release a slot, admit fewer requests or raise the limit with resize()" +
-                        (cause.empty() ? "" : " [" + cause + "]"),
+                        " reclaimable, limit " + bytes_text(limit_->limit()) + remedy,
                     pages * page, free, reclaimable);
 }
 

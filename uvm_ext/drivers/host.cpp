@@ -9,6 +9,7 @@
 
 #include "base/errors.hpp"
 #include "drivers/batch.hpp"
+#include "drivers/host_fork.hpp"
 
 namespace pyvattn {
 namespace {
@@ -20,13 +21,28 @@ const char* errno_name(int code) {
   return name != nullptr ? name : "unknown errno";
 }
 
-[[noreturn]] void fail(const char* operation, Address address, std::size_t size, int code) {
-  if (code != ENOMEM) {
-    throw DriverError(operation, address, size, errno_name(code), std::strerror(code));
+// What the system lacks, and what helps.
+std::string remedy(int code) {
+  if (code == EMFILE) return "the process has as many files open as `ulimit -n` allows: raise it";
+  if (code == EFBIG) return "a slab is larger than `ulimit -f` lets files be: raise it";
+  if (code != ENOMEM) return std::strerror(code);
+  if (mappings_used_up()) {
+    return "the process has as many mappings as vm.max_map_count allows: raise it with sysctl, or "
+           "use larger pages";
   }
-  throw DriverOutOfMemory(operation, address, size, errno_name(code),
-                          "the system refused memory or a mapping; where many small pages are "
-                          "mapped, raise vm.max_map_count or use larger pages");
+  return "the system has no memory left: end other processes, or lower the cache's memory";
+}
+
+[[noreturn]] void fail(const char* operation, Address address, std::size_t size, int code) {
+  if (code != ENOMEM) throw DriverError(operation, address, size, errno_name(code), remedy(code));
+  throw DriverOutOfMemory(operation, address, size, errno_name(code), remedy(code));
+}
+
+[[noreturn]] void fail_to_reserve(std::size_t bytes, int code) {
+  if (code != ENOMEM || mappings_used_up()) fail("reserve", 0, bytes, code);
+  throw DriverOutOfMemory("reserve", 0, bytes, errno_name(code),
+                          "the process has no such range of addresses left: lower max_slots or "
+                          "max_tokens, or raise `ulimit -v`");
 }
 
 // Puts back what reserve() made: private, read-only and never touched, so that
@@ -34,12 +50,6 @@ const char* errno_name(int code) {
 void* map_zeros(void* where, std::size_t bytes, int flags) {
   return ::mmap(where, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | flags, -1,
                 0);
-}
-
-void unmap_range(const Range& range) {
-  if (map_zeros(pointer(range.address), range.length, MAP_FIXED) == MAP_FAILED) {
-    fail("unmap", range.address, range.length, errno);
-  }
 }
 
 }  // namespace
@@ -57,28 +67,33 @@ Capabilities HostDriver::describe() {
 HostDriver::HostDriver(std::size_t page_size) : page_size_(page_size) {}
 
 HostDriver::~HostDriver() {
-  for (const auto& [address, bytes] : reservations_) ::munmap(pointer(address), bytes);
+  for (const auto& [address, bytes] : reservations_) {
+    keep_in_children(address);
+    ::munmap(pointer(address), bytes);
+  }
   for (const auto& [id, slab] : slabs_) ::close(slab.fd);
 }
 
 Address HostDriver::reserve(std::size_t bytes, std::size_t alignment) {
   // mmap aligns to 4 KiB only: reserve more, then give back both ends.
   const std::size_t padded = bytes + alignment;
-  if (padded < bytes) fail("reserve", 0, bytes, ENOMEM);
+  if (padded < bytes) fail_to_reserve(bytes, ENOMEM);
   void* raw = map_zeros(nullptr, padded, 0);
-  if (raw == MAP_FAILED) fail("reserve", 0, bytes, errno);
+  if (raw == MAP_FAILED) fail_to_reserve(bytes, errno);
   const Address start = reinterpret_cast<Address>(raw);
   const Address aligned = (start + alignment - 1) / alignment * alignment;
   const Address end = start + padded;
   if (aligned > start) ::munmap(raw, aligned - start);
   if (end > aligned + bytes) ::munmap(pointer(aligned + bytes), end - (aligned + bytes));
   reservations_.emplace(aligned, bytes);
+  forget_in_children({aligned, bytes});
   return aligned;
 }
 
 void HostDriver::release_reservation(Address address) {
   const auto found = reservations_.find(address);
   if (found == reservations_.end()) fail("release_reservation", address, 0, EINVAL);
+  keep_in_children(address);
   if (::munmap(pointer(address), found->second) != 0) {
     fail("release_reservation", address, found->second, errno);
   }
@@ -115,18 +130,35 @@ int HostDriver::map_one(const MapEntry& entry) const noexcept {
   return mapped == MAP_FAILED ? errno : 0;
 }
 
+// Where the process has too many mappings, those in reserve make room.
+int HostDriver::unmap_range(const Range& range) noexcept {
+  if (map_zeros(pointer(range.address), range.length, MAP_FIXED) != MAP_FAILED) return 0;
+  const int code = errno;
+  if (code != ENOMEM || !spare_mappings_.give_up()) return code;
+  return map_zeros(pointer(range.address), range.length, MAP_FIXED) != MAP_FAILED ? 0 : errno;
+}
+
 void HostDriver::map(const std::vector<MapEntry>& batch) {
+  if (!batch.empty() && !spare_mappings_.keep()) {
+    fail("map", batch.front().address, batch.front().length, ENOMEM);
+  }
   all_or_nothing(
       batch,
       [this](const MapEntry& entry) {
         const int code = map_one(entry);
         if (code != 0) fail("map", entry.address, entry.length, code);
       },
-      [](const MapEntry& entry) { map_zeros(pointer(entry.address), entry.length, MAP_FIXED); });
+      [this](const MapEntry& entry) { unmap_range({entry.address, entry.length}); });
 }
 
 void HostDriver::unmap(const std::vector<MapEntry>& batch) {
-  unmap_all_or_nothing(batch, unmap_range, [this](const MapEntry& entry) { map_one(entry); });
+  unmap_all_or_nothing(
+      batch,
+      [this](const Range& range) {
+        const int code = unmap_range(range);
+        if (code != 0) fail("unmap", range.address, range.length, code);
+      },
+      [this](const MapEntry& entry) { map_one(entry); });
 }
 
 FencePtr HostDriver::zero(const std::vector<Range>& batch, const FencePtr& after) {

@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "drivers/driver.hpp"
+#include "drivers/spare_mappings.hpp"
 
 namespace pyvattn {
 
@@ -35,10 +36,12 @@ class HostDriver final : public Driver {
 
   // Zero, or the errno of the failure.
   int map_one(const MapEntry& entry) const noexcept;
+  int unmap_range(const Range& range) noexcept;
 
   const Capabilities capabilities_ = describe();
   const std::size_t page_size_;
   SlabId next_slab_ = 1;
+  SpareMappings spare_mappings_;
   std::unordered_map<SlabId, Slab> slabs_;
   std::unordered_map<Address, std::size_t> reservations_;
 };

@@ -1,6 +1,8 @@
 // What NVIDIA's driver offers here, and the controls of the emulated NVIDIA machine.
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "drivers/nvidia/abi.hpp"
 #include "drivers/nvidia/patch_query.hpp"
 #include "emulation/nvidia_machine.hpp"
@@ -119,6 +121,9 @@ void bind_settings(py::module_& module) {
       .def_readonly("vattn_handles", &NvidiaHoldings::vattn_handles);
 }
 
+// Larger than the structure of any ioctl, so that none reaches past a block that is too short.
+constexpr std::size_t kLargestBlock = 64u << 10;
+
 // An ioctl as the driver would make it, for tests of the emulator itself.
 std::pair<int, py::bytes> raw_ioctl(const std::string& path, std::uint64_t request,
                                     std::string block) {
@@ -126,8 +131,10 @@ std::pair<int, py::bytes> raw_ioctl(const std::string& path, std::uint64_t reque
   const int fd = system.open(path);
   if (fd < 0) return {-fd, py::bytes(block)};
   const nvidia::File file(system, fd);
+  const std::size_t given = block.size();
+  block.resize(std::max(given, kLargestBlock));
   const int error = system.ioctl(fd, request, &block[0]);
-  return {error, py::bytes(block)};
+  return {error, py::bytes(block.data(), given)};
 }
 
 void bind_machine(py::module_& parent) {
@@ -138,13 +145,14 @@ void bind_machine(py::module_& parent) {
   bind_settings(module);
   module.def("reset", &control::reset, py::arg_v("settings", NvidiaSettings{}, "Settings()"),
              Release(), "Starts the machine, and the emulated CUDA with it, from new.");
-  module.def("fail", &control::fail, py::arg("ioctl"), py::arg("nth"), py::arg("status"),
+  module.def("fail", &control::fail, py::arg("ioctl"), py::arg("nth"), py::arg("status"), Release(),
              "The nth call (1: the next) of an ioctl, by NVIDIA's name, answers an NV_STATUS.");
   module.def("fail_call", &control::fail_call, py::arg("ioctl"), py::arg("nth"), py::arg("error"),
-             "The same with an errno.");
-  module.def("calls", &control::calls, py::arg("ioctl"), "Calls of an ioctl since reset().");
-  module.def("holdings", &control::holdings);
-  module.def("mappings", &control::mappings,
+             Release(), "The same with an errno.");
+  module.def("calls", &control::calls, py::arg("ioctl"), Release(),
+             "Calls of an ioctl since reset().");
+  module.def("holdings", &control::holdings, Release());
+  module.def("mappings", &control::mappings, Release(),
              "A line for each mapping: address, length, entries, access, who made it.");
   module.def("ioctl", &raw_ioctl, py::arg("path"), py::arg("request"), py::arg("block"),
              "Opens a node, makes one ioctl, closes it: (errno or 0, the block afterwards).");

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/errors.hpp"
+#include "python/arguments.hpp"
 #include "python/bindings.hpp"
 
 namespace pyvattn::python {
@@ -82,20 +83,43 @@ py::object versioned_capsule(const TensorView& view) {
       }));
 }
 
+[[noreturn]] void refuse_export(const std::string& message) {
+  const py::object type = py::module_::import("pyvattn.errors").attr("ExportError");
+  PyErr_SetString(type.ptr(), message.c_str());
+  throw py::error_already_set();
+}
+
+// Two numbers, as `max_version` and `dl_device` are.
+std::pair<long, long> pair_of(const py::object& object, const char* name) {
+  const py::tuple numbers = py::reinterpret_steal<py::tuple>(PySequence_Tuple(object.ptr()));
+  if (!numbers || numbers.size() != 2) {
+    if (PyErr_Occurred() != nullptr && PyErr_ExceptionMatches(PyExc_TypeError) == 0) {
+      throw py::error_already_set();
+    }
+    PyErr_Clear();
+    refuse_export(std::string(name) + "=" + shown(object) + ": pass two numbers");
+  }
+  long values[2];
+  for (std::size_t i = 0; i < 2; ++i) {
+    values[i] = PyLong_AsLong(numbers[i].ptr());
+    if (values[i] == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  }
+  return {values[0], values[1]};
+}
+
 // __dlpack__ of the array API standard. Work is ordered by the cache's contract, not
 // by streams: what step() returned for is there.
 py::object to_dlpack(const TensorView& view, const py::object&, const py::object& max_version,
                      const py::object& dl_device, const py::object& copy) {
   const dlpack::Device device = device_of(view);
-  if (!copy.is_none() && copy.cast<bool>()) {
-    throw py::buffer_error("an arena is exported without a copy: copy the result");
-  }
+  const int copies = copy.is_none() ? 0 : PyObject_IsTrue(copy.ptr());
+  if (copies < 0) throw py::error_already_set();
+  if (copies > 0) refuse_export("an arena is exported without a copy: copy the result");
   if (!dl_device.is_none() &&
-      dl_device.cast<std::pair<int, int>>() != std::make_pair(device.type, device.id)) {
-    throw py::buffer_error("an arena is exported on its own device only");
+      pair_of(dl_device, "dl_device") != std::pair<long, long>(device.type, device.id)) {
+    refuse_export("an arena is exported on its own device only");
   }
-  const bool versioned =
-      !max_version.is_none() && max_version.cast<std::pair<int, int>>().first >= 1;
+  const bool versioned = !max_version.is_none() && pair_of(max_version, "max_version").first >= 1;
   return versioned ? versioned_capsule(view) : capsule(view);
 }
 
