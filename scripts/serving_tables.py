@@ -1,4 +1,4 @@
-"""The tables of ``bench transformers``: the figure on README's first screen, and all of them.
+"""The tables of ``bench transformers``, and what README's first screen says of speed.
 
 Both go by what is there: docs/results/GPU/transformers-*.json.
 """
@@ -53,6 +53,14 @@ class Serving:
         name = who.replace("theirs", self.found["baseline"]["name"])
         return self.measures[f"{name}, {self.load}: {title}"]
 
+    def both(self) -> tuple[str, str]:
+        """The ratios over the whole run and while all decode."""
+        whole, decode = (
+            self.measure("ours / theirs", f"output, {title}")["value"]
+            for title in ("whole run", "while all decode")
+        )
+        return f"{whole:.2f}", f"{decode:.2f}"
+
     def cell(self, title: str) -> str:
         """A ratio, its quartiles and the two figures that it is of."""
         ratio = self.measure("ours / theirs", title)
@@ -64,7 +72,7 @@ class Serving:
     def mapping(self) -> str:
         share = "ours: share of the run that waits for mapping"
         first = self.measures[f"{share}, first round"]
-        return f"{self.measures[share]['value']:.2g} % ({first['value']:.2g} %)"
+        return f"{self.measures[share]['value']:.1f} % ({first['value']:.1f} %)"
 
 
 def servings() -> list[Serving]:
@@ -72,29 +80,37 @@ def servings() -> list[Serving]:
 
 
 def front() -> Iterator[str]:
-    """One figure with its baseline, for the first screen of README."""
-    first = [one for one in servings() if one.name.endswith("/transformers-32x4096.json")]
-    for one in first[-1:]:
-        whole = one.measure("ours / theirs", "output, whole run")
-        decode = one.measure("ours / theirs", "output, while all decode")
-        size = one.load.removesuffix(" tokens")
+    """What to expect, with its baselines, for the first screen of README."""
+    found = {Path(one.name).stem: one for one in servings()}
+    if one := found.get("transformers-32x4096"):
+        whole, decode = one.both()
         yield (
-            f"On one {one.gpu}, a model of Llama-3-8B's shape in bf16 serves requests of {size} "
-            f"tokens {whole['value']:.2f} times as fast as {one.baseline}, with that library's own "
-            f"continuous batching and CUDA graphs, and {decode['value']:.2f} times as fast while "
-            f"all of them decode (medians of {whole['rounds']} rounds, by turns). "
-            "[All results](docs/results.md)."
+            f"- **Serving** {one.load} with a model of Llama-3-8B's shape in bf16 on one "
+            f"{one.gpu}, against {one.baseline} (its own continuous batching, "
+            f"CUDA graphs on): {decode} times the tokens a second while all requests decode, "
+            f"{whole} times over the whole run."
         )
-    if not first:
-        found = json.loads((RESULTS / "h200" / "attention-cumem.json").read_text())
-        name = "flash-attn-3, prefill, 1 x 16,384 tokens: ours / paged, 16 tokens"
-        (ratio,) = (each["value"] for each in found["measures"] if each["name"] == name)
-        yield (
-            f"On one {found['machine']['gpus'][0]}, FlashAttention-3 takes {ratio:.2f} of the time "
-            "for a prefill of 16,384 tokens (32 query and 8 KV heads of 128, bf16) from pyvattn's "
-            "rows that it takes from its own paged form with blocks of 16 tokens. "
-            "[All results](docs/results.md)."
-        )
+    if one := found.get("transformers-compiled"):
+        whole, decode = one.both()
+        compiled = "the same with its decode step compiled (off by default)"
+        yield f"  Against {compiled}: {decode} and {whole}."
+    yield from _kernels()
+    yield "- [All results](docs/results.md)."
+
+
+def _kernels() -> Iterator[str]:
+    """What rows that are contiguous are worth to a kernel, against its own paged form."""
+    file = RESULTS / "h200" / "attention-cumem.json"
+    if not file.exists():
+        return
+    found = json.loads(file.read_text())
+    values = {each["name"]: each["value"] for each in found["measures"]}
+    case = "flash-attn-3, prefill, 1 x 16,384 tokens: ours / paged"
+    small, large = values[f"{case}, 16 tokens"], values[f"{case}, 256 tokens"]
+    yield (
+        f"- **Attention**: FlashAttention-3 prefills 16,384 tokens in {small:.2f} of the time of "
+        f"its paged form with blocks of 16 tokens, and in {large:.2f} with blocks of 256."
+    )
 
 
 _LOADS_AT_ONCE = ("output, while all decode", "output, whole run")

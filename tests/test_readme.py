@@ -48,7 +48,7 @@ def test_what_the_first_screen_shows_stands_in_its_order():
     assert titles[:5] == [
         "Install",
         "Use it",
-        "How much it gains",
+        "How fast it is",
         "What it does not do yet",
         "Drivers",
     ]
