@@ -9,8 +9,8 @@ import collections.abc
 import types
 import typing
 
-emulated_nvidia: types.ModuleType
 emulated_cuda: types.ModuleType
+emulated_nvidia: types.ModuleType
 __all__: list[str] = [
     "Cache",
     "CacheStats",
@@ -35,6 +35,7 @@ __all__: list[str] = [
     "driver_names",
     "emulated_cuda",
     "emulated_nvidia",
+    "emulates",
     "event_fence",
     "has_streams",
     "make_driver",
@@ -407,6 +408,11 @@ def driver_names() -> list[str]:
     Names that make_driver() knows.
     """
 
+def emulates(driver: str) -> str | None:
+    """
+    The driver that this one is on an emulated machine, or None.
+    """
+
 def event_fence(driver: str, device: int, event: int) -> Fence:
     """
     All work that a CUevent captured.
@@ -422,7 +428,7 @@ def make_driver(name: str, page_size: int, device: int = 0) -> Driver:
     Opens a driver; raises ConfigError or DriverUnavailable.
     """
 
-def query_patch(emulated: bool = False) -> PatchQuery:
+def query_patch() -> PatchQuery:
     """
     Asks /dev/nvidia-uvm whether it is patched. Needs no CUDA, changes nothing and raises nothing, also where there is no driver, no node or no permission.
     """

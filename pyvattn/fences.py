@@ -39,7 +39,7 @@ def fence_after(driver: str, device: int, after: object) -> _native.Fence | None
 
 def _current_stream(driver: str, device: int) -> int:
     torch: Any = sys.modules.get("torch")
-    if torch is None or driver.endswith("-emulated") or not torch.cuda.is_initialized():
+    if torch is None or _native.emulates(driver) or not torch.cuda.is_initialized():
         return 0
     return int(torch.cuda.current_stream(device).cuda_stream)
 

@@ -19,7 +19,6 @@ from pyvattn.text import shown
 
 # Drivers that lend another's costs to the planner: they behave like it.
 _PLANNED_AS = {"host-accounting": "host"}
-_EMULATED = "-emulated"
 _PREFERRED, _FALLBACK = ON_CUDA
 _CUDA_DEVICE = re.compile(r"cuda(?::([0-9]{1,9}))?")
 
@@ -105,7 +104,7 @@ def resolve(
     """
     on_cuda, ordinal = _parse_device(device)
     name = _choose_driver(driver, on_cuda, ordinal)
-    planned_as = _PLANNED_AS.get(name, name.removesuffix(_EMULATED))
+    planned_as = _PLANNED_AS.get(name) or _native.emulates(name) or name
     planned = plan(
         spec,
         driver=planned_as,
@@ -179,7 +178,7 @@ def _choose_driver(driver: str, on_cuda: bool, ordinal: int) -> str:
 
 
 def _needs_cuda(driver: str) -> bool:
-    return not driver.startswith("host") and not driver.endswith(_EMULATED)
+    return _native.has_streams(driver) and _native.emulates(driver) is None
 
 
 def _auto(on_cuda: bool, ordinal: int) -> str:

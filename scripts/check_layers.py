@@ -63,8 +63,6 @@ CXX = (  # uvm_ext/
 ONLY_FOR = {"emulation": ("python", "tests")}
 # Both may be known from anywhere: what `import pyvattn` gives, and `python -m pyvattn`.
 _FRONT = ("__init__", "__main__")
-# To be gone with the registration of drivers: the table of drivers names the emulated ones.
-_KNOWN = {"uvm_ext/drivers/registry.cpp": ("emulation",)}
 _INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
 
 Arrow = tuple[Path, int, str, str]
@@ -121,7 +119,7 @@ def complaints(arrows: Iterator[Arrow], rows: tuple[tuple[str, ...], ...]) -> It
     """Yield a line for every arrow that does not point down, and for rooms in no row."""
     height = {room: level for level, row in enumerate(rows) for room in row}
     for path, line, room, other in arrows:
-        if room == other or other in _KNOWN.get(path.as_posix(), ()):
+        if room == other:
             continue
         if missing := [name for name in (room, other) if name not in height]:
             yield f"{path}:{line}: {missing[0]} has no place in scripts/check_layers.py"

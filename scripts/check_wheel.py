@@ -39,6 +39,18 @@ def check_linkage() -> None:
     assert pyvattn._native.__file__.startswith(sysconfig.get_paths()["platlib"])
 
 
+def check_drivers() -> None:
+    """Emulated machines are for tests of the tree: a wheel must not offer them."""
+    from pyvattn import _native
+
+    names = _native.driver_names()
+    assert names == ["host", "host-accounting", "cumem", "stock-uvm", "patched"], names
+    doubles = [name for name in dir(_native) if "emulat" in name and name != "emulates"]
+    assert not doubles, f"test doubles in the wheel: {doubles}"
+    core = Path(_native.__file__).read_bytes()
+    assert b"-emulated" not in core, "the core of the wheel holds emulated drivers"
+
+
 class DLTensor(ctypes.Structure):
     """The part of dlpack.h's DLTensor that is needed to find a row."""
 
@@ -108,6 +120,7 @@ def main() -> None:
     check_contents(wheel)
     check_environment()
     check_linkage()
+    check_drivers()
     check_cache()
     check_command_line()
     print(f"wheel: {wheel.name} ({wheel.stat().st_size / 1024:.0f} KiB) works on its own")

@@ -52,7 +52,7 @@ def space():
 
 
 def test_a_patched_module_is_found_without_cuda():
-    query = _native.query_patch(emulated=True)
+    query = _native.emulated_nvidia.query_patch()
     assert (query.usable, query.reason, query.version) == (True, "", 1)
     assert query.page_sizes == [64 * KB << i for i in range(6)]
     assert emulated_cuda.calls("cuInit") == 0
@@ -71,7 +71,7 @@ def test_a_patched_module_is_found_without_cuda():
 )
 def test_detection_says_why_it_is_not_usable_and_raises_nothing(settings, reason):
     start(**settings)
-    query = _native.query_patch(emulated=True)
+    query = _native.emulated_nvidia.query_patch()
     assert not query.usable
     assert reason in query.reason
     with pytest.raises(DriverUnavailable, match="cumem"):
@@ -82,7 +82,7 @@ def test_detection_says_why_it_is_not_usable_and_raises_nothing(settings, reason
 def test_a_gpu_that_the_module_does_not_serve_shows_when_it_is_opened():
     """The module can be asked about a GPU only where CUDA has opened it."""
     start(confidential=True)
-    assert _native.query_patch(emulated=True).usable
+    assert _native.emulated_nvidia.query_patch().usable
     with pytest.raises(DriverUnavailable, match=r"does not work on this GPU.*cumem"):
         _native.make_driver(NAME, PAGE)
     assert held() == NOTHING
@@ -90,14 +90,14 @@ def test_a_gpu_that_the_module_does_not_serve_shows_when_it_is_opened():
 
 def test_a_stock_module_is_not_asked_what_it_would_note_in_the_kernel_log():
     start(patched=False)
-    assert not _native.query_patch(emulated=True).usable
+    assert not _native.emulated_nvidia.query_patch().usable
     assert emulated_nvidia.calls("UVM_VATTN_QUERY") == 0
 
 
 @pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOSYS, errno.ENOTTY, errno.EAGAIN])
 def test_detection_survives_whatever_the_query_answers(error):
     emulated_nvidia.fail_call("UVM_VATTN_QUERY", 1, error)
-    query = _native.query_patch(emulated=True)
+    query = _native.emulated_nvidia.query_patch()
     assert not query.usable
     assert query.reason
 
@@ -135,7 +135,7 @@ def test_a_step_that_grows_many_rows_is_one_call():
 
 
 def test_a_batch_larger_than_the_module_takes_is_still_whole_or_not_at_all():
-    limit = _native.query_patch(emulated=True).max_batch
+    limit = _native.emulated_nvidia.query_patch().max_batch
     space = Space(NAME, PAGE, regions=2 * limit // PER_REGION + 8)
     batch = [space.entry(2 * i) for i in range(limit + 10)]
     emulated_nvidia.fail(MAP, 2, GPU_IS_LOST)

@@ -1,10 +1,13 @@
-// The room where every driver is listed: add one here, and it has a name.
+// The table of drivers by name. Those of this machine are in it from the start; others,
+// such as emulated ones, register themselves.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "drivers/driver.hpp"
+#include "drivers/libcuda.hpp"
 
 namespace pyvattn {
 
@@ -14,6 +17,20 @@ struct DriverRequest {
   // Ordinal of the CUDA device; the host drivers ignore it.
   int device = 0;
 };
+
+struct DriverRow {
+  std::string name;
+  std::function<Capabilities(int device)> describe;
+  std::function<DriverPtr(const DriverRequest&)> make;
+  // Whose streams use the memory; null: none.
+  const LibCuda& (*streams)() = nullptr;
+  // The driver that it is with another machine beneath, whose memory is ordinary memory;
+  // empty where the machine is this one.
+  std::string emulates;
+};
+
+// Adds a driver behind those that are there. Not while other threads use the table.
+void register_driver(DriverRow row);
 
 // Names that make_driver() knows, in the order of this table.
 std::vector<std::string> driver_names();
@@ -28,6 +45,9 @@ DriverPtr make_driver(const DriverRequest& request);
 // Whether the named driver's memory is used by work on CUDA streams, so that it can
 // take the fences below. Throws ConfigError for an unknown name.
 bool has_streams(const std::string& name);
+
+// The driver that the named one emulates, or nothing. Throws ConfigError for an unknown name.
+std::string emulated_driver(const std::string& name);
 
 // Points in the work of the named driver's device: all that was submitted to a stream
 // (CUstream; null is the default stream), or all that an event (CUevent) captured.

@@ -3,6 +3,8 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
+#include <optional>
+#include <string>
 
 #include "adaptors/checked.hpp"
 #include "adaptors/faults.hpp"
@@ -133,6 +135,14 @@ void bind_drivers(py::module_& module) {
   bind_driver(module);
   bind_adaptors(module);
   module.def("driver_names", &driver_names, "Names that make_driver() knows.");
+  module.def(
+      "emulates",
+      [](const std::string& driver) -> std::optional<std::string> {
+        const std::string emulated = emulated_driver(driver);
+        if (emulated.empty()) return std::nullopt;
+        return emulated;
+      },
+      py::arg("driver"), "The driver that this one is on an emulated machine, or None.");
   module.def("driver_capabilities", &driver_capabilities, py::arg("name"), py::arg("device") = 0,
              Release(), "What a driver offers here; raises DriverUnavailable with the reason.");
   module.def(

@@ -1,11 +1,8 @@
-// What NVIDIA's driver offers here, and the controls of the emulated NVIDIA machine.
+// What NVIDIA's driver offers here.
 #include <pybind11/stl.h>
-
-#include <algorithm>
 
 #include "drivers/nvidia/abi.hpp"
 #include "drivers/nvidia/patch_query.hpp"
-#include "emulation/nvidia_machine.hpp"
 #include "python/bindings.hpp"
 #include "python/gil.hpp"
 
@@ -13,7 +10,6 @@ namespace pyvattn::python {
 namespace {
 
 using Release = py::call_guard<WithoutGil>;
-namespace control = emulation::nvidia_control;
 
 struct LayoutField {
   const char* name;
@@ -84,78 +80,9 @@ void bind_patch_query(py::module_& module) {
       .def_readonly("max_alloc_bytes", &PatchQuery::max_alloc_bytes)
       .def_readonly("limit_bytes", &PatchQuery::limit_bytes, "Most that one process may hold.");
   module.def(
-      "query_patch",
-      [](bool emulated) {
-        return nvidia::query_patch(emulated ? *emulation::nvidia_platform().system
-                                            : nvidia::real_system());
-      },
-      py::arg("emulated") = false, Release(),
+      "query_patch", [] { return nvidia::query_patch(nvidia::real_system()); }, Release(),
       "Asks /dev/nvidia-uvm whether it is patched. Needs no CUDA, changes nothing and raises "
       "nothing, also where there is no driver, no node or no permission.");
-}
-
-using emulation::NvidiaHoldings;
-using emulation::NvidiaSettings;
-
-void bind_settings(py::module_& module) {
-  py::class_<NvidiaSettings>(module, "Settings", "What the emulated machine is.")
-      .def(py::init<>())
-      .def_readwrite("release", &NvidiaSettings::release, "What /proc says.")
-      .def_readwrite("layout_of", &NvidiaSettings::layout_of,
-                     "The release whose structures the ioctls really take.")
-      .def_readwrite("patched", &NvidiaSettings::patched)
-      .def_readwrite("patch_version", &NvidiaSettings::patch_version)
-      .def_readwrite("sysfs", &NvidiaSettings::sysfs)
-      .def_readwrite("mig", &NvidiaSettings::mig)
-      .def_readwrite("vgpu", &NvidiaSettings::vgpu)
-      .def_readwrite("confidential", &NvidiaSettings::confidential)
-      .def_readwrite("wsl", &NvidiaSettings::wsl)
-      .def_readwrite("nvml", &NvidiaSettings::nvml)
-      .def_readwrite("loses_memory", &NvidiaSettings::loses_memory)
-      .def_readwrite("missing_nodes", &NvidiaSettings::missing_nodes)
-      .def_readwrite("forbidden_nodes", &NvidiaSettings::forbidden_nodes);
-  py::class_<NvidiaHoldings>(module, "Holdings", "What our clients hold now.")
-      .def_readonly("clients", &NvidiaHoldings::clients)
-      .def_readonly("objects", &NvidiaHoldings::objects)
-      .def_readonly("descriptors", &NvidiaHoldings::descriptors)
-      .def_readonly("vattn_handles", &NvidiaHoldings::vattn_handles);
-}
-
-// Larger than the structure of any ioctl, so that none reaches past a block that is too short.
-constexpr std::size_t kLargestBlock = 64u << 10;
-
-// An ioctl as the driver would make it, for tests of the emulator itself.
-std::pair<int, py::bytes> raw_ioctl(const std::string& path, std::uint64_t request,
-                                    std::string block) {
-  nvidia::System& system = *emulation::nvidia_platform().system;
-  const int fd = system.open(path);
-  if (fd < 0) return {-fd, py::bytes(block)};
-  const nvidia::File file(system, fd);
-  const std::size_t given = block.size();
-  block.resize(std::max(given, kLargestBlock));
-  const int error = system.ioctl(fd, request, &block[0]);
-  return {error, py::bytes(block.data(), given)};
-}
-
-void bind_machine(py::module_& parent) {
-  py::module_ module = parent.def_submodule(
-      "emulated_nvidia",
-      "Controls of the emulated NVIDIA machine behind the drivers stock-uvm-emulated and "
-      "patched-emulated.");
-  bind_settings(module);
-  module.def("reset", &control::reset, py::arg_v("settings", NvidiaSettings{}, "Settings()"),
-             Release(), "Starts the machine, and the emulated CUDA with it, from new.");
-  module.def("fail", &control::fail, py::arg("ioctl"), py::arg("nth"), py::arg("status"), Release(),
-             "The nth call (1: the next) of an ioctl, by NVIDIA's name, answers an NV_STATUS.");
-  module.def("fail_call", &control::fail_call, py::arg("ioctl"), py::arg("nth"), py::arg("error"),
-             Release(), "The same with an errno.");
-  module.def("calls", &control::calls, py::arg("ioctl"), Release(),
-             "Calls of an ioctl since reset().");
-  module.def("holdings", &control::holdings, Release());
-  module.def("mappings", &control::mappings, Release(),
-             "A line for each mapping: address, length, entries, access, who made it.");
-  module.def("ioctl", &raw_ioctl, py::arg("path"), py::arg("request"), py::arg("block"),
-             "Opens a node, makes one ioctl, closes it: (errno or 0, the block afterwards).");
 }
 
 }  // namespace
@@ -163,7 +90,6 @@ void bind_machine(py::module_& parent) {
 void bind_nvidia(py::module_& module) {
   bind_layouts(module);
   bind_patch_query(module);
-  bind_machine(module);
 }
 
 }  // namespace pyvattn::python

@@ -10,4 +10,7 @@ PYBIND11_MODULE(_native, module) {
   pyvattn::python::bind_nvidia(module);
   pyvattn::python::bind_cache(module);
   pyvattn::python::bind_cuda(module);
+#ifdef PYVATTN_EMULATION
+  pyvattn::python::bind_emulation(module);
+#endif
 }

@@ -42,12 +42,8 @@ CacheOptions options_of(const CacheShape& shape, std::uint64_t page_size) {
 
 std::vector<std::string> testable_drivers() {
   std::vector<std::string> names = {"host"};
-  const std::string ending = "-emulated";
   for (const std::string& name : driver_names()) {
-    if (name.size() > ending.size() &&
-        name.compare(name.size() - ending.size(), ending.size(), ending) == 0) {
-      names.push_back(name);
-    }
+    if (!emulated_driver(name).empty()) names.push_back(name);
   }
   return names;
 }

@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "emulation/drivers.hpp"
+
 namespace pyvattn::test {
 namespace {
 
@@ -61,6 +63,7 @@ void with_seeds(unsigned count, const std::function<void(std::uint64_t)>& body) 
 
 // core_tests [PART]: runs every test, or those whose name contains PART.
 int main(int argc, char** argv) {
+  pyvattn::emulation::register_drivers();
   int passed = 0;
   int failed = 0;
   for (const auto& test : pyvattn::test::tests()) {
