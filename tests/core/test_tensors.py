@@ -149,8 +149,21 @@ def test_a_tensor_that_nobody_took_is_freed(open_bench):
 
 def test_views_outside_the_arena_are_refused(open_bench):
     native = open_bench().cache._native
-    with pytest.raises(ConfigError, match="ends at byte"):
-        native.view(0, 0, [1 << 40], [1], "float32")
+    for offset, shape, strides in (
+        (0, [1 << 40], [1]),
+        (1 << 40, [1], [1]),
+        # What overflows 64 bits is not small.
+        (0, [(1 << 40) + 1], [1 << 40]),
+        ((1 << 64) - 4, [2], [1]),
+        (0, [2, 2], [(1 << 63) - 1] * 2),
+        (0, [1 << 62], [1]),
+        (0, [4], [1, 1]),
+        (0, [], []),
+        (0, [-1], [1]),
+        (0, [4], [-1]),
+    ):
+        with pytest.raises(ConfigError, match="reaches past the end"):
+            native.view(0, offset, shape, strides, "float32")
     with pytest.raises(ConfigError, match="arena 99"):
         native.view(99, 0, [1], [1], "float32")
     with pytest.raises(ConfigError, match="int3"):

@@ -125,22 +125,36 @@ py::object to_dlpack(const TensorView& view, const py::object&, const py::object
 
 }  // namespace
 
+namespace {
+
+// The bytes from the start of the view to the end of its last element, in `end`; false
+// where shape and strides do not fit each other, or where that is no number.
+bool span_of(const TensorView& view, std::uint64_t& end) {
+  if (view.shape.size() != view.strides.size() || view.shape.empty()) return false;
+  std::uint64_t elements = 1;
+  for (std::size_t i = 0; i < view.shape.size(); ++i) {
+    if (view.shape[i] <= 0 || view.strides[i] < 0) return false;
+    std::uint64_t reach = 0;
+    if (__builtin_mul_overflow(view.shape[i] - 1, view.strides[i], &reach) ||
+        __builtin_add_overflow(elements, reach, &elements)) {
+      return false;
+    }
+  }
+  return !__builtin_mul_overflow(elements, view.dtype.bits / 8u, &end);
+}
+
+}  // namespace
+
 TensorView TensorView::make(ArenaPtr arena, std::uint64_t offset, std::vector<std::int64_t> shape,
                             std::vector<std::int64_t> strides, const std::string& dtype) {
   TensorView view{std::move(arena), offset, std::move(shape), std::move(strides),
                   parse_dtype(dtype)};
-  std::uint64_t last = 0;
-  bool valid = view.shape.size() == view.strides.size() && !view.shape.empty();
-  for (std::size_t i = 0; valid && i < view.shape.size(); ++i) {
-    valid = view.shape[i] > 0 && view.strides[i] >= 0;
-    last +=
-        static_cast<std::uint64_t>(view.shape[i] - 1) * static_cast<std::uint64_t>(view.strides[i]);
-  }
-  const std::uint64_t end = offset + (last + 1) * (view.dtype.bits / 8u);
-  if (!valid || end > view.arena->bytes()) {
-    throw ConfigError("the view ends at byte " + std::to_string(end) + " of an arena of " +
-                      std::to_string(view.arena->bytes()) +
-                      ", or its shape and strides do not fit each other");
+  const std::uint64_t bytes = view.arena->bytes();
+  std::uint64_t span = 0;
+  if (!span_of(view, span) || offset > bytes || span > bytes - offset) {
+    throw ConfigError("a view from byte " + std::to_string(offset) +
+                      " reaches past the end of an arena of " + std::to_string(bytes) +
+                      " bytes, or its shape and strides do not fit each other");
   }
   return view;
 }
