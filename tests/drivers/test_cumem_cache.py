@@ -314,7 +314,7 @@ def test_what_is_no_stream_is_refused_and_the_slot_stays(after):
     with open_cache() as cache:
         slot = cache.acquire(100)
         cache.step({slot: 100})
-        with pytest.raises(ConfigError, match="no CUDA stream or event"):
+        with pytest.raises(ConfigError, match="not a CUDA stream or event"):
             cache.release(slot, after=after)
         cache.step({slot: 200})
 
