@@ -13,14 +13,17 @@ from pyvattn.errors import *  # noqa: F403 - all of them, by the names that stan
 
 if TYPE_CHECKING:
     from pyvattn.cache import KVCache
+    from pyvattn.rows import BlockPool, RowMap
     from pyvattn.spec import CacheSpec
 
 _LAZY = {
+    "BlockPool": "pyvattn.rows",
     "CacheSpec": "pyvattn.spec",
     "KVCache": "pyvattn.cache",
+    "RowMap": "pyvattn.rows",
 }
 
-__all__ = ["CacheSpec", "KVCache"]
+__all__ = ["BlockPool", "CacheSpec", "KVCache", "RowMap"]
 __all__ += errors.__all__
 
 

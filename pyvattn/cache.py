@@ -40,7 +40,9 @@ class KVCache:
     requests tend to grow, in whole multiples of that; slots that need pages may take
     them back. ``"auto"`` is the least that hides mapping behind decode steps, by the
     planner's estimate. ``accounting`` runs the same allocator without memory behind
-    it: nothing can be read or written.
+    it: nothing can be read or written. ``strict``, for finding bugs on the host: after
+    every step all bytes that are mapped past a slot's length, the tail guard among them,
+    are NaN, and so is what was never written.
 
     Any thread may call; if two call :meth:`step` at once, one gets a BusyError. Use it
     as a context manager, or call :meth:`close`.
@@ -63,8 +65,13 @@ class KVCache:
         eager: bool = True,
         read_ahead: int | str = "auto",
         accounting: bool = False,
+        strict: bool = False,
     ) -> None:
         _check_type("spec", spec, CacheSpec)
+        if strict and (device != "cpu" or accounting):
+            raise ConfigError(
+                "strict=True writes past lengths with the CPU: use device='cpu', and no accounting"
+            )
         if accounting:
             if device != "cpu" or driver not in ("auto", "host"):
                 raise ConfigError(
@@ -83,7 +90,7 @@ class KVCache:
         limit = parse_size(memory, "memory")
         wants_auto = isinstance(read_ahead, str) and read_ahead == "auto"
         ahead = opened.read_ahead if wants_auto else read_ahead
-        self._open(spec, opened.geometry, opened.driver, limit, eager, ahead)
+        self._open(spec, opened.geometry, opened.driver, limit, eager, ahead, strict)
 
     @classmethod
     def on_driver(
@@ -96,13 +103,15 @@ class KVCache:
         layers_per_arena: int | None = None,
         eager: bool = True,
         read_ahead: int = 0,
+        strict: bool = False,
     ) -> KVCache:
         """Open a cache on a driver that was made before, such as one wrapped in adaptors."""
         cache = cls.__new__(cls)
         _check_type("spec", spec, CacheSpec)
         _check_type("driver", driver, _native.Driver)
         geometry = spec.geometry(layout, driver.page_size, layers_per_arena)
-        cache._open(spec, geometry, driver, parse_size(memory, "memory"), eager, read_ahead)
+        limit = parse_size(memory, "memory")
+        cache._open(spec, geometry, driver, limit, eager, read_ahead, strict)
         return cache
 
     def _open(
@@ -113,9 +122,11 @@ class KVCache:
         memory: int,
         eager: bool,
         read_ahead: int | str,
+        strict: bool,
     ) -> None:
-        if not isinstance(eager, bool):
-            raise ConfigError(f"eager={shown(eager)}: use True or False")
+        for name, value in (("eager", eager), ("strict", strict)):
+            if not isinstance(value, bool):
+                raise ConfigError(f"{name}={shown(value)}: use True or False")
         ahead = whole_number(read_ahead)
         if ahead is None or not 0 <= ahead < 2**31:
             raise ConfigError(
@@ -135,6 +146,7 @@ class KVCache:
             memory_limit=memory,
             eager=eager,
             read_ahead=ahead,
+            strict=strict,
         )
         self._tensors = LayerTensors(self._native, spec, geometry)
         retire_at_exit(self, self._native)
@@ -184,6 +196,15 @@ class KVCache:
         self._recover_dropped()
         return self._native.acquire(tokens)
 
+    def admit(self, tokens: int) -> Slot:
+        """:meth:`acquire` and :meth:`step` in one call: a slot whose first tokens are backed.
+
+        Whole or not at all: where no slot or too few pages are left, nothing has changed.
+        Raises what the two raise, but never :class:`~pyvattn.errors.BusyError`.
+        """
+        self._recover_dropped()
+        return self._native.admit(tokens)
+
     def release(self, slot: Slot, after: object = None) -> None:
         """End a request. Its pages stay, zeroed, for the next one until memory is short.
 
@@ -218,6 +239,27 @@ class KVCache:
         """
         self._native.step_rows(rows, lengths)
 
+    def try_step(self, lengths: Mapping[Slot, int]) -> bool:
+        """:meth:`step` where nothing has to be waited for but the driver; say if it was done.
+
+        ``False``, with nothing changed, where pages would first have to be zeroed or be
+        let go of by running kernels or the mapper thread: do something else, and try
+        again. Raises what :meth:`step` raises, and
+        :class:`~pyvattn.errors.OutOfMemory` only where waiting would not help.
+        """
+        return self._native.try_step(lengths if type(lengths) is dict else _dict_of(lengths))
+
+    def trim(self, slot: Slot, length: int, after: object = None) -> None:
+        """Shorten a slot to ``length`` tokens and give the pages past them back, zeroed.
+
+        Waits for ``after``, as :meth:`release` takes it, and for the zeros. (A
+        :meth:`step` to a smaller length keeps the pages.) Raises
+        :class:`~pyvattn.errors.SlotError`, :class:`~pyvattn.errors.LengthError` for more
+        tokens than the slot has, and :class:`~pyvattn.errors.DriverError`, after which the
+        slot is shortened but keeps its pages.
+        """
+        self._native.trim(slot, length, self._fence(after))
+
     def prefetch(self, lengths: Mapping[Slot, int]) -> None:
         """Ask for the pages of a later :meth:`step`, to be mapped in the background.
 
@@ -246,6 +288,13 @@ class KVCache:
         Slots that were dropped without :meth:`release` are among them.
         """
         return dict(self._native.live_slots())
+
+    def live_pages(self) -> dict[Slot, int]:
+        """Return every live slot, and how many pages lie under its row in all arenas.
+
+        Pages that were read ahead or inherited are among them.
+        """
+        return dict(self._native.live_pages())
 
     def _recover_dropped(self) -> None:
         if not self._native.any_dropped:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "ArgumentError",
+    "BlockError",
     "BusyError",
     "CalibrationError",
     "ClosedError",
@@ -27,6 +28,7 @@ __all__ = [
     "OutOfMemory",
     "OutOfSlots",
     "PlanWarning",
+    "RowError",
     "SlotError",
     "SpecError",
     "TensorError",
@@ -91,8 +93,16 @@ class LengthError(SlotError):
     """A length below zero or past the spec's ``max_tokens``."""
 
 
+class RowError(Error, ValueError):
+    """A row of a :class:`pyvattn.RowMap` that is not open, or positions that it does not have."""
+
+
+class BlockError(Error, ValueError):
+    """A block that its :class:`pyvattn.BlockPool` has not handed out, or that was released."""
+
+
 class OutOfSlots(Error):
-    """All ``max_slots`` slots are live."""
+    """All ``max_slots`` slots are live, or all rows of a row map open."""
 
 
 class LimitError(Error, ValueError):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from pyvattn import _native
 from pyvattn.errors import ArgumentError, LayerError
@@ -16,10 +16,28 @@ from pyvattn.whole_numbers import whole_number
 _AS_BYTES = ("float8_e4m3fn", "float8_e5m2")
 
 
+class Viewed(Protocol):
+    """What has arenas: the core of a cache, or of a row map."""
+
+    @property
+    def inherited(self) -> bool:
+        """True in a child process that got it through fork()."""
+
+    def view(
+        self,
+        arena: int,
+        offset: int,
+        shape: Sequence[int],
+        strides: Sequence[int],
+        dtype: str,
+    ) -> _native.TensorView:
+        """Return a strided view of an arena: offset in bytes, strides in elements."""
+
+
 class LayerTensors:
     """K and V of every layer, as whatever array library wants them."""
 
-    def __init__(self, native: _native.Cache, spec: CacheSpec, geometry: Geometry) -> None:
+    def __init__(self, native: Viewed, spec: CacheSpec, geometry: Geometry) -> None:
         self._native = native
         self._spec = spec
         self._geometry = geometry

@@ -39,7 +39,7 @@ PYTHON = (  # pyvattn/ and cli/
     ("resolve",),
     # K and V of a layer as tensors
     ("layers",),
-    ("cache",),
+    ("cache", "rows"),
     # what runs over a cache
     ("attention", "probe", "replay"),
     # measuring this machine; other people's engines

@@ -45,7 +45,7 @@ CORRECTIONS = [
     ),
     # Read by functions of ours, which take every integer and say what they do not take.
     (r"tokens: typing\.Any", "tokens: int"),
-    (r"(def acquire\(self, tokens: int\)) -> typing\.Any", r"\1 -> Slot"),
+    (r"(def (?:acquire|admit)\(self, tokens: int\)) -> typing\.Any", r"\1 -> Slot"),
     (r"slot: typing\.Any", "slot: Slot"),
     (r"lengths: dict\b", "lengths: dict[Slot, int]"),
     (r"after: Fence = None", "after: Fence | None = None"),

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from pyvattn import LengthError, OutOfMemory, SlotError
-from pyvattn.bench import core
+from pyvattn.bench import core, core_steps
 from pyvattn.bench.block_table import BlockTable
 from pyvattn.bench.report import Measure, Report
 from pyvattn.bench.timing import interleave, ratios, summarise
@@ -104,6 +104,16 @@ class TestCore:
     def test_the_books_are_small(self):
         for measure in core._bookkeeping():
             assert measure.ok is not False, measure
+
+    def test_books_of_large_steps_are_kept_by_the_run(self):
+        seconds, entries, run = core_steps._grow_by_one_block()
+        assert seconds > 0
+        assert (entries, run) == (1, 2)
+
+    def test_requests_that_come_and_go_are_timed_one_by_one(self):
+        released, acquired = core_steps._come_and_go(8)
+        assert len(released) == len(acquired) == core_steps._CALLS
+        assert len(core_steps._reclaim(128)) == 99
 
     def test_steady_steps_map_nothing_in_any_alternative(self):
         steady = core._Steady(8)

@@ -331,7 +331,7 @@ def test_the_constants_agree_with_what_the_drivers_say_of_themselves(name):
     found = _native.driver_capabilities(emulated if emulated in _native.driver_names() else name)
     assert set(costs.page_sizes) <= set(found.page_sizes)
     assert costs.private_guard is not found.zero_backed
-    assert costs.extent_is_page is found.slab_per_page
+    assert costs.extent_is_page is found.call_per_page
     assert costs.one_call_per_step is found.batch_is_one_call
 
 

@@ -10,10 +10,11 @@ from pyvattn.errors import TensorError
 
 if TYPE_CHECKING:
     from pyvattn.cache import KVCache
+    from pyvattn.rows import RowMap
 
 
 def append(
-    cache: KVCache, layer: int, slots: Tensor, positions: Tensor, k: Tensor, v: Tensor
+    cache: KVCache | RowMap, layer: int, slots: Tensor, positions: Tensor, k: Tensor, v: Tensor
 ) -> None:
     """Write the K and V of new tokens into one layer of the cache.
 

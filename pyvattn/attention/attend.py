@@ -14,11 +14,12 @@ from pyvattn.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from pyvattn.cache import KVCache
+    from pyvattn.rows import RowMap
 
 
 def attend(
     q: Tensor,
-    cache: KVCache,
+    cache: KVCache | RowMap,
     layer: int,
     slots: Indices,
     lengths: Indices,
@@ -29,6 +30,7 @@ def attend(
     """Attend the queries of a batch of slots to one layer of the cache.
 
     ``q`` is ``[batch, queries, q_heads, head_dim]``; the result has its shape.
+    ``cache`` is a :class:`pyvattn.KVCache`, or a :class:`pyvattn.RowMap` and its rows.
     Row ``i`` attends to the first ``lengths[i]`` tokens of ``slots[i]``, which
     include the queries' own tokens (see :func:`pyvattn.attention.append`). One
     query a row is a decode step, many are a prefill; queries are right-aligned,

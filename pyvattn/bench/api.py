@@ -55,17 +55,14 @@ class Extent:
 
     def __init__(self, driver: _native.Driver, page: int, pages: int) -> None:
         self._driver, self._bytes, self._page = driver, pages * page, page
-        apart = driver.capabilities.slab_per_page
-        self._pieces = [(i * page, page) for i in range(pages)] if apart else [(0, self._bytes)]
-        self._slabs: list[int] = []
 
     def reserve(self) -> None:
         """Reserve the addresses."""
         self._base = self._driver.reserve(self._bytes, self._page)
 
     def allocate(self) -> None:
-        """Allocate the memory: one slab for each page where the driver wants that."""
-        self._slabs = [self._driver.allocate_slab(size) for _, size in self._pieces]
+        """Allocate the memory."""
+        self._slab = self._driver.allocate_slab(self._bytes)
 
     def map(self) -> None:
         """Map all of it, in one batch."""
@@ -77,18 +74,14 @@ class Extent:
 
     def free(self) -> None:
         """Free the memory."""
-        for slab in self._slabs:
-            self._driver.free_slab(slab)
+        self._driver.free_slab(self._slab)
 
     def release(self) -> None:
         """Release the addresses."""
         self._driver.release_reservation(self._base)
 
     def _entries(self) -> list[_native.MapEntry]:
-        return [
-            _native.MapEntry(self._base + start, size, slab, 0)
-            for (start, size), slab in zip(self._pieces, self._slabs, strict=True)
-        ]
+        return [_native.MapEntry(self._base, self._bytes, self._slab, 0)]
 
 
 def _operations(driver: _native.Driver, page: int, pages: int, rounds: int) -> Iterator[Measure]:

@@ -11,7 +11,7 @@ holds, while cumem, one handle a page, creates what it maps.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyvattn import _native
@@ -56,14 +56,16 @@ class Memory:
         self.name, self.total = name, total
         self._driver = open_driver(name, page_size, device)
         self.page = self._driver.page_size
-        self._slab = self.page if self._driver.capabilities.slab_per_page else total
         self._base = self._driver.reserve(total, self.page)
 
     def time(self, extent: int) -> tuple[float, float]:
         """Return the seconds to make all of it usable: as new memory, and reused."""
         began = time.perf_counter()
-        slabs = [self._driver.allocate_slab(self._slab) for _ in range(self.total // self._slab)]
-        batches = [self._entries(slabs, start, extent) for start in range(0, self.total, extent)]
+        slab = self._driver.allocate_slab(self.total)
+        batches = [
+            [_native.MapEntry(self._base + start, extent, slab, start)]
+            for start in range(0, self.total, extent)
+        ]
         self._map(batches)
         fresh = time.perf_counter() - began
         self._unmap(batches)
@@ -71,20 +73,12 @@ class Memory:
         self._map(batches)
         reused = time.perf_counter() - began
         self._unmap(batches)
-        for slab in slabs:
-            self._driver.free_slab(slab)
+        self._driver.free_slab(slab)
         return fresh, reused
 
     def close(self) -> None:
         """Release the addresses."""
         self._driver.release_reservation(self._base)
-
-    def _entries(self, slabs: Sequence[int], start: int, length: int) -> list[_native.MapEntry]:
-        piece = min(self._slab, length)
-        return [
-            _native.MapEntry(self._base + at, piece, slabs[at // self._slab], at % self._slab)
-            for at in range(start, start + length, piece)
-        ]
 
     def _map(self, batches: list[list[_native.MapEntry]]) -> None:
         for batch in batches:

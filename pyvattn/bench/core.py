@@ -17,6 +17,7 @@ from typing import Any
 
 from pyvattn import _native
 from pyvattn.bench.block_table import BlockTable
+from pyvattn.bench.core_steps import large_steps, turnover
 from pyvattn.bench.report import Measure
 from pyvattn.bench.timing import interleave, ratios, summarise
 from pyvattn.cache import KVCache
@@ -43,6 +44,8 @@ def measure(options: Options) -> Iterator[Measure]:
     """Yield every measure."""
     yield from _step(options)
     yield from _growth()
+    yield from large_steps()
+    yield from turnover()
     yield from _bookkeeping()
     yield from _replay(options)
 
@@ -228,17 +231,18 @@ def _bookkeeping() -> Iterator[Measure]:
         resident = _resident_bytes()
         cache.step({cache.acquire(_TOKENS): _TOKENS for _ in range(2048)})
         full = cache.stats()
-        mapped = full.pages_mapped - empty.pages_mapped
+        blocks = (full.pages_mapped - empty.pages_mapped) // cache.geometry.arenas
         yield Measure(
-            "bookkeeping for each mapped page",
-            (full.bookkeeping_bytes - empty.bookkeeping_bytes) / mapped,
+            "bookkeeping for each mapped block",
+            (full.bookkeeping_bytes - empty.bookkeeping_bytes) / blocks,
             "bytes",
-            at_most=64,
-            note=f"{mapped} pages, as the core counts its containers",
+            at_most=20,
+            note=f"{blocks} blocks of {cache.geometry.arenas} pages, as the core counts its "
+            "containers",
         )
         yield Measure(
-            "growth of resident memory for each mapped page",
-            (_resident_bytes() - resident) / mapped,
+            "growth of resident memory for each mapped block",
+            (_resident_bytes() - resident) / blocks,
             "bytes",
             note="as the operating system sees it, the step's own lists included",
         )

@@ -71,18 +71,15 @@ def measure_driver(name: str, options: Options) -> DriverConstants:
 
 
 class _Memory:
-    """Addresses, and as many bytes in one slab or, where the driver wants that, one for a page."""
+    """Addresses, and as many bytes in one slab."""
 
     def __init__(self, driver: _native.Driver) -> None:
         self._driver, self.page = driver, driver.page_size
-        self._piece = self.page if driver.capabilities.slab_per_page else _TOTAL
         self.base = driver.reserve(_TOTAL, self.page)
-        self._slabs: list[int] = []
         try:
-            for _ in range(_TOTAL // self._piece):
-                self._slabs.append(driver.allocate_slab(self._piece))
+            self._slab = driver.allocate_slab(_TOTAL)
         except BaseException:
-            self.close()
+            driver.release_reservation(self.base)
             raise
         # What is mapped once has page tables, and on the host pages.
         self.map(_TOTAL)
@@ -91,7 +88,7 @@ class _Memory:
 
     def extents(self) -> tuple[int, ...]:
         """Sizes to time. Where each page is a call of its own, one is enough."""
-        if self._driver.capabilities.slab_per_page:
+        if self._driver.capabilities.call_per_page:
             return (self.page,)
         sizes = {self.page * n for n in _MULTIPLES} | {size for size in _SIZES if size > self.page}
         return tuple(sorted(size for size in sizes if size <= _TOTAL))
@@ -118,16 +115,11 @@ class _Memory:
 
     def close(self) -> None:
         """Give everything back."""
-        for slab in self._slabs:
-            self._driver.free_slab(slab)
+        self._driver.free_slab(self._slab)
         self._driver.release_reservation(self.base)
 
     def _entries(self, size: int) -> list[_native.MapEntry]:
-        piece = min(self._piece, size)
-        return [
-            _native.MapEntry(self.base + at, piece, self._slabs[at // self._piece], 0)
-            for at in range(0, size, piece)
-        ]
+        return [_native.MapEntry(self.base, size, self._slab, 0)]
 
 
 def _median_rate(act: Callable[[], object], size: int, rounds: int) -> float:

@@ -390,7 +390,7 @@ def test_an_ordinal_that_does_not_exist_is_named(device):
 def test_asking_what_a_device_offers_makes_no_context():
     offered = _native.driver_capabilities("cumem-emulated", 0)
     assert offered.page_sizes == [PAGE]
-    assert offered.slab_per_page
+    assert offered.call_per_page
     assert not offered.zero_backed
     assert gpu.calls("cuDevicePrimaryCtxRetain") == 0
 

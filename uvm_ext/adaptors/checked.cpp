@@ -113,9 +113,6 @@ void CheckedAdaptor::release_reservation(Address address) {
 
 SlabId CheckedAdaptor::allocate_slab(std::size_t bytes) {
   check_aligned("allocate_slab", 0, bytes);
-  if (capabilities().slab_per_page && bytes != page_size()) {
-    refuse("allocate_slab", 0, bytes, "a slab of this driver is one page");
-  }
   const SlabId slab = inner().allocate_slab(bytes);
   const std::lock_guard<std::mutex> lock(mutex_);
   slabs_.emplace(slab, bytes);

@@ -2,14 +2,14 @@
 #pragma once
 
 #include <atomic>
-#include <mutex>
 #include <unordered_map>
 
 #include "adaptors/adaptor.hpp"
+#include "adaptors/budget.hpp"
 
 namespace pyvattn {
 
-class LimitAdaptor final : public Adaptor {
+class LimitAdaptor final : public Adaptor, public Budget {
  public:
   LimitAdaptor(DriverPtr inner, std::uint64_t limit) : Adaptor(std::move(inner)), limit_(limit) {}
 
@@ -17,11 +17,9 @@ class LimitAdaptor final : public Adaptor {
   SlabId allocate_slab(std::size_t bytes) override;
   void free_slab(SlabId slab) override;
 
-  std::uint64_t limit() const { return limit_; }
-  std::uint64_t allocated() const { return allocated_; }
-  // Bytes that may still be allocated; zero while the limit is below what is allocated.
-  std::uint64_t headroom() const { return limit_ > allocated_ ? limit_ - allocated_ : 0; }
-  void set_limit(std::uint64_t limit) { limit_ = limit; }
+  std::uint64_t limit() const override { return limit_; }
+  std::uint64_t allocated() const override { return allocated_; }
+  void set_limit(std::uint64_t limit) override { limit_ = limit; }
 
  private:
   std::atomic<std::uint64_t> limit_;

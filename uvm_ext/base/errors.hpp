@@ -27,6 +27,16 @@ class LengthError : public SlotError {
   using SlotError::SlotError;
 };
 
+// A row of a row map that is not open, or positions that it does not have.
+class RowError : public Error {
+  using Error::Error;
+};
+
+// A block that the caller does not hold.
+class BlockError : public Error {
+  using Error::Error;
+};
+
 class OutOfSlots : public Error {
   using Error::Error;
 };

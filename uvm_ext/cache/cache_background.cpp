@@ -10,50 +10,46 @@
 
 namespace pyvattn {
 
-std::vector<Range> Cache::dirty_ranges(std::uint32_t slot) const {
-  std::vector<Range> ranges;
-  ranges.reserve(arenas_.size());
-  const std::size_t bytes = slots_.pages(slot).dirty_row_pages * geometry_.page_size;
-  for (const ArenaPtr& arena : arenas_) {
-    ranges.push_back({arena->address() + slot * geometry_.row_bytes(), bytes});
+std::vector<Positions> Cache::dirty_positions(std::uint32_t slot) const {
+  std::vector<Positions> dirty;
+  const std::vector<BlockId>& blocks = rows_.blocks(slot);
+  for (std::uint32_t i = 0; i < blocks.size(); ++i) {
+    if (!pool_->is_dirty(blocks[i])) continue;
+    if (dirty.empty() || dirty.back().first + dirty.back().count < i) dirty.push_back({slot, i, 0});
+    ++dirty.back().count;
   }
-  return ranges;
+  return dirty;
 }
 
-// Zeroes a released slot's pages, without the lock meanwhile.
-void Cache::clean(Lock& lock, std::uint32_t slot) {
-  SlotPages& pages = slots_.pages(slot);
-  const std::vector<Range> ranges = dirty_ranges(slot);
-  const FencePtr after = pages.fence;
+// Zeroes a released slot's blocks, without the lock meanwhile.
+void Cache::clean(std::uint32_t slot) {
+  std::vector<Range> ranges;
+  for (const Positions& positions : dirty_positions(slot)) {
+    const std::vector<Range> some = rows_.ranges(positions);
+    ranges.insert(ranges.end(), some.begin(), some.end());
+  }
+  const FencePtr after = rows_.fence(slot);
   slots_.set_state(slot, SlotState::cleaning);
-  lock.unlock();
   FencePtr done;
   try {
+    const Unlocked unlocked(mutex_);
     done = driver_->zero(ranges, after);
   } catch (...) {
-    lock.lock();
     slots_.set_state(slot, SlotState::released);
     settled_.notify_all();
     throw;
   }
-  lock.lock();
-  pages.fence = done;
-  pages.dirty_row_pages = 0;
+  rows_.set_fence(slot, std::move(done));
+  for (BlockId block : rows_.blocks(slot)) pool_->mark_clean({block, 1});
   slots_.set_state(slot, SlotState::free);
   settled_.notify_all();
 }
 
 // Waits for what the background is at, and cleans released slots at once. The lock is
-// open meanwhile: throws ClosedError where the cache was closed.
-void Cache::settle(Lock& lock) {
-  while (const auto slot = slots_.find(SlotState::released)) clean(lock, *slot);
-  settled_.wait(lock, [this] {
-    if (slots_.slots_in(SlotState::cleaning) > 0) return false;
-    for (std::uint32_t slot = 0; slot < slots_.size(); ++slot) {
-      if (slots_.head(slot).in_flight) return false;
-    }
-    return true;
-  });
+// released meanwhile: throws ClosedError where the cache was closed.
+void Cache::settle() {
+  while (slots_.slots_in(SlotState::released) > 0) clean(slots_.first(SlotState::released));
+  while (slots_.slots_in(SlotState::cleaning) > 0 || rows_.in_flight() > 0) settled_.wait(mutex_);
   check_usable();
 }
 
@@ -69,15 +65,15 @@ void Cache::wake_mapper() {
 }
 
 bool Cache::do_background_work() {
-  Lock lock(mutex_);
+  const Lock lock(mutex_);
   if (closed_) return false;
   try {
-    if (prefetch_some(lock)) return true;
-    if (const auto slot = slots_.find(SlotState::released)) {
-      clean(lock, *slot);
+    if (prefetch_some()) return true;
+    if (slots_.slots_in(SlotState::released) > 0) {
+      clean(slots_.first(SlotState::released));
       return true;
     }
-    return prepare_admission(lock);
+    return prepare_admission();
   } catch (const std::exception&) {
     // What the background cannot do, for want of the process's own memory as well, is
     // left to the call that needs it, which reports the failure.
@@ -87,13 +83,13 @@ bool Cache::do_background_work() {
 }
 
 // Grows a few of the slots that were asked for: few enough that a step which needs
-// pages itself does not wait long for the driver.
-bool Cache::prefetch_some(Lock& lock) {
+// blocks itself does not wait long for the driver.
+bool Cache::prefetch_some() {
   constexpr std::size_t kEntriesAtOnce = 128;
   const std::size_t most = driver_->capabilities().batch_is_one_call
                                ? slots_.size()
                                : std::max<std::size_t>(1, kEntriesAtOnce / geometry_.arenas);
-  std::vector<GrowthTarget> targets;
+  std::vector<Target> targets;
   bool looked = false;
   while (!wanted_slots_.empty() && targets.size() < most) {
     const std::uint32_t slot = wanted_slots_.back();
@@ -101,28 +97,28 @@ bool Cache::prefetch_some(Lock& lock) {
     const std::uint32_t tokens = std::exchange(wanted_[slot], 0);
     const SlotHead& head = slots_.head(slot);
     looked = true;
-    if (head.state == SlotState::live && !head.in_flight && tokens > head.capacity) {
+    if (head.state == SlotState::live && !rows_.is_in_flight(slot) && tokens > head.capacity) {
       targets.push_back({slot, math_.pages_for(tokens)});
     }
   }
   if (!targets.empty()) {
     Stopwatch hidden(hidden_seconds_);
-    if (!try_grow(lock, targets, pool_->pages_available(), From::background)) ++prefetch_failures_;
+    if (!try_grow(targets, pool_->blocks_available(), From::background)) ++prefetch_failures_;
   }
   return looked;
 }
 
-// Gives one free slot the pages of a typical request, if that takes none from other slots.
-bool Cache::prepare_admission(Lock& lock) {
+// Gives one free slot the blocks of a typical request, if that takes none from other slots.
+bool Cache::prepare_admission() {
   if (!std::exchange(admission_wanted_, false)) return false;
-  const std::uint32_t pages =
+  const std::uint32_t blocks =
       math_.pages_for(std::min(geometry_.max_tokens, forecast_.tokens() + forecast_.growth()));
-  const auto slot = slots_.best_fit(pages);
-  if (!slot || pages <= slots_.row_pages(*slot)) return false;
-  const std::vector<GrowthTarget> targets = {{*slot, pages}};
-  if (new_growth().pages_needed(targets) > pool_->pages_available()) return false;
+  const auto slot = slots_.best_fit(blocks);
+  if (!slot || blocks <= slots_.blocks(*slot)) return false;
+  const std::vector<Target> targets = {{*slot, blocks}};
+  if (blocks_needed(targets) > pool_->blocks_available()) return false;
   Stopwatch hidden(hidden_seconds_);
-  return try_grow(lock, targets, pool_->pages_available(), From::background);
+  return try_grow(targets, pool_->blocks_available(), From::background);
 }
 
 }  // namespace pyvattn

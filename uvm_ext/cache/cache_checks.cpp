@@ -19,13 +19,6 @@ void Cache::check_usable() const {
   if (closed_) throw ClosedError("the cache is closed: open a new one");
 }
 
-Cache::Lock Cache::lock_usable() {
-  check_usable();
-  Lock lock(mutex_);
-  check_usable();
-  return lock;
-}
-
 std::uint32_t Cache::check_live(const SlotRef& slot) const {
   if (slot.index >= slots_.size()) {
     throw SlotError("slot " + std::to_string(slot.index) + " is not one of this cache's " +
@@ -63,12 +56,12 @@ void Cache::next_call() {
   call_ = 1;
 }
 
-// Validates every request and returns those that need pages. One look at each slot:
+// Validates every request and returns those that need blocks. One look at each slot:
 // a step of thousands of slots that need nothing is nothing but this.
-std::vector<GrowthTarget> Cache::check_step(const SlotLength* requests, std::size_t count) {
+std::vector<Cache::Target> Cache::check_step(const SlotLength* requests, std::size_t count) {
   check_usable();
   next_call();
-  std::vector<GrowthTarget> growing;
+  std::vector<Target> growing;
   SlotHead* const heads = slots_.heads();
   const std::uint32_t slots = slots_.size();
   const std::uint64_t max_tokens = geometry_.max_tokens;

@@ -1,4 +1,4 @@
-// How the slots of a step come by their pages.
+// How the slots of a step come by their blocks.
 #include "cache/cache.hpp"
 
 #include <algorithm>
@@ -10,52 +10,98 @@
 
 namespace pyvattn {
 
-void Cache::throw_out_of_memory(std::uint64_t pages, const std::string& cause) const {
-  const std::uint64_t page = geometry_.page_size;
-  const std::uint64_t free = pool_->pages_available() * page;
-  const std::uint64_t reclaimable = spare_pages() * page;
+void Cache::throw_out_of_memory(std::uint64_t blocks, const std::string& cause) {
+  const std::uint64_t block = geometry_.block_bytes();
+  const std::uint64_t free = pool_->blocks_available() * block;
+  const std::uint64_t reclaimable = spare_blocks() * block;
   // A driver that gives details, in parentheses, says there what helps.
   const bool explained = !cause.empty() && cause.back() == ')';
   std::string remedy = ": release a slot, admit fewer requests or raise the limit with resize()";
   if (!cause.empty()) remedy += " [" + cause + "]";
   if (explained) remedy = ", but " + cause;
-  throw OutOfMemory("out of pages: " + bytes_text(pages * page) + " asked for, " +
+  throw OutOfMemory("out of pages: " + bytes_text(blocks * block) + " asked for, " +
                         bytes_text(free) + " free, " + bytes_text(reclaimable) +
-                        " reclaimable, limit " + bytes_text(limit_->limit()) + remedy,
-                    pages * page, free, reclaimable);
+                        " reclaimable, limit " + bytes_text(budget_->limit()) + remedy,
+                    blocks * block, free, reclaimable);
 }
 
-// Plans under the lock and makes the driver calls: with the lock held in the
-// foreground, where the caller waits anyway; without it in the background, so that
-// a step that needs nothing is not held up. False where the slots hold too little.
-bool Cache::try_grow(Lock& lock, const std::vector<GrowthTarget>& targets, std::uint64_t from_pool,
-                     From from) {
-  Growth growth = new_growth();
-  const std::uint64_t needed = growth.pages_needed(targets);
+std::uint64_t Cache::blocks_needed(const std::vector<Target>& targets) const {
+  std::uint64_t blocks = 0;
+  for (const Target& target : targets) blocks += target.blocks - slots_.blocks(target.slot);
+  return blocks;
+}
+
+// Takes at most `from_pool` blocks from the pool, with some more to read ahead where it
+// has room, and the rest from tails that other slots can spare. False where those hold too
+// little.
+bool Cache::try_grow(const std::vector<Target>& wanted, std::uint64_t from_pool, From from) {
+  RowBatch batch(*driver_, *budget_, *pool_, rows_);
+  for (const Target& target : wanted) batch.claim(target.slot);
+  std::vector<Target> targets = wanted;
+  std::vector<Tail> tails;
+  const std::uint64_t needed = blocks_needed(wanted);
   if (needed > from_pool) {
-    if (needed > from_pool + spare_pages()) return false;
-    growth.plan(targets, from_pool, spare_tails(needed - from_pool), math_);
+    tails = spare_tails(needed - from_pool);
+    if (blocks_of(tails) < needed - from_pool) return false;
+    for (const auto& [slot, kept] : tails) {
+      batch.cut_and_lend({slot, kept, slots_.blocks(slot) - kept});
+    }
   } else {
-    const std::vector<GrowthTarget> ahead = with_read_ahead(targets);
-    growth.plan(growth.pages_needed(ahead) <= from_pool ? ahead : targets, from_pool, {}, math_);
+    std::vector<Target> ahead = with_read_ahead(wanted);
+    if (blocks_needed(ahead) <= from_pool) targets = std::move(ahead);
   }
-  pages_in_flight_ += growth.pages_in_flight();
-  if (from == From::background) lock.unlock();
+  for (const Target& target : targets) {
+    batch.fill(target.slot, target.blocks - slots_.blocks(target.slot));
+  }
+  batch.seal();
+  // While the lock is released, no step must count on blocks that are about to go.
+  for (const auto& [slot, kept] : tails) slots_.head(slot).capacity = math_.capacity(kept);
+  run(batch, from);
+  reclaimed_blocks_ += batch.blocks_lent();
+  return true;
+}
+
+// Makes the driver calls of a plan: with the lock held in the foreground, where the caller
+// waits anyway; without it in the background, so that a step that needs nothing is not
+// held up.
+void Cache::run(RowBatch& batch, From from) {
+  const std::uint64_t in_flight = batch.blocks_in_flight();
+  blocks_in_flight_ += in_flight;
   try {
-    growth.execute();
+    if (from == From::background) {
+      const Unlocked unlocked(mutex_);
+      batch.execute();
+    } else {
+      batch.execute();
+    }
   } catch (...) {
-    if (from == From::background) lock.lock();
-    pages_in_flight_ -= growth.pages_in_flight();
-    growth.roll_back(math_);
-    settled_.notify_all();
+    blocks_in_flight_ -= in_flight;
+    batch.roll_back();
+    follow(batch);
     throw;
   }
-  if (from == From::background) lock.lock();
-  pages_in_flight_ -= growth.pages_in_flight();
-  growth.commit(math_);
-  reclaimed_pages_ += growth.pages_reclaimed();
+  blocks_in_flight_ -= in_flight;
+  batch.commit();
+  follow(batch);
+}
+
+// Brings the slots up to what a batch has made of their rows.
+void Cache::follow(const RowBatch& batch) {
+  for (std::uint32_t slot : batch.rows()) {
+    slots_.set_blocks(slot, rows_.size(slot));
+    slots_.head(slot).capacity = math_.capacity(rows_.size(slot));
+  }
   settled_.notify_all();
-  return true;
+}
+
+// Unmaps blocks that are not in use and gives them to the pool.
+void Cache::unmap_tail(const Tail& tail) {
+  const std::uint32_t blocks = slots_.blocks(tail.slot);
+  if (tail.kept >= blocks) return;
+  RowBatch batch(*driver_, *budget_, *pool_, rows_);
+  batch.cut({tail.slot, tail.kept, blocks - tail.kept});
+  batch.seal();
+  run(batch, From::foreground);
 }
 
 // Remembers what the slots of a step were claimed for. Without keep() the claims become
@@ -74,7 +120,7 @@ class Cache::Claims {
   ~Claims() {
     for (const Claim& each : before_) {
       SlotHead& head = slots_.head(each.slot);
-      // The lock may have been open, and another request may have the slot now.
+      // The lock may have been released, and another request may have the slot now.
       if (head.generation == each.generation) head.claimed = each.claimed;
     }
   }
@@ -91,34 +137,66 @@ class Cache::Claims {
   std::vector<Claim> before_;
 };
 
-void Cache::make_resident(Lock& lock, const SlotLength* requests, std::size_t count) {
+void Cache::make_resident(const SlotLength* requests, std::size_t count) {
   const Stopwatch blocking(blocking_seconds_);
   Claims claims(slots_, requests, count);
-  grow_for(lock, requests, count);
+  grow_for(requests, count);
   claims.keep();
 }
 
 // Each attempt starts from the requests again: the lock may have been open. The
 // first takes things as they are, the second has what the background held, the
 // third does not count on slabs that the device may not have.
-void Cache::grow_for(Lock& lock, const SlotLength* requests, std::size_t count) {
-  std::vector<GrowthTarget> growing;
+void Cache::grow_for(const SlotLength* requests, std::size_t count) {
+  std::vector<Target> growing;
   std::string cause;
   for (int attempt = 0; attempt < 3; ++attempt) {
-    if (attempt == 1) settle(lock);
-    growing = growing_slots(lock, requests, count);
+    if (attempt == 1) settle();
+    growing = growing_slots(requests, count);
     if (growing.empty()) return;
-    const std::uint64_t from_pool = attempt < 2 ? pool_->pages_available() : pool_->pages_free();
+    const std::uint64_t from_pool = attempt < 2 ? pool_->blocks_available() : pool_->blocks_free();
     try {
-      if (try_grow(lock, growing, from_pool, From::foreground)) return;
+      if (try_grow(growing, from_pool, From::foreground)) return;
     } catch (const DriverOutOfMemory& error) {
       cause = error.what();
     }
   }
-  throw_out_of_memory(new_growth().pages_needed(growing), cause);
+  throw_out_of_memory(blocks_needed(growing), cause);
 }
 
-// From here on no page that the step needs is spare.
+// Grows the slots where that waits for nobody. False where it would, with nothing changed.
+bool Cache::grow_now(const SlotLength* requests, std::size_t count) {
+  Claims claims(slots_, requests, count);
+  const std::vector<Target> growing = check_step(requests, count);
+  claim(requests, count);
+  for (const Target& target : growing) {
+    if (rows_.is_in_flight(target.slot)) return false;
+  }
+  const std::uint64_t needed = blocks_needed(growing);
+  const std::uint64_t in_pool = pool_->blocks_available();
+  const std::uint64_t lacking = needed - std::min(needed, in_pool);
+  const std::vector<Tail> tails = spare_tails(lacking);
+  const bool enough = blocks_of(tails) >= lacking;
+  const auto is_ready = [this](const Tail& tail)
+                            REQUIRES(mutex_) { return rows_.is_ready(tail.slot); };
+  if (!enough || !std::all_of(tails.begin(), tails.end(), is_ready)) {
+    const std::uint64_t to_come =
+        slots_.blocks_in(SlotState::released) + slots_.blocks_in(SlotState::cleaning);
+    const bool in_flight = rows_.in_flight() > 0;
+    if (!in_flight && needed > in_pool + spare_blocks() + to_come) throw_out_of_memory(needed, "");
+    return false;
+  }
+  try {
+    const Stopwatch blocking(blocking_seconds_);
+    if (!try_grow(growing, in_pool, From::foreground)) return false;
+  } catch (const DriverOutOfMemory& error) {
+    throw_out_of_memory(needed, error.what());
+  }
+  claims.keep();
+  return true;
+}
+
+// From here on no block that the step needs is spare.
 void Cache::claim(const SlotLength* requests, std::size_t count) {
   for (std::size_t i = 0; i < count; ++i) {
     SlotHead& head = slots_.head(requests[i].slot.index);
@@ -126,24 +204,24 @@ void Cache::claim(const SlotLength* requests, std::size_t count) {
   }
 }
 
-// The slots of a step that need pages, once the background has its hands on none of
+// The slots of a step that need blocks, once the background has its hands on none of
 // them. The lock is released while waiting for one, and the background may take up
 // another in the meantime, so all are checked again after each wait.
-std::vector<GrowthTarget> Cache::growing_slots(Lock& lock, const SlotLength* requests,
-                                               std::size_t count) {
+std::vector<Cache::Target> Cache::growing_slots(const SlotLength* requests, std::size_t count) {
   while (true) {
-    std::vector<GrowthTarget> growing = check_step(requests, count);
+    std::vector<Target> growing = check_step(requests, count);
     claim(requests, count);
-    const auto busy = std::find_if(growing.begin(), growing.end(), [this](const auto& target) {
-      return slots_.head(target.slot).in_flight;
-    });
-    if (busy == growing.end()) return growing;
-    wait_not_in_flight(lock, busy->slot);
+    std::uint32_t busy = SlotTable::kNone;
+    for (const Target& target : growing) {
+      if (rows_.is_in_flight(target.slot)) busy = target.slot;
+    }
+    if (busy == SlotTable::kNone) return growing;
+    wait_not_in_flight(busy);
   }
 }
 
-void Cache::wait_not_in_flight(Lock& lock, std::uint32_t slot) {
-  settled_.wait(lock, [&] { return !slots_.head(slot).in_flight; });
+void Cache::wait_not_in_flight(std::uint32_t slot) {
+  while (rows_.is_in_flight(slot)) settled_.wait(mutex_);
   check_usable();
 }
 

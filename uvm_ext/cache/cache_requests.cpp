@@ -32,21 +32,22 @@ class Exclusive {
 
 }  // namespace
 
-// A free slot whose pages are no longer in use. The lock is released while waiting for
+// A free slot whose blocks are no longer in use. The lock is released while waiting for
 // one: other threads may release more meanwhile, or take what came free.
-std::uint32_t Cache::ready_slot(Lock& lock, std::uint32_t row_pages) {
+std::uint32_t Cache::ready_slot(std::uint32_t blocks) {
   while (true) {
-    const std::optional<std::uint32_t> slot = choose_slot(row_pages);
-    if (slot && slots_.is_ready(*slot)) return *slot;
+    const std::optional<std::uint32_t> slot = choose_slot(blocks);
+    if (slot && rows_.is_ready(*slot)) return *slot;
     if (slot) {
-      const FencePtr fence = slots_.pages(*slot).fence;
-      lock.unlock();
-      fence->wait();
-      lock.lock();
+      const FencePtr fence = rows_.fence(*slot);
+      {
+        const Unlocked unlocked(mutex_);
+        fence->wait();
+      }
       check_usable();
     } else if (slots_.slots_in(SlotState::live) < slots_.size()) {
       // What is not live is being cleaned or moved.
-      settle(lock);
+      settle();
     } else {
       throw OutOfSlots("all " + std::to_string(slots_.size()) +
                        " slots are live: release() one, or open the cache with more max_slots");
@@ -55,80 +56,138 @@ std::uint32_t Cache::ready_slot(Lock& lock, std::uint32_t row_pages) {
 }
 
 // The slot that fits best. Where the device still uses it: one that is ready, unless
-// the pages which that one lacks would have to be waited for as well.
-std::optional<std::uint32_t> Cache::choose_slot(std::uint32_t row_pages) const {
-  const std::optional<std::uint32_t> best = slots_.best_fit(row_pages);
-  if (!best || slots_.is_ready(*best)) return best;
-  const auto ready = slots_.best_fit(row_pages, SlotTable::Among::ready);
+// the blocks which that one lacks would have to be waited for as well.
+std::optional<std::uint32_t> Cache::choose_slot(std::uint32_t blocks) {
+  const std::optional<std::uint32_t> best = slots_.best_fit(blocks);
+  if (!best || rows_.is_ready(*best)) return best;
+  const auto ready = slots_.best_fit(blocks, SlotTable::Among::ready);
   if (!ready) return best;
-  const std::uint32_t lacking = row_pages - std::min(row_pages, slots_.row_pages(*ready));
-  const std::uint64_t own = slots_.pages(*ready).pages.size();
-  const std::uint64_t to_be_had =
-      pool_->pages_available() + spare_pages() - slots_.pages_fenced() - own;
-  return std::uint64_t{lacking} * geometry_.arenas <= to_be_had ? ready : best;
+  const std::uint32_t own = slots_.blocks(*ready);
+  const std::uint32_t lacking = blocks - std::min(blocks, own);
+  const std::uint64_t in_pool = pool_->blocks_available();
+  if (lacking <= in_pool) return ready;
+  return lacking + own <= in_pool + spare_blocks() - slots_.blocks_fenced() ? ready : best;
 }
 
-SlotRef Cache::acquire(std::int64_t tokens) {
-  const std::uint32_t length = check_length(tokens);
-  Lock lock = lock_usable();
+SlotRef Cache::take_slot(std::uint32_t tokens) {
   const std::uint32_t expected =
-      length > 0 ? std::min(geometry_.max_tokens, length + forecast_.growth()) : 0;
-  const std::uint32_t slot = ready_slot(lock, math_.pages_for(expected));
-  slots_.pages(slot).asked = length;
-  slots_.pages(slot).fence = nullptr;
+      tokens > 0 ? std::min(geometry_.max_tokens, tokens + forecast_.growth()) : 0;
+  const std::uint32_t slot = ready_slot(math_.pages_for(expected));
+  slots_.asked(slot) = tokens;
+  rows_.set_fence(slot, nullptr);
   slots_.set_state(slot, SlotState::live);
   SlotHead& head = slots_.head(slot);
   ++head.generation;
   head.length = 0;
   head.written = 0;
   head.claimed = 0;
-  forecast_.acquired(length);
+  if (strict_) poison(slot);
+  forecast_.acquired(tokens);
   admission_wanted_ = true;
-  wake_mapper();
   return {slot, head.generation};
 }
 
-void Cache::release(const SlotRef& ref, FencePtr after) {
-  Lock lock = lock_usable();
-  std::uint32_t slot = check_live(ref);
-  wait_not_in_flight(lock, slot);
-  slot = check_live(ref);
+SlotRef Cache::acquire(std::int64_t tokens) {
+  const std::uint32_t length = check_length(tokens);
+  check_usable();
+  const Lock lock(mutex_);
+  check_usable();
+  const SlotRef slot = take_slot(length);
+  wake_mapper();
+  return slot;
+}
+
+// Takes the request's blocks out of use. What it wrote is dirty from here on.
+void Cache::end_request(std::uint32_t slot, FencePtr after) {
   SlotHead& head = slots_.head(slot);
-  SlotPages& pages = slots_.pages(slot);
   tokens_used_ -= head.length;
-  forecast_.ended(pages.asked, head.written);
   head.length = 0;
-  pages.dirty_row_pages = math_.pages_touched(head.written);
-  pages.released_at = ++releases_;
-  pages.fence = std::move(after);
+  rows_.set_fence(slot, std::move(after));
   if (wanted_[slot] != 0) wanted_[slot] = 1;
-  if (pages.dirty_row_pages == 0) {
-    slots_.set_state(slot, SlotState::free);
-    return;
-  }
-  slots_.set_state(slot, SlotState::released);
+  const std::uint32_t touched = std::min(math_.pages_touched(head.written), slots_.blocks(slot));
+  for (std::uint32_t i = 0; i < touched; ++i) pool_->mark_dirty({rows_.block(slot, i), 1});
+  const bool is_dirty = touched > 0 || (strict_ && !dirty_positions(slot).empty());
+  slots_.set_state(slot, is_dirty ? SlotState::released : SlotState::free);
+}
+
+void Cache::release(const SlotRef& ref, FencePtr after) {
+  check_usable();
+  const Lock lock(mutex_);
+  check_usable();
+  std::uint32_t slot = check_live(ref);
+  wait_not_in_flight(slot);
+  slot = check_live(ref);
+  forecast_.ended(slots_.asked(slot), slots_.head(slot).written);
+  end_request(slot, std::move(after));
+  if (slots_.head(slot).state == SlotState::free) return;
   if (mapper_) return wake_mapper();
   try {
-    clean(lock, slot);
+    clean(slot);
   } catch (const std::exception&) {
     // The slot stays released; acquire() or growth cleans it, or reports why not.
   }
 }
 
+// What a step waits for the lock is time that it waits for blocks.
+void Cache::lock_for_step() {
+  if (mutex_.try_lock()) return;
+  const auto start = std::chrono::steady_clock::now();
+  mutex_.lock();
+  blocking_seconds_ += seconds_since(start);
+}
+
 void Cache::step(const SlotLength* requests, std::size_t count) {
   const Exclusive one(stepping_);
   check_usable();
-  Lock lock(mutex_, std::try_to_lock);
-  if (!lock) {
-    const auto start = std::chrono::steady_clock::now();
-    lock.lock();
-    blocking_seconds_ += seconds_since(start);
-  }
-  if (!check_step(requests, count).empty()) make_resident(lock, requests, count);
-  if (store_lengths(requests, count) && eager_) ask_for_next(requests, count);
+  lock_for_step();
+  const Lock lock(mutex_, std::adopt_lock);
+  if (!check_step(requests, count).empty()) make_resident(requests, count);
+  finish_step(requests, count);
 }
 
-// Returns whether any slot is as long as its pages allow.
+bool Cache::try_step(const SlotLength* requests, std::size_t count) {
+  const Exclusive one(stepping_);
+  check_usable();
+  lock_for_step();
+  const Lock lock(mutex_, std::adopt_lock);
+  if (!check_step(requests, count).empty() && !grow_now(requests, count)) {
+    wake_mapper();
+    return false;
+  }
+  finish_step(requests, count);
+  return true;
+}
+
+SlotRef Cache::admit(std::int64_t tokens) {
+  const std::uint32_t length = check_length(tokens);
+  check_usable();
+  const Lock lock(mutex_);
+  check_usable();
+  const Forecast before = forecast_;
+  const SlotLength request = {take_slot(length), length};
+  try {
+    if (!check_step(&request, 1).empty()) make_resident(&request, 1);
+  } catch (...) {
+    // The lock may have been released, and the cache closed.
+    const SlotHead& head = slots_.head(request.slot.index);
+    if (head.state == SlotState::live && head.generation == request.slot.generation) {
+      forecast_ = before;
+      end_request(request.slot.index, nullptr);
+    }
+    throw;
+  }
+  finish_step(&request, 1);
+  wake_mapper();
+  return request.slot;
+}
+
+// The tokens are backed: lengths become what they are to be.
+void Cache::finish_step(const SlotLength* requests, std::size_t count) {
+  if (store_lengths(requests, count) && eager_) ask_for_next(requests, count);
+  for (std::size_t i = 0; strict_ && i < count; ++i) poison(requests[i].slot.index);
+}
+
+// Returns whether any slot is as long as its blocks allow.
 bool Cache::store_lengths(const SlotLength* requests, std::size_t count) {
   SlotHead* const heads = slots_.heads();
   std::uint64_t used = tokens_used_;
@@ -159,7 +218,8 @@ void Cache::ask_for_next(const SlotLength* requests, std::size_t count) {
 }
 
 void Cache::prefetch(const SlotLength* requests, std::size_t count) {
-  Lock lock = lock_usable();
+  check_usable();
+  const Lock lock(mutex_);
   if (check_step(requests, count).empty() || !mapper_) return;
   claim(requests, count);
   for (std::size_t i = 0; i < count; ++i) {
@@ -171,11 +231,16 @@ void Cache::prefetch(const SlotLength* requests, std::size_t count) {
 
 bool Cache::can_admit(std::int64_t tokens) {
   const std::uint32_t length = check_length(tokens);
-  Lock lock = lock_usable();
+  check_usable();
+  const Lock lock(mutex_);
+  check_usable();
   if (slots_.slots_in(SlotState::live) == slots_.size()) return false;
-  const std::uint64_t pages = std::uint64_t{math_.pages_for(length)} * geometry_.arenas;
-  return pages <= pool_->pages_available() + spare_pages() + slots_.pages_in(SlotState::released) +
-                      slots_.pages_in(SlotState::cleaning);
+  const std::uint64_t blocks = math_.pages_for(length);
+  const std::uint64_t not_live = pool_->blocks_available() + slots_.blocks_in(SlotState::free) +
+                                 slots_.blocks_in(SlotState::released) +
+                                 slots_.blocks_in(SlotState::cleaning);
+  if (blocks <= not_live) return true;
+  return blocks <= not_live - slots_.blocks_in(SlotState::free) + spare_blocks();
 }
 
 void Cache::drain() {
@@ -184,28 +249,21 @@ void Cache::drain() {
 }
 
 std::int64_t Cache::length(const SlotRef& slot) {
-  Lock lock = lock_usable();
+  check_usable();
+  const Lock lock(mutex_);
+  check_usable();
   return slots_.head(check_live(slot)).length;
 }
 
-std::vector<LiveSlot> Cache::live_slots() {
-  const Lock lock = lock_usable();
-  std::vector<LiveSlot> live;
-  for (std::uint32_t slot = 0; slot < slots_.size(); ++slot) {
-    const SlotHead& head = slots_.head(slot);
-    if (head.state != SlotState::live) continue;
-    live.push_back({{slot, head.generation}, head.length, head.written});
-  }
-  return live;
-}
-
 ArenaPtr Cache::arena(std::uint32_t index) {
-  const Lock lock = lock_usable();
-  if (index >= arenas_.size()) {
+  check_usable();
+  const Lock lock(mutex_);
+  check_usable();
+  if (index >= geometry_.arenas) {
     throw ConfigError("arena " + std::to_string(index) + " is outside 0.." +
-                      std::to_string(arenas_.size() - 1));
+                      std::to_string(geometry_.arenas - 1));
   }
-  return arenas_[index];
+  return rows_.arenas()[index];
 }
 
 }  // namespace pyvattn

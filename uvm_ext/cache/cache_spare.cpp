@@ -1,4 +1,4 @@
-// Who can spare pages, and who gets more of them than it needs now.
+// Who can spare blocks, and who gets more of them than it needs now.
 #include "cache/cache.hpp"
 
 #include <algorithm>
@@ -7,99 +7,122 @@ namespace pyvattn {
 
 // Of a live slot, what its longest length needs: kernels on the way may still read
 // there. Of a free one, nothing.
-std::uint32_t Cache::row_pages_kept(std::uint32_t slot) const {
+std::uint32_t Cache::blocks_kept(std::uint32_t slot) const {
   const SlotHead& head = slots_.head(slot);
-  const std::uint32_t rows = slots_.row_pages(slot);
+  const std::uint32_t blocks = slots_.blocks(slot);
   if (head.state == SlotState::free) return 0;
-  if (head.state != SlotState::live) return rows;
-  return std::min(rows, math_.pages_for(std::max(head.written, head.claimed)));
+  if (head.state != SlotState::live) return blocks;
+  return std::min(blocks, math_.pages_for(std::max(head.written, head.claimed)));
 }
 
 // What a live slot of `length` tokens will probably come to need, as far as is read ahead;
-// in whole steps of read-ahead, so that runs of pages are handed on whole as well.
-std::uint32_t Cache::row_pages_expected(std::uint32_t slot, std::uint32_t length) const {
+// in whole steps of read-ahead, so that runs of blocks are handed on whole as well.
+std::uint32_t Cache::blocks_expected(std::uint32_t slot, std::uint32_t length) const {
   const std::uint32_t growth = forecast_.growth();
-  const std::uint32_t end = std::max(slots_.pages(slot).asked + growth, length + growth / 4);
+  const std::uint32_t end = std::max(slots_.asked(slot) + growth, length + growth / 4);
   const std::uint32_t most = std::max<std::uint32_t>(read_ahead_, eager_ ? 1 : 0);
   const std::uint32_t ahead = std::min(end - length, most);
-  const std::uint32_t pages = math_.pages_for(std::min(geometry_.max_tokens, length + ahead));
+  const std::uint32_t blocks = math_.pages_for(std::min(geometry_.max_tokens, length + ahead));
   const auto step = static_cast<std::uint32_t>(
       std::max<std::uint64_t>(1, read_ahead_ * geometry_.token_bytes / geometry_.page_size));
-  return std::min((pages + step - 1) / step * step, math_.pages_for(geometry_.max_tokens));
+  return std::min((blocks + step - 1) / step * step, math_.pages_for(geometry_.max_tokens));
 }
 
-std::vector<GrowthTarget> Cache::with_read_ahead(const std::vector<GrowthTarget>& targets) const {
-  std::vector<GrowthTarget> ahead = targets;
+std::vector<Cache::Target> Cache::with_read_ahead(const std::vector<Target>& targets) const {
+  std::vector<Target> ahead = targets;
   if (read_ahead_ == 0) return ahead;
-  for (GrowthTarget& target : ahead) {
+  for (Target& target : ahead) {
     const SlotHead& head = slots_.head(target.slot);
     if (head.state != SlotState::live) continue;
     // What is asked for in the background is not claimed: it is one token more.
     const std::uint32_t length =
-        std::min(math_.capacity(target.row_pages), std::max(head.written, head.claimed) + 1);
-    target.row_pages = std::max(target.row_pages, row_pages_expected(target.slot, length));
+        std::min(math_.capacity(target.blocks), std::max(head.written, head.claimed) + 1);
+    target.blocks = std::max(target.blocks, blocks_expected(target.slot, length));
   }
   return ahead;
 }
 
-std::uint64_t Cache::pages_of(const std::vector<SpareTail>& tails) const {
-  std::uint64_t pages = 0;
-  for (const auto& [slot, kept] : tails) {
-    pages += std::uint64_t{slots_.row_pages(slot) - kept} * geometry_.arenas;
-  }
-  return pages;
+std::uint64_t Cache::blocks_of(const std::vector<Tail>& tails) const {
+  std::uint64_t blocks = 0;
+  for (const auto& [slot, kept] : tails) blocks += slots_.blocks(slot) - kept;
+  return blocks;
 }
 
-std::vector<SpareTail> Cache::free_tails() const {
-  std::vector<SpareTail> tails;
-  for (std::uint32_t slot : slots_.free_with_pages()) {
-    if (!slots_.head(slot).in_flight) tails.push_back({slot, 0});
-  }
-  return tails;
-}
-
-// The longest first: one call takes a tail, however long it is.
-std::vector<SpareTail> Cache::live_tails(Keep keep) const {
-  std::vector<SpareTail> tails;
-  for (std::uint32_t slot = 0; slot < slots_.size(); ++slot) {
-    const SlotHead& head = slots_.head(slot);
-    if (head.state != SlotState::live || head.in_flight) continue;
-    std::uint32_t kept = row_pages_kept(slot);
-    if (keep == Keep::expected) {
-      kept = std::max(kept, row_pages_expected(slot, std::max(head.written, head.claimed)));
+// Free slots with at least so many blocks, or all there are: those whose fence has passed
+// first, and of these the longest released. However many slots there are, no more are
+// looked at than have a fence to wait for or are taken.
+std::vector<Cache::Tail> Cache::free_tails(std::uint64_t blocks) {
+  std::vector<Tail> tails;
+  std::vector<Tail> fenced;
+  std::uint64_t found = 0;
+  for (std::uint32_t slot = slots_.first(SlotState::free);
+       slot != SlotTable::kNone && found < blocks; slot = slots_.next(SlotState::free, slot)) {
+    if (rows_.is_in_flight(slot)) continue;
+    if (!rows_.is_ready(slot)) {
+      fenced.push_back({slot, 0});
+      continue;
     }
-    if (kept < slots_.row_pages(slot)) tails.push_back({slot, kept});
+    tails.push_back({slot, 0});
+    found += slots_.blocks(slot);
   }
-  const auto length = [this](const SpareTail& tail) {
-    return slots_.row_pages(tail.slot) - tail.row_pages_kept;
-  };
-  std::sort(tails.begin(), tails.end(),
-            [&](const SpareTail& a, const SpareTail& b) { return length(a) > length(b); });
+  if (found < blocks) tails.insert(tails.end(), fenced.begin(), fenced.end());
   return tails;
 }
 
-// Tails of at least so many pages where there are any, in the order in which they may be
-// taken: what live slots inherited and will probably not use, then free slots, the longest
-// released first. Only where that is too little, all that live slots do not use now.
-std::vector<SpareTail> Cache::spare_tails(std::uint64_t pages) const {
-  std::vector<SpareTail> free = free_tails();
-  std::vector<SpareTail> tails = live_tails(Keep::expected);
-  if (pages_of(tails) + pages_of(free) < pages) {
-    const std::vector<SpareTail> live = live_tails(Keep::needed);
-    free.insert(free.end(), live.begin(), live.end());
-    return free;
+// Of at most so many live slots, others at each call; the longest first: one call takes a
+// tail, however long it is.
+std::vector<Cache::Tail> Cache::live_tails(Keep keep, std::uint32_t most) {
+  std::vector<Tail> tails;
+  const std::uint32_t looks = std::min(most, slots_.slots_in(SlotState::live));
+  for (std::uint32_t i = 0; i < looks; ++i) {
+    const std::uint32_t slot = slots_.first(SlotState::live);
+    slots_.rotate(SlotState::live);
+    if (rows_.is_in_flight(slot)) continue;
+    std::uint32_t kept = blocks_kept(slot);
+    if (keep == Keep::expected) {
+      const SlotHead& head = slots_.head(slot);
+      kept = std::max(kept, blocks_expected(slot, std::max(head.written, head.claimed)));
+    }
+    if (kept < slots_.blocks(slot)) tails.push_back({slot, kept});
   }
-  tails.insert(tails.end(), free.begin(), free.end());
+  std::sort(tails.begin(), tails.end(), [this](const Tail& a, const Tail& b) REQUIRES(mutex_) {
+    return slots_.blocks(a.slot) - a.kept > slots_.blocks(b.slot) - b.kept;
+  });
   return tails;
 }
 
-std::uint64_t Cache::spare_pages() const {
-  std::uint64_t pages = slots_.pages_in(SlotState::free);
-  for (std::uint32_t slot = 0; slot < slots_.size(); ++slot) {
-    if (slots_.head(slot).state != SlotState::live) continue;
-    pages += std::uint64_t{slots_.row_pages(slot) - row_pages_kept(slot)} * geometry_.arenas;
+// Tails of at least so many blocks, or all there are, in the order in which they may be
+// taken: what live slots inherited and will probably not use, then free slots. Only where
+// that is too little, all that live slots do not use now.
+std::vector<Cache::Tail> Cache::spare_tails(std::uint64_t blocks) {
+  constexpr std::uint32_t kFewSlots = 64;
+  std::vector<Tail> tails = live_tails(Keep::expected, kFewSlots);
+  const std::uint64_t inherited = blocks_of(tails);
+  const std::uint64_t lacking = blocks - std::min(blocks, inherited);
+  std::vector<Tail> more = free_tails(lacking);
+  if (blocks_of(more) < lacking) {
+    tails = std::move(more);
+    more = live_tails(Keep::needed, slots_.size());
   }
-  return pages;
+  tails.insert(tails.end(), more.begin(), more.end());
+  // No more than are needed.
+  std::uint64_t found = 0;
+  std::size_t taken = 0;
+  while (taken < tails.size() && found < blocks) {
+    found += slots_.blocks(tails[taken].slot) - tails[taken].kept;
+    ++taken;
+  }
+  tails.resize(taken);
+  return tails;
+}
+
+std::uint64_t Cache::spare_blocks() const {
+  std::uint64_t blocks = slots_.blocks_in(SlotState::free);
+  for (std::uint32_t slot = slots_.first(SlotState::live); slot != SlotTable::kNone;
+       slot = slots_.next(SlotState::live, slot)) {
+    blocks += slots_.blocks(slot) - blocks_kept(slot);
+  }
+  return blocks;
 }
 
 }  // namespace pyvattn

@@ -10,6 +10,8 @@ Mapper::Mapper(std::function<bool()> work)
 Mapper::~Mapper() { stop(); }
 
 void Mapper::wake() {
+  // It has not begun to look since it was last told to: what there is now it will see.
+  if (wanted_) return;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     wanted_ = true;

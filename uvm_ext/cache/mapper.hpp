@@ -1,6 +1,7 @@
 // The mapper thread: does work in the background while the caller computes.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -33,7 +34,7 @@ class Mapper {
   const std::function<bool()> work_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  bool wanted_ = false;
+  std::atomic<bool> wanted_{false};
   bool busy_ = false;
   bool stopping_ = false;
   std::unique_ptr<std::thread> thread_;

@@ -1,98 +1,157 @@
 #include "cache/slot_table.hpp"
 
-#include <algorithm>
-#include <iterator>
-
 namespace pyvattn {
+namespace {
 
-void SlotTable::forget_pages(std::uint32_t slot) {
-  const SlotState state = heads_[slot].state;
-  page_counts_[static_cast<std::size_t>(state)] -= pages_[slot].pages.size();
-  if (state != SlotState::free) return;
-  by_pages_.erase(
-      std::lower_bound(by_pages_.begin(), by_pages_.end(), PagesAndSlot{row_pages(slot), slot}));
+constexpr std::uint32_t kBits = 64;
+
+std::uint32_t lowest_bit(std::uint64_t word) {
+  return static_cast<std::uint32_t>(__builtin_ctzll(word));
 }
 
-void SlotTable::count_pages(std::uint32_t slot) {
-  const SlotState state = heads_[slot].state;
-  page_counts_[static_cast<std::size_t>(state)] += pages_[slot].pages.size();
-  if (state != SlotState::free) return;
-  const PagesAndSlot entry = {row_pages(slot), slot};
-  by_pages_.insert(std::lower_bound(by_pages_.begin(), by_pages_.end(), entry), entry);
+std::uint32_t highest_bit(std::uint64_t word) {
+  return kBits - 1 - static_cast<std::uint32_t>(__builtin_clzll(word));
+}
+
+}  // namespace
+
+SlotTable::SlotTable(RowTable& rows)
+    : rows_(rows),
+      heads_(rows.rows()),
+      books_(rows.rows()),
+      by_state_(rows.rows(), 4),
+      by_blocks_(rows.rows(), static_cast<std::uint32_t>(rows.geometry().row_pages()) + 1),
+      lengths_(rows.geometry().row_pages() / kBits + 1, 0) {
+  for (std::uint32_t slot = 0; slot < size(); ++slot) enter(slot);
+}
+
+// --- the lists ---
+
+void SlotTable::enter(std::uint32_t slot) {
+  const std::uint32_t state = list_of(heads_[slot].state);
+  const std::uint32_t blocks = books_[slot].blocks;
+  ++slot_counts_[state];
+  block_counts_[state] += blocks;
+  const bool is_free = heads_[slot].state == SlotState::free;
+  if (!is_free || blocks > 0) by_state_.push_back(state, slot);
+  if (!is_free) return;
+  by_blocks_.push_back(blocks, slot);
+  lengths_[blocks / kBits] |= std::uint64_t{1} << blocks % kBits;
+}
+
+void SlotTable::leave(std::uint32_t slot) {
+  const std::uint32_t state = list_of(heads_[slot].state);
+  const std::uint32_t blocks = books_[slot].blocks;
+  --slot_counts_[state];
+  block_counts_[state] -= blocks;
+  const bool is_free = heads_[slot].state == SlotState::free;
+  if (!is_free || blocks > 0) by_state_.remove(state, slot);
+  if (!is_free) return;
+  by_blocks_.remove(blocks, slot);
+  if (by_blocks_.front(blocks) == kNone) {
+    lengths_[blocks / kBits] &= ~(std::uint64_t{1} << blocks % kBits);
+  }
 }
 
 void SlotTable::set_state(std::uint32_t slot, SlotState state) {
-  forget_pages(slot);
+  leave(slot);
   heads_[slot].state = state;
-  count_pages(slot);
+  enter(slot);
 }
 
-std::vector<SlotTable::PagesAndSlot>::const_iterator SlotTable::first_with(
-    std::uint32_t row_pages) const {
-  return std::lower_bound(by_pages_.begin(), by_pages_.end(), PagesAndSlot{row_pages, 0});
+void SlotTable::set_blocks(std::uint32_t slot, std::uint32_t blocks) {
+  if (blocks == books_[slot].blocks) return;
+  if (heads_[slot].state != SlotState::free) {
+    // The order of the lists is that of requests, not of growth.
+    block_counts_[list_of(heads_[slot].state)] += blocks;
+    block_counts_[list_of(heads_[slot].state)] -= books_[slot].blocks;
+    books_[slot].blocks = blocks;
+    return;
+  }
+  leave(slot);
+  books_[slot].blocks = blocks;
+  enter(slot);
 }
 
-bool SlotTable::is_ready(std::uint32_t slot) const {
-  const FencePtr& fence = pages_[slot].fence;
-  return !fence || fence->passed();
+// --- finding a free slot ---
+
+// The fewest blocks from `blocks` on that any free slot has; kNone where there is none.
+std::uint32_t SlotTable::length_from(std::uint32_t blocks) const {
+  std::size_t word = blocks / kBits;
+  if (word >= lengths_.size()) return kNone;
+  std::uint64_t bits = lengths_[word] & (~std::uint64_t{0} << blocks % kBits);
+  while (bits == 0) {
+    if (++word == lengths_.size()) return kNone;
+    bits = lengths_[word];
+  }
+  return static_cast<std::uint32_t>(word) * kBits + lowest_bit(bits);
 }
 
-std::optional<std::uint32_t> SlotTable::best_fit(std::uint32_t row_pages, Among among) const {
-  const auto fits = [&](const PagesAndSlot& entry) {
-    const std::uint32_t slot = entry.second;
-    return !heads_[slot].in_flight && (among == Among::all || is_ready(slot));
+// The most blocks below `blocks` that any free slot has; kNone where there is none.
+std::uint32_t SlotTable::length_below(std::uint32_t blocks) const {
+  if (blocks == 0) return kNone;
+  std::size_t word = (blocks - 1) / kBits;
+  std::uint64_t bits = lengths_[word] & (~std::uint64_t{0} >> (kBits - 1 - (blocks - 1) % kBits));
+  while (bits == 0) {
+    if (word-- == 0) return kNone;
+    bits = lengths_[word];
+  }
+  return static_cast<std::uint32_t>(word) * kBits + highest_bit(bits);
+}
+
+// The first slot with so many blocks that fits.
+template <typename Fits>
+std::uint32_t SlotTable::fitting(std::uint32_t blocks, const Fits& fits) const {
+  for (std::uint32_t slot = by_blocks_.front(blocks); slot != kNone;
+       slot = by_blocks_.next(blocks, slot)) {
+    if (fits(slot)) return slot;
+  }
+  return kNone;
+}
+
+std::optional<std::uint32_t> SlotTable::best_fit(std::uint32_t blocks, Among among) const {
+  // To ask a fence can be a call to the device.
+  int looks = 0;
+  const auto fits = [&](std::uint32_t slot) {
+    constexpr int kMostLooks = 64;
+    if (rows_.is_in_flight(slot)) return false;
+    return among == Among::all || (++looks <= kMostLooks && rows_.is_ready(slot));
   };
   constexpr std::uint32_t kFar = 3;
-  const auto above = first_with(row_pages);
-  const auto longer = std::find_if(above, by_pages_.end(), fits);
-  if (longer != by_pages_.end() && longer->first <= kFar * row_pages) return longer->second;
-  const auto shorter = std::find_if(std::make_reverse_iterator(above), by_pages_.rend(), fits);
-  const bool any_shorter = shorter != by_pages_.rend();
-  if (any_shorter && shorter->first * kFar >= row_pages) return shorter->second;
-  const auto empty = std::find_if(by_pages_.begin(), first_with(1), fits);
-  if (empty != first_with(1)) return empty->second;
-  if (longer != by_pages_.end()) return longer->second;
-  return any_shorter ? std::optional<std::uint32_t>(shorter->second) : std::nullopt;
-}
-
-std::vector<std::uint32_t> SlotTable::free_with_pages() const {
-  std::vector<std::uint32_t> slots;
-  for (auto i = first_with(1); i != by_pages_.end(); ++i) {
-    slots.push_back(i->second);
+  std::uint32_t longer = kNone;
+  for (std::uint32_t n = length_from(blocks); n != kNone && longer == kNone;
+       n = length_from(n + 1)) {
+    longer = fitting(n, fits);
   }
-  std::sort(slots.begin(), slots.end(), [this](std::uint32_t a, std::uint32_t b) {
-    return pages_[a].released_at < pages_[b].released_at;
-  });
-  std::stable_partition(slots.begin(), slots.end(),
-                        [this](std::uint32_t slot) { return is_ready(slot); });
-  return slots;
-}
-
-std::optional<std::uint32_t> SlotTable::find(SlotState state) const {
-  for (std::uint32_t slot = 0; slot < size(); ++slot) {
-    if (heads_[slot].state == state) return slot;
+  if (longer != kNone && books_[longer].blocks <= kFar * blocks) return longer;
+  std::uint32_t shorter = kNone;
+  for (std::uint32_t n = length_below(blocks); n != kNone && shorter == kNone;
+       n = length_below(n)) {
+    shorter = fitting(n, fits);
+  }
+  if (shorter != kNone && books_[shorter].blocks * kFar >= blocks) return shorter;
+  const std::uint32_t empty = fitting(0, fits);
+  for (const std::uint32_t slot : {empty, longer, shorter}) {
+    if (slot != kNone) return slot;
   }
   return std::nullopt;
 }
 
-std::uint32_t SlotTable::slots_in(SlotState state) const {
-  return static_cast<std::uint32_t>(std::count_if(
-      heads_.begin(), heads_.end(), [state](const SlotHead& head) { return head.state == state; }));
-}
+// --- reading the books ---
 
-std::uint64_t SlotTable::pages_fenced() const {
-  std::uint64_t pages = 0;
-  for (const auto& [row_pages, slot] : by_pages_) {
-    if (!is_ready(slot)) pages += pages_[slot].pages.size();
+std::uint64_t SlotTable::blocks_fenced() const {
+  std::uint64_t blocks = 0;
+  for (std::uint32_t slot = first(SlotState::free); slot != kNone;
+       slot = next(SlotState::free, slot)) {
+    if (!rows_.is_ready(slot)) blocks += books_[slot].blocks;
   }
-  return pages;
+  return blocks;
 }
 
 std::size_t SlotTable::bookkeeping_bytes() const {
-  std::size_t bytes = heads_.capacity() * sizeof(SlotHead) + pages_.capacity() * sizeof(SlotPages) +
-                      by_pages_.capacity() * sizeof(PagesAndSlot);
-  for (const SlotPages& each : pages_) bytes += each.pages.capacity() * sizeof(PageNumber);
-  return bytes;
+  return heads_.capacity() * sizeof(SlotHead) + books_.capacity() * sizeof(Books) +
+         by_state_.bookkeeping_bytes() + by_blocks_.bookkeeping_bytes() +
+         lengths_.capacity() * sizeof(std::uint64_t);
 }
 
 }  // namespace pyvattn

@@ -66,7 +66,7 @@ Capabilities CuMemDriver::describe(const LibCuda& library, int ordinal) {
   Capabilities capabilities;
   capabilities.name = "cumem";
   capabilities.page_sizes = {granularity};
-  capabilities.slab_per_page = true;
+  capabilities.call_per_page = true;
   capabilities.dlpack_device_type = 2;
   capabilities.dlpack_device_id = ordinal;
   capabilities.peers = find_cuda_peers(library, device);
@@ -87,7 +87,9 @@ CuMemDriver::~CuMemDriver() {
   if (context_->forked()) return;
   const CurrentContext current(*context_);
   if (!slabs_.empty()) unmap_everything();
-  for (const auto& [id, slab] : slabs_) library_.cuMemRelease(slab.handle);
+  for (const auto& [id, slab] : slabs_) {
+    for (const Page& page : slab) library_.cuMemRelease(page.handle);
+  }
   for (const auto& [address, bytes] : reservations_) library_.cuMemAddressFree(address, bytes);
 }
 
@@ -127,31 +129,60 @@ void CuMemDriver::release_reservation(Address address) {
 SlabId CuMemDriver::allocate_slab(std::size_t bytes) {
   const CurrentContext current(*context_, "allocate_slab", 0, bytes);
   const cuda::AllocationProperties properties = page_properties(context_->ordinal());
-  Slab slab;
-  slab.bytes = bytes;
-  check_cuda(library_, "allocate_slab (cuMemCreate)", 0, bytes,
-             library_.cuMemCreate(&slab.handle, bytes, &properties, 0));
-  slabs_.emplace(next_slab_, slab);
+  Slab& slab = slabs_[next_slab_];
+  try {
+    slab.reserve(bytes / page_size_);
+    while (slab.size() < bytes / page_size_) {
+      cuda::Handle handle = 0;
+      check_cuda(library_, "allocate_slab (cuMemCreate)", 0, bytes,
+                 library_.cuMemCreate(&handle, page_size_, &properties, 0));
+      slab.push_back({handle});
+    }
+  } catch (...) {
+    for (const Page& page : slab) library_.cuMemRelease(page.handle);
+    slabs_.erase(next_slab_);
+    throw;
+  }
   return next_slab_++;
+}
+
+// What CUDA does not release stays in the slab, for another attempt.
+void CuMemDriver::release_pages(Slab& slab) {
+  while (!slab.empty()) {
+    const cuda::Result result = library_.cuMemRelease(slab.back().handle);
+    if (!is_lost()) check_cuda(library_, "free_slab (cuMemRelease)", 0, page_size_, result);
+    slab.pop_back();
+  }
 }
 
 void CuMemDriver::free_slab(SlabId id) {
   const auto found = slabs_.find(id);
   if (found == slabs_.end()) throw_cuda(library_, "free_slab", 0, 0, cuda::kInvalidValue);
   const CurrentContext current(*context_);
-  const cuda::Result result = library_.cuMemRelease(found->second.handle);
-  if (!is_lost()) {
-    check_cuda(library_, "free_slab (cuMemRelease)", 0, found->second.bytes, result);
-  }
+  release_pages(found->second);
   slabs_.erase(found);
 }
 
-void CuMemDriver::map_one(const MapEntry& entry) const {
+// The pages of the slab that an entry maps; null where it has no such pages.
+CuMemDriver::Page* CuMemDriver::pages_of(const MapEntry& entry) {
   const auto found = slabs_.find(entry.slab);
-  const cuda::Result result =
-      found == slabs_.end()
-          ? cuda::kInvalidValue
-          : library_.cuMemMap(entry.address, entry.length, entry.offset, found->second.handle, 0);
+  if (found == slabs_.end()) return nullptr;
+  const std::size_t end = (entry.offset + entry.length) / page_size_;
+  return end > found->second.size() ? nullptr : &found->second[entry.offset / page_size_];
+}
+
+void CuMemDriver::map_one(const MapEntry& entry) {
+  const Page* page = pages_of(entry);
+  cuda::Result result = page == nullptr ? cuda::kInvalidValue : cuda::kSuccess;
+  std::size_t mapped = 0;
+  while (result == cuda::kSuccess && mapped < entry.length) {
+    result = library_.cuMemMap(entry.address + mapped, page_size_, 0, page->handle, 0);
+    if (result != cuda::kSuccess) break;
+    mapped += page_size_;
+    ++page;
+  }
+  if (result == cuda::kSuccess) return;
+  if (mapped > 0 && library_.cuMemUnmap(entry.address, mapped) != cuda::kSuccess) broken_ = true;
   check_cuda(library_, "map (cuMemMap)", entry.address, entry.length, result);
 }
 
@@ -199,7 +230,10 @@ void CuMemDriver::map(const std::vector<MapEntry>& batch) {
     undo_map(batch, mapped);
     throw;
   }
-  for (const MapEntry& entry : batch) slabs_.at(entry.slab).fresh = false;
+  for (const MapEntry& entry : batch) {
+    Page* const pages = pages_of(entry);
+    for (std::size_t i = 0; i < entry.length / page_size_; ++i) pages[i].fresh = false;
+  }
 }
 
 void CuMemDriver::undo_map(const std::vector<MapEntry>& batch, std::size_t count) noexcept {
@@ -241,13 +275,20 @@ void CuMemDriver::redo_map(const MapEntry& entry) noexcept {
 // CUDA still lets go is given back, page by page, and the rest ends with the process.
 void CuMemDriver::forget(const std::vector<MapEntry>& batch) const noexcept {
   const CurrentContext current(*context_);
-  for (const MapEntry& entry : batch) library_.cuMemUnmap(entry.address, entry.length);
+  for (const MapEntry& entry : batch) {
+    for (std::size_t at = 0; at < entry.length; at += page_size_) {
+      library_.cuMemUnmap(entry.address + at, page_size_);
+    }
+  }
 }
 
-std::vector<Range> CuMemDriver::fresh_ranges(const std::vector<MapEntry>& batch) const {
+std::vector<Range> CuMemDriver::fresh_ranges(const std::vector<MapEntry>& batch) {
   std::vector<Range> ranges;
   for (const MapEntry& entry : batch) {
-    if (slabs_.at(entry.slab).fresh) ranges.push_back({entry.address, entry.length});
+    const Page* const pages = pages_of(entry);
+    for (std::size_t i = 0; i < entry.length / page_size_; ++i) {
+      if (pages[i].fresh) ranges.push_back({entry.address + i * page_size_, page_size_});
+    }
   }
   return ranges;
 }

@@ -1,7 +1,8 @@
 // The `cumem` driver: CUDA's public virtual memory management on any recent GPU.
 //
-// One handle of cuMemCreate is one page. A run of pages costs one cuMemMap for each
-// (CUDA maps handles only whole) but one cuMemSetAccess and one cuMemUnmap in all.
+// One handle of cuMemCreate is one page, and a slab is as many handles as it has pages. A
+// run of pages costs one cuMemMap for each (CUDA maps handles only whole) but one
+// cuMemSetAccess and one cuMemUnmap in all.
 // CUDA does not promise what new memory holds: map() writes zeros to pages that were
 // never mapped before and waits for them, on a stream that waits for nothing else.
 //
@@ -42,15 +43,18 @@ class CuMemDriver final : public Driver {
   const CudaContextPtr& context() const { return context_; }
 
  private:
-  struct Slab {
+  struct Page {
     cuda::Handle handle = 0;
-    std::size_t bytes = 0;
+    // Never mapped: nobody knows what it holds.
     bool fresh = true;
   };
+  using Slab = std::vector<Page>;
 
   // Whether what cannot be undone on the device has to be forgotten here.
   bool is_lost() const;
-  void map_one(const MapEntry& entry) const;
+  void release_pages(Slab& slab);
+  Page* pages_of(const MapEntry& entry);
+  void map_one(const MapEntry& entry);
   std::vector<Range> runs_of(const std::vector<Range>& ranges) const;
   void set_access(const Range& run) const;
   void unmap_run(const Range& run) const;
@@ -59,7 +63,7 @@ class CuMemDriver final : public Driver {
   void redo_map(const MapEntry& entry) noexcept;
   void unmap_everything() noexcept;
   void forget(const std::vector<MapEntry>& batch) const noexcept;
-  std::vector<Range> fresh_ranges(const std::vector<MapEntry>& batch) const;
+  std::vector<Range> fresh_ranges(const std::vector<MapEntry>& batch);
   FencePtr write_zeros(const std::vector<Range>& runs, const CudaStream& stream) const;
 
   const LibCuda& library_;

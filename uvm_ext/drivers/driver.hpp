@@ -45,8 +45,9 @@ struct Capabilities {
   std::string name;
   // Ascending, each a power of two, in bytes.
   std::vector<std::size_t> page_sizes;
-  // True where a slab is always exactly one page (a cuMem handle).
-  bool slab_per_page = false;
+  // True where each page costs a call of its own, however long the run that is mapped (a
+  // cuMem handle): neighbouring pages save nothing.
+  bool call_per_page = false;
   // True where reserved addresses read as zeros while nothing is mapped there,
   // and map() replaces that backing, as unmap() puts it back, with no moment at
   // which a running kernel would fault. Only then can the tail guard be shared

@@ -63,6 +63,30 @@ py::object acquire(NumberedCache& self, const py::object& tokens) {
   return slot_object(self.number, ref, self.slots);
 }
 
+py::object admit(NumberedCache& self, const py::object& tokens) {
+  const std::int64_t length = length_of(tokens);
+  SlotRef ref;
+  {
+    const WithoutGil unlocked;
+    ref = self.cache.admit(length);
+  }
+  return slot_object(self.number, ref, self.slots);
+}
+
+bool try_step(NumberedCache& self, const py::dict& lengths) {
+  const Requests requests(lengths, self.number);
+  const WithoutGil unlocked;
+  return self.cache.try_step(requests.data(), requests.size());
+}
+
+void trim(NumberedCache& self, const py::object& slot, const py::object& tokens,
+          const FencePtr& after) {
+  const SlotRef ref = slot_ref(slot.ptr(), self.number);
+  const std::int64_t length = length_of(tokens);
+  const WithoutGil unlocked;
+  self.cache.trim(ref, length, after);
+}
+
 void release(NumberedCache& self, const py::object& slot, const FencePtr& after) {
   const SlotRef ref = slot_ref(slot.ptr(), self.number);
   {
@@ -93,6 +117,16 @@ py::list live_slots(NumberedCache& self) {
   py::list found;
   for (const LiveSlot& each : live(self)) {
     found.append(py::make_tuple(slot_object(self.number, each.slot, self.slots), each.length));
+  }
+  return found;
+}
+
+py::list live_pages(NumberedCache& self) {
+  py::list found;
+  const std::size_t arenas = self.cache.geometry().arenas;
+  for (const LiveSlot& each : live(self)) {
+    found.append(py::make_tuple(slot_object(self.number, each.slot, self.slots),
+                                each.blocks.size() * arenas));
   }
   return found;
 }
@@ -171,24 +205,29 @@ void bind_cache(py::module_& module) {
       .def(py::init([](const DriverPtr& driver, std::uint32_t arenas, std::uint32_t slots,
                        std::uint32_t max_tokens, std::uint32_t guard_tokens,
                        std::uint64_t token_bytes, std::uint64_t memory_limit,
-                       std::size_t slab_bytes, bool eager, std::uint32_t read_ahead) {
+                       std::size_t slab_bytes, bool eager, std::uint32_t read_ahead, bool strict) {
              const Geometry geometry{arenas,       slots,       max_tokens,
                                      guard_tokens, token_bytes, driver->page_size()};
              const WithoutGil unlocked;
              return Holder(new NumberedCache(
-                 driver, geometry, CacheOptions{memory_limit, slab_bytes, eager, read_ahead}));
+                 driver, geometry,
+                 CacheOptions{memory_limit, slab_bytes, eager, read_ahead, strict}));
            }),
            py::kw_only(), py::arg("driver"), py::arg("arenas"), py::arg("slots"),
            py::arg("max_tokens"), py::arg("guard_tokens"), py::arg("token_bytes"),
            py::arg("memory_limit"), py::arg("slab_bytes") = 0, py::arg("eager") = true,
-           py::arg("read_ahead") = 0)
+           py::arg("read_ahead") = 0, py::arg("strict") = false)
       .def("acquire", &acquire, py::arg("tokens"))
+      .def("admit", &admit, py::arg("tokens"))
+      .def("try_step", &try_step, py::arg("lengths"))
+      .def("trim", &trim, py::arg("slot"), py::arg("tokens"), py::arg("after") = py::none())
       .def("release", &release, py::arg("slot"), py::arg("after") = py::none())
       .def("step", &step, py::arg("lengths"))
       .def("step_rows", &step_rows, py::arg("rows"), py::arg("lengths"))
       .def("prefetch", &prefetch, py::arg("lengths"))
       .def("length", &length, py::arg("slot"))
       .def("live_slots", &live_slots, "(Slot, tokens) of every live slot.")
+      .def("live_pages", &live_pages, "(Slot, pages under its row) of every live slot.")
       .def("take_dropped", &take_dropped,
            "(Slot, tokens at most) of live slots whose Slot was dropped since the last call.")
       .def_property_readonly("any_dropped",

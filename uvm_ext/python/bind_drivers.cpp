@@ -25,7 +25,8 @@ void bind_values(py::module_& module) {
   py::class_<Capabilities>(module, "Capabilities", "What a driver offers on this machine.")
       .def_readonly("name", &Capabilities::name)
       .def_readonly("page_sizes", &Capabilities::page_sizes, "Bytes, ascending.")
-      .def_readonly("slab_per_page", &Capabilities::slab_per_page)
+      .def_readonly("call_per_page", &Capabilities::call_per_page,
+                    "Whether each page costs a call, however long the run that is mapped.")
       .def_readonly("zero_backed", &Capabilities::zero_backed)
       .def_readonly("batch_is_one_call", &Capabilities::batch_is_one_call)
       .def_readonly("peers", &Capabilities::peers,

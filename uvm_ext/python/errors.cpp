@@ -59,6 +59,10 @@ void translate(std::exception_ptr pointer) {
     raise("LengthError", error);
   } catch (const SlotError& error) {
     raise("SlotError", error);
+  } catch (const RowError& error) {
+    raise("RowError", error);
+  } catch (const BlockError& error) {
+    raise("BlockError", error);
   } catch (const OutOfSlots& error) {
     raise("OutOfSlots", error);
   } catch (const LimitError& error) {

@@ -27,6 +27,7 @@ struct Geometry {
     return divide_up((std::uint64_t{max_tokens} + guard_tokens) * token_bytes, page_size);
   }
   std::uint64_t row_bytes() const { return row_pages() * page_size; }
+  std::uint64_t block_bytes() const { return page_size * arenas; }
   std::uint64_t arena_bytes() const { return row_bytes() * slots; }
 
   // Whether all arenas together stay below the limit; true only where no size overflows.

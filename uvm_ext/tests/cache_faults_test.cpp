@@ -111,7 +111,7 @@ Scenario shrinking_the_limit() {
         retained_row(cache, 20);
         return std::vector<SlotRef>{};
       },
-      [](WatchedCache& cache, const std::vector<SlotRef>&) { cache->resize(2 * cache.page_size); }};
+      [](WatchedCache& cache, const std::vector<SlotRef>&) { cache->resize(3 * cache.page_size); }};
 }
 
 std::vector<Scenario> atomic_scenarios() {

@@ -147,7 +147,8 @@ class Requests {
       CHECK_EQUAL(cache_->stats().memory_limit, limit);
     } catch (const LimitError&) {
       CHECK_EQUAL(cache_->stats().memory_limit, before);
-      CHECK(limit < cache_->stats().pages_live * cache_.page_size);
+      const std::uint64_t live = cache_->stats().pages_live * cache_.page_size;
+      CHECK(limit < std::max(live, cache_->geometry().block_bytes()));
     }
   }
 

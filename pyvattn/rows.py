@@ -1,0 +1,319 @@
+"""Blocks and rows, for engines that have a block manager of their own.
+
+:class:`BlockPool` is memory by the block, :class:`RowMap` says which block lies at which
+position of which row: the page table as a mechanism, without requests or policy. Those who
+have no block manager want :class:`pyvattn.KVCache`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import Any
+
+from pyvattn import _native
+from pyvattn.errors import ArgumentError
+from pyvattn.fences import fence_after
+from pyvattn.geometry import Geometry
+from pyvattn.layers import LayerTensors
+from pyvattn.resolve import open_driver
+from pyvattn.spec import CacheSpec
+from pyvattn.units import parse_size
+
+__all__ = ["BlockPool", "PoolStats", "RowMap"]
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """A block pool at one moment. Sizes are in bytes.
+
+    ``blocks_available`` are free or can still be allocated under ``memory_limit``;
+    ``map_calls`` is one for each run of blocks and arena.
+    """
+
+    blocks_allocated: int
+    blocks_free: int
+    blocks_available: int
+    block_bytes: int
+    slabs: int
+    memory_limit: int
+    map_calls: int
+    map_batches: int
+    unmap_calls: int
+    driver_failures: int
+    bookkeeping_bytes: int
+
+
+class BlockPool:
+    """Physical memory by the block: one page in every arena, under one id.
+
+    The arguments are those of :class:`pyvattn.KVCache`. Ids are whole numbers from 0;
+    blocks whose ids follow each other are neighbours in memory, and a run of them is
+    mapped by one call for each arena. Any thread may call.
+
+    Close the pool, or use it as a context manager: that ends its row maps too. Raises
+    what :class:`pyvattn.KVCache` raises.
+    """
+
+    def __init__(
+        self,
+        spec: CacheSpec,
+        *,
+        device: str = "cuda",
+        driver: str = "auto",
+        page_size: int | str = "auto",
+        layout: str = "auto",
+        memory: int | str,
+        layers_per_arena: int | None = None,
+    ) -> None:
+        opened = open_driver(
+            spec,
+            device=device,
+            driver=driver,
+            page_size=page_size,
+            layout=layout,
+            layers_per_arena=layers_per_arena,
+        )
+        self._open(spec, opened.geometry, opened.driver, parse_size(memory, "memory"))
+
+    @classmethod
+    def on_driver(
+        cls,
+        spec: CacheSpec,
+        driver: _native.Driver,
+        *,
+        layout: str,
+        memory: int | str,
+        layers_per_arena: int | None = None,
+    ) -> BlockPool:
+        """Open a pool on a driver that was made before, such as one wrapped in adaptors."""
+        pool = cls.__new__(cls)
+        geometry = spec.geometry(layout, driver.page_size, layers_per_arena)
+        pool._open(spec, geometry, driver, parse_size(memory, "memory"))
+        return pool
+
+    def _open(
+        self, spec: CacheSpec, geometry: Geometry, driver: _native.Driver, memory: int
+    ) -> None:
+        self._spec = spec
+        self._geometry = geometry
+        self._driver = driver
+        self._native = _native.BlockPool(driver=driver, arenas=geometry.arenas, memory_limit=memory)
+
+    @property
+    def spec(self) -> CacheSpec:
+        """What the pool was opened for."""
+        return self._spec
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where tokens lie: layout, page size, arenas and strides."""
+        return self._geometry
+
+    @property
+    def driver(self) -> str:
+        """Name of the driver in use."""
+        return self._driver.capabilities.name
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._native.closed
+
+    def blocks_for(self, tokens: int) -> int:
+        """Return how many blocks the first ``tokens`` tokens of a row take.
+
+        Kernels may read up to ``spec.guard_tokens`` tokens further. Where the driver is
+        not zero-backed (``cumem``, ``stock-uvm``), ask for so many more.
+        """
+        return -(-tokens * self._geometry.token_bytes // self._geometry.page_size)
+
+    def allocate(self, count: int, after: int | None = None) -> list[int]:
+        """Return ``count`` blocks that the caller holds, in runs as long as can be.
+
+        The first lies right behind block ``after``, where that is free. Raises
+        :class:`~pyvattn.errors.OutOfMemory` with nothing taken.
+        """
+        return self._native.allocate(count, after)
+
+    def retain(self, blocks: Iterable[int]) -> None:
+        """Hold each block once more. Raises :class:`~pyvattn.errors.BlockError`."""
+        self._native.retain(blocks)
+
+    def release(self, blocks: Iterable[int]) -> None:
+        """Hold each block once less. It is free when no row maps it either.
+
+        Raises :class:`~pyvattn.errors.BlockError`, with nothing changed, for one that the
+        caller does not hold.
+        """
+        self._native.release(blocks)
+
+    def dirty(self, blocks: Iterable[int]) -> list[bool]:
+        """Return whether each block may hold what somebody wrote.
+
+        A block that was never mapped reads as zeros; others are as they were left, which
+        may be NaN: see :meth:`RowMap.zero`.
+        """
+        return self._native.dirty(blocks)
+
+    def stats(self) -> PoolStats:
+        """Count blocks, bytes and driver calls."""
+        counted = self._native.stats()
+        return PoolStats(
+            **{field.name: getattr(counted, field.name) for field in fields(PoolStats)}
+        )
+
+    def resize(self, memory: int | str) -> int:
+        """Move the memory limit and give free slabs back; return the bytes still allocated.
+
+        Raises :class:`~pyvattn.errors.LimitError` where more is held.
+        """
+        return self._native.resize(parse_size(memory, "memory"))
+
+    def close(self, after: object = None) -> None:
+        """Unmap every row of every map and give the memory back, once ``after`` has passed.
+
+        Tensors keep their addresses, with nothing behind them.
+        """
+        if not self.closed:
+            fence = self._fence(after)
+            if fence is not None:
+                fence.wait()
+        self._native.close()
+
+    def _fence(self, after: object) -> _native.Fence | None:
+        _, device = self._driver.capabilities.dlpack_device
+        return fence_after(self.driver, device, after)
+
+    def __enter__(self) -> BlockPool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class RowMap:
+    """Which block is mapped at each position of each row.
+
+    The pool's ``spec.max_slots`` rows, of ``positions`` positions each. Position ``p`` of a
+    row holds the tokens whose bytes lie in page ``p`` of it. :meth:`open`,
+    :meth:`extend`, :meth:`trim` and :meth:`close` are staged; :meth:`flush` carries them
+    out, as one batch, whole or not at all. A block may lie in many rows and positions; rows
+    hold the blocks that they map. A closed row keeps its mappings until it is used again:
+    :meth:`open` prefers the row that has most of the blocks already.
+
+    Any thread may call. :meth:`flush` lets others stage and flush other rows while the
+    driver works, without the GIL: map what is known ahead from a thread of its own.
+    """
+
+    def __init__(self, pool: BlockPool) -> None:
+        if not isinstance(pool, BlockPool):
+            raise ArgumentError(f"pool={pool!r}: use a pyvattn.BlockPool")
+        geometry = pool.geometry
+        self._pool = pool
+        self._native = _native.RowMap(
+            pool=pool._native,
+            rows=geometry.slots,
+            max_tokens=geometry.max_tokens,
+            guard_tokens=geometry.guard_tokens,
+            token_bytes=geometry.token_bytes,
+        )
+        self._tensors = LayerTensors(self._native, pool.spec, geometry)
+
+    @property
+    def pool(self) -> BlockPool:
+        """Where the blocks come from."""
+        return self._pool
+
+    @property
+    def spec(self) -> CacheSpec:
+        """What the pool was opened for."""
+        return self._pool.spec
+
+    @property
+    def positions(self) -> int:
+        """Positions of a row, those of the tail guard included."""
+        return self._native.positions
+
+    def open(self, blocks: Iterable[int] = ()) -> int:
+        """Return a row for these blocks, at positions 0, 1, …
+
+        Raises :class:`~pyvattn.errors.OutOfSlots` where every row is open,
+        :class:`~pyvattn.errors.BlockError` for a block that the caller does not hold and
+        :class:`~pyvattn.errors.LengthError` for more than ``positions``.
+        """
+        return self._native.open(blocks)
+
+    def extend(self, row: int, blocks: Iterable[int]) -> None:
+        """Put blocks behind the last of an open row.
+
+        Raises :class:`~pyvattn.errors.RowError` where it is not open, and what
+        :meth:`open` raises.
+        """
+        self._native.extend(row, blocks)
+
+    def trim(self, row: int, *, front: int = 0, tail: int = 0, after: object = None) -> None:
+        """Take ``front`` more blocks from the front of a row, and ``tail`` from its end.
+
+        The others stay where they are. Nothing is unmapped before ``after`` has passed: a
+        stream or a recorded event on which kernels still read there, as
+        :meth:`pyvattn.KVCache.release` takes it.
+        """
+        self._native.trim(row, front, tail, self._pool._fence(after))
+
+    def close(self, row: int, after: object = None) -> None:
+        """End a row. Its mappings are not touched before ``after`` has passed."""
+        self._native.close(row, self._pool._fence(after))
+
+    def flush(self) -> None:
+        """Carry out what is staged. Every open row then maps its blocks in order.
+
+        Where it fails nothing has changed, and what was staged still is: flush again, or
+        :meth:`discard` it. Raises :class:`~pyvattn.errors.DriverError`, and
+        :class:`~pyvattn.errors.BlockError` for a block that was released before it was
+        mapped.
+        """
+        self._native.flush()
+
+    def discard(self) -> None:
+        """Forget what is staged: every row is as the last :meth:`flush` left it."""
+        self._native.discard()
+
+    def reclaim(self, blocks: int) -> int:
+        """Take mappings that no open row needs until so many blocks are free.
+
+        The longest closed rows give first. Returns how many blocks came free: fewer where
+        the caller holds the others, or none are left.
+        """
+        return self._native.reclaim(blocks)
+
+    def zero(self, row: int, *, first: int = 0, count: int = 1, after: object = None) -> None:
+        """Write zeros over ``count`` positions of an open row, and wait for them.
+
+        For blocks that are :meth:`~BlockPool.dirty`: kernels read whole tiles, and 0 x NaN
+        is NaN. Raises :class:`~pyvattn.errors.RowError` for what is not flushed yet.
+        """
+        self._native.zero(row, first, count, self._pool._fence(after))
+
+    def blocks(self, row: int) -> list[int | None]:
+        """Return the blocks of an open row as staged, ``None`` where its front was trimmed."""
+        return self._native.blocks(row)
+
+    def open_rows(self) -> list[int]:
+        """Return the rows that are open, as staged."""
+        return self._native.open_rows()
+
+    def layer(self, index: int, from_dlpack: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
+        """Return the K and V of one layer, each ``[max_slots, max_tokens, kv_heads, head_dim]``.
+
+        As :meth:`pyvattn.KVCache.layer`: they share the memory, with no copy.
+        """
+        if from_dlpack is None:
+            return self._tensors.of_torch(index)
+        return self._tensors.made_by(index, from_dlpack)

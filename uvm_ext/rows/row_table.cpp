@@ -1,0 +1,33 @@
+#include "rows/row_table.hpp"
+
+namespace pyvattn {
+
+RowTable::RowTable(const DriverPtr& driver, const Geometry& geometry)
+    : geometry_(geometry), arenas_(make_arenas(driver, geometry)), rows_(geometry.slots) {
+  for (const ArenaPtr& arena : arenas_) starts_.push_back(arena->address());
+}
+
+bool RowTable::is_ready(std::uint32_t row) {
+  FencePtr& fence = rows_[row].fence;
+  if (fence && !fence->passed()) return false;
+  fence.reset();
+  return true;
+}
+
+std::vector<Range> RowTable::ranges(const Positions& positions) const {
+  std::vector<Range> ranges;
+  ranges.reserve(starts_.size());
+  for (std::uint32_t arena = 0; arena < geometry_.arenas; ++arena) {
+    ranges.push_back(
+        {address(arena, positions.row, positions.first), positions.count * geometry_.page_size});
+  }
+  return ranges;
+}
+
+std::size_t RowTable::bookkeeping_bytes() const {
+  std::size_t bytes = rows_.capacity() * sizeof(Row);
+  for (const Row& row : rows_) bytes += row.blocks.capacity() * sizeof(BlockId);
+  return bytes;
+}
+
+}  // namespace pyvattn
