@@ -111,7 +111,10 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 assert (k[slot, :500] == 1).all()
 cache.step({slot: 1000})
 cache.close()
-"""
+""",
+        # Python 3.12 and later warn of any fork() where there are threads.
+        "-W",
+        "ignore::DeprecationWarning",
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
