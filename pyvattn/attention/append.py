@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from pyvattn.errors import TensorError
+from pyvattn.text import shown
 
 if TYPE_CHECKING:
     from pyvattn.cache import KVCache
@@ -29,6 +30,10 @@ def append(
 
     Raises :class:`~pyvattn.errors.TensorError` for tensors that do not fit.
     """
+    given = {"slots": slots, "positions": positions, "k": k, "v": v}
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise TensorError(f"{name} is {shown(value)}: use a tensor of torch")
     k_cache, v_cache = cache.layer(layer)
     for new, cached in ((k, k_cache), (v, v_cache)):
         if new.shape[-2:] != cached.shape[-2:]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from pyvattn.attention.problem import Indices, Problem
 from pyvattn.attention.registry import choose
-from pyvattn.errors import UnsupportedError
+from pyvattn.errors import ConfigError, UnsupportedError
+from pyvattn.text import shown
 
 if TYPE_CHECKING:
     from pyvattn.cache import KVCache
@@ -42,7 +44,7 @@ def attend(
     fastest one that can do the problem.
 
     Raises :class:`~pyvattn.errors.TensorError` for shapes that do not fit,
-    :class:`~pyvattn.errors.ConfigError` for an unknown kernel and
+    :class:`~pyvattn.errors.ConfigError` for an unknown kernel or a scale that is no number, and
     :class:`~pyvattn.errors.UnsupportedError` for one that cannot do it, be it for
     the cache's ``guard_tokens``.
     """
@@ -52,8 +54,10 @@ def attend(
             "read its latent tensor with cache.layer() and a kernel made for it"
         )
     k, v = cache.layer(layer)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    problem = Problem(q, k, v, slots, lengths, causal, scale)
+    scale = k.shape[-1] ** -0.5 if scale is None else scale
+    if not isinstance(scale, Real):
+        raise ConfigError(f"scale {shown(scale)}: use a number, or None for head_dim ** -0.5")
+    problem = Problem(q, k, v, slots, lengths, causal, float(scale))
     problem.check()
     chosen = choose(kernel, problem, cache.spec.guard_tokens)
     if q.numel() == 0:

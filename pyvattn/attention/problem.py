@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyvattn.errors import TensorError
+from pyvattn.text import shown
 
 # Slots and lengths come from an engine's bookkeeping (ints) or, where a CUDA
 # graph is captured, live in tensors whose values the host never reads.
@@ -81,10 +83,14 @@ class Problem:
 
     def check(self) -> None:
         """Raise :class:`~pyvattn.errors.TensorError` where the tensors do not fit together."""
+        if not isinstance(self.q, Tensor):
+            raise TensorError(f"q is {shown(self.q)}: use a tensor of torch")
         if self.q.dim() != 4:
             raise TensorError(
                 f"q has shape {_shape(self.q)}: use [batch, queries, q_heads, head_dim]"
             )
+        for name, indices in (("slots", self.slots), ("lengths", self.lengths)):
+            _check_indices(name, indices)
         batch, _, q_heads, head_dim = self.q.shape
         if not batch == len(self.slots) == len(self.lengths):
             raise TensorError(
@@ -156,6 +162,21 @@ def by_row(problem: Problem, attend_row: Callable[[Tensor, Tensor, Tensor], Tens
     return out
 
 
+def _check_indices(name: str, indices: Indices) -> None:
+    """Refuse what is no list of whole numbers, without waiting for a device."""
+    if isinstance(indices, KnownIndices):
+        return
+    if isinstance(indices, Tensor):
+        whole = indices.dim() == 1 and not (indices.is_floating_point() or indices.is_complex())
+    else:
+        try:
+            whole = len([operator.index(index) for index in indices]) == len(indices)
+        except TypeError:
+            whole = False
+    if not whole:
+        raise TensorError(f"{name} {shown(indices)}: use whole numbers, one for each row of q")
+
+
 def _outside(values: tuple[int, ...], most: int) -> int | None:
     """Return a value outside 0 to ``most``, or ``None``; quick where there are none."""
     if not values or (min(values) >= 0 and max(values) <= most):
@@ -168,7 +189,7 @@ def _to_host(indices: Indices) -> tuple[int, ...]:
         return indices
     if isinstance(indices, Tensor):
         indices = indices.tolist()  # one transfer for all
-    return tuple(int(index) for index in indices)
+    return tuple(operator.index(index) for index in indices)
 
 
 def _to_device(indices: Indices, device: torch.device) -> Tensor:
