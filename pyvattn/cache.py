@@ -68,6 +68,12 @@ class KVCache:
         strict: bool = False,
     ) -> None:
         _check_type("spec", spec, CacheSpec)
+        for name, value in (("driver", driver), ("layout", layout)):
+            if not isinstance(value, str):
+                raise ConfigError(f"{name} {shown(value)}: use a name, such as 'auto'")
+        for name, flag in (("accounting", accounting), ("strict", strict)):
+            if not isinstance(flag, bool):
+                raise ConfigError(f"{name}={shown(flag)}: use True or False")
         if strict and (device != "cpu" or accounting):
             raise ConfigError(
                 "strict=True writes past lengths with the CPU: use device='cpu', and no accounting"

@@ -10,6 +10,7 @@ from typing import Any
 from pyvattn.dtypes import ITEMSIZE, dtype_name
 from pyvattn.errors import SpecError
 from pyvattn.geometry import Geometry, addresses_refused, build_geometry
+from pyvattn.text import shown
 from pyvattn.whole_numbers import whole_number
 
 
@@ -61,12 +62,14 @@ class CacheSpec:
         object.__setattr__(self, name, count)
 
     def _check_kind(self) -> None:
+        if not isinstance(self.kind, str) or self.kind not in ("kv", "mla"):
+            raise SpecError(f"kind={shown(self.kind)} is unknown: use 'kv' or 'mla'")
         if self.kind == "kv":
             if self.latent_dim or self.rope_dim:
                 raise SpecError(
                     f"latent_dim={self.latent_dim} and rope_dim={self.rope_dim} need kind='mla'"
                 )
-        elif self.kind == "mla":
+        else:
             if self.latent_dim < 1:
                 raise SpecError("kind='mla' needs latent_dim, such as 512")
             width = self.latent_dim + self.rope_dim
@@ -75,8 +78,6 @@ class CacheSpec:
                     f"kind='mla' has one head of latent_dim + rope_dim = {width} elements, not "
                     f"{self.kv_heads} of {self.head_dim}: use CacheSpec.mla()"
                 )
-        else:
-            raise SpecError(f"kind={self.kind!r} is unknown: use 'kv' or 'mla'")
 
     def _check_reservation(self) -> None:
         if too_much := addresses_refused(self.max_slots * self.row_bytes):

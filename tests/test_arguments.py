@@ -42,10 +42,12 @@ OPENING = {
     "page_size": [None, 65536.0, LINES, 2**70],
     "read_ahead": [True, 1.5, None, LINES],
     "layers_per_arena": [2, "1", LINES],
-    "layout": [3, None],
-    "driver": [3, None, "", "a\nb"],
+    "layout": [3, None, LINES],
+    "driver": [3, None, "", "a\nb", LINES],
     "device": [None, "cuda:99999999999999999999", "cpu\n", 0],
     "eager": ["no", LINES, None, 1],
+    "accounting": ["no", LINES, None, 1],
+    "strict": ["no", LINES, None, 1],
 }
 
 
@@ -138,6 +140,10 @@ def test_the_integers_of_numpy_are_integers(kind):
         lambda: CacheSpec.mla(layers=1, rope_dim=None),
         lambda: CacheSpec.mla(layers=1, heads=3),
         lambda: SPEC.shard(1.5),
+        lambda: replace(SPEC, kind=LINES),
+        lambda: CacheSpec.from_hf_config(None),
+        lambda: CacheSpec.from_hf_config(3),
+        lambda: CacheSpec.from_hf_config(b"config.json"),
     ],
 )
 def test_impossible_specs_are_refused(make):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvattn.errors import SpecError
+from pyvattn.text import shown
 
 # Where multimodal configs keep the part that describes the language model.
 _TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
@@ -23,6 +24,10 @@ def decoder_config(
     lies in. Raises :class:`~pyvattn.errors.SpecError` for a file that cannot be
     read and for an encoder-decoder model.
     """
+    if not isinstance(config, Mapping | str | PathLike):
+        raise SpecError(
+            f"config {shown(config)}: give a parsed config.json, its path, or that of its folder"
+        )
     whole = config if isinstance(config, Mapping) else _load(Path(config))
     text = whole
     while (part := _text_part(text)) is not None:
