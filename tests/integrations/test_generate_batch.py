@@ -10,7 +10,7 @@ from tiny_models import VOCABULARY, left_padded, random_prompts, reference, torc
 from transformers import GenerationConfig
 
 from pyvattn import errors
-from pyvattn.integrations.transformers import generate_batch
+from pyvattn.integrations.transformers import VAttentionCache, generate_batch
 from pyvattn.integrations.transformers.sampling import Samplers
 
 LENGTHS = (3, 17, 9, 40, 1, 25)
@@ -118,6 +118,32 @@ def test_tokens_are_drawn_as_the_config_says(llama, settings, allowed):
 def test_what_cannot_be(batch, options, error, message):
     with pytest.raises(error, match=message):
         batch(random_prompts(LENGTHS), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("prompts", [None, 2.5, b"text", [1, 2], torch.zeros(2, 2)]),
+        ("max_new_tokens", [2.5, "5", [5.5], object(), 2**64]),
+        ("max_batch", [None, "3", 2.5, torch.zeros(2)]),
+        ("max_prefill_tokens", [None, "3", 2.5, torch.zeros(2)]),
+        ("generation_config", [2.5, "greedy", {}, [3]]),
+    ],
+)
+def test_what_is_of_no_type_that_the_call_takes(batch, name, values):
+    for value in values:
+        options = {"prompts": [[1, 2]], "max_new_tokens": 2, name: value}
+        with pytest.raises(errors.Error, match=f"{name}|prompt|max_tokens") as caught:
+            batch(**options)
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("model", [None, "gpt2", {}])
+def test_what_is_no_model(model):
+    with pytest.raises(errors.ArgumentError, match="pass a model of transformers"):
+        generate_batch(model, [[1]], max_new_tokens=1, memory="1MiB")
+    with pytest.raises(errors.ArgumentError, match="pass a model of transformers"):
+        VAttentionCache.for_model(model, max_batch=1, max_tokens=8, memory="1MiB")
 
 
 def test_an_empty_prompt(batch):

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from pyvattn.errors import OutOfMemory, SpecError
+from pyvattn.errors import OutOfMemory
 from pyvattn.integrations.transformers.decode import DeviceBatch
 from pyvattn.integrations.transformers.graphs import on_device, wants_graphs
 from pyvattn.integrations.transformers.parts import Chunk
 from pyvattn.integrations.transformers.readback import Readback
-from pyvattn.integrations.transformers.request import Request, prompt_for
+from pyvattn.integrations.transformers.request import Request, check_count, prompt_for
 from pyvattn.integrations.transformers.sampling import Samplers
 from pyvattn.integrations.transformers.settings import stop_tokens_of
 from pyvattn.integrations.transformers.spec import check_fit
@@ -76,9 +76,9 @@ class Engine:
         graphs: bool | None = None,
         lookahead: bool | None = None,
     ) -> None:
-        for name, count in (("max_batch", max_batch), ("max_prefill_tokens", max_prefill_tokens)):
-            if count is not None and count < 1:
-                raise SpecError(f"{name}={count}: use at least 1")
+        if max_batch is not None:
+            max_batch = check_count("max_batch", max_batch)
+        max_prefill_tokens = check_count("max_prefill_tokens", max_prefill_tokens)
         check_fit(model, cache.spec)
         self.graphs = wants_graphs(model, cache, graphs)
         self._samplers = Samplers(model, _config_of(generation_config, stop_tokens))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from transformers import GenerationConfig
+
 from pyvattn.cache import KVCache
-from pyvattn.errors import ConfigError, SpecError
+from pyvattn.errors import ArgumentError, ConfigError, SpecError
 from pyvattn.integrations.transformers.engine import Engine
-from pyvattn.integrations.transformers.request import Request
-from pyvattn.integrations.transformers.spec import spec_for
+from pyvattn.integrations.transformers.request import Request, check_count
+from pyvattn.integrations.transformers.spec import check_model, spec_for
+from pyvattn.text import shown
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 
 def generate_batch(
@@ -50,6 +53,9 @@ def generate_batch(
     :class:`~pyvattn.errors.ConfigError` or :class:`~pyvattn.errors.UnsupportedError` before
     anything runs, and :class:`~pyvattn.errors.OutOfMemory` where a request does not fit alone.
     """
+    check_model(model)
+    prompts = _prompts(prompts)
+    max_batch = check_count("max_batch", max_batch)
     configs = _configs(model, prompts, generation_config)
     limits = _limits(prompts, max_new_tokens, configs)
     if not prompts:
@@ -81,6 +87,13 @@ def generate_batch(
             owned.close()
 
 
+def _prompts(given: Sequence[Sequence[int]]) -> list[list[int]]:
+    try:
+        return [list(prompt) for prompt in given]
+    except TypeError:
+        raise SpecError(f"prompts {shown(given)}: give a list of lists of token ids") from None
+
+
 def _configs(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -90,14 +103,15 @@ def _configs(
     config = model.generation_config if given is None else given
     if config is None:
         raise ConfigError("the model has no generation config: pass generation_config")
-    if not isinstance(config, Sequence):
-        return [config] * len(prompts)
-    if len(config) != len(prompts):
+    configs = list(config) if isinstance(config, Sequence) else [config] * len(prompts)
+    if others := [one for one in configs if not isinstance(one, GenerationConfig)]:
+        raise ArgumentError(f"generation_config={shown(others[0])}: pass a GenerationConfig")
+    if len(configs) != len(prompts):
         raise SpecError(
-            f"there are {len(config)} generation configs for {len(prompts)} prompts: give one for "
+            f"there are {len(configs)} generation configs for {len(prompts)} prompts: give one for "
             "each, or one for all"
         )
-    return list(config)
+    return configs
 
 
 def _limits(
@@ -107,10 +121,10 @@ def _limits(
 ) -> list[int]:
     if max_new_tokens is None:
         limits = [config.max_new_tokens for config in configs]
-    elif isinstance(max_new_tokens, int):
-        limits = [max_new_tokens] * len(prompts)
-    else:
+    elif isinstance(max_new_tokens, Iterable):
         limits = list(max_new_tokens)
+    else:
+        limits = [max_new_tokens] * len(prompts)
     if None in limits:
         raise SpecError(
             "nothing says how many tokens to generate: pass max_new_tokens, or a generation_config "
@@ -121,7 +135,7 @@ def _limits(
             f"max_new_tokens has {len(limits)} numbers for {len(prompts)} prompts: give one for "
             "each, or one for all"
         )
-    return limits
+    return [check_count("max_new_tokens", limit) for limit in limits]
 
 
 def _open(

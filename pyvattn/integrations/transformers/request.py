@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pyvattn.errors import LengthError, SpecError
 from pyvattn.integrations.transformers.spec import positions_of
+from pyvattn.text import shown
+from pyvattn.whole_numbers import whole_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,6 +65,14 @@ class Request:
         return full or (bool(self.output) and self.output[-1] in self.stop_tokens)
 
 
+def check_count(name: str, given: object) -> int:
+    """Return ``given`` as an int from 1, or raise :class:`~pyvattn.errors.SpecError`."""
+    count = whole_number(given)
+    if count is None or count < 1:
+        raise SpecError(f"{name}={shown(given)}: use a whole number from 1")
+    return count
+
+
 def prompt_for(model: PreTrainedModel, prompt: Sequence[int], new: int, most: int) -> list[int]:
     """Return ``prompt`` as a list, where it and ``new`` tokens fit ``model`` and ``most`` tokens.
 
@@ -70,10 +80,9 @@ def prompt_for(model: PreTrainedModel, prompt: Sequence[int], new: int, most: in
     :class:`~pyvattn.errors.LengthError` for one that is too long.
     """
     tokens = _tokens_of(model, prompt)
-    if not tokens or new < 1:
-        raise SpecError(
-            f"a prompt of {len(tokens)} tokens with max_new_tokens={new}: give at least one of each"
-        )
+    new = check_count("max_new_tokens", new)
+    if not tokens:
+        raise SpecError("a prompt of 0 tokens: give at least one")
     # The last new token is never read again, so it needs no room.
     needed = len(tokens) + new - 1
     for room, whose in (

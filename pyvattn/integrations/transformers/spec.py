@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from transformers import PreTrainedConfig
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from pyvattn.attention import guard_needed
-from pyvattn.errors import SpecError, UnsupportedError
+from pyvattn.errors import ArgumentError, SpecError, UnsupportedError
 from pyvattn.integrations.transformers.rope import check_rope
 from pyvattn.spec import CacheSpec
+from pyvattn.text import shown
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 
 def spec_for(
@@ -29,6 +31,7 @@ def spec_for(
     full attention or with rotary frequencies that ``max_tokens`` would change, and
     :class:`~pyvattn.errors.SpecError` for a config that says too little.
     """
+    check_model(model)
     config = model.config.get_text_config(decoder=True)
     _check_layers(config)
     spec = CacheSpec.from_hf_config(
@@ -45,6 +48,12 @@ def spec_for(
         )
     check_rope(config, spec.max_tokens)
     return spec
+
+
+def check_model(model: object) -> None:
+    """Raise :class:`~pyvattn.errors.ArgumentError` for what is no model, wrapped or not."""
+    if not isinstance(getattr(model, "config", None), PreTrainedConfig):
+        raise ArgumentError(f"model={shown(model)}: pass a model of transformers")
 
 
 def check_fit(model: PreTrainedModel, spec: CacheSpec) -> None:
