@@ -63,7 +63,7 @@ test-peers: $(VENV)/.test $(VENV)/.build ## Run the tests that transformers brin
 # ---- checks ----
 
 .PHONY: lint format sanitize wheel wheel-check stubs results
-lint: $(VENV)/.test $(VENV)/.build ## Check style, types and layers: ruff, mypy --strict, clang-format
+lint: $(VENV)/.test $(VENV)/.build ## Check style, types, layers and locks: ruff, mypy --strict, clang-format, clang
 	@scripts/lint.sh check
 
 format: $(VENV)/.test ## Rewrite the sources in the project's style

@@ -141,6 +141,7 @@ class KVCache:
         self._spec = spec
         self._geometry = geometry
         self._driver = driver
+        self._has_streams = _native.has_streams(driver.capabilities.name)
         self._dropped: list[Slot] = []
         self._native = _native.Cache(
             driver=driver,
@@ -377,6 +378,8 @@ class KVCache:
         self._native.close()
 
     def _fence(self, after: object) -> _native.Fence | None:
+        if after is None and not self._has_streams:
+            return None
         _, device = self._driver.capabilities.dlpack_device
         return fence_after(self.driver, device, after)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Check or fix style and types with the tools of .venv.
 #
-#   lint.sh check   ruff, ruff format, mypy --strict, layers, clang-format; every one runs
+#   lint.sh check   ruff, ruff format, mypy --strict, layers, clang-format, locks; every one runs
 #   lint.sh fix     rewrite what ruff and clang-format can
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -30,6 +30,7 @@ case "${1:-}" in
     run "mypy --strict" "$BIN/mypy"
     run "layers" "$BIN/python" scripts/check_layers.py
     run "clang-format" "$BIN/clang-format" --dry-run -Werror "${cxx[@]}"
+    run "locks" scripts/check_locks.sh
     if [ ${#failed[@]} -gt 0 ]; then
       printf 'lint: failed: %s. `make format` repairs what can be repaired automatically.\n' \
         "$(IFS=,; echo "${failed[*]}")" >&2

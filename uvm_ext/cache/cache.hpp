@@ -218,6 +218,7 @@ class Cache {
   bool prepare_admission() REQUIRES(mutex_);
   void ask(std::uint32_t slot, std::uint32_t tokens) REQUIRES(mutex_);
   void wake_mapper();
+  void nudge_mapper();
 
   // --- set when the cache is opened ---
   const std::shared_ptr<LimitAdaptor> budget_;

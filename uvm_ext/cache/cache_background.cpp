@@ -64,6 +64,11 @@ void Cache::wake_mapper() {
   if (mapper_) mapper_->wake();
 }
 
+// For what the next step does not wait for.
+void Cache::nudge_mapper() {
+  if (mapper_) mapper_->nudge();
+}
+
 bool Cache::do_background_work() {
   const Lock lock(mutex_);
   if (closed_) return false;

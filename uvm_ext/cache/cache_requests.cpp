@@ -93,7 +93,7 @@ SlotRef Cache::acquire(std::int64_t tokens) {
   const Lock lock(mutex_);
   check_usable();
   const SlotRef slot = take_slot(length);
-  wake_mapper();
+  nudge_mapper();
   return slot;
 }
 
@@ -120,7 +120,7 @@ void Cache::release(const SlotRef& ref, FencePtr after) {
   forecast_.ended(slots_.asked(slot), slots_.head(slot).written);
   end_request(slot, std::move(after));
   if (slots_.head(slot).state == SlotState::free) return;
-  if (mapper_) return wake_mapper();
+  if (mapper_) return nudge_mapper();
   try {
     clean(slot);
   } catch (const std::exception&) {
@@ -177,7 +177,7 @@ SlotRef Cache::admit(std::int64_t tokens) {
     throw;
   }
   finish_step(&request, 1);
-  wake_mapper();
+  nudge_mapper();
   return request.slot;
 }
 

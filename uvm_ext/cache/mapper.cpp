@@ -1,5 +1,6 @@
 #include "cache/mapper.hpp"
 
+#include <chrono>
 #include <utility>
 
 namespace pyvattn {
@@ -10,8 +11,6 @@ Mapper::Mapper(std::function<bool()> work)
 Mapper::~Mapper() { stop(); }
 
 void Mapper::wake() {
-  // It has not begun to look since it was last told to: what there is now it will see.
-  if (wanted_) return;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     wanted_ = true;
@@ -19,8 +18,17 @@ void Mapper::wake() {
   changed_.notify_all();
 }
 
+void Mapper::nudge() {
+  // It has not begun to look since it was last told to: what there is now it will see.
+  if (wanted_) return;
+  wanted_ = true;
+  if (asleep_) wake();
+}
+
 void Mapper::drain() {
   std::unique_lock<std::mutex> lock(mutex_);
+  // It may nap.
+  changed_.notify_all();
   changed_.wait(lock, [this] { return stopping_ || (!wanted_ && !busy_); });
 }
 
@@ -37,10 +45,24 @@ void Mapper::stop() {
 
 void Mapper::abandon() { static_cast<void>(thread_.release()); }
 
+// Naps before it sleeps: while it naps, a nudge need not wake it.
+void Mapper::wait_for_work(std::unique_lock<std::mutex>& lock) {
+  constexpr auto kNap = std::chrono::milliseconds(1);
+  constexpr int kNaps = 20;
+  const auto told = [this] { return stopping_ || wanted_; };
+  for (int naps = 0; naps < kNaps; ++naps) {
+    if (changed_.wait_for(lock, kNap, told)) return;
+  }
+  // Said before it looks once more: a nudge sees it, or it sees the nudge.
+  asleep_ = true;
+  changed_.wait(lock, told);
+  asleep_ = false;
+}
+
 void Mapper::run() {
   std::unique_lock<std::mutex> lock(mutex_);
   while (true) {
-    changed_.wait(lock, [this] { return stopping_ || wanted_; });
+    wait_for_work(lock);
     if (stopping_) return;
     wanted_ = false;
     busy_ = true;

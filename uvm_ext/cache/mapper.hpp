@@ -19,8 +19,11 @@ class Mapper {
   Mapper(const Mapper&) = delete;
   Mapper& operator=(const Mapper&) = delete;
 
-  // There is work: look.
+  // There is work: look at once.
   void wake();
+  // There is work that can wait a millisecond: costs the caller no system call where the
+  // thread has lately been at work.
+  void nudge();
   // Returns when everything asked for before this call is done.
   void drain();
   // Ends the thread after the piece of work it is at.
@@ -30,11 +33,14 @@ class Mapper {
 
  private:
   void run();
+  void wait_for_work(std::unique_lock<std::mutex>& lock);
 
   const std::function<bool()> work_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::atomic<bool> wanted_{false};
+  // It looks again only when it is told to, not by itself.
+  std::atomic<bool> asleep_{false};
   bool busy_ = false;
   bool stopping_ = false;
   std::unique_ptr<std::thread> thread_;
