@@ -114,7 +114,7 @@ TEST(closed_row_keeps_its_mappings_for_who_wants_the_same_blocks) {
   map.close();
 }
 
-TEST(mapping_goes_only_when_its_fence_has_passed) {
+TEST(flushing_thread_waits_for_the_fence_of_what_it_unmaps) {
   WatchedMap map(MapShape{});
   const std::vector<BlockId> blocks = take(map, 6);
   const std::uint32_t row = map->open({blocks.begin(), blocks.begin() + 3});
@@ -135,7 +135,7 @@ TEST(mapping_goes_only_when_its_fence_has_passed) {
 }
 
 // Both fences count: that of the row's first use, and that of what was trimmed in its second.
-TEST(fences_of_two_uses_are_both_waited_for) {
+TEST(flushing_thread_waits_for_the_fences_of_two_uses) {
   WatchedMap map(MapShape{});
   const std::vector<BlockId> blocks = take(map, 3);
   const std::uint32_t row = map->open(blocks);
@@ -159,7 +159,7 @@ TEST(fences_of_two_uses_are_both_waited_for) {
 }
 
 // The first is inside the driver when the second is staged and planned.
-TEST(two_batches_are_in_flight_at_once) {
+TEST(two_threads_have_batches_in_flight_at_once) {
   WatchedMap map(MapShape{});
   const std::vector<BlockId> blocks = take(map, 4);
   const auto gate = std::make_shared<ManualFence>();
