@@ -119,7 +119,8 @@ class Capabilities:
     @property
     def peers(self) -> list[int]:
         """
-        Ordinals of the other devices that can reach what is mapped.
+        Ordinals of the other devices that can reach what is mapped: of an open
+        driver those with access, else those that can be given it.
         """
     @property
     def zero_backed(self) -> bool: ...
@@ -517,7 +518,7 @@ def has_streams(driver: str) -> bool:
     Whether work on CUDA streams uses the driver's memory.
     """
 
-def make_driver(name: str, page_size: int, device: int = 0) -> Driver:
+def make_driver(name: str, page_size: int, device: int = 0, peer_access: bool = False) -> Driver:
     """
     Opens a driver; raises ConfigError or DriverUnavailable.
     """

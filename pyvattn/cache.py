@@ -32,7 +32,9 @@ class KVCache:
     driver by name; ``page_size`` is bytes, text such as ``"64K"``, or
     ``"auto"``; ``layout`` is ``"layer"``, ``"token"`` (all layers of a token
     side by side, or groups of ``layers_per_arena``) or ``"auto"``; ``memory``
-    is the most physical memory that the cache takes.
+    is the most physical memory that the cache takes. With ``peer_access`` the other
+    GPUs of the process that can reach its memory may read and write it, so that a tensor
+    on one of them can be copied straight into the cache; each map then takes far longer.
 
     With ``eager`` a mapper thread maps the next decode step's pages and cleans
     released slots while the caller computes. Where memory is free, a slot that
@@ -62,6 +64,7 @@ class KVCache:
         layout: str = "auto",
         memory: int | str,
         layers_per_arena: int | None = None,
+        peer_access: bool = False,
         eager: bool = True,
         read_ahead: int | str = "auto",
         accounting: bool = False,
@@ -92,6 +95,7 @@ class KVCache:
             page_size=page_size,
             layout=layout,
             layers_per_arena=layers_per_arena,
+            peer_access=peer_access,
         )
         limit = parse_size(memory, "memory")
         wants_auto = isinstance(read_ahead, str) and read_ahead == "auto"

@@ -53,6 +53,7 @@ def open_driver(
     page_size: int | str,
     layout: str,
     layers_per_arena: int | None,
+    peer_access: bool,
 ) -> Opened:
     """Open what :func:`resolve` finds.
 
@@ -68,19 +69,21 @@ def open_driver(
         layout=layout,
         layers_per_arena=layers_per_arena,
     )
+    if not isinstance(peer_access, bool):
+        raise ConfigError(f"peer_access={shown(peer_access)}: use True or False")
     chosen = find(driver=driver)
     try:
-        return _open(chosen)
+        return _open(chosen, peer_access)
     except DriverUnavailable as error:
         if chosen.driver != _PREFERRED or _asked(driver, on_cuda=True) != "auto":
             raise
         warnings.warn(f"driver='auto' takes {_FALLBACK}: {error}", PlanWarning, stacklevel=3)
-    return _open(find(driver=_FALLBACK))
+    return _open(find(driver=_FALLBACK), peer_access)
 
 
-def _open(chosen: Resolved) -> Opened:
+def _open(chosen: Resolved, peer_access: bool) -> Opened:
     page_size = chosen.geometry.page_size
-    driver = _native.make_driver(chosen.driver, page_size, chosen.device)
+    driver = _native.make_driver(chosen.driver, page_size, chosen.device, peer_access)
     return Opened(driver, chosen.geometry, chosen.read_ahead)
 
 

@@ -66,6 +66,7 @@ class BlockPool:
         layout: str = "auto",
         memory: int | str,
         layers_per_arena: int | None = None,
+        peer_access: bool = False,
     ) -> None:
         opened = open_driver(
             spec,
@@ -74,6 +75,7 @@ class BlockPool:
             page_size=page_size,
             layout=layout,
             layers_per_arena=layers_per_arena,
+            peer_access=peer_access,
         )
         self._open(spec, opened.geometry, opened.driver, parse_size(memory, "memory"))
 

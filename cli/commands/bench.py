@@ -79,6 +79,9 @@ def _driver_options(page_size: str = "Page size, such as 64K.") -> Callable[[Any
 
 @click.command()
 @_option("--rounds", type=click.IntRange(min=3), help="Rounds of each call.")
+@_option(
+    "--peer-access", is_flag=True, help="Let the GPUs that can reach it access what is mapped."
+)
 @_driver_options("Page size, such as 64K [the smallest].")
 def api(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
     """Time reserve, allocate, map, unmap, free and release by extent size.

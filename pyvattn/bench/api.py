@@ -24,17 +24,23 @@ _EXTENTS = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class Options:
-    """``page_size`` None is the driver's smallest; ``rounds`` of every operation."""
+    """``page_size`` None is the driver's smallest; ``rounds`` of every operation.
+
+    ``peer_access``: other GPUs get access to what is mapped.
+    """
 
     driver: str = "cumem"
     page_size: str | None = None
     device: int = 0
     rounds: int = 31
+    peer_access: bool = False
 
 
 def measure(options: Options) -> Iterator[Measure]:
     """Yield every measure. Raises DriverUnavailable where the driver is not."""
-    driver = open_driver(options.driver, options.page_size, options.device)
+    driver = open_driver(
+        options.driver, options.page_size, options.device, peer_access=options.peer_access
+    )
     page = driver.page_size
     for pages in _EXTENTS:
         yield from _operations(driver, page, pages, options.rounds)
@@ -43,11 +49,13 @@ def measure(options: Options) -> Iterator[Measure]:
             yield from _cuda_calls(options.device, pages * page, options.rounds)
 
 
-def open_driver(name: str, page_size: str | None, device: int) -> _native.Driver:
+def open_driver(
+    name: str, page_size: str | None, device: int, *, peer_access: bool = False
+) -> _native.Driver:
     """Open a driver; ``page_size`` None is its smallest."""
     sizes = _native.driver_capabilities(name, device).page_sizes
     page = sizes[0] if page_size is None else parse_size(page_size, "page_size")
-    return _native.make_driver(name, page, device)
+    return _native.make_driver(name, page, device, peer_access)
 
 
 class Extent:

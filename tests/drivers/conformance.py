@@ -28,7 +28,8 @@ class DriverConformance:
 
     @pytest.fixture
     def faults(self, page):
-        return _native.FaultAdaptor(_native.make_driver(self.name, page))
+        peers = _native.driver_capabilities(self.name).peers
+        return _native.FaultAdaptor(_native.make_driver(self.name, page, 0, bool(peers)))
 
     @pytest.fixture
     def driver(self, faults):

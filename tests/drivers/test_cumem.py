@@ -32,8 +32,8 @@ def _fresh_gpu():
 class Space:
     """One reservation on a driver of its own, and a slab for each of its pages."""
 
-    def __init__(self, device: int = 0):
-        self.driver = _native.make_driver("cumem-emulated", PAGE, device)
+    def __init__(self, device: int = 0, peer_access: bool = False):
+        self.driver = _native.make_driver("cumem-emulated", PAGE, device, peer_access)
         self.device = device
         self.base = self.driver.reserve(PAGES * PAGE, PAGE)
         self.slabs = [self.driver.allocate_slab(PAGE) for _ in range(PAGES)]
@@ -349,7 +349,7 @@ def run_kernel(device: int, space: Space, page: int) -> None:
 
 @pytest.mark.parametrize("owner", [0, 1])
 def test_kernels_of_both_devices_reach_what_either_has_mapped(owner):
-    space = Space(owner)
+    space = Space(owner, peer_access=True)
     assert space.driver.capabilities.peers == [1 - owner]
     calls = Calls("cuMemSetAccess")
     space.driver.map(space.entries(0, 1, 2))
@@ -361,7 +361,7 @@ def test_kernels_of_both_devices_reach_what_either_has_mapped(owner):
 
 
 def test_a_page_whose_unmap_was_undone_is_the_peers_again():
-    space = Space()
+    space = Space(peer_access=True)
     space.driver.map(space.entries(0, 3))
     gpu.fail("cuMemUnmap", 2, INVALID_VALUE)
     with pytest.raises(DriverError):
@@ -370,9 +370,15 @@ def test_a_page_whose_unmap_was_undone_is_the_peers_again():
     space.close(0, 3)
 
 
-def test_devices_that_cannot_reach_each_other_get_no_access():
+def test_access_that_no_peer_can_have_is_refused():
     gpu.connect(False)
+    with pytest.raises(ConfigError, match="peer_access=True: no other device can reach"):
+        _native.make_driver("cumem-emulated", PAGE, 0, True)
+
+
+def test_peers_get_no_access_that_was_not_asked_for():
     space = Space()
+    assert _native.driver_capabilities("cumem-emulated", 0).peers == [1]
     assert space.driver.capabilities.peers == []
     space.driver.map(space.entries(0))
     run_kernel(0, space, 0)

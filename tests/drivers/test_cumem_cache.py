@@ -60,7 +60,7 @@ def test_tokens_and_the_guard_are_backed_and_zero(layout):
 @pytest.mark.parametrize(("source", "target"), [(0, 1), (1, 0)])
 def test_a_copy_from_the_other_device_reaches_tokens_and_guard(layout, source, target):
     """torch copies with a kernel of the source's device, straight onto the target's memory."""
-    driver = _native.make_driver(DRIVER, PAGE, target)
+    driver = _native.make_driver(DRIVER, PAGE, target, True)
     with KVCache.on_driver(SPEC, driver, layout=layout, memory="256MiB") as cache:
         slot = cache.acquire(100)
         for length in (100, 8000):  # what is mapped later is reached as well

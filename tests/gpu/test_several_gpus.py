@@ -33,9 +33,10 @@ import torch
 from pyvattn import CacheSpec, KVCache, errors
 warnings.simplefilter("ignore", errors.PlanWarning)
 driver, layout, source, target = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+options = dict(driver=driver, layout=layout, memory="1GiB", peer_access={peer_access})
 def open_cache(device):
     spec = CacheSpec(**{spec!r}, max_slots=2, max_tokens=4096)
-    return KVCache(spec, device=f"cuda:{{device}}", driver=driver, layout=layout, memory="1GiB")
+    return KVCache(spec, device=f"cuda:{{device}}", **options)
 with open_cache(source) as first, open_cache(target) as second:
     for cache in (first, second):
         slots = [cache.acquire(3000), cache.acquire(3000)]
@@ -83,18 +84,16 @@ def test_tokens_go_straight_from_one_gpus_cache_into_the_others(driver, layout, 
     require_two(driver)
     if source not in _native.driver_capabilities(driver, target).peers:
         pytest.skip(f"cuda:{source} cannot reach {driver}'s memory on cuda:{target}")
-    program = COPY.format(spec=SPEC, copy=STRAIGHT)
+    program = COPY.format(spec=SPEC, copy=STRAIGHT, peer_access=True)
     assert "copied" in run(program, driver, layout, source, target)
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("layout", ["layer", "token"])
 @pytest.mark.parametrize(("source", "target"), [(0, 1), (1, 0)])
-def test_tokens_go_by_way_of_torchs_memory_whether_or_not_a_peer_may(
-    driver, layout, source, target
-):
+def test_tokens_go_by_way_of_torchs_memory_without_access(driver, layout, source, target):
     require_two(driver)
-    program = COPY.format(spec=SPEC, copy=STAGED)
+    program = COPY.format(spec=SPEC, copy=STAGED, peer_access=False)
     assert "copied" in run(program, driver, layout, source, target)
 
 
@@ -112,7 +111,7 @@ def test_kernels_run_on_the_caches_gpu_while_another_is_current(kernel):
         torch.testing.assert_close(out.double(), case.expected(q), atol=2e-2, rtol=2e-2)
 
 
-def test_every_pair_of_gpus_that_torch_copies_between_has_access():
+def test_every_pair_of_gpus_that_torch_copies_between_can_have_access():
     """torch copies straight between these, and asks no owner of memory."""
     require_two("cumem")
     count = torch.cuda.device_count()
@@ -129,12 +128,14 @@ def test_a_cache_makes_no_context_on_the_gpus_beside_it(driver):
     if shutil.which("nvidia-smi") is None:
         pytest.skip("no nvidia-smi here")
     listed = ["nvidia-smi", "--query-compute-apps=pid,gpu_uuid", "--format=csv,noheader"]
+    access = bool(_native.driver_capabilities(driver, 0).peers)
     program = f"""
 import os, subprocess, sys
 import torch
 from pyvattn import CacheSpec, KVCache
 spec = CacheSpec(**{SPEC!r}, max_slots=2, max_tokens=4096)
-with KVCache(spec, device="cuda:0", driver={driver!r}, layout="layer", memory="1GiB") as cache:
+options = dict(driver={driver!r}, layout="layer", memory="1GiB", peer_access={access})
+with KVCache(spec, device="cuda:0", **options) as cache:
     cache.step({{cache.acquire(3000): 3000}})
     cache.layer(0)[0][0, :3000].fill_(1.0)
     torch.cuda.synchronize()

@@ -208,6 +208,7 @@ class Cache {
   std::vector<Tail> live_tails(Keep keep, std::uint32_t most) REQUIRES(mutex_);
   std::vector<Tail> free_tails(std::uint64_t blocks) REQUIRES(mutex_);
   std::uint64_t spare_blocks() const REQUIRES(mutex_);
+  bool can_have(std::uint64_t blocks) const REQUIRES(mutex_);
 
   // cache_background.cpp
   std::vector<Positions> dirty_positions(std::uint32_t slot) const REQUIRES(mutex_);

@@ -234,13 +234,25 @@ bool Cache::can_admit(std::int64_t tokens) {
   check_usable();
   const Lock lock(mutex_);
   check_usable();
-  if (slots_.slots_in(SlotState::live) == slots_.size()) return false;
   const std::uint64_t blocks = math_.pages_for(length);
-  const std::uint64_t not_live = pool_->blocks_available() + slots_.blocks_in(SlotState::free) +
-                                 slots_.blocks_in(SlotState::released) +
-                                 slots_.blocks_in(SlotState::cleaning);
-  if (blocks <= not_live) return true;
-  return blocks <= not_live - slots_.blocks_in(SlotState::free) + spare_blocks();
+  while (slots_.slots_in(SlotState::live) < slots_.size()) {
+    if (can_have(blocks)) return true;
+    // What is in flight counts as taken; it may turn out to be spare.
+    if (rows_.in_flight() == 0) return false;
+    settled_.wait(mutex_);
+    check_usable();
+  }
+  return false;
+}
+
+// Whether a request can have so many: from the pool, from slots that are not live, spare.
+bool Cache::can_have(std::uint64_t blocks) const {
+  const std::uint64_t in_pool_or_released = pool_->blocks_available() +
+                                            slots_.blocks_in(SlotState::released) +
+                                            slots_.blocks_in(SlotState::cleaning);
+  // Live slots are many: they are looked at only where the others have too little.
+  if (blocks <= in_pool_or_released + slots_.blocks_in(SlotState::free)) return true;
+  return blocks <= in_pool_or_released + spare_blocks();
 }
 
 void Cache::drain() {

@@ -70,8 +70,7 @@ class CuMemDriver final : public Driver {
   const Capabilities capabilities_;
   const std::size_t page_size_;
   const CudaContextPtr context_;
-  // Read and write for the device and its peers. Peers have it from the first: a copy
-  // that starts on another device is not checked, and without access it ends the process.
+  // Read and write for the device and for the peers that were asked for.
   const std::vector<cuda::AccessDescriptor> access_;
   // Zeros of recycled pages wait for the caller's kernels, those of fresh pages must not.
   const CudaStream recycled_;

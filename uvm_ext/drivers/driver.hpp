@@ -58,7 +58,8 @@ struct Capabilities {
   // DLPack's DLDeviceType and ordinal of the memory.
   std::int32_t dlpack_device_type = 1;
   std::int32_t dlpack_device_id = 0;
-  // Ordinals of the other devices whose kernels and copies can reach what is mapped.
+  // Ordinals of the other devices whose kernels and copies can reach what is mapped: of an
+  // open driver those that were given access, else those that can be given it.
   std::vector<int> peers;
 };
 

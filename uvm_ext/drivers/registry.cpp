@@ -22,32 +22,32 @@ Capabilities describe_stock_uvm(int device) {
   return StockUvmDriver::describe(nvidia::real_platform(), device);
 }
 
+template <typename NvidiaDriver>
+DriverPtr make_nvidia(const DriverRequest& request, Capabilities offered) {
+  return std::make_shared<NvidiaDriver>(nvidia::real_platform(), request.device, request.page_size,
+                                        std::move(offered));
+}
+
 std::vector<DriverRow>& table() {
   static std::vector<DriverRow> rows = {
       {"host", [](int) { return HostDriver::describe(); },
-       [](const DriverRequest& r) { return std::make_shared<HostDriver>(r.page_size); }, nullptr,
-       ""},
+       [](const DriverRequest& r, Capabilities) {
+         return std::make_shared<HostDriver>(r.page_size);
+       },
+       nullptr, ""},
       {"host-accounting", [](int) { return HostDriver::describe(); },
-       [](const DriverRequest& r) { return std::make_shared<AccountingDriver>(r.page_size); },
+       [](const DriverRequest& r, Capabilities) {
+         return std::make_shared<AccountingDriver>(r.page_size);
+       },
        nullptr, ""},
       {"cumem", [](int device) { return CuMemDriver::describe(real_libcuda(), device); },
-       [](const DriverRequest& r) {
+       [](const DriverRequest& r, Capabilities offered) {
          return std::make_shared<CuMemDriver>(real_libcuda(), r.device, r.page_size,
-                                              CuMemDriver::describe(real_libcuda(), r.device));
+                                              std::move(offered));
        },
        real_libcuda, ""},
-      {"stock-uvm", describe_stock_uvm,
-       [](const DriverRequest& r) {
-         return std::make_shared<StockUvmDriver>(nvidia::real_platform(), r.device, r.page_size,
-                                                 describe_stock_uvm(r.device));
-       },
-       real_libcuda, ""},
-      {"patched", describe_patched,
-       [](const DriverRequest& r) {
-         return std::make_shared<PatchedDriver>(nvidia::real_platform(), r.device, r.page_size,
-                                                describe_patched(r.device));
-       },
-       real_libcuda, ""},
+      {"stock-uvm", describe_stock_uvm, make_nvidia<StockUvmDriver>, real_libcuda, ""},
+      {"patched", describe_patched, make_nvidia<PatchedDriver>, real_libcuda, ""},
   };
   return rows;
 }
@@ -95,14 +95,22 @@ Capabilities driver_capabilities(const std::string& name, int device) {
 
 DriverPtr make_driver(const DriverRequest& request) {
   const DriverRow& row = find(request.name);
-  const std::vector<std::size_t> sizes = row.describe(request.device).page_sizes;
+  Capabilities offered = row.describe(request.device);
+  const std::vector<std::size_t>& sizes = offered.page_sizes;
   if (std::find(sizes.begin(), sizes.end(), request.page_size) == sizes.end()) {
-    std::vector<std::string> offered;
-    for (std::size_t size : sizes) offered.push_back(std::to_string(size >> 10) + "K");
+    std::vector<std::string> names;
+    for (std::size_t size : sizes) names.push_back(std::to_string(size >> 10) + "K");
     throw ConfigError("driver '" + request.name + "' has no pages of " +
-                      std::to_string(request.page_size) + " bytes: choose one of " + join(offered));
+                      std::to_string(request.page_size) + " bytes: choose one of " + join(names));
   }
-  return row.make(request);
+  if (!request.peer_access) {
+    offered.peers.clear();
+  } else if (offered.peers.empty()) {
+    throw ConfigError("peer_access=True: no other device can reach the memory of driver '" +
+                      request.name + "' on device " + std::to_string(request.device) +
+                      ": leave it out, or use driver='cumem' where GPUs reach each other");
+  }
+  return row.make(request, std::move(offered));
 }
 
 bool has_streams(const std::string& name) { return find(name).streams != nullptr; }

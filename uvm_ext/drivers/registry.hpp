@@ -16,12 +16,15 @@ struct DriverRequest {
   std::size_t page_size = 0;
   // Ordinal of the CUDA device; the host drivers ignore it.
   int device = 0;
+  // Whether the devices that can reach the memory are given access to it. A map then
+  // writes page tables of theirs too, which took 40 times as long on two H100.
+  bool peer_access = false;
 };
 
 struct DriverRow {
   std::string name;
   std::function<Capabilities(int device)> describe;
-  std::function<DriverPtr(const DriverRequest&)> make;
+  std::function<DriverPtr(const DriverRequest&, Capabilities)> make;
   // Whose streams use the memory; null: none.
   const LibCuda& (*streams)() = nullptr;
   // The driver that it is with another machine beneath, whose memory is ordinary memory;
@@ -39,7 +42,8 @@ std::vector<std::string> driver_names();
 // name and DriverUnavailable, with the reason, where the machine cannot offer it.
 Capabilities driver_capabilities(const std::string& name, int device);
 
-// Throws as driver_capabilities(), and ConfigError for a page size it does not offer.
+// Throws as driver_capabilities(), and ConfigError for a page size that it does not offer
+// or for access of peers where there are none that can have it.
 DriverPtr make_driver(const DriverRequest& request);
 
 // Whether the named driver's memory is used by work on CUDA streams, so that it can

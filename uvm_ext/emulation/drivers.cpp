@@ -37,9 +37,9 @@ Capabilities describe_patched(int device) {
   return as_emulated(PatchedDriver::describe(nvidia_platform(), device));
 }
 
-DriverPtr make_cumem(const DriverRequest& request) {
+DriverPtr make_cumem(const DriverRequest& request, Capabilities capabilities) {
   return std::make_shared<CuMemDriver>(libcuda(), request.device, request.page_size,
-                                       describe_cumem(request.device));
+                                       std::move(capabilities));
 }
 
 template <typename NvidiaDriver>
@@ -52,17 +52,10 @@ DriverPtr make_nvidia(const DriverRequest& request, Capabilities capabilities) {
 
 void register_drivers() {
   register_driver({"cumem-emulated", describe_cumem, make_cumem, libcuda, "cumem"});
-  register_driver({"stock-uvm-emulated", describe_stock_uvm,
-                   [](const DriverRequest& request) {
-                     return make_nvidia<StockUvmDriver>(request,
-                                                        describe_stock_uvm(request.device));
-                   },
+  register_driver({"stock-uvm-emulated", describe_stock_uvm, make_nvidia<StockUvmDriver>,
                    nvidia_libcuda, "stock-uvm"});
-  register_driver({"patched-emulated", describe_patched,
-                   [](const DriverRequest& request) {
-                     return make_nvidia<PatchedDriver>(request, describe_patched(request.device));
-                   },
-                   nvidia_libcuda, "patched"});
+  register_driver({"patched-emulated", describe_patched, make_nvidia<PatchedDriver>, nvidia_libcuda,
+                   "patched"});
 }
 
 }  // namespace pyvattn::emulation

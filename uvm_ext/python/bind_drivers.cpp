@@ -30,7 +30,8 @@ void bind_values(py::module_& module) {
       .def_readonly("zero_backed", &Capabilities::zero_backed)
       .def_readonly("batch_is_one_call", &Capabilities::batch_is_one_call)
       .def_readonly("peers", &Capabilities::peers,
-                    "Ordinals of the other devices that can reach what is mapped.")
+                    "Ordinals of the other devices that can reach what is mapped: of an open\n"
+                    "driver those with access, else those that can be given it.")
       .def_property_readonly("dlpack_device", [](const Capabilities& c) {
         return std::make_pair(c.dlpack_device_type, c.dlpack_device_id);
       });
@@ -148,11 +149,11 @@ void bind_drivers(py::module_& module) {
              Release(), "What a driver offers here; raises DriverUnavailable with the reason.");
   module.def(
       "make_driver",
-      [](std::string name, std::size_t page_size, int device) {
-        return make_driver({std::move(name), page_size, device});
+      [](std::string name, std::size_t page_size, int device, bool peer_access) {
+        return make_driver({std::move(name), page_size, device, peer_access});
       },
-      py::arg("name"), py::arg("page_size"), py::arg("device") = 0, Release(),
-      "Opens a driver; raises ConfigError or DriverUnavailable.");
+      py::arg("name"), py::arg("page_size"), py::arg("device") = 0, py::arg("peer_access") = false,
+      Release(), "Opens a driver; raises ConfigError or DriverUnavailable.");
 }
 
 }  // namespace pyvattn::python
