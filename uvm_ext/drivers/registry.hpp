@@ -17,7 +17,7 @@ struct DriverRequest {
   // Ordinal of the CUDA device; the host drivers ignore it.
   int device = 0;
   // Whether the devices that can reach the memory are given access to it. A map then
-  // writes page tables of theirs too, which took 40 times as long on two H100.
+  // writes page tables of theirs too, which took 40 times as long on two H200.
   bool peer_access = false;
 };
 
