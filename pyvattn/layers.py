@@ -52,7 +52,7 @@ class LayerTensors:
             made = self._make(layer, _torch_from_dlpack(self._spec.dtype))
             self._torch[layer] = made
         k, v = made
-        # Transposing one's own in place changes nobody else's.
+        # Transposing one in place leaves the others as they are.
         return k.detach(), v.detach()
 
     def made_by(self, index: int, from_dlpack: Callable[[Any], Any]) -> tuple[Any, Any]:

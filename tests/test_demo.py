@@ -233,4 +233,4 @@ def test_counts_out_of_range(load, console, name, value):
 
 def test_memory_that_is_too_small_is_a_clear_error(load, console):
     with pytest.raises(errors.OutOfMemory, match="raise the cache's memory limit"):
-        run_tiny(load, console, memory="64KiB", layout="layer")
+        run_tiny(load, console, memory="64KiB", layout="token")

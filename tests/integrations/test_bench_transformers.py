@@ -75,7 +75,7 @@ def test_both_engines_give_the_same_tokens_and_every_rate_is_there():
 @pytest.mark.parametrize("against", ["library", "sdpa"])
 def test_the_baseline_is_named_with_its_settings_and_releases(against):
     baseline, _ = bench(against=against)
-    # Without a GPU the library has nothing better than SDPA, whoever asks.
+    # Without a GPU the library has nothing better than SDPA, whatever is asked for.
     assert baseline["attention"] in SDPA
     assert baseline["settings"]["use_cuda_graph"] == (False, False)
     assert baseline["settings"]["use_async_batching"] is False
@@ -235,7 +235,7 @@ def test_the_official_size_needs_a_gpu():
 
 
 def test_flash_attention_is_listed_by_the_names_of_its_distributions(monkeypatch):
-    """transformers knows FlashAttention-3 by its distribution's name, whoever built the module."""
+    """transformers knows FlashAttention-3 by its distribution's name, whichever build it is."""
     monkeypatch.setattr(
         engines, "packages_distributions", lambda: {"flash_attn_interface": ["numpy"]}
     )

@@ -1,6 +1,6 @@
 """Small seeded models with random weights: wide enough that tokens vary, fast enough for CI.
 
-Whoever imports this module is skipped where torch or transformers is missing.
+A test module that imports this one is skipped where torch or transformers is missing.
 """
 
 from __future__ import annotations

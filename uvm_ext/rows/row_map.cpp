@@ -61,7 +61,7 @@ RowMap::Row& RowMap::open_row(std::uint32_t row) {
     throw RowError("row " + std::to_string(row) +
                    " is not open: name what open() returned, until close()");
   }
-  // Whoever stages does not change what a batch is at.
+  // What a batch is at does not change by staging.
   while (table_.is_in_flight(row)) store_->settled_.wait(store_->mutex_);
   check_usable();
   if (!rows_[row].wanted.open) throw RowError("row " + std::to_string(row) + " was closed");

@@ -6,7 +6,7 @@
 //  1. After flush() the MMU maps what the map says; one that failed has changed nothing, and
 //     what was staged still is.
 //  2. An open row maps its blocks in order.
-//  3. A mapping is taken away only where the fence of whoever could read it has passed.
+//  3. A mapping is taken away only where the fences of all that could read it have passed.
 //  4. A block may be mapped in many rows and positions; it is free when its last holder, the
 //     caller or a row, lets go.
 //  5. flush() makes its driver calls without the lock: other rows can be staged and flushed

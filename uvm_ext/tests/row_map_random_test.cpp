@@ -194,7 +194,7 @@ TEST(row_map_agrees_with_a_model_under_random_schedules) {
   }
 }
 
-// One thread's rows and blocks are its own; what is staged is carried out by whoever
+// One thread's rows and blocks are its own; what is staged is carried out by the thread that
 // flushes first.
 TEST(row_map_serves_several_threads_at_once) {
   test::with_seeds(10, [](std::uint64_t seed) {
