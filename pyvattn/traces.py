@@ -12,11 +12,14 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 
-from pyvattn.errors import TraceError
+from pyvattn.errors import ArgumentError, TraceError
+from pyvattn.text import shown
 from pyvattn.trace_rows import Row, read_rows
+from pyvattn.whole_numbers import whole_number
 
 DEFAULT_RATE = 5.0
 SYNTHETIC_REQUESTS = 5000
@@ -72,6 +75,8 @@ def read_trace(
     file lacks. Raises :class:`~pyvattn.errors.TraceError`, naming the line,
     for what cannot be read; ``FileNotFoundError`` is left to the caller.
     """
+    if not isinstance(path, (str, PathLike)):
+        raise ArgumentError(f"path={shown(path)}: use the path of a trace file")
     file = Path(path)
     rows = read_rows(file)
     if not rows:
@@ -99,8 +104,8 @@ def synthetic_trace(
     count: int = SYNTHETIC_REQUESTS, *, rate: float = DEFAULT_RATE, seed: int = 0
 ) -> Trace:
     """Make up ``count`` requests; equal arguments give equal requests."""
-    if count < 1:
-        raise TraceError(f"a trace of {count} requests: use at least 1")
+    if (whole_number(count) or 0) < 1:
+        raise TraceError(f"a trace of {shown(count)} requests: use a whole number from 1")
     lengths = random.Random(f"lengths {seed}")
     pairs = (
         (_draw(lengths, *_SYNTHETIC_PROMPT), _draw(lengths, *_SYNTHETIC_GENERATED))
@@ -115,8 +120,8 @@ def synthetic_trace(
 
 
 def _poisson(rate: float, seed: int) -> Iterator[float]:
-    if not (math.isfinite(rate) and rate > 0):
-        raise TraceError(f"rate {rate}: use a positive number of requests per second")
+    if not (isinstance(rate, Real) and math.isfinite(rate) and rate > 0):
+        raise TraceError(f"rate {shown(rate)}: use a positive number of requests per second")
     source = random.Random(f"arrivals {seed}")
     moment = 0.0
     while True:

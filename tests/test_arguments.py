@@ -15,6 +15,7 @@ from pyvattn import (
     CacheSpec,
     ConfigError,
     CopyError,
+    Error,
     KVCache,
     LengthError,
     SlotError,
@@ -22,6 +23,7 @@ from pyvattn import (
     _native,
 )
 from pyvattn.planner import plan
+from pyvattn.traces import read_trace, synthetic_trace
 
 SPEC = CacheSpec(2, 4, 64, "float32", max_slots=4, max_tokens=1024)
 LINES = np.zeros((40, 40))
@@ -180,3 +182,21 @@ class TestTheLimitOfAddresses:
         assert all(c.arenas * c.page_size * 2**24 <= 64 << 40 for c in tried)
         with pytest.raises(SpecError, match="smaller pages"):
             plan(replace(self.SPARSE, max_slots=2**26), driver="stock-uvm", page_size="2M")
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: plan(3, driver="host"), "spec=3"),
+        (lambda: plan(SPEC, driver="host", read_ahead=3), "read_ahead=3"),
+        (lambda: plan(SPEC, driver="host", workload=3), "workload=3"),
+        (lambda: read_trace(None), "path=None"),
+        (lambda: read_trace([]), r"path=\[\]"),
+        (lambda: synthetic_trace("x"), "a trace of 'x' requests"),
+        (lambda: synthetic_trace(2.5), "a trace of 2.5 requests"),
+        (lambda: synthetic_trace(3, rate="x"), "rate 'x'"),
+    ],
+)
+def test_plans_and_traces_name_an_argument_of_another_type(call, named):
+    with pytest.raises(Error, match=named):
+        call()

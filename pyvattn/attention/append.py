@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from pyvattn.attention.problem import check_cache
 from pyvattn.errors import TensorError
 from pyvattn.text import shown
 
@@ -28,8 +29,10 @@ def append(
     ``cache.step`` must have backed the positions: writing past what it backed
     is a fault of the process, as with any wild pointer.
 
-    Raises :class:`~pyvattn.errors.TensorError` for tensors that do not fit.
+    Raises :class:`~pyvattn.errors.ArgumentError` for what is no cache, and
+    :class:`~pyvattn.errors.TensorError` for tensors that do not fit.
     """
+    check_cache(cache)
     given = {"slots": slots, "positions": positions, "k": k, "v": v}
     for name, value in given.items():
         if not isinstance(value, Tensor):

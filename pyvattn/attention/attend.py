@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyvattn.attention.problem import Indices, Problem
+from pyvattn.attention.problem import Indices, Problem, check_cache
 from pyvattn.attention.registry import choose
 from pyvattn.errors import ConfigError, UnsupportedError
 from pyvattn.text import shown
@@ -43,11 +43,13 @@ def attend(
     ``scale`` defaults to ``head_dim ** -0.5``. ``kernel="auto"`` takes the
     fastest one that can do the problem.
 
-    Raises :class:`~pyvattn.errors.TensorError` for shapes that do not fit,
+    Raises :class:`~pyvattn.errors.ArgumentError` for what is no cache,
+    :class:`~pyvattn.errors.TensorError` for shapes that do not fit,
     :class:`~pyvattn.errors.ConfigError` for an unknown kernel or a scale that is no number, and
     :class:`~pyvattn.errors.UnsupportedError` for one that cannot do it, be it for
     the cache's ``guard_tokens``.
     """
+    check_cache(cache)
     if cache.spec.kind != "kv":
         raise UnsupportedError(
             f"attend() needs K and V heads; this cache has kind={cache.spec.kind!r}: "

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pyvattn.errors import TensorError
+from pyvattn.errors import ArgumentError, TensorError
 from pyvattn.text import shown
 
 # Slots and lengths come from an engine's bookkeeping (ints) or, where a CUDA
@@ -160,6 +160,12 @@ def by_row(problem: Problem, attend_row: Callable[[Tensor, Tensor, Tensor], Tens
             k, v = problem.k[slot, :length], problem.v[slot, :length]
             out[row, -count:] = attend_row(problem.q[row, -count:], k, v)
     return out
+
+
+def check_cache(cache: object) -> None:
+    """Refuse what has no layers to attend to; benches bring caches of their own."""
+    if not (hasattr(cache, "spec") and hasattr(cache, "layer")):
+        raise ArgumentError(f"cache={shown(cache)}: pass a KVCache or a RowMap")
 
 
 def _check_indices(name: str, indices: Indices) -> None:

@@ -18,13 +18,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pyvattn.errors import ConfigError, SpecError
+from pyvattn.errors import ArgumentError, ConfigError, SpecError
 from pyvattn.geometry import check_layout, check_page_size
 from pyvattn.planner import explain
 from pyvattn.planner.candidate import Candidate, evaluate
 from pyvattn.planner.costs import DriverCosts, default_costs
 from pyvattn.planner.workload import Workload, typical_workload
 from pyvattn.spec import CacheSpec
+from pyvattn.text import shown
 from pyvattn.units import format_page_size
 from pyvattn.whole_numbers import whole_number
 
@@ -34,6 +35,11 @@ _NOTICEABLE = 0.02
 
 # Numbers of pages to map at a time where a row grows.
 READ_AHEAD = (1, 2, 4, 8, 16, 32)
+
+
+def _check_type(name: str, value: object, kinds: type | tuple[type, ...]) -> None:
+    if not isinstance(value, kinds):
+        raise ArgumentError(f"{name}={shown(value)}: plan() takes no {type(value).__name__} there")
 
 
 @dataclass(frozen=True)
@@ -86,10 +92,14 @@ def plan(
     ``workload`` is by default the mean request of the Azure conversation trace,
     and ``costs`` are the built-in constants of ``driver``.
 
-    Raises :class:`~pyvattn.errors.ConfigError` for a driver, page size or layout
+    Raises :class:`~pyvattn.errors.ArgumentError` for arguments of other types,
+    :class:`~pyvattn.errors.ConfigError` for a driver, page size or layout
     that does not exist, and :class:`~pyvattn.errors.SpecError` where ``spec`` takes too
     many addresses in pages of every size.
     """
+    _check_type("spec", spec, CacheSpec)
+    _check_type("workload", workload, (Workload, type(None)))
+    _check_type("read_ahead", read_ahead, (Iterable, type(None)))
     tried = READ_AHEAD if read_ahead is None else read_ahead
     if bad := [pages for pages in tried if (whole_number(pages) or 0) < 1]:
         raise ConfigError(f"read_ahead={bad[0]!r}: use whole numbers of pages from 1")

@@ -56,3 +56,12 @@ def test_append_refuses_it_by_name_and_writes_nothing(backed, name, value):
     with pytest.raises(Error, match=name):
         append(cache, 0, **{**given, name: value})
     assert not cache.layer(0)[0][row, :4].any()
+
+
+@pytest.mark.parametrize("cache", [3, None, "cache"])
+def test_what_is_no_cache_is_refused_by_name(cache):
+    where, new = torch.tensor([0]), torch.ones(1, 2, 16)
+    with pytest.raises(Error, match=f"cache={cache!r}: pass a KVCache"):
+        attend(torch.ones(1, 1, 2, 16), cache, 0, [0], [1])
+    with pytest.raises(Error, match=f"cache={cache!r}: pass a KVCache"):
+        append(cache, 0, where, where, new, new)
