@@ -241,12 +241,14 @@ void RowMap::plan(std::uint32_t index, RowBatch& batch) {
   }
 }
 
-// A row that is staged may be in flight for another thread.
+// A row that is staged may be in flight for another thread, which may also be flushing what
+// this one has staged.
 void RowMap::wait_for_staged() {
   const auto busy = [this]() REQUIRES(store_->mutex_) {
-    return std::any_of(staged_.begin(), staged_.end(),
-                       [this](std::uint32_t row)
-                           REQUIRES(store_->mutex_) { return table_.is_in_flight(row); });
+    return flushing_ || std::any_of(staged_.begin(), staged_.end(),
+                                    [this](std::uint32_t row) REQUIRES(store_->mutex_) {
+                                      return table_.is_in_flight(row);
+                                    });
   };
   while (busy()) store_->settled_.wait(store_->mutex_);
   check_usable();
@@ -293,6 +295,19 @@ void RowMap::flush() {
   check_usable();
   const Lock lock(store_->mutex_);
   wait_for_staged();
+  flushing_ = true;
+  try {
+    flush_staged();
+  } catch (...) {
+    flushing_ = false;
+    store_->settled_.notify_all();
+    throw;
+  }
+  flushing_ = false;
+  store_->settled_.notify_all();
+}
+
+void RowMap::flush_staged() {
   RowBatch batch(*store_->driver_, *store_->budget_, *store_->pool_, table_);
   for (std::uint32_t row : staged_) plan(row, batch);
   // Rows that others stage meanwhile are for the next flush.

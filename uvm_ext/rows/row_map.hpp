@@ -95,6 +95,7 @@ class RowMap {
       REQUIRES(store_->mutex_);
   void plan_puts(const Row& row, std::uint32_t index, RowBatch& batch) REQUIRES(store_->mutex_);
   void run(RowBatch& batch) REQUIRES(store_->mutex_);
+  void flush_staged() REQUIRES(store_->mutex_);
   void flushed(std::uint32_t row) REQUIRES(store_->mutex_);
   void follow_loss(const RowBatch& batch) REQUIRES(store_->mutex_);
   void wait_for_staged() REQUIRES(store_->mutex_);
@@ -106,6 +107,8 @@ class RowMap {
   RowTable table_ GUARDED_BY(store_->mutex_);
   std::vector<Row> rows_ GUARDED_BY(store_->mutex_);
   std::vector<std::uint32_t> staged_ GUARDED_BY(store_->mutex_);
+  // A thread is carrying out what was staged, perhaps by others.
+  bool flushing_ GUARDED_BY(store_->mutex_) = false;
   std::uint64_t closes_ GUARDED_BY(store_->mutex_) = 0;
 };
 
