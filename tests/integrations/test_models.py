@@ -90,6 +90,8 @@ def test_models_with_attention_of_their_own_are_refused(family):
     sizes = THEIR_OWN[family] or {name: SMALL[name] for name in list(SMALL)[1:4]}
     config = getattr(transformers, f"{family}Config")(vocab_size=VOCABULARY, **sizes)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    if model._supports_attention_backend:
+        pytest.skip(f"transformers {transformers.__version__} gives {family} its interface")
     with pytest.raises(errors.Error, match=f"{family}ForCausalLM does not use the library's"):
         VAttentionCache.for_model(model, **ROOM)
 

@@ -134,6 +134,8 @@ def test_models_with_attention_of_their_own_are_refused_before_anything_runs(fam
     )
     name = "OpenAIGPTLMHeadModel" if family == "OpenAIGPT" else f"{family}ForCausalLM"
     model = getattr(transformers, name)(config).eval()
+    if model._supports_attention_backend:
+        pytest.skip(f"transformers {transformers.__version__} gives {family} its interface")
     before = attention_of(model)
     ran = []
     model.register_forward_pre_hook(lambda *_: ran.append(1))
