@@ -132,6 +132,12 @@ EXPORT int cuDeviceGetAttribute(int *value, int attribute, int device)
 	return device == 0 ? SUCCESS : INVALID_DEVICE;
 }
 
+EXPORT int cuDeviceCanAccessPeer(int *reachable, int device, int peer)
+{
+	*reachable = 0;
+	return device == 0 && peer == 0 ? SUCCESS : INVALID_DEVICE;
+}
+
 EXPORT int cuDeviceGetUuid_v2(unsigned char *uuid, int device)
 {
 	memcpy(uuid, gpu_uuid((unsigned int)device).uuid, 16);
