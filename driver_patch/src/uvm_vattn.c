@@ -1,11 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
-/*
- * The ioctls' entry: parameters in and out, the VA space's state, query and
- * statistics.
- */
+/* The ioctls' entry: parameters in and out, query and statistics. */
 #include <linux/module.h>
 #include <linux/moduleparam.h>
-#include <linux/random.h>
 #include <linux/string.h>
 #include <linux/uaccess.h>
 
@@ -17,11 +13,6 @@ static bool uvm_vattn_enable = true;
 module_param(uvm_vattn_enable, bool, 0444);
 MODULE_PARM_DESC(uvm_vattn_enable,
 		 "Offer the pyvattn ioctls; 0 makes the module answer like a stock one. (bool)");
-
-static ulong uvm_vattn_max_mbytes;
-module_param(uvm_vattn_max_mbytes, ulong, 0444);
-MODULE_PARM_DESC(uvm_vattn_max_mbytes,
-		 "Most MiB that one VA space (process) may allocate through the pyvattn ioctls; 0 is no limit but the GPU's memory. (ulong)");
 
 union uvm_vattn_params {
 	struct uvm_vattn_query query;
@@ -42,56 +33,6 @@ STATUS_IS_LAST(struct uvm_vattn_free);
 STATUS_IS_LAST(struct uvm_vattn_map);
 STATUS_IS_LAST(struct uvm_vattn_unmap);
 STATUS_IS_LAST(struct uvm_vattn_stats);
-
-u64 uvm_vattn_limit_bytes(void)
-{
-	u64 mbytes = uvm_vattn_max_mbytes;
-
-	if (!mbytes || mbytes > U64_MAX >> 20)
-		return U64_MAX;
-	return mbytes << 20;
-}
-
-struct uvm_vattn_va_space *uvm_vattn_state(uvm_va_space_t *va_space)
-{
-	uvm_assert_rwsem_locked(&va_space->lock);
-	return va_space->vattn;
-}
-
-NV_STATUS uvm_vattn_state_create(uvm_va_space_t *va_space,
-				 struct uvm_vattn_va_space **state_out)
-{
-	struct uvm_vattn_va_space *state;
-
-	uvm_assert_rwsem_locked_write(&va_space->lock);
-
-	if (!va_space->vattn) {
-		state = uvm_kvmalloc_zero(sizeof(*state));
-		if (!state)
-			return NV_ERR_NO_MEMORY;
-		xa_init_flags(&state->pages, XA_FLAGS_ALLOC1);
-		get_random_bytes(&state->cookie, sizeof(state->cookie));
-		va_space->vattn = state;
-	}
-	*state_out = va_space->vattn;
-	return NV_OK;
-}
-
-void uvm_vattn_va_space_destroy(uvm_va_space_t *va_space)
-{
-	struct uvm_vattn_va_space *state = va_space->vattn;
-
-	if (!state)
-		return;
-
-	/* Unregistering the GPUs dropped every handle and every mapping. */
-	UVM_ASSERT(xa_empty(&state->pages));
-	UVM_ASSERT(atomic64_read(&state->bytes_allocated) == 0);
-
-	xa_destroy(&state->pages);
-	va_space->vattn = NULL;
-	uvm_kvfree(state);
-}
 
 static NV_STATUS query(uvm_va_space_t *va_space, struct uvm_vattn_query *params)
 {
@@ -125,31 +66,6 @@ static NV_STATUS query(uvm_va_space_t *va_space, struct uvm_vattn_query *params)
 	return gpu ? NV_OK : NV_ERR_INVALID_DEVICE;
 }
 
-static void read_counters(struct uvm_vattn_stats *params,
-			  struct uvm_vattn_va_space *state)
-{
-	struct uvm_vattn_counters *counters = &state->counters;
-	unsigned int i;
-
-	for (i = 0; i < UVM_VATTN_PAGE_SIZE_SLOTS; i++) {
-		params->pages_allocated[i] = atomic64_read(&counters->pages_allocated[i]);
-		params->bytes_mapped[i] = atomic64_read(&counters->bytes_mapped[i]);
-	}
-	params->bytes_allocated = atomic64_read(&state->bytes_allocated);
-	params->handles = atomic64_read(&state->handles);
-	params->alloc_calls = atomic64_read(&counters->alloc_calls);
-	params->free_calls = atomic64_read(&counters->free_calls);
-	params->map_calls = atomic64_read(&counters->map_calls);
-	params->unmap_calls = atomic64_read(&counters->unmap_calls);
-	params->failed_calls = atomic64_read(&counters->failed_calls);
-	params->map_entries = atomic64_read(&counters->map_entries);
-	params->unmap_entries = atomic64_read(&counters->unmap_entries);
-	params->ptes_written = atomic64_read(&counters->ptes_written);
-	params->pte_pushes = atomic64_read(&counters->pte_pushes);
-	params->tlb_invalidates = atomic64_read(&counters->tlb_invalidates);
-	params->clear_pushes = atomic64_read(&counters->clear_pushes);
-}
-
 static NV_STATUS stats(uvm_va_space_t *va_space, struct uvm_vattn_stats *params)
 {
 	struct uvm_vattn_va_space *state;
@@ -163,7 +79,7 @@ static NV_STATUS stats(uvm_va_space_t *va_space, struct uvm_vattn_stats *params)
 	uvm_va_space_down_read(va_space);
 	state = uvm_vattn_state(va_space);
 	if (state)
-		read_counters(params, state);
+		uvm_vattn_state_read(state, params);
 	uvm_va_space_up_read(va_space);
 
 	return NV_OK;
@@ -178,18 +94,8 @@ static void count_call(uvm_va_space_t *va_space, unsigned int cmd,
 	state = uvm_vattn_state(va_space);
 	uvm_va_space_up_read(va_space);
 
-	if (!state)
-		return;
-	if (status != NV_OK)
-		atomic64_inc(&state->counters.failed_calls);
-	else if (cmd == UVM_VATTN_ALLOC)
-		atomic64_inc(&state->counters.alloc_calls);
-	else if (cmd == UVM_VATTN_FREE)
-		atomic64_inc(&state->counters.free_calls);
-	else if (cmd == UVM_VATTN_MAP)
-		atomic64_inc(&state->counters.map_calls);
-	else if (cmd == UVM_VATTN_UNMAP)
-		atomic64_inc(&state->counters.unmap_calls);
+	if (state)
+		uvm_vattn_state_count_call(state, cmd, status);
 }
 
 static NV_STATUS dispatch(uvm_va_space_t *va_space, unsigned int cmd,

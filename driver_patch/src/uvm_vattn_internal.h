@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0 */
 /*
- * Shared by uvm_vattn*.c. There is no lock of our own: everything below hangs
- * off a VA space and follows its lock (order: see uvm_lock.h), which map, unmap
- * and free take in write mode. Counters are atomic because mappings are also
- * freed from UVM's deferred free lists, after that lock was dropped.
+ * Shared by what allocates, maps and unmaps. Each file calls only those that
+ * stand before it below, and any of them uvm_vattn_state.c.
+ *
+ * There is no lock of our own: everything below hangs off a VA space and follows
+ * its lock (order: see uvm_lock.h), which map, unmap and free take in write mode.
+ * Counters are atomic because mappings are also freed from UVM's deferred free
+ * lists, after that lock was dropped.
  */
 #ifndef UVM_VATTN_INTERNAL_H
 #define UVM_VATTN_INTERNAL_H
@@ -25,44 +28,11 @@
 #include "uvm_vattn.h"
 #include "uvm_vattn_ioctl.h"
 #include "uvm_vattn_compat.h"
+#include "uvm_vattn_state.h"
 
 #define UVM_VATTN_MAX_BATCH 65536u
 #define UVM_VATTN_MAX_BATCH_PTES 0x100000u
 #define UVM_VATTN_MAX_HANDLES 65536u
-
-/* What each VA space was asked for and what it cost; see struct uvm_vattn_stats. */
-struct uvm_vattn_counters {
-	atomic64_t pages_allocated[UVM_VATTN_PAGE_SIZE_SLOTS];
-	atomic64_t bytes_mapped[UVM_VATTN_PAGE_SIZE_SLOTS];
-	atomic64_t alloc_calls;
-	atomic64_t free_calls;
-	atomic64_t map_calls;
-	atomic64_t unmap_calls;
-	atomic64_t failed_calls;
-	atomic64_t map_entries;
-	atomic64_t unmap_entries;
-	atomic64_t ptes_written;
-	atomic64_t pte_pushes;
-	atomic64_t tlb_invalidates;
-	atomic64_t clear_pushes;
-};
-
-/* Made by the first allocation, lives as long as the VA space. */
-struct uvm_vattn_va_space {
-	/* Id -> struct uvm_vattn_pages. Changed only with the lock in write mode. */
-	struct xarray pages;
-	u32 next_id;
-
-	/*
-	 * Upper half of every handle: another VA space's handle is refused here
-	 * instead of meaning some other pages.
-	 */
-	u32 cookie;
-
-	atomic64_t bytes_allocated;
-	atomic64_t handles;
-	struct uvm_vattn_counters counters;
-};
 
 /* The pages behind one handle. */
 struct uvm_vattn_pages {
@@ -141,16 +111,9 @@ struct uvm_vattn_batch {
 	bool downgrades;
 };
 
-/* uvm_vattn.c */
-u64 uvm_vattn_limit_bytes(void);
-struct uvm_vattn_va_space *uvm_vattn_state(uvm_va_space_t *va_space);
-NV_STATUS uvm_vattn_state_create(uvm_va_space_t *va_space,
-				 struct uvm_vattn_va_space **state_out);
-
-static inline unsigned int uvm_vattn_size_slot(u64 page_size)
-{
-	return ilog2(page_size) - ilog2(UVM_VATTN_MIN_PAGE);
-}
+/* uvm_vattn_memory.c */
+NV_STATUS uvm_vattn_chunks_alloc(struct uvm_vattn_pages *pages);
+void uvm_vattn_chunks_free(struct uvm_vattn_pages *pages);
 
 /* uvm_vattn_pages.c */
 u64 uvm_vattn_gpu_page_sizes(uvm_gpu_t *gpu);
@@ -169,9 +132,11 @@ static inline u64 uvm_vattn_pte_page_size(u64 page_size)
 	return page_size < UVM_PAGE_SIZE_2M ? UVM_PAGE_SIZE_64K : UVM_PAGE_SIZE_2M;
 }
 
-/* uvm_vattn_memory.c */
-NV_STATUS uvm_vattn_chunks_alloc(struct uvm_vattn_pages *pages);
-void uvm_vattn_chunks_free(struct uvm_vattn_pages *pages);
+/* uvm_vattn_tables.c */
+NV_STATUS uvm_vattn_tables_get(struct uvm_vattn_batch *batch, u64 start, u64 size,
+			       u64 page_size, uvm_page_table_range_vec_t *vec);
+void uvm_vattn_tables_put(uvm_page_table_range_vec_t *vec);
+void uvm_vattn_tables_release(struct uvm_vattn_batch *batch);
 
 /* uvm_vattn_batch.c */
 NV_STATUS uvm_vattn_entries_copy(u64 user, u32 count, size_t entry_size,
@@ -190,12 +155,6 @@ NV_STATUS uvm_vattn_batch_add(struct uvm_vattn_batch *batch,
 			      struct uvm_vattn_piece **piece_out);
 NV_STATUS uvm_vattn_batch_isolate(uvm_ext_gpu_range_tree_t *tree,
 				  uvm_ext_gpu_map_t **map, u64 start, u64 end);
-
-/* uvm_vattn_tables.c */
-NV_STATUS uvm_vattn_tables_get(struct uvm_vattn_batch *batch, u64 start, u64 size,
-			       u64 page_size, uvm_page_table_range_vec_t *vec);
-void uvm_vattn_tables_put(uvm_page_table_range_vec_t *vec);
-void uvm_vattn_tables_release(struct uvm_vattn_batch *batch);
 
 /* uvm_vattn_ptes.c */
 NV_STATUS uvm_vattn_ptes_write(struct uvm_vattn_batch *batch, bool *started);

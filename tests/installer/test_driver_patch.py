@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import graphlib
 import importlib.util
 import re
 import shutil
@@ -205,3 +206,22 @@ def test_an_error_while_writing_leaves_the_tree_as_it_was(
 
 def test_the_readme_lists_every_hook(patch: ModuleType) -> None:
     assert patch.hook_table() in (ROOT / "driver_patch/README.md").read_text()
+
+
+def test_kernel_files_call_in_one_direction() -> None:
+    """A function's file depends on the files whose functions it names: there is no circle."""
+    sources = {path.name: path.read_text() for path in (ROOT / "driver_patch/src").glob("*.c")}
+    home = {
+        name: file
+        for file, text in sources.items()
+        for name in re.findall(
+            r"^(?!static)\w[\w \t*]*?\b(uvm_vattn_\w+)\([^;{]*\)\n\{", text, re.M
+        )
+    }
+    assert len(set(home.values())) == len(sources)
+    calls = {
+        file: {home[name] for name in re.findall(r"\b(uvm_vattn_\w+)\(", text) if name in home}
+        - {file}
+        for file, text in sources.items()
+    }
+    graphlib.TopologicalSorter(calls).prepare()
