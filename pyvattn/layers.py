@@ -63,6 +63,16 @@ class LayerTensors:
             )
         return self._make(self._number(index), from_dlpack)
 
+    def arena(self, index: int, from_dlpack: Callable[[Any], Any] | None) -> Any:
+        """Return the bytes of one arena, ``[max_slots, row_bytes]``, by default for torch."""
+        arenas = self._geometry.arenas
+        number = whole_number(index)
+        if number is None or not 0 <= number < arenas:
+            raise ArgumentError(f"arena {shown(index)}: use a whole number from 0 to {arenas - 1}")
+        slots, row_bytes = self._geometry.slots, self._geometry.row_bytes
+        view = self._native.view(number, 0, (slots, row_bytes), (row_bytes, 1), "uint8")
+        return (from_dlpack or _torch_from_dlpack("uint8"))(view)
+
     def forget(self) -> None:
         """Drop the tensors that are kept for later calls."""
         self._torch.clear()

@@ -106,7 +106,7 @@ def resolve(
     calibration that the environment names cannot be used.
     """
     on_cuda, ordinal = _parse_device(device)
-    name = _choose_driver(driver, on_cuda, ordinal)
+    name = choose_driver(driver, on_cuda, ordinal)
     planned_as = _PLANNED_AS.get(name) or _native.emulates(name) or name
     planned = plan(
         spec,
@@ -164,7 +164,8 @@ def _asked(driver: str, on_cuda: bool) -> str:
     return named
 
 
-def _choose_driver(driver: str, on_cuda: bool, ordinal: int) -> str:
+def choose_driver(driver: str, on_cuda: bool, ordinal: int) -> str:
+    """Return the driver that a user's word stands for; raises what :func:`resolve` does."""
     wanted = _asked(driver, on_cuda)
     if wanted == "auto":
         return _auto(on_cuda, ordinal)

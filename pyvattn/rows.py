@@ -319,3 +319,11 @@ class RowMap:
         if from_dlpack is None:
             return self._tensors.of_torch(index)
         return self._tensors.made_by(index, from_dlpack)
+
+    def arena(self, index: int, from_dlpack: Callable[[Any], Any] | None = None) -> Any:
+        """Return every byte of one arena, ``[max_slots, row_bytes]`` of uint8, with no copy.
+
+        For engines that lay tokens out in a way of their own inside a block. Position ``p``
+        of a row begins at byte ``p * pool.geometry.page_size`` of it.
+        """
+        return self._tensors.arena(index, from_dlpack)

@@ -238,3 +238,15 @@ def test_the_example_of_the_docs_runs(capsys):
     runpy.run_path(str(EXAMPLE))
     # Two blocks of prompt are shared, and each request has one of its own.
     assert "4 blocks" in capsys.readouterr().out
+
+
+def test_an_arena_is_all_its_bytes_for_layouts_of_the_engines_own(open_engine):
+    engine = open_engine()
+    row = engine.rows.open(engine.pool.allocate(2))
+    engine.rows.flush()
+    raw = engine.rows.arena(0, np.from_dlpack)
+    assert raw.shape == (4, engine.rows.positions * engine.page)
+    raw[row, engine.page] = 0x3F  # the first byte of the second position
+    assert engine.keys()[row, engine.tokens(), 0, 0].tobytes()[0] == 0x3F
+    with pytest.raises(ArgumentError, match="arena 4: use a whole number from 0 to 3"):
+        engine.rows.arena(4)
