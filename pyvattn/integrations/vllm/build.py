@@ -1,0 +1,111 @@
+"""From what vLLM decided to a :class:`RowMemory` and the tensors of its layers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from pyvattn import _native
+from pyvattn.dtypes import ITEMSIZE
+from pyvattn.geometry import check_page_size
+from pyvattn.integrations.vllm.layout import choose_paging, read_shape
+from pyvattn.integrations.vllm.memory import RowMemory, Sizes
+from pyvattn.integrations.vllm.options import Options
+from pyvattn.resolve import choose_driver
+from pyvattn.units import format_page_size, format_size
+
+__all__ = ["MakeDriver", "build_memory", "layer_tensors"]
+
+# Of a driver's name, a page size and a device.
+MakeDriver = Callable[[str, int, int], _native.Driver]
+
+_log = logging.getLogger("vllm.pyvattn")
+
+
+def build_memory(runner: Any, spec: Any, blocks: int, make_driver: MakeDriver) -> RowMemory:
+    """Open a driver, take the memory and map the null row.
+
+    ``runner`` is vLLM's model runner, ``spec`` the ``FullAttentionSpec`` of its layers.
+    Raises what :func:`choose_paging` and :class:`RowMemory` raise.
+    """
+    options = Options.of(runner.vllm_config.additional_config)
+    ordinal = runner.device.index or 0
+    name = choose_driver(options.driver, runner.device.type == "cuda", ordinal)
+    sizes = _sizes(runner, spec, blocks, options)
+    if options.page_size == "auto":
+        page_sizes = _native.driver_capabilities(name, ordinal).page_sizes
+    else:
+        page_sizes = [check_page_size(options.page_size)]
+    token_bytes = 2 * sizes.heads * sizes.head_size * ITEMSIZE[sizes.dtype]
+    paging = choose_paging(page_sizes, sizes.layers, token_bytes, sizes.block_size)
+    driver = make_driver(name, paging.page_size, ordinal)
+    memory = RowMemory(sizes, paging, driver, background=options.map_in_background)
+    _log_choice(memory)
+    return memory
+
+
+def layer_tensors(runner: Any, spec: Any, memory: RowMemory) -> dict[str, Any]:
+    """Return a tensor of virtual blocks for each layer, shaped as its backend wants it."""
+    import torch
+
+    (group,) = (group for groups in runner.attn_groups for group in groups)
+    shape = read_shape(group.backend, spec, runner.vllm_config.cache_config)
+    by_token = shape.takes_tokens_apart(group.backend.get_name())
+    _log.info(
+        "pyvattn: %s sees each layer of a block as %s; %s",
+        group.backend.get_name(),
+        shape.shape,
+        "tokens of a row have one stride" if by_token else "blocks are as vLLM has them",
+    )
+    geometry = memory.pool.geometry
+    layers = geometry.layers_per_arena
+    arenas = [memory.arena(index).view(spec.dtype) for index in range(geometry.arenas)]
+    tensors = {}
+    for index, name in enumerate(group.layer_names):
+        one, strides, offset = shape.view(index % layers, layers, by_token)
+        sizes = list(one)
+        sizes[shape.block_dim] = geometry.slots * memory.positions
+        tensors[name] = torch.as_strided(arenas[index // layers], sizes, strides, offset)
+    return tensors
+
+
+def _sizes(runner: Any, spec: Any, blocks: int, options: Options) -> Sizes:
+    import torch
+
+    config = runner.vllm_config
+    # What the elements mean is the backend's business; fp8 may come as uint8.
+    bytes_each = torch.empty((), dtype=spec.dtype).element_size()
+    dtype = {1: "float8_e4m3fn", 2: "bfloat16", 4: "float32"}[bytes_each]
+    return Sizes(
+        layers=len(_layer_names(runner)),
+        heads=spec.num_kv_heads,
+        head_size=spec.head_size,
+        dtype=dtype,
+        block_size=spec.block_size,
+        blocks=blocks,
+        rows=options.rows or 2 * config.scheduler_config.max_num_seqs + 1,
+        max_blocks=-(-runner.max_model_len // spec.block_size),
+    )
+
+
+def _layer_names(runner: Any) -> list[str]:
+    return [name for groups in runner.attn_groups for group in groups for name in group.layer_names]
+
+
+def _log_choice(memory: RowMemory) -> None:
+    geometry, sizes = memory.pool.geometry, memory.sizes
+    _log.info(
+        "pyvattn: driver %s, %d blocks of %d tokens (%s) in %d arenas of %d layers, pages of %s; "
+        "%d rows of %d blocks, %s of addresses",
+        memory.pool.driver,
+        sizes.blocks,
+        sizes.block_size,
+        format_size(sizes.blocks * geometry.arenas * geometry.page_size),
+        geometry.arenas,
+        geometry.layers_per_arena,
+        format_page_size(geometry.page_size),
+        geometry.slots,
+        memory.positions,
+        format_size(geometry.arena_bytes * geometry.arenas),
+    )

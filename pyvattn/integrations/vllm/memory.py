@@ -1,0 +1,160 @@
+"""The KV memory of one of vLLM's workers: its blocks are ours, mapped in rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pyvattn import _native
+from pyvattn.errors import SpecError, UnsupportedError
+from pyvattn.integrations.vllm.flusher import Flusher
+from pyvattn.integrations.vllm.layout import Paging
+from pyvattn.rows import BlockPool, RowMap
+from pyvattn.spec import CacheSpec
+
+__all__ = ["NULL_BLOCK", "RowMemory", "Sizes"]
+
+# vLLM's block 0 belongs to no request: padding and dummy runs read it. So row 0, which has
+# it everywhere, is no request's either.
+NULL_BLOCK = 0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What vLLM asks for: ``layers`` of ``heads`` heads of ``head_size`` elements of ``dtype``.
+
+    ``dtype`` is a name that :class:`pyvattn.CacheSpec` knows; rows hold ``max_blocks``
+    blocks, and ``guard_blocks`` more that kernels may read.
+    """
+
+    layers: int
+    heads: int
+    head_size: int
+    dtype: str
+    block_size: int
+    blocks: int
+    rows: int
+    max_blocks: int
+    guard_blocks: int = 0
+
+
+class RowMemory:
+    """Blocks under vLLM's ids, rows for requests, and the thread that maps them.
+
+    :meth:`open`, :meth:`extend` and :meth:`close` are staged; after :meth:`join` they hold.
+    """
+
+    def __init__(
+        self, sizes: Sizes, paging: Paging, driver: _native.Driver, *, background: bool
+    ) -> None:
+        self.sizes = sizes
+        self.positions = sizes.max_blocks + sizes.guard_blocks
+        spec = _spec(sizes, self.positions)
+        arenas = sizes.layers // paging.layers_per_arena
+        self.pool = BlockPool.on_driver(
+            spec,
+            driver,
+            layout="token",
+            memory=sizes.blocks * arenas * paging.page_size,
+            layers_per_arena=paging.layers_per_arena,
+        )
+        self._blocks = self.pool.allocate(sizes.blocks)
+        self.rows = RowMap(self.pool)
+        self._flusher = Flusher(self.rows.flush, background=background)
+        self.requests = 0
+        self.blocks_placed = 0
+        self._open_null_row()
+        self._touch_blocks()
+        self.reset_stats()
+
+    def open(self, blocks: list[int]) -> int:
+        """Stage a row for these blocks of vLLM's: one that has them already, where there is."""
+        row = self.rows.open(self._named(blocks))
+        self.requests += 1
+        self._staged(len(blocks))
+        return row
+
+    def extend(self, row: int, blocks: list[int]) -> None:
+        """Stage more blocks at the end of a row."""
+        self.rows.extend(row, self._named(blocks))
+        self._staged(len(blocks))
+
+    def close(self, row: int) -> None:
+        """End a row, whose mappings stay until the kernels launched so far have passed."""
+        self.rows.close(row)
+
+    def join(self) -> None:
+        """Return once every open row has its blocks; raises a ``DriverError`` that says why not."""
+        self._flusher.join()
+
+    def arena(self, index: int) -> Any:
+        """Return the bytes of an arena as one flat torch tensor of uint8."""
+        return self.rows.arena(index).view(-1)
+
+    def stats(self) -> dict[str, int | float]:
+        """Count what was mapped, and what it took: seconds in all, and those that steps waited."""
+        pool = self.pool.stats()
+        return {
+            "requests": self.requests,
+            "blocks_placed": self.blocks_placed,
+            "map_calls": pool.map_calls - self._calls_at_start[0],
+            "unmap_calls": pool.unmap_calls - self._calls_at_start[1],
+            "driver_failures": pool.driver_failures,
+            "retries": self._flusher.retries,
+            "map_seconds": self._flusher.flush_seconds,
+            "waited_seconds": self._flusher.waited_seconds,
+            "open_rows": len(self.rows.open_rows()) - 1,
+        }
+
+    def reset_stats(self) -> None:
+        """Count from here on."""
+        pool = self.pool.stats()
+        self._calls_at_start = (pool.map_calls, pool.unmap_calls)
+        self.requests = self.blocks_placed = 0
+        self._flusher.flush_seconds = self._flusher.waited_seconds = 0.0
+
+    def close_all(self) -> None:
+        """Give the memory back; tensors keep their addresses, with nothing behind them."""
+        self._flusher.close()
+        self.pool.close()
+
+    def _named(self, blocks: list[int]) -> list[int]:
+        return [self._blocks[block] for block in blocks]
+
+    def _staged(self, blocks: int) -> None:
+        self.blocks_placed += blocks
+        if blocks:
+            self._flusher.staged()
+
+    def _touch_blocks(self) -> None:
+        """Map each block once: drivers zero fresh memory then, which no step should wait for."""
+        for first in range(0, len(self._blocks), self.positions):
+            row = self.rows.open(self._blocks[first : first + self.positions])
+            self.rows.flush()
+            self.rows.close(row)
+            self.rows.flush()
+            self.rows.reclaim(len(self._blocks))
+
+    def _open_null_row(self) -> None:
+        row = self.rows.open([self._blocks[NULL_BLOCK]] * self.positions)
+        if row != 0:
+            raise UnsupportedError(f"the row of vLLM's null block is {row}, not 0")
+        self.rows.flush()
+
+
+def _spec(sizes: Sizes, positions: int) -> CacheSpec:
+    try:
+        return CacheSpec(
+            layers=sizes.layers,
+            kv_heads=sizes.heads,
+            head_dim=sizes.head_size,
+            dtype=sizes.dtype,
+            max_slots=sizes.rows,
+            max_tokens=positions * sizes.block_size,
+            guard_tokens=0,
+        )
+    except SpecError as error:
+        raise SpecError(
+            f"{sizes.rows} rows of {positions * sizes.block_size} tokens: {error}. Lower "
+            "--max-num-seqs, --max-model-len or pyvattn's option rows"
+        ) from error

@@ -1,0 +1,112 @@
+"""vLLM's model runners, with KV tensors in rows: what is mixed into the classes vLLM built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pyvattn.errors import UnsupportedError
+from pyvattn.integrations.vllm.build import build_memory, layer_tensors
+from pyvattn.integrations.vllm.memory import RowMemory
+from pyvattn.integrations.vllm.refusals import check_groups
+from pyvattn.integrations.vllm.tables import TableV1, TableV2, adopt_table
+
+__all__ = ["RunnerV1", "RunnerV2", "adopt_runner"]
+
+
+class _Runner:
+    pyvattn_memory: RowMemory | None = None
+    pyvattn_make_driver: Any
+
+    def _make_tensors(self, cache_config: Any, kernel_block_sizes: Any) -> dict[str, Any]:
+        """Return a tensor of virtual blocks for each layer, over rows made anew."""
+        spec = check_groups(cache_config, _shared_layers(self))
+        if list(kernel_block_sizes) != [spec.block_size]:
+            raise UnsupportedError(
+                f"the attention backend wants blocks of {kernel_block_sizes} tokens, not of "
+                f"{spec.block_size}: set --block-size to that"
+            )
+        # vLLM may have measured with a small cache before.
+        if self.pyvattn_memory is not None:
+            self.pyvattn_memory.close_all()
+        self.pyvattn_memory = build_memory(
+            self, spec, cache_config.num_blocks, self.pyvattn_make_driver
+        )
+        return layer_tensors(self, spec, self.pyvattn_memory)
+
+    def _bind(self, tensors: dict[str, Any], layers: dict[str, Any], caches: list[Any]) -> None:
+        from vllm.v1.worker.utils import bind_kv_cache
+
+        bind_kv_cache(tensors, layers, caches, 1)
+
+
+class RunnerV1(_Runner):
+    """``vllm.v1.worker.gpu_model_runner.GPUModelRunner``, and the CPU's."""
+
+    def initialize_kv_cache_tensors(
+        self, kv_cache_config: Any, kernel_block_sizes: Any, **options: Any
+    ) -> dict[str, Any]:
+        """Make the tensors, and have the block table write positions of rows."""
+        runner: Any = self
+        tensors = self._make_tensors(kv_cache_config, kernel_block_sizes)
+        layers = runner.compilation_config.static_forward_context
+        self._bind(tensors, layers, runner.kv_caches)
+        (table,) = runner.input_batch.block_table.block_tables
+        assert self.pyvattn_memory is not None
+        adopt_table(table, TableV1, self.pyvattn_memory)
+        return tensors
+
+
+class RunnerV2(_Runner):
+    """``vllm.v1.worker.gpu.model_runner.GPUModelRunner``."""
+
+    def initialize_kv_cache(self, kv_cache_config: Any, *arguments: Any, **options: Any) -> None:
+        """Make the tensors where vLLM would, and have the table write positions of rows."""
+        import vllm.v1.worker.gpu.model_runner as module
+
+        def init_kv_cache(caches: list[Any], layers: dict[str, Any], config: Any, *_: Any) -> Any:
+            tensors = self._make_tensors(config, runner.kernel_block_sizes)
+            self._bind(tensors, layers, caches)
+            return tensors
+
+        runner: Any = self
+        with _in_place_of(module, "init_kv_cache", init_kv_cache):
+            super().initialize_kv_cache(  # type: ignore[misc]
+                kv_cache_config, *arguments, **options
+            )
+        assert self.pyvattn_memory is not None
+        adopt_table(runner.block_tables, TableV2, self.pyvattn_memory)
+
+    def _remove_request(self, req_id: str) -> Any:
+        """Let go of the request's row as soon as it ends, not when its index is used again."""
+        runner: Any = self
+        index = runner.req_states.req_id_to_index.get(req_id)
+        if index is not None:
+            runner.block_tables.end_request(index)
+        return super()._remove_request(req_id)  # type: ignore[misc]
+
+
+def adopt_runner(runner: Any, mixin: type[_Runner], make_driver: Any) -> None:
+    """Make a runner that vLLM built keep its KV cache in rows."""
+    built = type(runner)
+    runner.__class__ = type(f"Row{built.__name__}", (mixin, built), {})
+    runner.pyvattn_make_driver = make_driver
+
+
+def _shared_layers(runner: Any) -> list[str]:
+    layers = runner.vllm_config.compilation_config.static_forward_context
+    return [
+        name for name, layer in layers.items() if getattr(layer, "kv_sharing_target_layer_name", "")
+    ]
+
+
+@contextmanager
+def _in_place_of(module: Any, name: str, value: object) -> Iterator[None]:
+    """Replace one of a module's names for the length of one call."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)

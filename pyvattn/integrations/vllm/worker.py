@@ -1,0 +1,71 @@
+"""The worker class: ``--worker-cls pyvattn.vllm.Worker``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from pyvattn import _native
+from pyvattn.integrations.vllm.options import Options
+from pyvattn.integrations.vllm.refusals import check_config
+from pyvattn.integrations.vllm.runners import RunnerV1, RunnerV2, adopt_runner
+from pyvattn.integrations.vllm.versions import check_version
+
+__all__ = ["make_worker"]
+
+
+class RowWorker:
+    """What is mixed into vLLM's worker: its model runner keeps the KV cache in rows.
+
+    Everything that cannot work is refused here, before memory is taken or weights are read.
+    """
+
+    def __init__(self, vllm_config: Any, *arguments: Any, **options: Any) -> None:
+        import vllm
+
+        check_version(vllm.__version__)
+        check_config(vllm_config)
+        Options.of(vllm_config.additional_config)
+        super().__init__(vllm_config, *arguments, **options)  # type: ignore[call-arg]
+
+    def init_device(self) -> None:
+        """Let vLLM build its runner, and have it keep KV in rows."""
+        super().init_device()  # type: ignore[misc]
+        worker: Any = self
+        mixin = RunnerV2 if worker.use_v2_model_runner else RunnerV1
+        adopt_runner(worker.model_runner, mixin, self.make_driver)
+
+    def shutdown(self) -> None:
+        """Let vLLM shut down, and give the KV memory back."""
+        super().shutdown()  # type: ignore[misc]
+        runner = getattr(self, "model_runner", None)
+        memory = getattr(runner, "pyvattn_memory", None)
+        if memory is not None:
+            memory.close_all()
+
+    def make_driver(self, name: str, page_size: int, device: int) -> _native.Driver:
+        """Open the driver of the rows. A subclass may wrap it in adaptors."""
+        return _native.make_driver(name, page_size, device)
+
+    def pyvattn_stats(self) -> dict[str, int | float]:
+        """Count, for ``LLM.collective_rpc("pyvattn_stats")``: see ``RowMemory.stats``."""
+        worker: Any = self
+        counted: dict[str, int | float] = worker.model_runner.pyvattn_memory.stats()
+        return counted
+
+    def pyvattn_reset_stats(self) -> None:
+        """Count from here on."""
+        worker: Any = self
+        worker.model_runner.pyvattn_memory.reset_stats()
+
+
+def make_worker() -> type:
+    """Return the worker for the platform that vLLM runs on: a CUDA GPU, or a CPU."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        module, name = "vllm.v1.worker.cpu_worker", "CPUWorker"
+    else:
+        module, name = "vllm.v1.worker.gpu_worker", "Worker"
+    base = getattr(import_module(module), name)
+    return type("Worker", (RowWorker, base), {"__module__": "pyvattn.vllm"})

@@ -1,0 +1,117 @@
+"""What a user sets, what is refused, and that nothing happens on import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+
+import pytest
+
+from pyvattn import ConfigError, UnsupportedError
+from pyvattn.integrations.vllm.options import Options
+from pyvattn.integrations.vllm.refusals import check_config
+from pyvattn.integrations.vllm.versions import check_version
+
+
+def test_defaults_hold_where_nothing_is_said():
+    assert Options.of({}) == Options.of({"other": 1}) == Options()
+
+
+def test_options_are_read_from_additional_config():
+    given = {"driver": "cumem", "page_size": "2M", "rows": 9, "map_in_background": False}
+    assert Options.of({"pyvattn": given}) == Options("cumem", "2M", 9, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"drivers": "host"}, "no option 'drivers': use driver, page_size, rows"),
+        ({"rows": 1}, "rows=1: use a whole number from 2"),
+        ({"rows": True}, "rows=True"),
+        ({"page_size": "3K"}, "page size '3K'"),
+        ({"driver": 7}, "driver=7: use a driver's name"),
+        ({"map_in_background": "no"}, "map_in_background='no': use true or false"),
+        ("fast", "pyvattn='fast': use an object of options"),
+    ],
+)
+def test_what_cannot_be_read_is_named(given, message):
+    with pytest.raises(ConfigError, match=message):
+        Options.of({"pyvattn": given})
+
+
+def config(**changes):
+    """A ``VllmConfig`` of which everything is supported, but for what is changed."""
+    sections = {
+        "speculative_config": None,
+        "kv_transfer_config": None,
+        "parallel_config": {"decode_context_parallel_size": 1, "prefill_context_parallel_size": 1},
+        "cache_config": {"cache_dtype": "auto"},
+        "model_config": {"enable_sleep_mode": False, "is_encoder_decoder": False},
+    }
+    for name, change in changes.items():
+        both = isinstance(sections[name], dict)
+        sections[name] = {**sections[name], **change} if both else change
+    return types.SimpleNamespace(
+        **{
+            name: types.SimpleNamespace(**value) if isinstance(value, dict) else value
+            for name, value in sections.items()
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"speculative_config": object()}, "leave out --speculative-config"),
+        ({"kv_transfer_config": object()}, "leave out --kv-transfer-config"),
+        (
+            {"parallel_config": {"decode_context_parallel_size": 2}},
+            "set --decode-context-parallel-size 1",
+        ),
+        (
+            {"parallel_config": {"prefill_context_parallel_size": 2}},
+            "set --prefill-context-parallel-size 1",
+        ),
+        ({"cache_config": {"cache_dtype": "turboquant"}}, "--kv-cache-dtype turboquant: use one"),
+        ({"model_config": {"enable_sleep_mode": True}}, "leave out --enable-sleep-mode"),
+        ({"model_config": {"is_encoder_decoder": True}}, "encoder-decoder models"),
+    ],
+)
+def test_what_is_not_supported_names_the_option_to_change(changes, message):
+    check_config(config())
+    with pytest.raises(UnsupportedError, match=message):
+        check_config(config(**changes))
+
+
+def test_everything_that_is_in_the_way_is_named_at_once():
+    with pytest.raises(UnsupportedError, match=r"--speculative-config; .*--kv-transfer-config"):
+        check_config(config(speculative_config=object(), kv_transfer_config=object()))
+
+
+def test_releases_that_were_not_tried_are_refused_unless_one_insists(monkeypatch):
+    monkeypatch.delenv("PYVATTN_VLLM_ANY", raising=False)
+    check_version("0.26.1")
+    check_version("0.32.0+cpu")
+    with pytest.raises(UnsupportedError, match=r"0\.33\.0 .*PYVATTN_VLLM_ANY=1 to try"):
+        check_version("0.33.0")
+    monkeypatch.setenv("PYVATTN_VLLM_ANY", "1")
+    check_version("0.33.0")
+
+
+def test_importing_the_names_imports_nothing_of_vllm():
+    code = (
+        "import sys, pyvattn.vllm, pyvattn.integrations.vllm as plugin; plugin.register(); "
+        "sys.exit(any(m.split('.')[0] in ('vllm', 'torch') for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_vllm_finds_the_plug_in_by_its_entry_point():
+    from importlib.metadata import entry_points
+
+    (found,) = [
+        point for point in entry_points(group="vllm.general_plugins") if point.name == "pyvattn"
+    ]
+    assert found.value == "pyvattn.integrations.vllm:register"
+    assert found.load()() is None

@@ -1,0 +1,151 @@
+"""vLLM's block tables with ours mixed in, on stand-ins that keep what they are told.
+
+The stand-ins have the methods of vLLM 0.26 and 0.32; tests/vllm/test_names.py compares their
+signatures with vLLM's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_memory import make_memory
+
+from pyvattn.integrations.vllm.tables import TableV1, TableV2, adopt_table
+
+
+class StandInV2:
+    """``vllm.v1.worker.gpu.block_table.BlockTables``, of one group."""
+
+    def __init__(self):
+        self.tables = {}
+
+    def append_block_ids(self, req_index, new_block_ids, overwrite):
+        before = [] if overwrite else self.tables[req_index]
+        self.tables[req_index] = before + list(new_block_ids[0])
+
+    def compute_slot_mappings(self, idx_mapping):
+        return idx_mapping
+
+
+class StandInV1:
+    """``vllm.v1.worker.block_table.BlockTable``."""
+
+    def __init__(self):
+        self.num_blocks_per_row = np.zeros(4, dtype=np.int32)
+        self.ids = np.zeros((4, 8), dtype=np.int32)
+
+    def append_row(self, block_ids, row_idx):
+        start = self.num_blocks_per_row[row_idx]
+        self.num_blocks_per_row[row_idx] += len(block_ids)
+        self.ids[row_idx, start : start + len(block_ids)] = block_ids
+
+    def add_row(self, block_ids, row_idx):
+        self.num_blocks_per_row[row_idx] = 0
+        self.append_row(block_ids, row_idx)
+
+    def clear_row(self, row_idx):
+        self.ids[row_idx, : self.num_blocks_per_row[row_idx]] = 0
+        self.num_blocks_per_row[row_idx] = 0
+
+    def move_row(self, src, tgt):
+        count = self.num_blocks_per_row[src]
+        self.ids[tgt, :count] = self.ids[src, :count]
+        self.num_blocks_per_row[tgt] = count
+
+    def swap_row(self, src, tgt):
+        self.num_blocks_per_row[[src, tgt]] = self.num_blocks_per_row[[tgt, src]]
+        self.ids[[src, tgt]] = self.ids[[tgt, src]]
+
+    def compute_slot_mapping(self, num_reqs):
+        self.prepared = num_reqs
+
+
+@pytest.fixture
+def memory():
+    memory, _ = make_memory()
+    yield memory
+    memory.close_all()
+
+
+@pytest.fixture
+def v2(memory):
+    table = StandInV2()
+    adopt_table(table, TableV2, memory)
+    return table
+
+
+@pytest.fixture
+def v1(memory):
+    table = StandInV1()
+    adopt_table(table, TableV1, memory)
+    return table
+
+
+def blocks_behind(memory, ids):
+    """vLLM's blocks that are mapped where virtual ids say."""
+    rows = {id_ // memory.positions for id_ in ids}
+    assert len(rows) == 1
+    mapped = memory.rows.blocks(rows.pop())
+    return [mapped[id_ % memory.positions] for id_ in ids]
+
+
+def test_v2_kernels_read_rows_in_which_the_blocks_are_mapped(memory, v2):
+    v2.append_block_ids(3, ([5, 2],), overwrite=True)
+    v2.append_block_ids(3, ([7],), overwrite=False)
+    assert v2.compute_slot_mappings("slots") == "slots"
+    assert blocks_behind(memory, v2.tables[3]) == [5, 2, 7]
+    assert memory.stats()["waited_seconds"] > 0
+
+
+def test_v2_a_request_that_ended_leaves_its_row_to_one_with_its_prefix(memory, v2):
+    v2.append_block_ids(0, ([1, 2, 3],), overwrite=True)
+    v2.compute_slot_mappings(None)
+    first = v2.tables[0][0] // memory.positions
+    v2.end_request(0)
+    mapped = memory.stats()["map_calls"]
+    v2.append_block_ids(1, ([9],), overwrite=True)
+    v2.append_block_ids(2, ([1, 2, 4],), overwrite=True)
+    v2.compute_slot_mappings(None)
+    assert v2.tables[2][0] // memory.positions == first
+    assert memory.stats()["map_calls"] - mapped == 2  # 9 and 4
+
+
+def test_v2_an_index_that_is_used_again_without_a_word_ends_the_request(memory, v2):
+    v2.append_block_ids(0, ([1],), overwrite=True)
+    v2.append_block_ids(0, ([2],), overwrite=True)
+    v2.compute_slot_mappings(None)
+    assert memory.stats()["open_rows"] == 1
+    assert blocks_behind(memory, v2.tables[0]) == [2]
+
+
+def test_v1_requests_keep_their_rows_when_the_batch_is_condensed(memory, v1):
+    v1.add_row([1, 2], 0)
+    v1.add_row([3], 1)
+    v1.clear_row(0)
+    v1.move_row(1, 0)
+    v1.append_row([4], 0)
+    v1.compute_slot_mapping(1)
+    assert blocks_behind(memory, v1.ids[0, :2].tolist()) == [3, 4]
+    assert memory.stats()["open_rows"] == 1
+
+
+def test_v1_requests_keep_their_rows_when_the_batch_is_reordered(memory, v1):
+    v1.add_row([1], 0)
+    v1.add_row([2], 1)
+    v1.swap_row(0, 1)
+    v1.append_row([3], 0)
+    v1.append_row([], 1)
+    v1.compute_slot_mapping(2)
+    assert blocks_behind(memory, v1.ids[0, :2].tolist()) == [2, 3]
+    assert blocks_behind(memory, v1.ids[1, :1].tolist()) == [1]
+
+
+def test_a_table_can_be_told_of_new_memory(memory, v1):
+    v1.add_row([1], 0)
+    other, _ = make_memory()
+    adopt_table(v1, TableV1, other)
+    assert type(v1).__mro__.count(TableV1) == 1
+    v1.add_row([2], 0)
+    v1.compute_slot_mapping(1)
+    assert blocks_behind(other, v1.ids[0, :1].tolist()) == [2]
+    other.close_all()
