@@ -19,7 +19,7 @@ from pathlib import Path
 from driver_patch.install.install import Plan
 from driver_patch.install.journal import DKMS_JOURNAL, Journal
 from driver_patch.install.machine import Machine, Refused, Unavailable
-from driver_patch.install.sources import HOME, script
+from driver_patch.install.sources import script
 
 # Where a package keeps nvidia-uvm/ and its kin: at its top, or as NVIDIA's repository does.
 _LAYOUTS = ("", "kernel-open")
@@ -83,7 +83,7 @@ def _package(conf: Path) -> DkmsPackage | None:
     return None
 
 
-def plan_install(machine: Machine, home: Path = HOME) -> Plan:
+def plan_install(machine: Machine) -> Plan:
     """Work out which patch and which line DKMS gets, and touch nothing."""
     journal = Journal(machine, DKMS_JOURNAL)
     if journal.read() is not None:
@@ -94,13 +94,13 @@ def plan_install(machine: Machine, home: Path = HOME) -> Plan:
     existing = config.read_bytes() if config.exists() else b""
     line = f'# Written by pyvattn (`make install DKMS=1`).\nPATCH+=("{name}")\n'
     files = {
-        package.tree / "patches" / name: _patch(home, package.tree),
+        package.tree / "patches" / name: _patch(package.tree),
         config: existing + line.encode(),
     }
     about = {"release": package.version, "rebuild": package.commands("KERNEL")}
 
     def install() -> list[str]:
-        journal.apply(files, about)
+        journal.apply(files, about, check=None)
         return []
 
     return Plan(
@@ -140,9 +140,9 @@ def plan_uninstall(machine: Machine) -> Plan:
     return plan
 
 
-def _patch(home: Path, tree: Path) -> bytes:
+def _patch(tree: Path) -> bytes:
     """Return the whole patch for a source tree, new files included, for ``patch -p1``."""
-    command = [sys.executable, "-B", str(script("driver_patch.py", home)), "patch", str(tree)]
+    command = [sys.executable, "-B", str(script("driver_patch.py")), "patch", str(tree)]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode != 0:
         raise Refused(done.stderr.decode().strip())

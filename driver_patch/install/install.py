@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from driver_patch.install import kmod, nvidia
-from driver_patch.install.journal import DKMS_JOURNAL, INSTALLED, Journal, Record, locked, nothing
+from driver_patch.install.journal import DKMS_JOURNAL, INSTALLED, Journal, Record, locked
 from driver_patch.install.kmod import OUR_FOLDER, RELOAD_COMMANDS, ModuleFile
 from driver_patch.install.machine import Failed, Machine, Refused
 from driver_patch.install.signing import Signer, find_signer, why_signed
@@ -71,12 +71,12 @@ def plan_install(machine: Machine, request: Request) -> Plan:
     record = journal.read()
     about = {"release": module.release, "module": module.sha256, "stem": "nvidia-uvm"}
     if _is_staging(machine, record):
-        about["staged"] = "yes"
         plan.notes.append(
             f"{machine.root} holds no kernel {machine.kernel}: files are staged there for "
             "packaging; the driver of the target is not checked and depmod is not run."
         )
     else:
+        about["depmod"] = "yes"
         _look_at_driver(machine, request, module, plan, about)
     plan.facts.append(("signature", why_signed(machine) or "not asked for by this kernel"))
     signer = find_signer(machine, module, request.key, request.certificate, request.trust_key)
@@ -125,7 +125,7 @@ def _install_steps(
         *([f"sign a copy of the module with {signer.key}"] if signer else []),
         f"write {target}",
         f"write {config} (makes depmod prefer ours; nothing of NVIDIA's is changed)",
-        *([] if "staged" in about else [f"run depmod and check that {about['stem']} is now ours"]),
+        *([f"run depmod and check that {about['stem']} is now ours"] if "depmod" in about else []),
     ]
 
 
@@ -144,10 +144,9 @@ def _install(
         override = kmod.override_line(about["stem"], machine.kernel)
         files = {target: signer.sign(data) if signer else data, config: override.encode()}
         if record is not None:
-            journal.undo(_settle(machine, record.about))
+            journal.undo()
         check = partial(kmod.require_preferred, machine, target)
-        settle = _settle(machine, about)
-        journal.apply(files, about, settle, nothing if "staged" in about else check)
+        journal.apply(files, about, check if "depmod" in about else None)
     if request.reload:
         _reload_or_undo(machine, journal)
     return []
@@ -186,7 +185,7 @@ def plan_uninstall(machine: Machine, allow_in_use: bool = False, reload: bool = 
     _plan_reload(machine, plan, reload)
 
     def uninstall() -> list[str]:
-        journal.undo(_settle(machine, record.about))
+        journal.undo()
         if reload:
             kmod.reload_uvm(machine, patched=False)
         return [] if staged else [_what_is_used_now(machine, record)]
@@ -206,12 +205,8 @@ def our_files(machine: Machine, stem: str) -> tuple[Path, Path]:
 def _is_staging(machine: Machine, record: Record | None) -> bool:
     """Whether the root is a directory for packaging rather than a system."""
     if record is not None:  # Our own files may have made it look like a system.
-        return "staged" in record.about
+        return "depmod" not in record.about
     return not machine.is_live and not machine.modules.is_dir()
-
-
-def _settle(machine: Machine, about: dict[str, str]) -> Callable[[], None]:
-    return nothing if "staged" in about else partial(kmod.run_depmod, machine)
 
 
 def _earlier(record: Record) -> str:
@@ -256,7 +251,7 @@ def _reload_or_undo(machine: Machine, journal: Journal) -> None:
     try:
         kmod.reload_uvm(machine, patched=True)
     except Failed as error:
-        journal.undo(partial(kmod.run_depmod, machine))
+        journal.undo()
         try:
             kmod.reload_uvm(machine, patched=False)
         except Failed as second:

@@ -15,13 +15,14 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from driver_patch.install.kmod import run_depmod
 from driver_patch.install.machine import BadInput, Failed, InstallerError, Machine, Refused
 
-_VERSION = 2
+_VERSION = 3
 _FOLDER = "var/lib/pyvattn/driver"
 _PARTIAL_SUFFIX = ".pyvattn-new"
 
@@ -45,16 +46,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Record:
-    """What the journal says. ``about`` is for people: releases, the stock module, the signature."""
+    """What the journal says.
+
+    ``about`` names the release, the stock module and so on. With ``depmod`` in it, depmod has to
+    see what changed.
+    """
 
     state: str
     entries: tuple[Entry, ...]
     directories: tuple[Path, ...]
     about: dict[str, str]
-
-
-def nothing() -> None:
-    """Do nothing, where files that changed concern nothing else."""
 
 
 class Journal:
@@ -85,15 +86,9 @@ class Journal:
             ) from error
 
     def apply(
-        self,
-        files: Mapping[Path, bytes],
-        about: dict[str, str],
-        settle: Callable[[], None] = nothing,
-        check: Callable[[], None] = nothing,
+        self, files: Mapping[Path, bytes], about: dict[str, str], check: Callable[[], None] | None
     ) -> None:
-        """Write ``files``, call ``settle`` and ``check``; if anything fails, undo it all.
-
-        ``settle`` lets the system see what changed; it is called after undoing as well.
+        """Write ``files`` and call ``check``; if anything fails, undo it all.
 
         Raises:
             Failed: everything is as before, or the message says what is not.
@@ -105,12 +100,13 @@ class Journal:
             for path, data in files.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _write(path, data)
-            settle()
-            check()
+            self._settle(about)
+            if check:
+                check()
             self._mark(INSTALLED)
         except BaseException as error:
             try:
-                self._undo(settle)
+                self._undo()
             except (OSError, InstallerError) as second:
                 raise Failed(
                     f"{error}. Undoing it failed as well: {second}. NVIDIA's module was not "
@@ -120,7 +116,7 @@ class Journal:
                 raise Failed(f"{error}. Everything is as it was before.") from error
             raise
 
-    def undo(self, settle: Callable[[], None] = nothing) -> None:
+    def undo(self) -> None:
         """Give every file its former state and forget; may be repeated after a failure.
 
         Raises:
@@ -132,7 +128,7 @@ class Journal:
                 self.sweep()
                 return
             self._mark(UNINSTALLING)
-            self._undo(settle)
+            self._undo()
         except (OSError, Failed) as error:
             raise Failed(f"{error}. Repeat the uninstall; it goes on from here.") from error
 
@@ -178,7 +174,7 @@ class Journal:
             if entry.before:
                 _write(entry.backup, entry.path.read_bytes(), entry.path.stat())
 
-    def _undo(self, settle: Callable[[], None]) -> None:
+    def _undo(self) -> None:
         record = self.read()
         if record is None:
             return
@@ -189,18 +185,27 @@ class Journal:
                 _remove(entry.path)
             elif entry.backup.exists():
                 _write(entry.path, entry.backup.read_bytes(), entry.backup.stat())
-        settle()
+        folders = list(record.directories)
+        modules = self._machine.modules
+        if (modules / "modules.dep").exists():
+            self._settle(record.about)
+        else:  # The kernel was removed, and its folders stayed because of ours.
+            folders += [modules, modules / "updates"]
         for entry in record.entries:
             _remove(entry.backup)
-        _remove_empty(record.directories)
+        _remove_empty(folders)
         _remove(self._path)
-        _remove_empty(record.directories)
+        _remove_empty(folders)
+
+    def _settle(self, about: Mapping[str, str]) -> None:
+        if "depmod" in about:
+            run_depmod(self._machine)
 
     def _mark(self, state: str) -> None:
         record = self.read()
         if record is None:
             raise Failed(f"{self._path}: vanished while it was needed")
-        self._write_record(Record(state, record.entries, record.directories, record.about))
+        self._write_record(replace(record, state=state))
 
     def sweep(self) -> tuple[str, ...]:
         """Where there is no record: remove what a run left that died before it wrote one."""
@@ -239,6 +244,13 @@ class Journal:
     def _name(self, path: Path) -> str:
         # Relative to the root, so that an image may be mounted elsewhere next time.
         return str(path.relative_to(self._machine.root))
+
+
+def removed_kernels(machine: Machine) -> list[str]:
+    """Return the kernels that something is installed for and that are not there any more."""
+    names = sorted(path.parent.name for path in machine.path(_FOLDER).glob("*/manifest.json"))
+    modules = machine.path("lib/modules")
+    return [n for n in names if n != DKMS_JOURNAL and not (modules / n / "modules.dep").exists()]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from driver_patch.install import dkms
 from driver_patch.install.install import Plan, Request, carry_out, plan_install, plan_uninstall
 from driver_patch.install.machine import BadInput, Failed, InstallerError, Machine, Refused
-from driver_patch.install.sources import HOME, build, find_built
+from driver_patch.install.sources import build, find_built
 from driver_patch.install.status import read_status
 
 Option = Callable[..., object]
@@ -61,7 +61,6 @@ def _parser() -> argparse.ArgumentParser:
     option = add("build", _build, "Patch a copy of NVIDIA's source and build nvidia-uvm.ko.")
     option("--source", type=Path, help="NVIDIA's source tree [found]")
     option("--release", default="", help="release of the driver [the installed one]")
-    _add_checkout(option)
 
     for name, run, text in (
         ("plan", _install, "Show what an install would do; touch nothing."),
@@ -80,12 +79,7 @@ def _parser() -> argparse.ArgumentParser:
             option("--key", type=Path, help="machine-owner key that signs the module")
             option("--cert", type=Path, help="its certificate, DER or PEM")
             option("--trust-key", action="store_true", help="do not ask that the key is enrolled")
-            _add_checkout(option)
     return parser
-
-
-def _add_checkout(option: Option) -> None:
-    option("--checkout", type=Path, default=HOME, help="checkout of pyvattn [this one]")
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -103,16 +97,16 @@ def _status(options: argparse.Namespace) -> int:
 
 def _build(options: argparse.Namespace) -> int:
     machine = Machine(options.root, options.kernel)
-    print(build(machine, options.checkout, options.source, options.release))
+    print(build(machine, options.source, options.release))
     return 0
 
 
 def _install(options: argparse.Namespace) -> int:
     machine = Machine(options.root, options.kernel)
     if options.dkms:
-        return _do(machine, partial(dkms.plan_install, machine, options.checkout), options)
+        return _do(machine, partial(dkms.plan_install, machine), options)
     request = Request(
-        module=options.module or find_built(machine, options.checkout),
+        module=options.module or find_built(machine),
         key=options.key,
         certificate=options.cert,
         trust_key=options.trust_key,

@@ -16,28 +16,19 @@ from driver_patch.install.nvidia import find_stock
 HOME = Path(__file__).resolve().parents[2]
 
 
-def script(name: str, home: Path = HOME) -> Path:
-    """Return the path of one of the patch's scripts.
-
-    Raises:
-        Unavailable: ``home`` does not hold the patch.
-    """
-    path = home / "driver_patch/scripts" / name
-    if not path.is_file():
-        raise Unavailable(
-            f"{home}: holds no driver_patch/scripts/{name}; name a checkout of pyvattn."
-        )
-    return path
+def script(name: str) -> Path:
+    """Return the path of one of the patch's scripts."""
+    return HOME / "driver_patch/scripts" / name
 
 
-def find_built(machine: Machine, home: Path = HOME) -> Path:
+def find_built(machine: Machine) -> Path:
     """Return the module that was built for this kernel and driver.
 
     Raises:
         Unavailable: nothing was built, or nothing that fits.
         Refused: several fit equally.
     """
-    folder = _build_folder(home)
+    folder = _build_folder()
     patched = [
         m for path in sorted(folder.glob("*/nvidia-uvm.ko")) if (m := ModuleFile(path)).is_patched
     ]
@@ -64,9 +55,7 @@ def _fits(machine: Machine, module: ModuleFile) -> bool:
         return True  # The plan says what is wrong with the driver.
 
 
-def build(
-    machine: Machine, home: Path = HOME, source: Path | None = None, release: str = ""
-) -> Path:
+def build(machine: Machine, source: Path | None = None, release: str = "") -> Path:
     """Build the patched nvidia-uvm for the machine's kernel, as ``make driver`` does.
 
     Without a ``source`` tree that of ``release``, by default the installed driver's,
@@ -83,23 +72,23 @@ def build(
         "KERNEL": machine.kernel,
         "DRIVER_SRC": str(source.resolve()) if source else "",
         "RELEASE": release,
-        "BUILD_FOLDER": str(_build_folder(home)),
+        "BUILD_FOLDER": str(_build_folder()),
     }
-    if not _is_checkout(home):
+    if not _is_checkout():
         environment.setdefault("PYVATTN_CACHE", str(_user_cache()))
-    command = [str(script("make-driver", home))]
+    command = [str(script("make-driver"))]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         raise Failed(f"the build failed:\n{done.stderr.strip()}")
     return Path(done.stdout.strip().splitlines()[-1])
 
 
-def _build_folder(home: Path) -> Path:
-    return home / "build/driver" if _is_checkout(home) else _user_cache() / "driver/build"
+def _build_folder() -> Path:
+    return HOME / "build/driver" if _is_checkout() else _user_cache() / "driver/build"
 
 
-def _is_checkout(home: Path) -> bool:
-    return (home / "Makefile").is_file()
+def _is_checkout() -> bool:
+    return (HOME / "Makefile").is_file()
 
 
 def _user_cache() -> Path:

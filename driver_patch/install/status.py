@@ -8,7 +8,7 @@ from typing import Any
 
 from driver_patch.install import kmod
 from driver_patch.install.install import our_files
-from driver_patch.install.journal import INSTALLED, Journal, Record
+from driver_patch.install.journal import DKMS_JOURNAL, INSTALLED, Journal, Record, removed_kernels
 from driver_patch.install.kmod import RELOAD_COMMANDS, MissingTool, ModuleFile
 from driver_patch.install.machine import (
     InstallerError,
@@ -17,7 +17,7 @@ from driver_patch.install.machine import (
     RunningDriver,
     Unavailable,
 )
-from driver_patch.install.nvidia import StockModules, find_stock
+from driver_patch.install.nvidia import StockModules, find_stock, require_fit
 from driver_patch.install.signing import why_signed
 
 NOT_INSTALLED = "not installed"
@@ -58,7 +58,8 @@ class Status:
         if not self.has_driver:
             place = "on this machine" if self.kernel_runs else "for this kernel, which does not run"
             place += " (this looks like a container)" if self.container else ""
-            return [("kernel", self.kernel), ("NVIDIA driver", f"none {place}")]
+            left = [("pyvattn's module", self.ours)] if self.ours != NOT_INSTALLED else []
+            return [("kernel", self.kernel), ("NVIDIA driver", f"none {place}"), *left]
         absent = "none is loaded" if self.kernel_runs else "another kernel runs"
         loaded = "not loaded"
         if self.loaded:
@@ -93,8 +94,10 @@ def read_status(machine: Machine) -> Status:
         status.installed_release = stock.release
         if stock.uvm.is_patched:
             status.ours = f"built into NVIDIA's by DKMS, release {stock.release}"
-        if not status.problems:
-            _check_releases(machine, status, stock, record)
+    if not status.problems and record is not None:
+        _check_fit(machine, status, stock, record)
+    if not status.problems and stock is not None:
+        _check_releases(machine, status, stock)
     loaded, running = status.loaded, status.running
     if running and loaded and loaded.release not in (running.release, "unknown"):
         status.problems.append(
@@ -103,6 +106,7 @@ def read_status(machine: Machine) -> Status:
         )
     if not status.problems:
         status.advice.append(_advice(machine, status, stock) if stock else absent)
+    status.advice += _leftovers(machine, status)
     return status
 
 
@@ -120,13 +124,17 @@ def _find_stock(machine: Machine, status: Status) -> tuple[StockModules | None, 
     return None, ""
 
 
-def _find_record(machine: Machine, status: Status) -> Record | None:
-    journal = Journal(machine)
+def _read(journal: Journal, status: Status) -> Record | None:
     try:
-        record = journal.read()
+        return journal.read()
     except InstallerError as error:
         status.problems.append(str(error))
         return None
+
+
+def _find_record(machine: Machine, status: Status) -> Record | None:
+    journal = Journal(machine)
+    record = _read(journal, status)
     if record is None:
         return None
     if record.state != INSTALLED:
@@ -148,20 +156,51 @@ def _find_record(machine: Machine, status: Status) -> Record | None:
     return record
 
 
-def _check_releases(
-    machine: Machine, status: Status, stock: StockModules, record: Record | None
+def _check_fit(
+    machine: Machine, status: Status, stock: StockModules | None, record: Record
 ) -> None:
+    """What was installed must fit the driver that is there now: packages replace that one only."""
+    target, _ = our_files(machine, record.about["stem"])
+    if stock is None:
+        why = "no driver is installed any more."
+    elif stock.uvm.stem != record.about["stem"]:
+        why = f"the driver's own is {stock.uvm.path} now."
+    else:
+        try:
+            return require_fit(machine, ModuleFile(target), stock)
+        except InstallerError as error:
+            why = str(error)
+    status.problems.append(
+        f"The NVIDIA driver was changed since pyvattn installed {target}: {why} Uninstall now "
+        "(`pyvattn driver uninstall`, `make uninstall`): the two must not run together. Then build "
+        "and install again."
+    )
+
+
+def _leftovers(machine: Machine, status: Status) -> list[str]:
+    """Say what upgrades have left of ours that does no harm."""
+    left = [
+        f"Kernel {kernel} was removed, and pyvattn's module for it was not: "
+        f"`pyvattn driver uninstall --kernel {kernel}`, or `make uninstall KERNEL={kernel}`."
+        for kernel in removed_kernels(machine)
+        if kernel != machine.kernel
+    ]
+    dkms = _read(Journal(machine, DKMS_JOURNAL), status)
+    patched, installed = dkms.about["release"] if dkms else "", status.installed_release
+    if patched and installed and patched != installed:
+        left.append(
+            f"DKMS patches release {patched} only, and the driver is of {installed} now: uninstall "
+            "with --dkms (make DKMS=1), then install with it again."
+        )
+    return left
+
+
+def _check_releases(machine: Machine, status: Status, stock: StockModules) -> None:
     """The nvidia-uvm that modprobe takes must be of the release of the nvidia.ko beside it."""
     running = status.running.release if status.running else stock.release
     preferred = kmod.preferred(machine, stock.uvm.stem)
     taken = ModuleFile(preferred) if preferred and preferred.is_file() else stock.uvm
-    if record is not None and taken.release != stock.release:
-        status.problems.append(
-            f"modprobe takes {taken.path} of release {taken.release}, which pyvattn installed, and "
-            f"the driver on disk is of {stock.release}: it was upgraded since. Uninstall now (the "
-            "two must not run together), then build and install again."
-        )
-    elif mixed := stock.mixed():
+    if mixed := stock.mixed():
         status.problems.append(mixed)
     elif taken.release != running:
         status.problems.append(

@@ -12,6 +12,7 @@ import pytest
 from scratch_machine import KERNEL, PATCHED, elf_module
 
 from driver_patch.install import main as front_end
+from driver_patch.install import sources
 from pyvattn.cli.commands import driver
 from pyvattn.errors import DriverUnavailable
 
@@ -84,13 +85,14 @@ def test_a_plan_can_be_seen_without_permission_to_carry_it_out(scratch, monkeypa
     assert scratch.snapshot() == before
 
 
-def test_the_built_module_is_found_in_the_checkout(scratch, tmp_path, capsys):
+def test_the_built_module_is_found_in_the_checkout(scratch, tmp_path, monkeypatch, capsys):
     checkout = tmp_path / "checkout"
     (checkout / "build/driver/one").mkdir(parents=True)
     (checkout / "Makefile").touch()
     module = checkout / "build/driver/one/nvidia-uvm.ko"
     module.write_bytes(elf_module(parm=PATCHED))
-    assert call(scratch, "plan", "--checkout", str(checkout)) == 0
+    monkeypatch.setattr(sources, "HOME", checkout)
+    assert call(scratch, "plan") == 0
     assert str(module) in capsys.readouterr().out
 
 
