@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 #: Release branches whose differences driver_patch/src/uvm_vattn_compat.h knows.
-BRANCHES = (535, 550, 555, 570, 575, 580, 590, 595)
+BRANCHES = (535, 550, 555, 565, 570, 575, 580, 590, 595)
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,13 @@ HOOKS = (
             "",
         ),
         why="route our ioctls after UVM's own and before its tests",
+    ),
+    Hook(
+        file="nvidia-uvm/uvm.c",
+        where="instead",
+        anchor="    NV_STATUS status = uvm_global_init();",
+        lines=("    NV_STATUS status = uvm_vattn_global_init();",),
+        why="do not load beside an nvidia.ko of another release",
     ),
     Hook(
         file="nvidia-uvm/uvm_va_space.h",
@@ -92,7 +99,7 @@ HOOKS = (
         where="after",
         anchor='#include "uvm_map_external.h"',
         lines=('#include "vattn/uvm_vattn.h"',),
-        why="declare the next two hooks",
+        why="declare the hooks below",
     ),
     Hook(
         file="nvidia-uvm/uvm_map_external.c",
@@ -100,6 +107,26 @@ HOOKS = (
         anchor="static NV_STATUS uvm_ext_gpu_map_split(uvm_range_tree_t *tree,",
         lines=("NV_STATUS uvm_ext_gpu_map_split(uvm_range_tree_t *tree,",),
         why="let a batch cut a mapping as UVM_UNMAP_EXTERNAL does",
+    ),
+    Hook(
+        file="nvidia-uvm/uvm_map_external.c",
+        where="after",
+        anchor=(
+            "    UVM_ASSERT(new_start >= existing_map->node.start && "
+            "new_start < existing_map->node.end);"
+        ),
+        lines=(
+            "    if (!uvm_vattn_ext_gpu_map_may_split(existing_map))",
+            "        return NV_ERR_INSUFFICIENT_RESOURCES;",
+        ),
+        why="keep a process that cuts its mappings of our pages within its limit of mappings",
+    ),
+    Hook(
+        file="nvidia-uvm/uvm_map_external.c",
+        where="after",
+        anchor="    uvm_range_tree_split(tree, &existing_map->node, &new->node);",
+        lines=("    uvm_vattn_ext_gpu_map_split(existing_map, new);",),
+        why="count the mapping that the cut makes",
     ),
     Hook(
         file="nvidia-uvm/uvm_map_external.c",

@@ -351,7 +351,7 @@ def hook_table() -> str:
     rows = ["| file | line | why |", "| --- | --- | --- |"]
     for hook in HOOKS:
         lines = "<br>".join(f"`{line.strip()}`" for line in hook.lines if line.strip())
-        note = "`static` removed: " if hook.where == "instead" else ""
+        note = f"instead of `{hook.anchor.strip()}`: " if hook.where == "instead" else ""
         rows.append(f"| {hook.file.removeprefix('nvidia-uvm/')} | {note}{lines} | {hook.why} |")
     return "\n".join(rows)
 

@@ -75,6 +75,7 @@ static NV_STATUS stats(uvm_va_space_t *va_space, struct uvm_vattn_stats *params)
 
 	memset(params, 0, sizeof(*params));
 	params->limit_bytes = uvm_vattn_limit_bytes();
+	params->limit_mappings = uvm_vattn_limit_mappings();
 
 	uvm_va_space_down_read(va_space);
 	state = uvm_vattn_state(va_space);
@@ -98,6 +99,18 @@ static void count_call(uvm_va_space_t *va_space, unsigned int cmd,
 		uvm_vattn_state_count_call(state, cmd, status);
 }
 
+/* Whoever allocates first makes the VA space its own. */
+static bool is_callers(uvm_va_space_t *va_space)
+{
+	struct uvm_vattn_va_space *state;
+
+	uvm_va_space_down_read(va_space);
+	state = uvm_vattn_state(va_space);
+	uvm_va_space_up_read(va_space);
+
+	return !state || uvm_vattn_account_is_callers(state->account);
+}
+
 static NV_STATUS dispatch(uvm_va_space_t *va_space, unsigned int cmd,
 			  union uvm_vattn_params *params)
 {
@@ -112,6 +125,11 @@ static NV_STATUS dispatch(uvm_va_space_t *va_space, unsigned int cmd,
 	if (!va_space)
 		return NV_ERR_ILLEGAL_ACTION;
 
+	if (cmd == UVM_VATTN_STATS)
+		return stats(va_space, &params->stats);
+	if (!is_callers(va_space))
+		return NV_ERR_INSUFFICIENT_PERMISSIONS;
+
 	switch (cmd) {
 	case UVM_VATTN_ALLOC:
 		status = uvm_vattn_alloc(va_space, &params->alloc);
@@ -125,8 +143,6 @@ static NV_STATUS dispatch(uvm_va_space_t *va_space, unsigned int cmd,
 	case UVM_VATTN_UNMAP:
 		status = uvm_vattn_unmap(va_space, &params->unmap);
 		break;
-	case UVM_VATTN_STATS:
-		return stats(va_space, &params->stats);
 	}
 	count_call(va_space, cmd, status);
 	return status;

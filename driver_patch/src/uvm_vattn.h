@@ -10,6 +10,9 @@
 #include "uvm_forward_decl.h"
 #include "uvm_va_range.h"
 
+/* uvm.c: uvm_global_init(), unless nvidia.ko is of another release. */
+NV_STATUS uvm_vattn_global_init(void);
+
 /* uvm.c: is cmd one of ours, and do it. Called with the PM lock held. */
 bool uvm_vattn_is_ioctl(unsigned int cmd);
 long uvm_vattn_ioctl(struct file *filp, unsigned int cmd, unsigned long arg);
@@ -30,6 +33,13 @@ void uvm_vattn_va_space_destroy(uvm_va_space_t *va_space);
  * freed. Takes the mapping's reference from our pages; leaves all others alone.
  */
 void uvm_vattn_ext_gpu_map_free(uvm_ext_gpu_map_t *map);
+
+/*
+ * uvm_map_external.c: may a mapping be cut in two, and it was: new is its upper
+ * part. Mappings of other memory than ours may, and are not counted.
+ */
+bool uvm_vattn_ext_gpu_map_may_split(uvm_ext_gpu_map_t *map);
+void uvm_vattn_ext_gpu_map_split(uvm_ext_gpu_map_t *map, uvm_ext_gpu_map_t *new);
 
 /* Defined in uvm_map_external.c, where it was static. */
 NV_STATUS uvm_ext_gpu_map_split(uvm_range_tree_t *tree,

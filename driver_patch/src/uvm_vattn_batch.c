@@ -18,12 +18,12 @@ NV_STATUS uvm_vattn_entries_copy(u64 user, u32 count, size_t entry_size,
 	if (count > UVM_VATTN_MAX_BATCH)
 		return NV_ERR_INVALID_LIMIT;
 
-	entries = uvm_kvmalloc(count * entry_size);
+	entries = uvm_vattn_zalloc(count * entry_size);
 	if (!entries)
 		return NV_ERR_NO_MEMORY;
 
 	if (copy_from_user(entries, u64_to_user_ptr(user), count * entry_size)) {
-		uvm_kvfree(entries);
+		kvfree(entries);
 		return NV_ERR_INVALID_POINTER;
 	}
 	*entries_out = entries;
@@ -49,8 +49,8 @@ NV_STATUS uvm_vattn_batch_init(struct uvm_vattn_batch *batch,
 	if (!gpu)
 		return NV_ERR_INVALID_DEVICE;
 
-	batch->address_nodes = uvm_kvmalloc_zero(entry_count *
-						 sizeof(*batch->address_nodes));
+	batch->address_nodes = uvm_vattn_zalloc(entry_count *
+						sizeof(*batch->address_nodes));
 	if (!batch->address_nodes)
 		return NV_ERR_NO_MEMORY;
 
@@ -67,11 +67,15 @@ void uvm_vattn_batch_deinit(struct uvm_vattn_batch *batch)
 	struct uvm_vattn_piece *piece, *next;
 
 	list_for_each_entry_safe(piece, next, &batch->pieces, node) {
+		/* A place for the old memory that was not needed after all. */
+		if (piece->old)
+			uvm_vattn_return_mapping(batch->state->account,
+						 uvm_range_tree_node_size(&piece->map->node));
 		uvm_kvfree(piece->old);
-		uvm_kvfree(piece);
+		kvfree(piece);
 	}
 	uvm_vattn_tables_release(batch);
-	uvm_kvfree(batch->address_nodes);
+	kvfree(batch->address_nodes);
 }
 
 /*
@@ -117,7 +121,7 @@ NV_STATUS uvm_vattn_batch_add(struct uvm_vattn_batch *batch,
 	if (batch->ptes > UVM_VATTN_MAX_BATCH_PTES)
 		return NV_ERR_INVALID_LIMIT;
 
-	piece = uvm_kvmalloc_zero(sizeof(*piece));
+	piece = uvm_vattn_zalloc(sizeof(*piece));
 	if (!piece)
 		return NV_ERR_NO_MEMORY;
 

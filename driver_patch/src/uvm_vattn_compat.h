@@ -8,8 +8,8 @@
 
 #include "uvm_vattn_release.h"
 
-/* 570 gave each kind of VA range a structure of its own. */
-#if UVM_VATTN_BRANCH >= 570
+/* 565 gave each kind of VA range a structure of its own. */
+#if UVM_VATTN_BRANCH >= 565
 #define uvm_vattn_ext_range uvm_va_range_external_struct
 
 static inline struct uvm_vattn_ext_range *

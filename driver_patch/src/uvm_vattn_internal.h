@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0 */
 /*
  * Shared by what allocates, maps and unmaps. Each file calls only those that
- * stand before it below, and any of them uvm_vattn_state.c.
+ * stand before it below, and any of them uvm_vattn_state.c and _account.c.
  *
  * There is no lock of our own: everything below hangs off a VA space and follows
  * its lock (order: see uvm_lock.h), which map, unmap and free take in write mode.
@@ -32,7 +32,11 @@
 
 #define UVM_VATTN_MAX_BATCH 65536u
 #define UVM_VATTN_MAX_BATCH_PTES 0x100000u
+
+/* The emulated machine has its own, which its GPU has the memory for. */
+#ifndef UVM_VATTN_MAX_HANDLES
 #define UVM_VATTN_MAX_HANDLES 65536u
+#endif
 
 /* The pages behind one handle. */
 struct uvm_vattn_pages {
@@ -55,6 +59,9 @@ struct uvm_vattn_pages {
 	size_t large_chunks;
 	size_t chunk_count;
 	uvm_gpu_chunk_t **chunks;
+
+	/* One reference more, until the GPU leaves: see uvm_vattn_pages_hold(). */
+	bool is_held;
 };
 
 /* A run of pages under one external mapping that a batch makes or removes. */
@@ -116,11 +123,14 @@ NV_STATUS uvm_vattn_chunks_alloc(struct uvm_vattn_pages *pages);
 void uvm_vattn_chunks_free(struct uvm_vattn_pages *pages);
 
 /* uvm_vattn_pages.c */
+void uvm_vattn_attach(struct uvm_vattn_pages *pages, uvm_ext_gpu_map_t *map);
+void uvm_vattn_detach(uvm_ext_gpu_map_t *map);
 u64 uvm_vattn_gpu_page_sizes(uvm_gpu_t *gpu);
 struct uvm_vattn_pages *uvm_vattn_pages_find(struct uvm_vattn_va_space *state,
 					     u64 handle);
 u64 uvm_vattn_pages_address(const struct uvm_vattn_pages *pages, u64 offset);
 void uvm_vattn_pages_put(struct uvm_vattn_pages *pages);
+void uvm_vattn_pages_hold(struct uvm_vattn_pages *pages);
 NV_STATUS uvm_vattn_alloc(uvm_va_space_t *va_space,
 			  struct uvm_vattn_alloc *params);
 NV_STATUS uvm_vattn_free(uvm_va_space_t *va_space,
@@ -133,8 +143,10 @@ static inline u64 uvm_vattn_pte_page_size(u64 page_size)
 }
 
 /* uvm_vattn_tables.c */
-NV_STATUS uvm_vattn_tables_get(struct uvm_vattn_batch *batch, u64 start, u64 size,
-			       u64 page_size, uvm_page_table_range_vec_t *vec);
+NV_STATUS uvm_vattn_tables_get(struct uvm_vattn_batch *batch,
+			       const uvm_range_tree_node_t *range, u64 start,
+			       u64 size, u64 page_size,
+			       uvm_page_table_range_vec_t *vec);
 void uvm_vattn_tables_put(uvm_page_table_range_vec_t *vec);
 void uvm_vattn_tables_release(struct uvm_vattn_batch *batch);
 

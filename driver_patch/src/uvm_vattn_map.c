@@ -2,8 +2,8 @@
 /*
  * UVM_VATTN_MAP. First everything that can fail: each entry is cut into pieces,
  * one for each hole and one for each mapping that is there already; holes get a
- * mapping and page tables. Then all entries are written. Only then do mappings
- * take hold of the pages, and replaced ones let go of theirs.
+ * mapping and page tables. Then all entries are written. Only then do replaced
+ * mappings let go of the pages that they had.
  */
 #include "uvm_tracker.h"
 
@@ -36,13 +36,22 @@ static void aim_piece(struct uvm_vattn_piece *piece,
 static NV_STATUS prepare_new(struct uvm_vattn_batch *batch,
 			     const struct map_entry *entry, u64 start, u64 end)
 {
+	struct uvm_vattn_account *account = batch->state->account;
 	struct uvm_vattn_piece *piece;
+	u64 size = end - start + 1;
 	uvm_ext_gpu_map_t *map;
 	NV_STATUS status;
 
+	status = uvm_vattn_take_mapping(account, size);
+	if (status != NV_OK)
+		return status;
+
+	/* UVM frees it, with uvm_kvfree(). */
 	map = uvm_kvmalloc_zero(sizeof(*map));
-	if (!map)
-		return NV_ERR_NO_MEMORY;
+	if (!map) {
+		status = NV_ERR_NO_MEMORY;
+		goto error_taken;
+	}
 
 	map->node.start = start;
 	map->node.end = end;
@@ -50,8 +59,10 @@ static NV_STATUS prepare_new(struct uvm_vattn_batch *batch,
 	map->owning_gpu = batch->gpu;
 	uvm_tracker_init(&map->tracker);
 
-	status = uvm_vattn_tables_get(batch, start, end - start + 1,
-				      entry->pte_page_size, &map->pt_range_vec);
+	status = uvm_vattn_tables_get(batch,
+				      uvm_vattn_ext_range_node(entry->range),
+				      start, size, entry->pte_page_size,
+				      &map->pt_range_vec);
 	if (status != NV_OK)
 		goto error_map;
 
@@ -67,6 +78,7 @@ static NV_STATUS prepare_new(struct uvm_vattn_batch *batch,
 				      batch->gpu->id);
 	piece->is_new = true;
 	aim_piece(piece, entry);
+	uvm_vattn_attach(entry->pages, map);
 	return NV_OK;
 
 error_added:
@@ -75,7 +87,30 @@ error_page_tables:
 	uvm_vattn_tables_put(&map->pt_range_vec);
 error_map:
 	uvm_kvfree(map);
+error_taken:
+	uvm_vattn_return_mapping(account, size);
 	return status;
+}
+
+/* The mapping is of RM's memory: one more of ours, and a place for what it had. */
+static NV_STATUS prepare_takeover(struct uvm_vattn_batch *batch,
+				  struct uvm_vattn_piece *piece)
+{
+	struct uvm_vattn_account *account = batch->state->account;
+	u64 size = uvm_range_tree_node_size(&piece->map->node);
+	NV_STATUS status;
+
+	status = uvm_vattn_take_mapping(account, size);
+	if (status != NV_OK)
+		return status;
+
+	/* UVM frees it, with uvm_kvfree(). */
+	piece->old = uvm_kvmalloc_zero(sizeof(*piece->old));
+	if (piece->old)
+		return NV_OK;
+
+	uvm_vattn_return_mapping(account, size);
+	return NV_ERR_NO_MEMORY;
 }
 
 /*
@@ -113,9 +148,7 @@ static NV_STATUS prepare_replace(struct uvm_vattn_batch *batch,
 
 	if ((*map)->mem_handle->vattn)
 		return NV_OK;
-
-	piece->old = uvm_kvmalloc_zero(sizeof(*piece->old));
-	return piece->old ? NV_OK : NV_ERR_NO_MEMORY;
+	return prepare_takeover(batch, piece);
 }
 
 static NV_STATUS prepare_pieces(struct uvm_vattn_batch *batch,
@@ -227,25 +260,34 @@ static void defer_old(struct uvm_vattn_piece *piece, struct list_head *deferred)
 				     UVM_DEFERRED_FREE_OBJECT_TYPE_EXTERNAL_ALLOCATION);
 }
 
+/* Everything was written: what was replaced goes. */
 static void commit(struct uvm_vattn_batch *batch, struct list_head *deferred)
 {
-	struct uvm_vattn_counters *counters = &batch->state->counters;
 	struct uvm_vattn_piece *piece;
-	unsigned int slot;
 
 	list_for_each_entry(piece, &batch->pieces, node) {
-		uvm_ext_gpu_map_t *map = piece->map;
-
+		if (piece->is_new)
+			continue;
 		if (piece->old)
 			defer_old(piece, deferred);
 		else
-			uvm_vattn_ext_gpu_map_free(map);
+			uvm_vattn_detach(piece->map);
+		uvm_vattn_attach(piece->pages, piece->map);
+	}
+}
 
-		nv_kref_get(&piece->pages->mem_handle.ref_count);
-		map->mem_handle = &piece->pages->mem_handle;
-		slot = uvm_vattn_size_slot(piece->pages->page_size);
-		atomic64_add(uvm_range_tree_node_size(&map->node),
-			     &counters->bytes_mapped[slot]);
+/*
+ * The GPU was lost on the way, and nobody knows which entries it has seen. Neither
+ * what they led to before nor what they were to lead to may be reused: mappings
+ * stay as they were, and the new pages are held beside them.
+ */
+static void hold(struct uvm_vattn_batch *batch)
+{
+	struct uvm_vattn_piece *piece;
+
+	list_for_each_entry(piece, &batch->pieces, node) {
+		if (!piece->is_new)
+			uvm_vattn_pages_hold(piece->pages);
 	}
 }
 
@@ -271,12 +313,10 @@ static NV_STATUS map_locked(uvm_va_space_t *va_space,
 		atomic64_add(params->entry_count,
 			     &batch.state->counters.map_entries);
 
-	/*
-	 * Once entries went out the mappings exist, even if the GPU was lost on
-	 * the way: what they point at must not be reused.
-	 */
-	if (started)
+	if (status == NV_OK)
 		commit(&batch, deferred);
+	else if (started)
+		hold(&batch);
 	else
 		uvm_vattn_batch_remove_maps(&batch, true);
 
@@ -314,6 +354,6 @@ NV_STATUS uvm_vattn_map(uvm_va_space_t *va_space, struct uvm_vattn_map *params)
 		uvm_deferred_free_object_list(&deferred);
 		uvm_gpu_release(gpu);
 	}
-	uvm_kvfree(entries);
+	kvfree(entries);
 	return status;
 }

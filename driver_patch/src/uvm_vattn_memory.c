@@ -91,7 +91,7 @@ void uvm_vattn_chunks_free(struct uvm_vattn_pages *pages)
 	for (i = 0; i < pages->chunk_count; i++)
 		uvm_pmm_gpu_free(&pages->mem_handle.gpu->pmm, pages->chunks[i],
 				 NULL);
-	uvm_kvfree(pages->chunks);
+	kvfree(pages->chunks);
 	pages->chunks = NULL;
 }
 
@@ -105,8 +105,8 @@ NV_STATUS uvm_vattn_chunks_alloc(struct uvm_vattn_pages *pages)
 	pages->large_chunks = size / UVM_CHUNK_SIZE_2M;
 	pages->chunk_count = pages->large_chunks +
 			     size % UVM_CHUNK_SIZE_2M / UVM_CHUNK_SIZE_64K;
-	pages->chunks = uvm_kvmalloc_zero(pages->chunk_count *
-					  sizeof(*pages->chunks));
+	pages->chunks = uvm_vattn_zalloc(pages->chunk_count *
+					 sizeof(*pages->chunks));
 	if (!pages->chunks)
 		return NV_ERR_NO_MEMORY;
 

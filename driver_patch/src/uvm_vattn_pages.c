@@ -55,29 +55,25 @@ u64 uvm_vattn_pages_address(const struct uvm_vattn_pages *pages, u64 offset)
 	return pages->chunks[index]->address + inside;
 }
 
-/* Takes size bytes from the VA space's allowance. */
+/* One handle of the VA space's, and size bytes of the process's allowance. */
 static NV_STATUS reserve(struct uvm_vattn_va_space *state, u64 size)
 {
-	u64 limit = uvm_vattn_limit_bytes();
+	NV_STATUS status = NV_ERR_INSUFFICIENT_RESOURCES;
 
-	/* Neither term exceeds 2^48: see the check of page_count. */
-	if ((u64)atomic64_add_return(size, &state->bytes_allocated) > limit)
-		goto too_much;
-	if (atomic64_inc_return(&state->handles) > UVM_VATTN_MAX_HANDLES)
-		goto too_many;
-	return NV_OK;
-
-too_many:
-	atomic64_dec(&state->handles);
-too_much:
-	atomic64_sub(size, &state->bytes_allocated);
-	return NV_ERR_INSUFFICIENT_RESOURCES;
+	if (atomic64_inc_return(&state->handles) <= UVM_VATTN_MAX_HANDLES)
+		status = uvm_vattn_take_bytes(state->account, size);
+	if (status == NV_OK)
+		atomic64_add(size, &state->bytes_allocated);
+	else
+		atomic64_dec(&state->handles);
+	return status;
 }
 
 static void unreserve(struct uvm_vattn_va_space *state, u64 size)
 {
-	atomic64_dec(&state->handles);
 	atomic64_sub(size, &state->bytes_allocated);
+	uvm_vattn_return_bytes(state->account, size);
+	atomic64_dec(&state->handles);
 }
 
 static NV_STATUS pages_create(struct uvm_vattn_va_space *state, uvm_gpu_t *gpu,
@@ -92,7 +88,7 @@ static NV_STATUS pages_create(struct uvm_vattn_va_space *state, uvm_gpu_t *gpu,
 	if (status != NV_OK)
 		return status;
 
-	pages = uvm_kvmalloc_zero(sizeof(*pages));
+	pages = uvm_vattn_zalloc(sizeof(*pages));
 	if (!pages) {
 		status = NV_ERR_NO_MEMORY;
 		goto error_reserved;
@@ -115,7 +111,7 @@ static NV_STATUS pages_create(struct uvm_vattn_va_space *state, uvm_gpu_t *gpu,
 	return NV_OK;
 
 error_pages:
-	uvm_kvfree(pages);
+	kvfree(pages);
 error_reserved:
 	unreserve(state, size);
 	return status;
@@ -132,7 +128,7 @@ static void pages_release(nv_kref_t *ref)
 	atomic64_sub(pages->page_count,
 		     &state->counters.pages_allocated[uvm_vattn_size_slot(pages->page_size)]);
 	unreserve(state, pages->page_size * pages->page_count);
-	uvm_kvfree(pages);
+	kvfree(pages);
 }
 
 /*
@@ -142,6 +138,20 @@ static void pages_release(nv_kref_t *ref)
 void uvm_vattn_pages_put(struct uvm_vattn_pages *pages)
 {
 	nv_kref_put(&pages->mem_handle.ref_count, pages_release);
+}
+
+/*
+ * A lost GPU may or may not have seen the entries that lead to these pages, in
+ * place of others whose mapping stays on the books. They go with the GPU.
+ *
+ * LOCKING: the VA space lock is held in write mode.
+ */
+void uvm_vattn_pages_hold(struct uvm_vattn_pages *pages)
+{
+	if (pages->is_held)
+		return;
+	pages->is_held = true;
+	nv_kref_get(&pages->mem_handle.ref_count);
 }
 
 /* Gives the pages a handle, if their GPU has not left the VA space meanwhile. */
@@ -161,7 +171,7 @@ static NV_STATUS publish(uvm_va_space_t *va_space, struct uvm_vattn_pages *pages
 
 	/* Cyclic, so that a stale handle stays unknown for long. */
 	if (xa_alloc_cyclic(&state->pages, &id, pages, xa_limit_32b,
-			    &state->next_id, GFP_KERNEL) < 0) {
+			    &state->next_id, GFP_KERNEL_ACCOUNT) < 0) {
 		status = NV_ERR_NO_MEMORY;
 		goto out;
 	}
@@ -237,7 +247,11 @@ NV_STATUS uvm_vattn_free(uvm_va_space_t *va_space, struct uvm_vattn_free *params
 		goto out;
 	}
 
-	/* References are only taken with the VA space lock in write mode. */
+	/*
+	 * New mappings take references with the VA space lock in write mode.
+	 * UVM's split takes one in read mode, but where there is a mapping to
+	 * split there is a reference already.
+	 */
 	if (nv_kref_read(&pages->mem_handle.ref_count) != 1) {
 		status = NV_ERR_IN_USE;
 		goto out;
@@ -273,20 +287,65 @@ void uvm_vattn_unregister_gpu(uvm_va_space_t *va_space, uvm_gpu_t *gpu)
 		if (pages->mem_handle.gpu != gpu)
 			continue;
 		xa_erase(&state->pages, id);
+		if (pages->is_held)
+			uvm_vattn_pages_put(pages);
 		uvm_vattn_pages_put(pages);
 	}
 }
 
+static atomic64_t *bytes_mapped(struct uvm_vattn_pages *pages)
+{
+	return &pages->state->counters.bytes_mapped[uvm_vattn_size_slot(pages->page_size)];
+}
+
+/* For a mapping that uvm_vattn_take_mapping() let pass. */
+void uvm_vattn_attach(struct uvm_vattn_pages *pages, uvm_ext_gpu_map_t *map)
+{
+	nv_kref_get(&pages->mem_handle.ref_count);
+	map->mem_handle = &pages->mem_handle;
+	atomic64_add(uvm_range_tree_node_size(&map->node), bytes_mapped(pages));
+}
+
+static struct uvm_vattn_pages *pages_under(uvm_ext_gpu_map_t *map)
+{
+	return map->mem_handle ? map->mem_handle->vattn : NULL;
+}
+
+/* The opposite; the mapping itself stays on the process's account. */
+void uvm_vattn_detach(uvm_ext_gpu_map_t *map)
+{
+	struct uvm_vattn_pages *pages = pages_under(map);
+
+	map->mem_handle = NULL;
+	atomic64_sub(uvm_range_tree_node_size(&map->node), bytes_mapped(pages));
+	uvm_vattn_pages_put(pages);
+}
+
 void uvm_vattn_ext_gpu_map_free(uvm_ext_gpu_map_t *map)
 {
-	struct uvm_vattn_pages *pages;
+	struct uvm_vattn_pages *pages = pages_under(map);
 
-	if (!map->mem_handle || !map->mem_handle->vattn)
+	if (!pages)
 		return;
 
-	pages = map->mem_handle->vattn;
-	map->mem_handle = NULL;
-	atomic64_sub(uvm_range_tree_node_size(&map->node),
-		     &pages->state->counters.bytes_mapped[uvm_vattn_size_slot(pages->page_size)]);
-	uvm_vattn_pages_put(pages);
+	uvm_vattn_return_mapping(pages->state->account,
+				 uvm_range_tree_node_size(&map->node));
+	uvm_vattn_detach(map);
+}
+
+bool uvm_vattn_ext_gpu_map_may_split(uvm_ext_gpu_map_t *map)
+{
+	struct uvm_vattn_pages *pages = pages_under(map);
+
+	return !pages || uvm_vattn_may_split_mapping(pages->state->account);
+}
+
+void uvm_vattn_ext_gpu_map_split(uvm_ext_gpu_map_t *map, uvm_ext_gpu_map_t *new)
+{
+	struct uvm_vattn_pages *pages = pages_under(map);
+
+	if (pages)
+		uvm_vattn_split_mapping(pages->state->account,
+					uvm_range_tree_node_size(&map->node),
+					uvm_range_tree_node_size(&new->node));
 }

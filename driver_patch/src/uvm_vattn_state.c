@@ -1,28 +1,12 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /* What a VA space owns: handles, what it was asked for and what it may take. */
-#include <linux/module.h>
-#include <linux/moduleparam.h>
+#include <linux/mm.h>
 #include <linux/random.h>
 
-#include "uvm_kvmalloc.h"
 #include "uvm_va_space.h"
 
 #include "uvm_vattn.h"
 #include "uvm_vattn_state.h"
-
-static ulong uvm_vattn_max_mbytes;
-module_param(uvm_vattn_max_mbytes, ulong, 0444);
-MODULE_PARM_DESC(uvm_vattn_max_mbytes,
-		 "Most MiB that one VA space (process) may allocate through the pyvattn ioctls; 0 is no limit but the GPU's memory. (ulong)");
-
-u64 uvm_vattn_limit_bytes(void)
-{
-	u64 mbytes = uvm_vattn_max_mbytes;
-
-	if (!mbytes || mbytes > U64_MAX >> 20)
-		return U64_MAX;
-	return mbytes << 20;
-}
 
 struct uvm_vattn_va_space *uvm_vattn_state(uvm_va_space_t *va_space)
 {
@@ -38,9 +22,14 @@ NV_STATUS uvm_vattn_state_create(uvm_va_space_t *va_space,
 	uvm_assert_rwsem_locked_write(&va_space->lock);
 
 	if (!va_space->vattn) {
-		state = uvm_kvmalloc_zero(sizeof(*state));
+		state = uvm_vattn_zalloc(sizeof(*state));
 		if (!state)
 			return NV_ERR_NO_MEMORY;
+		state->account = uvm_vattn_account_get();
+		if (!state->account) {
+			kvfree(state);
+			return NV_ERR_NO_MEMORY;
+		}
 		xa_init_flags(&state->pages, XA_FLAGS_ALLOC1);
 		get_random_bytes(&state->cookie, sizeof(state->cookie));
 		va_space->vattn = state;
@@ -60,9 +49,10 @@ void uvm_vattn_va_space_destroy(uvm_va_space_t *va_space)
 	UVM_ASSERT(xa_empty(&state->pages));
 	UVM_ASSERT(atomic64_read(&state->bytes_allocated) == 0);
 
+	uvm_vattn_account_put(state->account);
 	xa_destroy(&state->pages);
 	va_space->vattn = NULL;
-	uvm_kvfree(state);
+	kvfree(state);
 }
 
 void uvm_vattn_state_read(struct uvm_vattn_va_space *state,
@@ -77,6 +67,8 @@ void uvm_vattn_state_read(struct uvm_vattn_va_space *state,
 	}
 	params->bytes_allocated = atomic64_read(&state->bytes_allocated);
 	params->handles = atomic64_read(&state->handles);
+	params->process_bytes = atomic64_read(&state->account->bytes);
+	params->process_mappings = atomic64_read(&state->account->mappings);
 	params->alloc_calls = atomic64_read(&counters->alloc_calls);
 	params->free_calls = atomic64_read(&counters->free_calls);
 	params->map_calls = atomic64_read(&counters->map_calls);

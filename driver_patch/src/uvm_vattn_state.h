@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0 */
-/* The state of one VA space. It knows of nothing else in uvm_vattn*.c. */
+/* The state of one VA space. */
 #ifndef UVM_VATTN_STATE_H
 #define UVM_VATTN_STATE_H
 
@@ -11,6 +11,7 @@
 #include "uvm_linux.h"
 #include "nvstatus.h"
 
+#include "uvm_vattn_account.h"
 #include "uvm_vattn_ioctl.h"
 
 /* What each VA space was asked for and what it cost; see struct uvm_vattn_stats. */
@@ -42,12 +43,18 @@ struct uvm_vattn_va_space {
 	 */
 	u32 cookie;
 
+	/*
+	 * Of the process that made the first allocation. Only it may go on: a
+	 * child that inherited the file has an allowance of its own, and its own
+	 * addresses.
+	 */
+	struct uvm_vattn_account *account;
+
 	atomic64_t bytes_allocated;
 	atomic64_t handles;
 	struct uvm_vattn_counters counters;
 };
 
-u64 uvm_vattn_limit_bytes(void);
 struct uvm_vattn_va_space *uvm_vattn_state(uvm_va_space_t *va_space);
 NV_STATUS uvm_vattn_state_create(uvm_va_space_t *va_space,
 				 struct uvm_vattn_va_space **state_out);

@@ -27,9 +27,22 @@ static bool has_table(uvm_page_tree_t *tree, uvm_page_table_range_t *parent,
 }
 
 /*
- * Sees to it that there is a table for address. Nobody else adds or removes one
- * meanwhile: the VA space's lock is held in write mode. What is missing above it
- * UVM adds by itself, with a push for each 512 MiB.
+ * Does the external range hold all of the 2 MiB around address? Then only what
+ * takes the VA space's lock can add or remove a table there. Where managed memory
+ * (or HMM's) shares the 2 MiB, an eviction on behalf of another process does so
+ * too, without that lock; and it would show the GPU a table that the batch has
+ * not cleared yet.
+ */
+static bool is_alone(const uvm_range_tree_node_t *range, u64 address)
+{
+	u64 start = ALIGN_DOWN(address, UVM_PAGE_SIZE_2M);
+
+	return range->start <= start && range->end >= start + UVM_PAGE_SIZE_2M - 1;
+}
+
+/*
+ * Sees to it that there is a table for address. What is missing above it UVM adds
+ * by itself, with a push for each 512 MiB.
  */
 static NV_STATUS add_table(struct uvm_vattn_batch *batch, u64 address,
 			   u64 page_size)
@@ -49,7 +62,7 @@ static NV_STATUS add_table(struct uvm_vattn_batch *batch, u64 address,
 	if (has_table(tree, &parent, page_size))
 		goto put_parent;
 
-	table = uvm_kvmalloc_zero(sizeof(*table));
+	table = uvm_vattn_zalloc(sizeof(*table));
 	if (!table) {
 		status = NV_ERR_NO_MEMORY;
 		goto put_parent;
@@ -66,14 +79,16 @@ static NV_STATUS add_table(struct uvm_vattn_batch *batch, u64 address,
 	return NV_OK;
 
 free_table:
-	uvm_kvfree(table);
+	kvfree(table);
 put_parent:
 	uvm_page_tree_put_ptes_async(tree, &parent);
 	return status;
 }
 
-NV_STATUS uvm_vattn_tables_get(struct uvm_vattn_batch *batch, u64 start, u64 size,
-			       u64 page_size, uvm_page_table_range_vec_t *vec)
+NV_STATUS uvm_vattn_tables_get(struct uvm_vattn_batch *batch,
+			       const uvm_range_tree_node_t *range, u64 start,
+			       u64 size, u64 page_size,
+			       uvm_page_table_range_vec_t *vec)
 {
 	uvm_page_tree_t *tree = batch->tree;
 	u64 coverage = uvm_mmu_pde_coverage(tree, page_size);
@@ -98,7 +113,9 @@ NV_STATUS uvm_vattn_tables_get(struct uvm_vattn_batch *batch, u64 start, u64 siz
 
 	for (i = 0; start < end; i++, start = next) {
 		next = min_t(u64, end, ALIGN_DOWN(start, coverage) + coverage);
-		status = below_2m ? add_table(batch, start, page_size) : NV_OK;
+		status = NV_OK;
+		if (below_2m && is_alone(range, start))
+			status = add_table(batch, start, page_size);
 		if (status == NV_OK)
 			status = uvm_page_tree_get_ptes_async(tree, page_size, start,
 							      next - start,
@@ -141,7 +158,7 @@ void uvm_vattn_tables_release(struct uvm_vattn_batch *batch)
 	list_for_each_entry_safe(table, next, &batch->tables, node) {
 		uvm_page_tree_put_ptes_async(batch->tree, &table->ptes);
 		uvm_page_tree_put_ptes_async(batch->tree, &table->parent);
-		uvm_kvfree(table);
+		kvfree(table);
 	}
 
 	/* They leave the GPU before the VA space's lock is dropped. */

@@ -117,6 +117,6 @@ NV_STATUS uvm_vattn_unmap(uvm_va_space_t *va_space,
 	status = unmap_locked(va_space, params, entries);
 	uvm_va_space_up_write(va_space);
 
-	uvm_kvfree(entries);
+	kvfree(entries);
 	return status;
 }

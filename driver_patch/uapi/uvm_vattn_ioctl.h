@@ -57,7 +57,7 @@ struct uvm_vattn_query {
 	__u8 gpu_uuid[UVM_VATTN_UUID_BYTES]; /* in */
 	__aligned_u64 page_sizes; /* out: the supported sizes in bytes, or-ed */
 	__aligned_u64 max_alloc_bytes; /* out: largest single allocation */
-	__aligned_u64 limit_bytes; /* out: most that one VA space may hold, or ~0 */
+	__aligned_u64 limit_bytes; /* out: most that one process may hold, or ~0 */
 	__u32 version; /* out: UVM_VATTN_VERSION of the module */
 	__u32 features; /* out: UVM_VATTN_FEATURE_* */
 	__u32 max_batch; /* out: most entries in one map or unmap */
@@ -77,7 +77,10 @@ struct uvm_vattn_query {
  * NV_ERR_INVALID_DEVICE     not a GPU registered in this VA space
  * NV_ERR_NOT_SUPPORTED      page_size is not one that the GPU's query reports
  * NV_ERR_INVALID_ARGUMENT   page_count is 0, a "must be 0" field is not
- * NV_ERR_INSUFFICIENT_RESOURCES  the VA space's limit (memory or handles)
+ * NV_ERR_INSUFFICIENT_RESOURCES  the process's limit of memory, counted over all
+ *                           its files and GPUs, or the VA space's of handles
+ * NV_ERR_INSUFFICIENT_PERMISSIONS  another process allocated here before: only
+ *                           it may allocate, free, map and unmap
  * NV_ERR_NO_MEMORY          no such memory is left on the GPU or the host
  */
 struct uvm_vattn_alloc {
@@ -149,6 +152,8 @@ struct uvm_vattn_map_entry {
  * NV_ERR_NOT_SUPPORTED          the GPU VA space has no entries of the size
  * NV_ERR_UVM_ADDRESS_IN_USE     mapped already, or twice in this batch
  * NV_ERR_NO_MEMORY              no memory for page tables or book-keeping
+ * NV_ERR_INSUFFICIENT_RESOURCES the process's limit of memory or of mappings
+ * NV_ERR_INSUFFICIENT_PERMISSIONS  see UVM_VATTN_ALLOC
  */
 struct uvm_vattn_map {
 	__u8 gpu_uuid[UVM_VATTN_UUID_BYTES]; /* in */
@@ -174,6 +179,8 @@ struct uvm_vattn_unmap_entry {
  * NV_ERR_INVALID_ADDRESS  unaligned, overflows, splits a page-table entry, no
  *                         external range of this VA space, a part of it was not
  *                         mapped by UVM_VATTN_MAP, or is twice in this batch
+ * NV_ERR_INSUFFICIENT_RESOURCES  the process has as many mappings as it may, and
+ *                         this would cut one in two; whole ones can go
  * and as for UVM_VATTN_MAP.
  */
 struct uvm_vattn_unmap {
@@ -194,8 +201,17 @@ struct uvm_vattn_stats {
 	__aligned_u64 pages_allocated[UVM_VATTN_PAGE_SIZE_SLOTS];
 	__aligned_u64 bytes_mapped[UVM_VATTN_PAGE_SIZE_SLOTS];
 	__aligned_u64 bytes_allocated;
-	__aligned_u64 limit_bytes;
 	__aligned_u64 handles;
+
+	/*
+	 * now, of the process, in all its VA spaces. Memory includes what its
+	 * mappings cost the kernel. A mapping is made for each entry of a map and
+	 * may be cut into several, also by a batch that fails later on.
+	 */
+	__aligned_u64 process_bytes;
+	__aligned_u64 process_mappings;
+	__aligned_u64 limit_bytes;
+	__aligned_u64 limit_mappings;
 
 	/* since the VA space's first call; failed ones are counted apart */
 	__aligned_u64 alloc_calls;
@@ -237,6 +253,6 @@ UVM_VATTN_ASSERT_SIZE(struct uvm_vattn_map_entry, 2 * 8 + 4 * 4);
 UVM_VATTN_ASSERT_SIZE(struct uvm_vattn_map, 16 + 8 + 4 * 4);
 UVM_VATTN_ASSERT_SIZE(struct uvm_vattn_unmap_entry, 2 * 8);
 UVM_VATTN_ASSERT_SIZE(struct uvm_vattn_unmap, 16 + 8 + 4 * 4);
-UVM_VATTN_ASSERT_SIZE(struct uvm_vattn_stats, (2 * 8 + 14) * 8 + 2 * 4);
+UVM_VATTN_ASSERT_SIZE(struct uvm_vattn_stats, (2 * 8 + 17) * 8 + 2 * 4);
 
 #endif /* UVM_VATTN_IOCTL_H */

@@ -1,13 +1,23 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0 */
 /*
- * Included before our files of the `checked` flavour: what they call of UVM and of the kernel
- * that can fail, and neither an interface function nor an allocation of UVM is.
+ * Included before our files: what they call of UVM and of the kernel that can fail, and neither
+ * an interface function nor an allocation of UVM is. And a limit that the simulated GPU has the
+ * memory for.
  */
+#include <linux/mm.h>
 #include <linux/xarray.h>
 
+#include "uvm_pmm_gpu.h"
 #include "uvm_push.h"
 
+#define UVM_VATTN_MAX_HANDLES 400u
+
 bool gpusim_fails(const char *name);
+void gpusim_passes(const char *name);
+
+#undef kvzalloc
+#define kvzalloc(size, flags) \
+	(gpusim_fails("kvmalloc") ? NULL : kvmalloc(size, (flags) | __GFP_ZERO))
 
 #define __uvm_push_begin_acquire_with_info(...)		\
 	(gpusim_fails("push") ? NV_ERR_NO_MEMORY :	\
@@ -15,3 +25,6 @@ bool gpusim_fails(const char *name);
 
 #define xa_alloc_cyclic(...) \
 	(gpusim_fails("xa_alloc_cyclic") ? -ENOMEM : (xa_alloc_cyclic)(__VA_ARGS__))
+
+#define uvm_pmm_gpu_free(...) \
+	(gpusim_passes("free"), (uvm_pmm_gpu_free)(__VA_ARGS__))

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /*
- * Linked into nvidia-uvm of the `checked` flavour, with --wrap: every allocation of UVM and
- * of ours can be made to fail by the test interface, under the name "kvmalloc".
+ * Linked into the nvidia-uvm under test, with --wrap: every allocation of UVM can be made to
+ * fail by the test interface, under the name "kvmalloc".
  */
 #include <linux/lockdep.h>
 #include <linux/types.h>

@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /* Memory that users allocated from RM, duplicated by UVM and mapped by its page-table entries. */
+#include <linux/module.h>
+
 #include "gpusim.h"
+
+/* What a user allocated is passed to UVM as memory of the host. */
+static bool system_memory;
+module_param(system_memory, bool, 0644);
 
 static DEFINE_XARRAY_ALLOC1(duplicates);
 
@@ -20,6 +26,7 @@ NV_STATUS nvUvmInterfaceDupMemory(uvmGpuDeviceHandle device, NvHandle hClient, N
 	}
 	memset(info, 0, sizeof(*info));
 	info->deviceDescendant = NV_TRUE;
+	info->sysmem = system_memory;
 	info->pageSize = memory->page_size;
 	info->contig = memory->count == 1;
 	info->physAddr = memory->pages[0];

@@ -163,6 +163,8 @@ void sim_died(enum sim_object kind);
 bool sim_injected(const char *name, NV_STATUS *status);
 int sim_inject_arm(const struct gpusim_inject *request);
 void sim_inject_query(struct gpusim_inject *request);
+int sim_pause_arm(const struct gpusim_pause *request);
+bool sim_is_paused(void);
 
 /* Place first in every interface function that can fail. */
 #define SIM_MAY_FAIL() do {				\

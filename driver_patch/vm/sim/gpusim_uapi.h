@@ -104,6 +104,12 @@ struct gpusim_inject {
 	char last[GPUSIM_CALL_NAME];	/* out: the function that failed last */
 };
 
+/* The next call of an interface function waits until the next request; "" lets go. */
+struct gpusim_pause {
+	char name[GPUSIM_CALL_NAME];
+	__u32 paused;	/* out, of GPUSIM_PAUSED: a call is waiting */
+};
+
 struct gpusim_object_count {
 	char kind[24];
 	__u64 live;
@@ -154,5 +160,8 @@ struct gpusim_constructors {
  */
 #define GPUSIM_SUSPEND _IO('g', 11)
 #define GPUSIM_RESUME _IO('g', 12)
+
+#define GPUSIM_PAUSE _IOW('g', 20, struct gpusim_pause)
+#define GPUSIM_PAUSED _IOR('g', 21, struct gpusim_pause)
 
 #endif

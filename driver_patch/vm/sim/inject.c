@@ -1,16 +1,56 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
-/* Failure injection: the nth call of an interface function returns an error. */
+/*
+ * Failure injection: the nth call of an interface function returns an error; and a pause: the
+ * next call of one waits until it is let go, or its process is killed.
+ */
 #include <linux/spinlock.h>
+#include <linux/wait.h>
 
 #include "gpusim.h"
 
 static DEFINE_SPINLOCK(sim_inject_lock);
 static struct gpusim_inject sim_armed;
 
+static DECLARE_WAIT_QUEUE_HEAD(sim_pause_queue);
+static char sim_pause_at[GPUSIM_CALL_NAME];
+static bool sim_paused;
+
+static void pause_at(const char *name)
+{
+	spin_lock(&sim_inject_lock);
+	if (!sim_pause_at[0] || strcmp(sim_pause_at, name)) {
+		spin_unlock(&sim_inject_lock);
+		return;
+	}
+	sim_pause_at[0] = 0;
+	sim_paused = true;
+	spin_unlock(&sim_inject_lock);
+	wait_event_killable(sim_pause_queue, !READ_ONCE(sim_paused));
+	WRITE_ONCE(sim_paused, false);
+}
+
+int sim_pause_arm(const struct gpusim_pause *request)
+{
+	if (strnlen(request->name, sizeof(request->name)) == sizeof(request->name))
+		return -EINVAL;
+	spin_lock(&sim_inject_lock);
+	strscpy(sim_pause_at, request->name, sizeof(sim_pause_at));
+	sim_paused = false;
+	spin_unlock(&sim_inject_lock);
+	wake_up_all(&sim_pause_queue);
+	return 0;
+}
+
+bool sim_is_paused(void)
+{
+	return READ_ONCE(sim_paused);
+}
+
 bool sim_injected(const char *name, NV_STATUS *status)
 {
 	bool fail = false;
 
+	pause_at(name);
 	if (sim_is_suspended())
 		sim_model_error("%s is called while the system sleeps", name);
 	spin_lock(&sim_inject_lock);
@@ -36,6 +76,14 @@ bool gpusim_fails(const char *name)
 	return sim_injected(name, &status);
 }
 EXPORT_SYMBOL(gpusim_fails);
+
+/* The same for what cannot fail: a place to pause at. */
+void gpusim_passes(const char *name);
+void gpusim_passes(const char *name)
+{
+	pause_at(name);
+}
+EXPORT_SYMBOL(gpusim_passes);
 
 int sim_inject_arm(const struct gpusim_inject *request)
 {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /* PMA, the physical memory allocator of the frame buffer, in pages of 64K. */
+#include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/vmalloc.h>
 
@@ -7,6 +8,12 @@
 
 #define PAGES_2M 32ULL
 #define RESERVED_PAGES PAGES_2M	/* physical address 0 is never handed out */
+
+/* PMA may zero what it hands out, and says whether it did. */
+enum { ZERO_NOT, ZERO_CLAIMED, ZERO_DONE };
+static uint zero = ZERO_NOT;
+module_param(zero, uint, 0644);
+MODULE_PARM_DESC(zero, "Pages of UVM's: 0 not zeroed, 1 said to be but are not, 2 zeroed.");
 
 int sim_pma_init(struct sim_gpu *gpu)
 {
@@ -187,6 +194,14 @@ void sim_rm_free_pages(struct sim_gpu *gpu, u64 count, u64 page_size, u64 *pages
 	mutex_unlock(&gpu->pma.lock);
 }
 
+static void zero_pages(struct sim_gpu *gpu, const u64 *pages, u64 count, u64 page_size)
+{
+	u64 i;
+
+	for (i = 0; zero == ZERO_DONE && i < count; i++)
+		memset(gpu->fb + pages[i], 0, page_size);
+}
+
 NV_STATUS nvUvmInterfacePmaAllocPages(void *pPma, NvLength pageCount, NvU64 pageSize,
 				      UvmPmaAllocationOptions *options, NvU64 *pPages)
 {
@@ -213,11 +228,12 @@ NV_STATUS nvUvmInterfacePmaAllocPages(void *pPma, NvLength pageCount, NvU64 page
 		begin = DIV_ROUND_UP(options->physBegin, SIM_PAGE_SIZE);
 		end = min(end, (options->physEnd + 1) >> SIM_PAGE_SHIFT);
 	}
-	options->resultFlags = 0;
+	options->resultFlags = zero == ZERO_NOT ? 0 : UVM_PMA_ALLOCATE_RESULT_IS_ZERO;
 	if (!contiguous) {
 		status = pma_alloc(gpu, pageCount, pageSize, owner, begin, end,
 				     options->flags & UVM_PMA_ALLOCATE_ALLOW_PARTIAL, pPages, &got);
 		options->numPagesAllocated = got;
+		zero_pages(gpu, pPages, got, pageSize);
 		return status;
 	}
 	mutex_lock(&gpu->pma.lock);
@@ -230,6 +246,7 @@ NV_STATUS nvUvmInterfacePmaAllocPages(void *pPma, NvLength pageCount, NvU64 page
 	for (i = 1; i < pageCount; i++)
 		pPages[i] = pPages[0] + i * pageSize;
 	options->numPagesAllocated = pageCount;
+	zero_pages(gpu, pPages, pageCount, pageSize);
 	return NV_OK;
 }
 EXPORT_SYMBOL(nvUvmInterfacePmaAllocPages);

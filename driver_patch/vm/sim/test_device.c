@@ -194,6 +194,7 @@ static long test_ioctl(struct file *file, unsigned int command, unsigned long ar
 	void __user *user = (void __user *)argument;
 	struct gpusim_constructors constructors;
 	struct gpusim_inject inject;
+	struct gpusim_pause pause = {};
 	struct gpusim_live live = {};
 
 	switch (command) {
@@ -216,6 +217,11 @@ static long test_ioctl(struct file *file, unsigned int command, unsigned long ar
 	case GPUSIM_INJECTED:
 		sim_inject_query(&inject);
 		return copy_to_user(user, &inject, sizeof(inject)) ? -EFAULT : 0;
+	case GPUSIM_PAUSE:
+		return copy_from_user(&pause, user, sizeof(pause)) ? -EFAULT : sim_pause_arm(&pause);
+	case GPUSIM_PAUSED:
+		pause.paused = sim_is_paused();
+		return copy_to_user(user, &pause, sizeof(pause)) ? -EFAULT : 0;
 	case GPUSIM_LIVE:
 		sim_fill_live(&live);
 		return copy_to_user(user, &live, sizeof(live)) ? -EFAULT : 0;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /*
- * Every interface call, and in the `checked` build every allocation of nvidia-uvm, fails
- * once in turn: the call says so, and the state is as before.
+ * Every interface call, every allocation of nvidia-uvm and every push of ours fails once in
+ * turn: the call says so, and the state is as before.
  */
 #include <string.h>
 
@@ -44,7 +44,8 @@ static void check_same(struct scene *scene, const struct state *before)
 }
 
 /* Repeats the step with its 1st, 2nd, … call failing, until it needs no more calls. */
-static void fail_each_call(struct scene *scene, const char *what, NV_STATUS (*step)(struct scene *scene))
+static void fail_each_call(struct scene *scene, const char *what, NV_STATUS (*step)(struct scene *scene),
+			   unsigned int at_least)
 {
 	static struct state before;
 	unsigned int nth, failures = 0;
@@ -64,9 +65,9 @@ static void fail_each_call(struct scene *scene, const char *what, NV_STATUS (*st
 		failures++;
 		check_same(scene, &before);
 	}
-	CHECK(nth < MOST_CALLS);
 	/* A failure that the driver copes with is no error, but then the step went on. */
 	note("%s: %u of its calls failed in turn", what, failures);
+	CHECK(nth < MOST_CALLS && failures >= at_least);
 }
 
 static struct scene make_scene(void)
@@ -140,14 +141,14 @@ PATCH_TEST(every_call_fails_once)
 {
 	struct scene scene = make_scene();
 
-	fail_each_call(&scene, "alloc of 64K pages", alloc_small);
+	fail_each_call(&scene, "alloc of 64K pages", alloc_small, 5);
 	gpu_check_zero(&scene.gpu, scene.base, PAGE_2M);
-	fail_each_call(&scene, "free", free_new);
-	fail_each_call(&scene, "alloc of 2M pages", alloc_big);
-	fail_each_call(&scene, "map", map_new);
-	fail_each_call(&scene, "map that replaces", map_replacing);
-	fail_each_call(&scene, "unmap", unmap_middle);
-	fail_each_call(&scene, "free", free_new);
+	fail_each_call(&scene, "free", free_new, 0);
+	fail_each_call(&scene, "alloc of 2M pages", alloc_big, 5);
+	fail_each_call(&scene, "map", map_new, 8);
+	fail_each_call(&scene, "map that replaces", map_replacing, 8);
+	fail_each_call(&scene, "unmap", unmap_middle, 6);
+	fail_each_call(&scene, "free", free_new, 0);
 	CHECK_EQ(counters(0).tlb_stale_hits, 0);
 }
 
@@ -156,66 +157,47 @@ PATCH_TEST(first_allocation_fails)
 	struct scene scene = { .gpu = open_gpu(0), .length = PAGE_2M };
 
 	scene.base = external_range(&scene.gpu, scene.length);
-	fail_each_call(&scene, "first alloc of a VA space", alloc_small);
+	fail_each_call(&scene, "first alloc of a VA space", alloc_small, 6);
 }
 
-/* Of the GPU, before any VA space is at its limit. */
+/* Of the GPU, before the process is at its limit. */
 PATCH_TEST(memory_runs_out)
 {
-	struct gpu other = open_gpu(0), gpu = open_gpu(0);
-	uint64_t handles[64], count = 0, free_before, hog = vattn_alloc(&other, PAGE_2M, 15);
+	struct gpu gpu = open_gpu(0);
+	uint64_t handles[64], count = 0;
 	NV_STATUS status = NV_OK;
 
-	free_before = counters(0).pages_free;
+	limit_pages(0, counters(0).pages_total - counters(0).pages_free + 12 * 32);
 	while (count < 64 && status == NV_OK)
 		status = try_alloc(&gpu, PAGE_2M, 2, &handles[count++]);
 	CHECK_EQ(status, NV_ERR_NO_MEMORY);
-	CHECK(counters(0).pages_free < 64);
+	CHECK(count > 4);
 	CHECK_EQ(vattn_stats(&gpu).handles, count - 1);
 	CHECK_EQ(vattn_stats(&gpu).bytes_allocated, (count - 1) * 2 * PAGE_2M);
+	CHECK_EQ(vattn_stats(&gpu).process_bytes, (count - 1) * 2 * PAGE_2M);
 	for (count--; count; count--)
 		vattn_free(&gpu, handles[count - 1]);
-	handles[0] = vattn_alloc(&gpu, PAGE_2M, 2);
-	CHECK(counters(0).pages_free + 256 >= free_before);
-	vattn_free(&other, hog);
+	vattn_alloc(&gpu, PAGE_2M, 8);
 }
 
-PATCH_TEST(limit_of_a_vaspace)
-{
-	struct gpu gpu = open_gpu(0), other = open_gpu(0);
-	uint64_t limit = vattn_query(&gpu).limit_bytes, first, handle;
-
-	CHECK_EQ(limit, 40 * MB);
-	CHECK_EQ(vattn_query(&gpu).max_alloc_bytes, limit);
-	CHECK_EQ(try_alloc(&gpu, PAGE_64K, limit / PAGE_64K + 1, &handle), NV_ERR_INSUFFICIENT_RESOURCES);
-	first = vattn_alloc(&gpu, PAGE_2M, limit / PAGE_2M);
-	CHECK_EQ(try_alloc(&gpu, PAGE_64K, 1, &handle), NV_ERR_INSUFFICIENT_RESOURCES);
-	CHECK_EQ(vattn_stats(&gpu).bytes_allocated, limit);
-	CHECK_EQ(vattn_stats(&gpu).handles, 1);
-	vattn_alloc(&other, PAGE_64K, 1);	/* each VA space has its own */
-	vattn_free(&gpu, first);
-	vattn_alloc(&gpu, PAGE_64K, 1);
-}
-
-PATCH_TEST(page_tables_run_out_of_memory)
+/* UVM puts page tables into host memory where the GPU has none left: all of a batch is mapped. */
+PATCH_TEST(page_tables_where_the_gpu_has_no_memory)
 {
 	struct gpu gpu = open_gpu(0);
-	uint64_t handle = vattn_alloc(&gpu, PAGE_64K, 64), base = external_range(&gpu, 512 * MB);
+	uint64_t handle = vattn_alloc(&gpu, PAGE_64K, 64), base = external_range(&gpu, 512 * MB), hog;
 	static struct uvm_vattn_map_entry entries[64];
 	struct gpusim_pte pte;
-	struct gpu other = open_gpu(0);
-	uint64_t hog;
 	unsigned int i;
 
 	for (i = 0; i < 64; i++)
 		entries[i] = (struct uvm_vattn_map_entry){
 			.address = base + i * 8 * MB, .handle = handle, .first_page = i, .page_count = 1,
 		};
-	while (try_alloc(&other, PAGE_2M, 1, &hog) == NV_OK || try_alloc(&gpu, PAGE_2M, 1, &hog) == NV_OK ||
-	       try_alloc(&gpu, PAGE_64K, 1, &hog) == NV_OK)
+	limit_pages(0, counters(0).pages_total - counters(0).pages_free);
+	while (try_alloc(&gpu, PAGE_64K, 1, &hog) == NV_OK)
 		;
-	if (try_map(&gpu, entries, 64) == NV_OK)
-		return;	/* page tables found room in what UVM had set aside */
-	CHECK_EQ(dump_ptes(&gpu, base, 512 * MB, &pte, 1), 0);
-	CHECK_EQ(vattn_stats(&gpu).bytes_mapped[0], 0);
+	CHECK_EQ(try_map(&gpu, entries, 64), NV_OK);
+	CHECK_EQ(dump_ptes(&gpu, base, 512 * MB, &pte, 1), 64);
+	for (i = 0; i < 64; i++)
+		gpu_check_zero(&gpu, entries[i].address, PAGE_64K);
 }

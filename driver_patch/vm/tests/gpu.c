@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -401,6 +402,41 @@ void inject(const char *name, uint32_t nth)
 void inject_off(void)
 {
 	inject("", 0);
+}
+
+void pause_next(const char *name)
+{
+	struct gpusim_pause request = { .paused = 0 };
+
+	snprintf(request.name, sizeof(request.name), "%s", name);
+	sim_call(GPUSIM_PAUSE, &request);
+}
+
+void wait_for_pause(void)
+{
+	struct gpusim_pause state = { .paused = 0 };
+
+	do {
+		sched_yield();
+		sim_call(GPUSIM_PAUSED, &state);
+	} while (!state.paused);
+}
+
+void let_go(void)
+{
+	pause_next("");
+}
+
+void sim_parameter(const char *name, const char *value)
+{
+	char path[96];
+	int file;
+
+	snprintf(path, sizeof(path), "/sys/module/nvidia/parameters/%s", name);
+	file = open(path, O_WRONLY | O_CLOEXEC);
+	CHECK(file >= 0);
+	CHECK(write(file, value, strlen(value)) == (ssize_t)strlen(value));
+	close(file);
 }
 
 struct gpusim_inject injected(void)

@@ -69,6 +69,10 @@ unsigned int dump_ptes(struct gpu *gpu, uint64_t va, uint64_t length, struct gpu
 struct gpusim_counters counters(unsigned int index);
 void inject(const char *name, uint32_t nth);	/* name "": any function */
 void inject_off(void);
+void pause_next(const char *name);	/* the next call of that name, of whatever process */
+void wait_for_pause(void);
+void let_go(void);	/* what is paused, or would be */
+void sim_parameter(const char *name, const char *value);	/* of the simulator's module */
 struct gpusim_inject injected(void);
 void limit_pages(unsigned int index, uint64_t pages);
 void lose_gpu_after(unsigned int index, uint32_t pushes);

@@ -18,6 +18,7 @@ struct test {
 	bool needs_patch, needs_stock;
 	bool slow;	/* only where the run asks for it (vm.slow=1) */
 	const char *gpu;	/* parameters of the simulator; NULL: those of most tests */
+	const char *uvm;	/* parameters of nvidia-uvm; NULL: those of most tests */
 	bool ends_module;	/* UVM gives up in it, and is not asked what it leaves behind */
 	const char *logs;	/* what the kernel may say although it sounds bad */
 };

@@ -81,12 +81,14 @@ PATCH_TEST(exec_with_mappings)
 static void use_inherited(void *argument)
 {
 	struct gpu *gpu = argument;
-	uint64_t handle = 0;
+	uint64_t handle;
 
-	/* UVM ties a VA space to the memory of the process that made it. */
-	try_alloc(gpu, PAGE_64K, 4, &handle);
-	if (handle)
-		try_free(gpu, handle);
+	CHECK_EQ(try_alloc(gpu, PAGE_64K, 4, &handle), NV_ERR_INSUFFICIENT_PERMISSIONS);
+	CHECK_EQ(try_free(gpu, 1), NV_ERR_INSUFFICIENT_PERMISSIONS);
+	CHECK_EQ(try_map_one(gpu, 0, 1, 0, 1, 0), NV_ERR_INSUFFICIENT_PERMISSIONS);
+	CHECK_EQ(try_unmap_one(gpu, 0, PAGE_64K), NV_ERR_INSUFFICIENT_PERMISSIONS);
+	/* It may look, as it may use UVM's own calls. */
+	CHECK_EQ(vattn_stats(gpu).handles, 4);
 }
 
 PATCH_TEST(fork_with_mappings)

@@ -50,39 +50,47 @@ static struct scene set_up(void)
 	return scene;
 }
 
-/* Whether this build can refuse a push: the `checked` one. */
-static bool pushes_can_fail(struct gpu *gpu)
-{
-	uint64_t handle;
-	bool fail;
-
-	inject("push", 1);
-	fail = try_alloc(gpu, PAGE_64K, 1, &handle) != NV_OK;
-	inject_off();
-	if (fail)
-		return true;
-	note("pushes fail in the checked build only");
-	vattn_free(gpu, handle);
-	return false;
-}
-
 PATCH_TEST(push_of_a_map_fails_in_the_middle)
 {
 	struct scene scene = set_up();
 	struct gpu *gpu = &scene.gpu;
 
-	if (!pushes_can_fail(gpu))
-		return;
 	inject("push", 2);
 	CHECK_EQ(try_map(gpu, entries, ENTRIES), NV_ERR_NO_MEMORY);
 	inject_off();
 	CHECK_EQ(vattn_stats(gpu).bytes_mapped[0], ENTRIES * PAGE_64K);
+	/* Some entries lead to the old pages, some to the new: neither may be reused. */
 	CHECK_EQ(try_free(gpu, scene.new), NV_ERR_IN_USE);
-	/* Done once more it is whole. */
+	CHECK_EQ(try_free(gpu, scene.old), NV_ERR_IN_USE);
+	/* Done once more it is whole; the new ones stay until the GPU leaves. */
 	CHECK_EQ(try_map(gpu, entries, ENTRIES), NV_OK);
 	vattn_free(gpu, scene.old);
 	CHECK_EQ(try_unmap(gpu, ranges, ENTRIES), NV_OK);
-	vattn_free(gpu, scene.new);
+	CHECK_EQ(try_free(gpu, scene.new), NV_ERR_IN_USE);
+	CHECK_EQ(try_unregister_gpu(gpu), NV_OK);
+	CHECK_EQ(vattn_stats(gpu).bytes_allocated, 0);
+}
+
+/* The same where RM's memory was to be replaced: it stays RM's mapping. */
+PATCH_TEST(push_that_replaces_stock_memory_fails)
+{
+	struct gpu gpu = open_gpu(0);
+	uint64_t base = external_range(&gpu, ENTRIES * 2 * PAGE_64K), handle = vattn_alloc(&gpu, PAGE_64K, PAGES);
+	uint32_t slab = rm_memory(&gpu, PAGE_2M);
+	unsigned int i;
+
+	for (i = 0; i < ENTRIES * 2 / 32; i++)
+		CHECK_EQ(try_map_external(&gpu, base + i * PAGE_2M, PAGE_2M, 0, slab, 1), NV_OK);
+	aim(handle, base);
+	inject("push", 2);
+	CHECK_EQ(try_map(&gpu, entries, ENTRIES / 32 * 32), NV_ERR_NO_MEMORY);
+	inject_off();
+	CHECK_EQ(vattn_stats(&gpu).bytes_mapped[0], 0);
+	CHECK_EQ(vattn_stats(&gpu).process_mappings, 0);
+	CHECK_EQ(try_free(&gpu, handle), NV_ERR_IN_USE);
+	CHECK_EQ(try_unmap_external(&gpu, base, ENTRIES * 2 / 32 * PAGE_2M), NV_OK);
+	rm_free(gpu.control, gpu.client, slab);
+	CHECK_EQ(live_count("user memory"), 0);
 }
 
 PATCH_TEST(first_push_of_a_map_fails)
@@ -90,8 +98,6 @@ PATCH_TEST(first_push_of_a_map_fails)
 	struct scene scene = set_up();
 	struct gpu *gpu = &scene.gpu;
 
-	if (!pushes_can_fail(gpu))
-		return;
 	inject("push", 1);
 	CHECK_EQ(try_map(gpu, entries, ENTRIES), NV_ERR_NO_MEMORY);
 	inject_off();
@@ -112,8 +118,6 @@ PATCH_TEST(push_of_new_page_tables_fails)
 	struct gpusim_pte pte;
 	NV_STATUS status = NV_ERR_NO_MEMORY;
 
-	if (!pushes_can_fail(&gpu))
-		return;
 	aim(handle, base);
 	for (i = 0; i < TABLES; i++) {
 		entries[i].address = base + i * PAGE_2M;
@@ -141,8 +145,6 @@ PATCH_TEST(push_of_an_unmap_fails_in_the_middle)
 	struct scene scene = set_up();
 	struct gpu *gpu = &scene.gpu;
 
-	if (!pushes_can_fail(gpu))
-		return;
 	inject("push", 2);
 	CHECK_EQ(try_unmap(gpu, ranges, ENTRIES), NV_ERR_NO_MEMORY);
 	inject_off();

@@ -148,13 +148,20 @@ bool module_is_debug(void)
 	return atoi(text) == 1;
 }
 
-static void load(const char *path, const char *parameters)
+static int try_load(const char *path, const char *parameters)
 {
 	int file = open(path, O_RDONLY | O_CLOEXEC);
+	int error = file < 0 || syscall(SYS_finit_module, file, parameters, 0) ? errno : 0;
 
-	if (file < 0 || syscall(SYS_finit_module, file, parameters, 0))
-		give_up(path);
 	close(file);
+	return error;
+}
+
+static void load(const char *path, const char *parameters)
+{
+	errno = try_load(path, parameters);
+	if (errno)
+		give_up(path);
 }
 
 static unsigned int major_of(const char *name)
@@ -236,22 +243,35 @@ const char *find_kernel_leaks(void)
 	return "kmemleak found memory that nobody refers to, see the console";
 }
 
-/* The limit of a VA space lies below the 62 MB that the GPU has by default: both can be reached. */
-void load_modules(const char *flavour, const char *gpu)
-{
-	unsigned int major;
-	char path[64];
+/*
+ * The limit of a process lies below the 62 MB that the GPU has by default: both can be reached.
+ * So can that of mappings, with more than a decode step makes.
+ */
+#define UVM_PARAMETERS "uvm_enable_builtin_tests=1 uvm_leak_checker=2"
+#define UVM_LIMITS " uvm_vattn_max_mbytes=40 uvm_vattn_max_mappings=20000"
 
-	snprintf(path, sizeof(path), "/modules/%s/nvidia.ko", flavour);
-	load(path, gpu ? gpu : "fb_mb=64");
-	snprintf(path, sizeof(path), "/modules/%s/nvidia-uvm.ko", flavour);
-	load(path, gpu ? "uvm_leak_checker=2" :
-	     "uvm_enable_builtin_tests=1 uvm_leak_checker=2 uvm_vattn_max_mbytes=40");
-	major = major_of("nvidia-uvm");
+static char uvm_path[64];
+
+static void make_nodes(void)
+{
+	unsigned int major = major_of("nvidia-uvm");
+
 	unlink("/dev/nvidia-uvm");
 	unlink("/dev/nvidia-uvm-tools");
 	node("/dev/nvidia-uvm", major, 0);
 	node("/dev/nvidia-uvm-tools", major, 1);
+}
+
+void load_modules(const char *flavour, const char *gpu, const char *uvm)
+{
+	char path[64], parameters[160];
+
+	snprintf(path, sizeof(path), "/modules/%s/nvidia.ko", flavour);
+	load(path, gpu ? gpu : "fb_mb=64");
+	snprintf(uvm_path, sizeof(uvm_path), "/modules/%s/nvidia-uvm.ko", flavour);
+	snprintf(parameters, sizeof(parameters), "%s %s", UVM_PARAMETERS, uvm ? uvm : gpu ? "" : UVM_LIMITS);
+	load(uvm_path, parameters);
+	make_nodes();
 }
 
 /* Where the kernel was told to start on one, see "Two CPUs" in ../README.md. */
@@ -331,6 +351,18 @@ static void remove_module(const char *name)
 		usleep(10000);
 	}
 	give_up(name);
+}
+
+int reload_uvm(void)
+{
+	int error;
+
+	if (!access("/sys/module/nvidia_uvm", F_OK))
+		remove_module("nvidia_uvm");
+	error = try_load(uvm_path, UVM_PARAMETERS);
+	if (!error)
+		make_nodes();
+	return error;
 }
 
 /* What UVM says of each chunk of a lost GPU takes minutes to print on a serial port. */

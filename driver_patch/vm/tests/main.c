@@ -31,7 +31,7 @@ extern const struct test __start_tests[], __stop_tests[];
 
 static unsigned int passed, failed, skipped;
 static const char *flavour;	/* of the modules that are loaded */
-static const char *used_gpu;	/* parameters of the simulator that is loaded */
+static const char *used_gpu, *used_uvm;	/* parameters of the modules that are loaded */
 static bool modules_are_spent;
 
 static double now(void)
@@ -104,11 +104,12 @@ static void end_modules(void)
 /* The modules start anew where a test wants another GPU, and around one that leaves them unusable. */
 static void prepare_modules(const struct test *test)
 {
-	if (test->gpu == used_gpu && !modules_are_spent && !test->ends_module)
+	if (test->gpu == used_gpu && test->uvm == used_uvm && !modules_are_spent && !test->ends_module)
 		return;
 	end_modules();
-	load_modules(flavour, test->gpu);
+	load_modules(flavour, test->gpu, test->uvm);
 	used_gpu = test->gpu;
+	used_uvm = test->uvm;
 	modules_are_spent = false;
 }
 
@@ -135,6 +136,7 @@ static void run_test(const struct test *test)
 	status = wait_for(child, (test->seconds ? test->seconds : DEFAULT_SECONDS) * patience);
 	kill(-child, SIGKILL);
 	inject_off();
+	let_go();
 	limit_pages(0, 0);
 	resume_system();
 	problem = status == -1 ? "hangs" : test->ends_module ? NULL : leaked(&before);
@@ -194,8 +196,8 @@ static void run_flavours(void)
 		flavour = all[i];
 		report("== %s module", flavour);
 		expect_the_worst(false);
-		load_modules(flavour, NULL);
-		used_gpu = NULL;
+		load_modules(flavour, NULL, NULL);
+		used_gpu = used_uvm = NULL;
 		modules_are_spent = false;
 		start_coverage();
 		run_tests();
@@ -218,7 +220,7 @@ int main(void)
 	set_up_machine();
 	scan_kernel_log("");
 	if (!strcmp(setting("mode", "test"), "shell")) {
-		load_modules(setting("shell", "patched"), NULL);
+		load_modules(setting("shell", "patched"), NULL, NULL);
 		run_shell();
 		reboot(RB_POWER_OFF);
 	}

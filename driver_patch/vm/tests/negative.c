@@ -177,6 +177,29 @@ PATCH_TEST(parameter_block_that_cannot_be_read_or_written)
 	check_unchanged(&scene);
 }
 
+/* What it asks for is in order: only the answer has no place. Nothing is done that cannot be told. */
+PATCH_TEST(answer_that_has_no_place)
+{
+	struct scene scene = make_scene();
+	struct uvm_vattn_alloc alloc = { .page_size = PAGE_64K, .page_count = 1 };
+	struct uvm_vattn_unmap_entry range = { scene.base, PAGE_64K };
+	struct uvm_vattn_unmap unmap = { .entries = (uintptr_t)&range, .entry_count = 1 };
+	char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	CHECK(page != MAP_FAILED);
+	memcpy(alloc.gpu_uuid, &scene.gpu.uuid, 16);
+	memcpy(unmap.gpu_uuid, &scene.gpu.uuid, 16);
+	memcpy(page, &alloc, sizeof(alloc));
+	memcpy(page + 1024, &unmap, sizeof(unmap));
+	CHECK(!mprotect(page, 4096, PROT_READ));
+	CHECK(ioctl(scene.gpu.uvm, UVM_VATTN_ALLOC, page) == -1 && errno == EFAULT);
+	CHECK(ioctl(scene.gpu.uvm, UVM_VATTN_UNMAP, page + 1024) == -1 && errno == EFAULT);
+	check_unchanged(&scene);
+	CHECK(!mprotect(page, 4096, PROT_READ | PROT_WRITE));
+	CHECK(!ioctl(scene.gpu.uvm, UVM_VATTN_ALLOC, page));
+	CHECK_EQ(((struct uvm_vattn_alloc *)page)->rm_status, NV_OK);
+}
+
 PATCH_TEST(wrong_size_or_number_is_not_ours)
 {
 	struct gpu gpu = open_gpu(0);
@@ -283,7 +306,9 @@ PATCH_TEST(unmap_refuses)
 	uint64_t base = scene.base, big_base = external_range(gpu, 4 * MB), big = vattn_alloc(gpu, PAGE_2M, 1);
 	struct uvm_vattn_unmap_entry twice[2] = { { base, PAGE_64K }, { base, PAGE_64K } };
 	struct uvm_vattn_unmap_entry bad_last[2] = { { base, PAGE_64K }, { base + 4 * PAGE_64K, PAGE_64K } };
+	struct uvm_vattn_unmap flags = { .entries = (uintptr_t)twice, .entry_count = 1, .flags = 1 };
 
+	memcpy(flags.gpu_uuid, &gpu->uuid, 16);
 	map_one(gpu, big_base, big, 0, 1);
 	scene.stats = vattn_stats(gpu);
 	CHECK_EQ(try_unmap_one(gpu, base, 0), NV_ERR_INVALID_ADDRESS);
@@ -300,6 +325,9 @@ PATCH_TEST(unmap_refuses)
 	CHECK_EQ(failed_entry(), 1);
 	CHECK_EQ(try_unmap(gpu, bad_last, 2), NV_ERR_INVALID_ADDRESS);
 	CHECK_EQ(failed_entry(), 1);
+	CHECK(!ioctl(gpu->uvm, UVM_VATTN_UNMAP, &flags));
+	CHECK_EQ(flags.rm_status, NV_ERR_INVALID_ARGUMENT);
+	CHECK_EQ(flags.failed_entry, UVM_VATTN_NO_ENTRY);
 	CHECK_EQ(try_unmap(gpu, NULL, 1), NV_ERR_INVALID_POINTER);
 	CHECK_EQ(try_unmap(gpu, twice, 0), NV_ERR_INVALID_ARGUMENT);
 	CHECK_EQ(try_unmap(gpu, twice, ~0u), NV_ERR_INVALID_LIMIT);
@@ -381,4 +409,25 @@ PATCH_TEST(handle_of_another_gpu)
 	gpu_check(&second, base, 4 * PAGE_64K, 1);
 	CHECK_EQ(try_unregister_gpu(&second), NV_OK);
 	gpu_check_zero(&first, base, 4 * PAGE_64K);
+}
+
+/* What one of two GPUs has goes with it; what the other has stays, mapped and not. */
+PATCH_TEST(one_of_two_gpus_leaves)
+{
+	struct gpu first = open_gpu(0), second = open_gpu_on(first.uvm, 1);
+	uint64_t base = external_range(&first, 4 * MB), mapped = vattn_alloc(&first, PAGE_64K, 4);
+	uint64_t spare = vattn_alloc(&first, PAGE_64K, 4), other = vattn_alloc(&second, PAGE_64K, 8);
+
+	map_one(&first, base, mapped, 0, 4);
+	map_one(&second, base, other, 0, 4);
+	gpu_fill(&first, base, 4 * PAGE_64K, 5);
+	CHECK_EQ(try_unregister_gpu(&second), NV_OK);
+	CHECK_EQ(vattn_stats(&first).handles, 2);
+	CHECK_EQ(vattn_stats(&first).bytes_allocated, 8 * PAGE_64K);
+	CHECK_EQ(vattn_stats(&first).bytes_mapped[0], 4 * PAGE_64K);
+	CHECK_EQ(try_free(&first, other), NV_ERR_INVALID_OBJECT_HANDLE);
+	gpu_check(&first, base, 4 * PAGE_64K, 5);
+	map_one(&first, base + PAGE_2M, spare, 0, 4);
+	unmap_one(&first, base + PAGE_2M, 4 * PAGE_64K);
+	vattn_free(&first, spare);
 }

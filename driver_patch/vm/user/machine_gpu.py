@@ -24,11 +24,12 @@ _SIM_COUNTERS = ("pushes", "methods", "invalidates")
 _SIM_COUNTERS_BYTES = 8 + 14 * 8
 _SIM_GET_COUNTERS = 0xC0000000 | _SIM_COUNTERS_BYTES << 16 | ord("g") << 8 | 4
 
-#: struct uvm_vattn_stats of uapi/uvm_vattn_ioctl.h: 30 values of 8 bytes, two of 4.
-_STATS_BYTES = 30 * 8 + 8
+#: struct uvm_vattn_stats of uapi/uvm_vattn_ioctl.h: 33 values of 8 bytes, two of 4.
+_STATS_BYTES = 33 * 8 + 8
 _STATS = 0xC0000000 | _STATS_BYTES << 16 | 0x56 << 8 | 0x45
 _STATS_FIELDS = (
-    *("bytes_allocated", "limit_bytes", "handles"),
+    *("bytes_allocated", "handles"),
+    *("process_bytes", "process_mappings", "limit_bytes", "limit_mappings"),
     *("alloc_calls", "free_calls", "map_calls", "unmap_calls", "failed_calls"),
     *("map_entries", "unmap_entries", "ptes_written", "pte_pushes", "tlb_invalidates"),
     "clear_pushes",
@@ -52,7 +53,7 @@ def patch_statistics() -> dict[str, int]:
         block = bytearray(_STATS_BYTES)
         fcntl.ioctl(int(entry.name), _STATS, block)
         if struct.unpack_from("=I", block, _STATS_BYTES - 4)[0] == 0:
-            return dict(zip(_STATS_FIELDS, struct.unpack_from("=14Q", block, 128), strict=True))
+            return dict(zip(_STATS_FIELDS, struct.unpack_from("=17Q", block, 128), strict=True))
     raise AssertionError("no descriptor of this process answers UVM_VATTN_STATS")
 
 

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0
+/* What depends on how the modules were loaded. */
+#include <errno.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include "harness.h"
+#include "machine.h"
+#include "vattn.h"
+
+/* PMA may say that memory is zero, rightly or not: it is zeroed once more. */
+static void check_zeroed(const char *zero)
+{
+	struct gpu gpu = open_gpu(0);
+	uint64_t base = external_range(&gpu, 8 * MB), handle;
+
+	handle = vattn_alloc(&gpu, PAGE_64K, 100);
+	map_one(&gpu, base, handle, 0, 100);
+	gpu_fill(&gpu, base, 100 * PAGE_64K, 1);
+	unmap_one(&gpu, base, 100 * PAGE_64K);
+	vattn_free(&gpu, handle);
+	close_gpu(&gpu);
+	gpu = open_gpu(0);
+	sim_parameter("zero", zero);
+	base = external_range(&gpu, 16 * MB);
+	map_one(&gpu, base, vattn_alloc(&gpu, PAGE_64K, 230), 0, 230);
+	sim_parameter("zero", "0");
+	gpu_check_zero(&gpu, base, 230 * PAGE_64K);
+}
+
+PATCH_TEST(memory_that_pma_says_is_zero)
+{
+	check_zeroed("1");
+}
+
+PATCH_TEST(memory_that_pma_zeroed)
+{
+	check_zeroed("2");
+}
+
+/* Nothing is limited where the administrator asks for nothing. */
+TEST_WITH(no_limits_asked_for, .needs_patch = true, .gpu = "fb_mb=64 gpus=1")
+{
+	struct gpu gpu = open_gpu(0);
+
+	CHECK_EQ(vattn_query(&gpu).limit_bytes, ~0ULL);
+	CHECK_EQ(vattn_stats(&gpu).limit_mappings, 4 << 20);
+	CHECK_EQ(vattn_query(&gpu).max_alloc_bytes, 64 * MB);
+	vattn_alloc(&gpu, PAGE_2M, 25);
+}
+
+/* References are counted in an int. */
+TEST_WITH(too_many_mappings_asked_for, .needs_patch = true,
+	  .uvm = "uvm_vattn_max_mappings=18446744073709551615 uvm_vattn_max_mbytes=18446744073709551615")
+{
+	struct gpu gpu = open_gpu(0);
+
+	CHECK_EQ(vattn_stats(&gpu).limit_mappings, 1 << 30);
+	CHECK_EQ(vattn_query(&gpu).limit_bytes, ~0ULL);
+}
+
+/* Page-table entries of one call: 2M ones, so that they are quick to make. Just before the end it is refused. */
+static NV_STATUS map_ptes(struct gpu *gpu, uint64_t base, uint64_t handle, uint32_t ptes)
+{
+	enum { PAGES = 128 };
+	static struct uvm_vattn_map_entry entries[8200];
+	uint32_t count = 0, done;
+
+	for (done = 0; done < ptes; done += PAGES)
+		entries[count++] = (struct uvm_vattn_map_entry){
+			.address = base + done * PAGE_2M, .handle = handle,
+			.page_count = ptes - done < PAGES ? ptes - done : PAGES,
+		};
+	entries[count++] = (struct uvm_vattn_map_entry){ .address = base + 1, .handle = handle, .page_count = 1 };
+	return try_map(gpu, entries, count);
+}
+
+TEST_WITH(most_page_table_entries_of_a_batch, .needs_patch = true, .slow = true, .gpu = "fb_mb=320 gpus=1",
+	  .seconds = 300)
+{
+	struct gpu gpu = open_gpu(0);
+	uint32_t most = vattn_query(&gpu).max_batch_ptes;
+	uint64_t base = external_range(&gpu, (most + 1ULL) * PAGE_2M), handle = vattn_alloc(&gpu, PAGE_2M, 128);
+
+	CHECK_EQ(most, 1 << 20);
+	CHECK_EQ(map_ptes(&gpu, base, handle, most), NV_ERR_INVALID_ADDRESS);
+	CHECK_EQ(failed_entry(), most / 128);
+	CHECK_EQ(map_ptes(&gpu, base, handle, most + 1), NV_ERR_INVALID_LIMIT);
+	CHECK_EQ(failed_entry(), most / 128);
+	CHECK_EQ(vattn_stats(&gpu).process_mappings, 0);
+}
+
+/* The module is as good as a stock one. */
+TEST_WITH(interface_that_is_switched_off, .needs_patch = true, .uvm = "uvm_vattn_enable=0")
+{
+	static const unsigned long commands[] = {
+		UVM_VATTN_QUERY, UVM_VATTN_ALLOC, UVM_VATTN_FREE, UVM_VATTN_MAP, UVM_VATTN_UNMAP, UVM_VATTN_STATS,
+	};
+	struct gpu gpu = open_gpu(0);
+	uint64_t base = external_range(&gpu, PAGE_2M);
+	static char block[512];
+	size_t i;
+
+	for (i = 0; i < sizeof(commands) / sizeof(*commands); i++)
+		CHECK(ioctl(gpu.uvm, commands[i], block) == -1 && (errno == EINVAL || errno == ENOSYS));
+	CHECK_EQ(try_map_external(&gpu, base, PAGE_2M, 0, rm_memory(&gpu, PAGE_2M), 1), NV_OK);
+	gpu_fill(&gpu, base, PAGE_2M, 1);
+	gpu_check(&gpu, base, PAGE_2M, 1);
+}
+
+/* A driver upgrade that left this nvidia-uvm where it was. */
+TEST_WITH(nvidia_module_of_another_release, .needs_patch = true, .ends_module = true)
+{
+	FILE *parameter = fopen("/sys/module/nvidia/parameters/release", "r");
+	char release[32];
+
+	CHECK(parameter && fscanf(parameter, "%31s", release) == 1);
+	fclose(parameter);
+	sim_parameter("release", "999.99.99");
+	CHECK_EQ(reload_uvm(), ENODEV);
+	sim_parameter("release", release);
+	CHECK_EQ(reload_uvm(), 0);
+	CHECK(module_is_patched());
+}
