@@ -62,7 +62,7 @@ test-peers: $(VENV)/.test $(VENV)/.build ## Run the tests that transformers brin
 
 # ---- checks ----
 
-.PHONY: lint format sanitize wheel wheel-check stubs results
+.PHONY: lint format sanitize wheel wheel-check wheels stubs results
 lint: $(VENV)/.test $(VENV)/.build ## Check style, types, layers and locks: ruff, mypy --strict, clang-format, clang
 	@scripts/lint.sh check
 
@@ -80,6 +80,10 @@ wheel: $(VENV)/.tools ## Build the wheel into dist/
 
 wheel-check: wheel ## Install the wheel alone in a new environment and use it there
 	@scripts/check_wheel.sh dist/*.whl
+
+# Needs neither .venv nor a compiler: Pythons with headers, and packages.
+wheels: ## Build the sdist and a manylinux wheel for each CPython (WHEEL_PYTHONS=…), and use each
+	@$(PYTHON) scripts/build_wheels.py --arch '$(or $(WHEEL_ARCH),x86_64)' $(WHEEL_PYTHONS)
 
 results: $(VENV)/.demo ## Write README's tables and the plots from the JSON in docs/results/
 	@$(BIN)/python scripts/update_results.py

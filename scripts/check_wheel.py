@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import json
 import subprocess
 import sys
 import sysconfig
@@ -9,17 +10,27 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+MAX_BYTES = 3 << 20
+# What others call by name, with the bit that lets them.
+PROGRAMS = ("install/pyvattn-driver", "scripts/driver_patch.py", "scripts/make-driver")
+PROGRAMS += ("scripts/build-driver", "scripts/fetch-debian")
+
 
 def check_contents(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
+    assert wheel.stat().st_size <= MAX_BYTES, f"{wheel.name} has {wheel.stat().st_size} bytes"
+    files = {file.filename: file for file in zipfile.ZipFile(wheel).infolist()}
+    names = list(files)
     top = {name.split("/")[0] for name in names}
     info = next(name for name in top if name.endswith(".dist-info"))
     assert top == {"pyvattn", info}, f"top-level names: {sorted(top)}"
     patch = ("src/uvm_vattn.c", "uapi/uvm_vattn_ioctl.h", "hooks/hooks.py", "LICENSES/MIT.txt")
-    patch += ("install/pyvattn-driver", "scripts/driver_patch.py", "scripts/make-driver")
+    patch += PROGRAMS
     library = ("py.typed", "_native.pyi", "cli/__init__.py", "cache.py")
     for needed in (*library, *(f"driver_patch/{name}" for name in patch)):
         assert f"pyvattn/{needed}" in names, f"pyvattn/{needed} is missing"
+    for program in PROGRAMS:
+        mode = files[f"pyvattn/driver_patch/{program}"].external_attr >> 16
+        assert mode & 0o111, f"{program} cannot be executed: {mode:o}"
     assert any(name.startswith("pyvattn/_native.") and name.endswith(".so") for name in names)
     strays = [name for name in names if name.endswith((".cpp", ".hpp", ".a", ".pyc"))]
     assert not strays, f"files that do not belong in a wheel: {strays}"
@@ -97,7 +108,16 @@ def check_command_line() -> None:
     program = Path(sys.executable).with_name("pyvattn")
     shown = subprocess.run([program, "--help"], check=True, capture_output=True, text=True).stdout
     assert "Usage: pyvattn" in shown, shown
+    info = _json_of(program, "info", "--probe")
+    assert info["drivers"], info
+    shape = ("--layers", "2", "--kv-heads", "2", "--head-dim", "64", "--memory", "1GiB")
+    assert _json_of(program, "replay", "--limit", "40", *shape)
     check_installer(program)
+
+
+def _json_of(program: Path, *words: str) -> dict:
+    done = subprocess.run([program, *words, "--json"], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
 
 
 def check_installer(program: Path) -> None:

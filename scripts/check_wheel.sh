@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Install a wheel into an environment of its own, away from the source tree, and use it
 # there. pip takes nothing but what the wheel itself requires.
+#
+#   check_wheel.sh WHEEL [PYTHON]    the interpreter it was built for [that of .venv]
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-wheel=$(realpath "${1:?usage: check_wheel.sh WHEEL}")
+wheel=$(realpath "${1:?usage: check_wheel.sh WHEEL [PYTHON]}")
+python=${2:-$here/../.venv/bin/python}
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT
 
 echo "==> installing $(basename "$wheel") into an empty environment"
-"$here/../.venv/bin/python" -m venv "$room/env"
+"$python" -m venv "$room/env"
 "$room/env/bin/python" -m pip install --quiet --disable-pip-version-check \
   -c "$here/../constraints.txt" "$wheel"
 cd "$room"

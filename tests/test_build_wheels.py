@@ -1,0 +1,71 @@
+"""Which interpreters `make wheels` builds for, before it builds anything."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts/build_wheels.py"
+VERSION = f"3.{sys.version_info.minor}"
+
+
+@pytest.fixture
+def wheels(monkeypatch, tmp_path):
+    spec = importlib.util.spec_from_file_location("build_wheels", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return module
+
+
+def _program(path: Path, script: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def _answers(version: str = VERSION, headers: str = "true") -> str:
+    said = f'{{"path": "/python", "version": "{version}", "headers": {headers}, "suffix": ".so"}}'
+    return f"echo '{said}'"
+
+
+def test_a_python_on_path_is_taken(wheels, tmp_path):
+    found = _program(tmp_path / f"bin/python{VERSION}", _answers())
+    assert wheels.find_python(VERSION) == str(found)
+
+
+@pytest.mark.parametrize("shim", ["exit 127", _answers(headers="false")])
+def test_one_that_fails_or_has_no_headers_gives_way_to_pyenvs(shim, wheels, tmp_path):
+    _program(tmp_path / f"bin/python{VERSION}", shim)
+    kept = _program(tmp_path / f"pyenv/versions/{VERSION}.9/bin/python3", _answers())
+    assert wheels.find_python(VERSION) == str(kept)
+
+
+def test_a_version_that_is_missing_is_an_error_before_anything_is_built(wheels, tmp_path):
+    for minor in wheels.MINORS[:-1]:
+        _program(tmp_path / f"bin/python3.{minor}", _answers(f"3.{minor}"))
+    with pytest.raises(SystemExit, match=r"CPython 3\.14 with headers is not found.*WHEEL_PYTHONS"):
+        wheels.find_pythons()
+    _program(tmp_path / "bin/python3.14", _answers("3.14"))
+    assert [python.version for python in wheels.find_pythons()] == [
+        f"3.{minor}" for minor in wheels.MINORS
+    ]
+
+
+def test_a_named_python_without_headers_is_told_what_it_lacks(wheels, tmp_path):
+    bare = _program(tmp_path / "bin/python", _answers(headers="false"))
+    with pytest.raises(SystemExit, match=f"no headers.*python{VERSION}-dev"):
+        wheels.ask(str(bare))
+
+
+def test_the_interpreter_that_runs_this_is_understood(wheels):
+    asked = wheels.ask(sys.executable)
+    assert asked.version == VERSION
+    assert asked.suffix.endswith(".so")
