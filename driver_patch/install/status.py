@@ -14,6 +14,7 @@ from driver_patch.install.machine import (
     InstallerError,
     LoadedUvm,
     Machine,
+    Refused,
     RunningDriver,
     Unavailable,
 )
@@ -88,78 +89,66 @@ def read_status(machine: Machine) -> Status:
         secure_boot=why_signed(machine),
         users=str(machine.gpu_users()) if runs else "not known: another kernel runs",
     )
-    stock, absent = _find_stock(machine, status)
-    record = _find_record(machine, status)
+    try:
+        _look_at_modules(machine, status)
+    except InstallerError as error:
+        status.problems.append(str(error))
+    return status
+
+
+def _look_at_modules(machine: Machine, status: Status) -> None:
+    """Fill in what is installed, and what to do next.
+
+    Raises:
+        InstallerError: something needs attention first.
+    """
+    stock, absent = None, ""
+    try:
+        stock = find_stock(machine, status.running.release if status.running else "")
+    except MissingTool:
+        raise
+    except Unavailable as error:
+        absent = str(error)
     if stock is not None:
         status.installed_release = stock.release
         if stock.uvm.is_patched:
             status.ours = f"built into NVIDIA's by DKMS, release {stock.release}"
-    if not status.problems and record is not None:
-        _check_fit(machine, status, stock, record)
-    if not status.problems and stock is not None:
-        _check_releases(machine, status, stock)
-    loaded, running = status.loaded, status.running
-    if running and loaded and loaded.release not in (running.release, "unknown"):
-        status.problems.append(
-            f"the loaded nvidia-uvm is of release {loaded.release}, the running driver of "
-            f"{running.release}: uninstall, and reboot."
-        )
-    if not status.problems:
-        status.advice.append(_advice(machine, status, stock) if stock else absent)
+    record = _read_record(machine, status)
+    if record is not None:
+        _require_still_fit(machine, stock, record)
+    if stock is None:
+        status.advice.append(_advice_without_modules(machine, absent))
+    else:
+        _require_one_release(machine, status, stock)
+        status.advice.append(_advice(machine, status, stock))
     status.advice += _leftovers(machine, status)
-    return status
 
 
-def _find_stock(machine: Machine, status: Status) -> tuple[StockModules | None, str]:
-    """Return NVIDIA's modules, or what helps where there are none."""
-    try:
-        stock = find_stock(machine, status.running.release if status.running else "")
-        return stock, ""
-    except MissingTool as error:
-        status.problems.append(str(error))
-    except Unavailable as error:
-        return None, _advice_without_modules(machine, str(error))
-    except InstallerError as error:
-        status.problems.append(str(error))
-    return None, ""
-
-
-def _read(journal: Journal, status: Status) -> Record | None:
-    try:
-        return journal.read()
-    except InstallerError as error:
-        status.problems.append(str(error))
-        return None
-
-
-def _find_record(machine: Machine, status: Status) -> Record | None:
+def _read_record(machine: Machine, status: Status) -> Record | None:
+    """Return what is installed whole, and None where nothing is."""
     journal = Journal(machine)
-    record = _read(journal, status)
+    record = journal.read()
     if record is None:
         return None
     if record.state != INSTALLED:
         status.ours = f"interrupted while {record.state}"
-        status.problems.append(
+        raise Refused(
             f"An install or uninstall was interrupted (while {record.state}); NVIDIA's module is "
             "untouched. Run `pyvattn driver uninstall` or `make uninstall` to undo the rest, or "
             "install again."
         )
-        return None
-    status.ours = f"installed, release {record.about.get('release', '?')}"
+    status.ours = f"installed, release {record.about['release']}"
     if not journal.is_intact(record):
-        target, _ = our_files(machine, record.about.get("stem", "nvidia-uvm"))
-        status.problems.append(
+        target, _ = our_files(machine, record.about["stem"])
+        raise Refused(
             f"{target}, or the file beside it, was changed or removed since it was installed: "
             "uninstall says which, then install again."
         )
-        return None
     return record
 
 
-def _check_fit(
-    machine: Machine, status: Status, stock: StockModules | None, record: Record
-) -> None:
-    """What was installed must fit the driver that is there now: packages replace that one only."""
+def _require_still_fit(machine: Machine, stock: StockModules | None, record: Record) -> None:
+    """Packages replace the driver and leave our module: it must fit what is there now."""
     target, _ = our_files(machine, record.about["stem"])
     if stock is None:
         why = "no driver is installed any more."
@@ -170,11 +159,30 @@ def _check_fit(
             return require_fit(machine, ModuleFile(target), stock)
         except InstallerError as error:
             why = str(error)
-    status.problems.append(
+    raise Refused(
         f"The NVIDIA driver was changed since pyvattn installed {target}: {why} Uninstall now "
         "(`pyvattn driver uninstall`, `make uninstall`): the two must not run together. Then build "
         "and install again."
     )
+
+
+def _require_one_release(machine: Machine, status: Status, stock: StockModules) -> None:
+    """NVIDIA's modules on disk and in the kernel must be of the release that runs."""
+    running = status.running.release if status.running else stock.release
+    preferred = kmod.preferred(machine, stock.uvm.stem)
+    taken = ModuleFile(preferred) if preferred and preferred.is_file() else stock.uvm
+    if mixed := stock.mixed():
+        raise Refused(mixed)
+    if taken.release != running:
+        raise Refused(
+            f"modprobe takes {taken.path} of release {taken.release}, and the running nvidia.ko is "
+            f"of {running}: the driver was upgraded since. Reboot, so that the two are the same."
+        )
+    if status.loaded and status.loaded.release not in (running, "unknown"):
+        raise Refused(
+            f"the loaded nvidia-uvm is of release {status.loaded.release}, the running driver of "
+            f"{running}: reboot."
+        )
 
 
 def _leftovers(machine: Machine, status: Status) -> list[str]:
@@ -185,7 +193,7 @@ def _leftovers(machine: Machine, status: Status) -> list[str]:
         for kernel in removed_kernels(machine)
         if kernel != machine.kernel
     ]
-    dkms = _read(Journal(machine, DKMS_JOURNAL), status)
+    dkms = Journal(machine, DKMS_JOURNAL).read()
     patched, installed = dkms.about["release"] if dkms else "", status.installed_release
     if patched and installed and patched != installed:
         left.append(
@@ -193,20 +201,6 @@ def _leftovers(machine: Machine, status: Status) -> list[str]:
             "with --dkms (make DKMS=1), then install with it again."
         )
     return left
-
-
-def _check_releases(machine: Machine, status: Status, stock: StockModules) -> None:
-    """The nvidia-uvm that modprobe takes must be of the release of the nvidia.ko beside it."""
-    running = status.running.release if status.running else stock.release
-    preferred = kmod.preferred(machine, stock.uvm.stem)
-    taken = ModuleFile(preferred) if preferred and preferred.is_file() else stock.uvm
-    if mixed := stock.mixed():
-        status.problems.append(mixed)
-    elif taken.release != running:
-        status.problems.append(
-            f"modprobe takes {taken.path} of release {taken.release}, and the running nvidia.ko is "
-            f"of {running}: the driver was upgraded since. Reboot, so that the two are the same."
-        )
 
 
 def _advice_without_modules(machine: Machine, absent: str) -> str:
