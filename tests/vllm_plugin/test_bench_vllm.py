@@ -1,0 +1,126 @@
+"""``bench vllm`` with engines that only say what they were asked."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+
+from pyvattn import ConfigError
+from pyvattn.bench import vllm as bench
+from pyvattn.bench.report import Measure, Setup
+from pyvattn.bench.vllm_engine import Engine, EngineFailed, Served
+
+OPTIONS = bench.Options(
+    model="tiny",
+    device="cpu",
+    requests=4,
+    new_tokens=2,
+    long_tokens=50,
+    decode_tokens=30,
+    kv_gib=0.01,
+)
+STATS = dict.fromkeys(("map_calls", "unmap_calls", "map_seconds", "blocks_placed"), 1.0)
+
+
+class FakeEngine:
+    """Answers with a token that stands for the prompt; ours is a quarter faster."""
+
+    log: list[tuple[str, int, int, bool]]
+    made: dict[str, dict]
+    wrong = False
+
+    def __init__(self, name, model, layers, options):
+        self.name = name
+        self.made[name] = options
+
+    def wait(self):
+        return "0.32.0"
+
+    def serve(self, prompts, new_tokens, *, forget=False):
+        self.log.append((self.name, len(prompts), new_tokens, forget))
+        seconds = {"stock": 1.0, "ours": 0.8}[self.name]
+        tokens = [[sum(ids) % 97] * new_tokens for ids in prompts]
+        if self.wrong and self.name == "ours":
+            tokens[0] = [-1]
+        times = [seconds / 10] * len(prompts)
+        return Served(seconds, tokens, times, times, 7, {"waited_seconds": 0.004, **STATS})
+
+    def close(self):
+        self.log.append((self.name, 0, 0, False))
+
+
+@pytest.fixture(autouse=True)
+def engines(monkeypatch):
+    monkeypatch.setattr(FakeEngine, "log", [], raising=False)
+    monkeypatch.setattr(FakeEngine, "made", {}, raising=False)
+    monkeypatch.setattr(bench, "Engine", FakeEngine)
+    return FakeEngine
+
+
+def measured(options):
+    found = list(bench.measure(options))
+    assert any(isinstance(item, Setup) for item in found)
+    return {item.name: item for item in found if isinstance(item, Measure)}
+
+
+def only(found, words):
+    (name,) = [name for name in found if all(word in name for word in words)]
+    return found[name]
+
+
+def test_both_serve_the_same_by_turns_and_the_first_round_is_left_out(engines):
+    found = measured(replace(OPTIONS, workload=("short",)))
+    names = [name for name, count, _, _ in engines.log if count]
+    assert names == ["stock", "ours", "ours", "stock", "stock", "ours"]
+    assert only(found, ["requests with stock's tokens"]).note.startswith("12 of 12")
+    ratio = only(found, ["ours / stock", "output"])
+    assert (ratio.value, ratio.rounds, ratio.ok) == (pytest.approx(1.25), 2, True)
+    assert only(found, ["waited"]).value == pytest.approx(0.005)
+    assert [name for name, count, _, _ in engines.log if not count] == ["ours", "stock"]
+
+
+def test_one_wrong_token_is_counted_and_misses_the_target(engines, monkeypatch):
+    monkeypatch.setattr(engines, "wrong", True)
+    found = measured(replace(OPTIONS, workload=("short",)))
+    equal = only(found, ["requests with stock's tokens"])
+    assert (equal.value, equal.ok) == (pytest.approx(9 / 12), False)
+
+
+def test_long_prompts_come_again_from_the_prefix_cache(engines):
+    found = measured(replace(OPTIONS, workload=("prefill",)))
+    stock = [entry[1:] for entry in engines.log if entry[0] == "stock" and entry[1]]
+    assert stock[:2] == [(4, 1, True), (4, 64, False)]
+    assert only(found, ["ours / stock", "whole run"]).value == pytest.approx(0.8)
+    assert only(found, ["ours / stock", "prompt"]).value == pytest.approx(1.25)
+
+
+def test_no_more_long_requests_are_made_than_kv_memory_holds():
+    # 1 KiB a token: 10 MiB hold 10,485 tokens.
+    sized = bench._sized(replace(OPTIONS, long_tokens=4000, decode_tokens=9000))
+    assert (sized.long_requests, sized.decode_requests) == (2, 1)
+    with pytest.raises(ConfigError, match="holds fewer than 4096 tokens"):
+        bench._sized(replace(OPTIONS, kv_gib=0.001))
+
+
+def test_a_workload_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match="workload shrt: use short, prefill, decode"):
+        measured(replace(OPTIONS, workload=("shrt",)))
+
+
+def test_custom_attention_brings_its_scheduler(engines):
+    measured(replace(OPTIONS, workload=("short",), ours_backend="CUSTOM"))
+    assert engines.made["ours"]["scheduler_cls"] == "pyvattn.vllm.Scheduler"
+    assert "scheduler_cls" not in engines.made["stock"]
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_an_engine_that_cannot_start_says_why(capfd):
+    assert "vllm" not in sys.modules
+    engine = Engine("stock", "tiny", 0, {})
+    with pytest.raises(EngineFailed, match=r"stock: .*No module named 'vllm'"):
+        engine.wait()
+    engine.close()
+    capfd.readouterr()

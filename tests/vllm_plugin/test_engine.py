@@ -1,0 +1,72 @@
+"""Real vLLM on a CPU: stock, and over rows, token for token."""
+
+from __future__ import annotations
+
+import pytest
+from engines import WORKER, engine, generate, run
+
+from pyvattn import DriverError, UnsupportedError
+
+# Room for a few of the twelve requests that may run at once: eviction and preemption.
+SCARCE = {"num_gpu_blocks_override": 13}
+
+
+@pytest.fixture(scope="module")
+def stock(tiny_llama):
+    return run(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def stock_scarce(tiny_llama):
+    return run(tiny_llama, **SCARCE)
+
+
+def test_ample_memory_shared_prefixes_and_async_scheduling(tiny_llama, stock):
+    ours = run(tiny_llama, worker_cls=WORKER, async_scheduling=True)
+    assert ours.tokens == stock.tokens
+    assert ours.cached == stock.cached > 0
+    # The second round's prefixes were mapped already, where their rows still were.
+    assert ours.stats["map_calls"] < ours.stats["blocks_placed"]
+    assert ours.stats["driver_failures"] == 0
+
+
+def test_sync_scheduling_and_mapping_in_the_step(tiny_llama, stock):
+    ours = run(
+        tiny_llama,
+        worker_cls=WORKER,
+        async_scheduling=False,
+        additional_config={"pyvattn": {"map_in_background": False}},
+    )
+    assert ours.tokens == stock.tokens
+
+
+def test_scarce_memory_evicts_and_preempts(tiny_llama, stock_scarce):
+    ours = run(tiny_llama, worker_cls=WORKER, **SCARCE)
+    assert ours.tokens == stock_scarce.tokens
+    assert ours.preemptions == stock_scarce.preemptions > 0
+
+
+def test_blocks_for_the_guard_change_no_token(tiny_llama, stock):
+    ours = run(tiny_llama, worker_cls=WORKER, scheduler_cls="pyvattn.vllm.Scheduler")
+    assert ours.tokens == stock.tokens
+
+
+def test_map_calls_that_fail(tiny_llama, stock):
+    with engine(tiny_llama, worker_cls="faulty.Worker") as llm:
+        llm.collective_rpc("fail_nth", args=(3,))
+        once = generate(llm)
+        (stats,) = llm.collective_rpc("pyvattn_stats")
+        assert once.tokens == stock.tokens
+        assert stats["retries"] == 1
+        llm.reset_prefix_cache()
+        llm.collective_rpc("fail_always")
+        with pytest.raises(DriverError, match="injected"):
+            generate(llm)
+
+
+def test_what_is_not_supported_is_refused_before_memory_is_taken(tiny_llama):
+    with (
+        pytest.raises(UnsupportedError, match="--kv-cache-dtype fp8_e5m2: use one of auto"),
+        engine(tiny_llama, worker_cls=WORKER, kv_cache_dtype="fp8_e5m2"),
+    ):
+        pass
