@@ -174,6 +174,50 @@ def transformers(ctx: click.Context, /, out: str | None, as_json: bool, **option
 
 
 @click.command()
+@_option("--model", help="Model: llama-3-8b or tiny.")
+@_option("--layers", type=click.IntRange(min=0), help="Layers of the model [all].")
+@_option(
+    "--workload",
+    multiple=True,
+    type=click.Choice(("short", "prefill", "decode")),
+    help="What to serve; may be repeated [all].",
+)
+@_option("--requests", type=click.IntRange(min=1), help="Short requests.")
+@_option("--new-tokens", type=click.IntRange(min=2), help="New tokens of each short request.")
+@_option("--long-requests", type=click.IntRange(min=1), help="Long prompts to prefill.")
+@_option("--long-tokens", type=click.IntRange(min=1), help="Tokens of each.")
+@_option("--decode-requests", type=click.IntRange(min=1), help="Requests that decode.")
+@_option("--decode-tokens", type=click.IntRange(min=1), help="Prompt tokens of each.")
+@_option("--rounds", type=click.IntRange(min=1), help="Rounds after the first.")
+@_option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    help="Start no round that would end later [no limit].",
+)
+@_option("--kv-gib", type=click.FloatRange(min=0), help="KV memory of each engine [what fits].")
+@_option("--kv-dtype", help="vLLM's --kv-cache-dtype.")
+@_option("--quantization", help="vLLM's --quantization, such as fp8 [none].")
+@_option("--backend", help="Attention backend of both.")
+@_option("--ours-backend", help="Attention backend of ours, such as CUSTOM [that of both].")
+@_option("--block-size", type=click.IntRange(min=0), help="Block size of ours [16].")
+@_option("--stock-block-size", type=click.IntRange(min=0), help="Block size of stock [its own].")
+@_option("--driver", help="Name of the driver.")
+@_option("--eager", is_flag=True, help="Neither compile nor use CUDA graphs.")
+@_option("--device", type=click.Choice(("cuda", "cpu")), help="Device.")
+@_OUT
+@json_option
+@click.pass_context
+def vllm(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
+    """Serve requests with vLLM, over pyvattn's rows and stock, by turns.
+
+    Needs vLLM, and a GPU with room for two engines. Weights are dummies, the same for both.
+    On the CPU use --model tiny --block-size 128 and few tokens. The exit code is 1 if a target
+    is missed.
+    """
+    run_bench(ctx, "vllm", options, out, as_json)
+
+
+@click.command()
 @_option("--trace", type=click.Path(exists=True, dir_okay=False), help="File with a request trace.")
 @_option("--memory", help="Memory for the cache.")
 @_option("--rounds", type=click.IntRange(min=3), help="Places in the trace.")

@@ -24,6 +24,7 @@ BENCHES = {
     "transformers": Bench(
         "pyvattn.bench.transformers", "Serve requests, against transformers' own batching."
     ),
+    "vllm": Bench("pyvattn.bench.vllm", "Serve requests with vLLM, over rows and stock."),
     "plan": Bench("pyvattn.bench.plan", "Check the planner's choices on a trace (any machine)."),
     "reuse": Bench(
         "pyvattn.bench.reuse", "Count driver calls per request, cold and warm (any machine)."

@@ -1,0 +1,318 @@
+"""``bench vllm``: vLLM with our worker, and stock vLLM, with the same requests by turns.
+
+Both are alive at once, each in a process of its own. The first round warms up and is left out.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from pyvattn.bench.report import Measure, Setup
+from pyvattn.bench.timing import summarise
+from pyvattn.bench.vllm_engine import Engine, Served, shape_of
+from pyvattn.errors import ConfigError
+from pyvattn.gpu_timing import require_gpu
+
+WORKLOADS = ("short", "prefill", "decode")
+_SHORT_TOKENS = 3072
+_SHARED_TOKENS = 1024
+# New tokens of requests whose prompts are in the prefix cache.
+_FOLLOWING = 64
+_GIB = 1 << 30
+# Beside weights and KV: activations of a chunk, CUDA graphs, and what CUDA itself takes.
+_ROOM = 7 * _GIB
+
+
+@dataclass(frozen=True)
+class Options:
+    """``workload``: some of WORKLOADS, all where none is named.
+
+    ``short``: ``requests`` prompts of 16 to 3,072 tokens, every fourth with the same first
+    1,024, ``new_tokens`` each, 128 at a time. ``prefill``: ``long_requests`` prompts of
+    ``long_tokens``, one new token each, then the same again, found in the prefix cache, with
+    64 new ones. ``decode``: ``decode_requests`` prompts of ``decode_tokens``, then 64 new
+    tokens each. Fewer long requests are made where KV memory holds no more.
+
+    ``kv_gib`` of each engine, 0: what fits twice. ``backend`` is vLLM's of both on a GPU,
+    ``ours_backend`` of ours alone. ``block_size`` 0: vLLM's default for stock, and the 16
+    tokens that fill a page of 2 MiB for ours.
+    """
+
+    model: str = "llama-3-8b"
+    layers: int = 0
+    workload: tuple[str, ...] = ()
+    requests: int = 256
+    new_tokens: int = 128
+    long_requests: int = 4
+    long_tokens: int = 60000
+    decode_requests: int = 32
+    decode_tokens: int = 32768
+    rounds: int = 2
+    seconds: float = 0.0
+    kv_gib: float = 0.0
+    kv_dtype: str = "auto"
+    quantization: str = ""
+    backend: str = "FLASH_ATTN"
+    ours_backend: str = ""
+    block_size: int = 0
+    stock_block_size: int = 0
+    driver: str = "auto"
+    eager: bool = False
+    device: str = "cuda"
+
+
+def measure(options: Options) -> Iterator[Measure | Setup]:
+    """Yield the setup and every measure. Raises DriverUnavailable without a GPU."""
+    began = time.perf_counter()
+    workloads = options.workload or WORKLOADS
+    if unknown := set(workloads) - set(WORKLOADS):
+        raise ConfigError(f"workload {', '.join(unknown)}: use {', '.join(WORKLOADS)}")
+    options = _sized(options)
+    with ExitStack() as engines:
+        stock, ours = (engines.enter_context(closing(engine)) for engine in _start(options))
+        versions = {engine.name: engine.wait() for engine in (stock, ours)}
+        yield Setup("vllm", {**versions, "kv_gib": options.kv_gib, "workloads": list(workloads)})
+        yield Measure("both engines are ready", time.perf_counter() - began, "s")
+        for name in workloads:
+            yield from _MEASURES[name](options, _Pair(stock, ours, options, began))
+
+
+class _Pair:
+    """Stock and ours, who serve the same requests by turns."""
+
+    def __init__(self, stock: Engine, ours: Engine, options: Options, began: float) -> None:
+        self._engines = (stock, ours)
+        self._options = options
+        self._began = began
+
+    def rounds(
+        self, serve: Callable[[Engine, int], list[Served]]
+    ) -> Iterator[tuple[list[Served], list[Served]]]:
+        """Yield what each round gave: a warm one first, which callers leave out."""
+        longest = 0.0
+        limit = self._options.seconds
+        for turn in range(1 + self._options.rounds):
+            start = time.perf_counter()
+            if turn > 1 and limit and start - self._began + longest > limit:
+                return
+            order = self._engines[::-1] if turn % 2 else self._engines
+            served = {engine.name: serve(engine, turn) for engine in order}
+            yield served["stock"], served["ours"]
+            longest = time.perf_counter() - start
+
+
+def _start(options: Options) -> tuple[Engine, Engine]:
+    cuda = options.device != "cpu"
+    common: dict[str, object] = {
+        "max_model_len": _longest(options),
+        "max_num_seqs": 128,
+        "max_num_batched_tokens": 8192,
+        "kv_cache_memory_bytes": int(options.kv_gib * _GIB),
+        "kv_cache_dtype": options.kv_dtype,
+        "enforce_eager": options.eager or not cuda,
+        "enable_prefix_caching": True,
+    }
+    if options.quantization:
+        common["quantization"] = options.quantization
+    if cuda:
+        common["attention_backend"] = options.backend
+        common["gpu_memory_utilization"] = 0.45
+    stock, ours = dict(common), dict(common)
+    if options.stock_block_size:
+        stock["block_size"] = options.stock_block_size
+    ours["block_size"] = options.block_size or 16
+    ours["worker_cls"] = "pyvattn.vllm.Worker"
+    ours["additional_config"] = {"pyvattn": {"driver": options.driver}}
+    if options.ours_backend:
+        ours["attention_backend"] = options.ours_backend
+    if options.ours_backend == "CUSTOM":
+        ours["scheduler_cls"] = "pyvattn.vllm.Scheduler"
+    return (
+        Engine("stock", options.model, options.layers, stock),
+        Engine("ours", options.model, options.layers, ours),
+    )
+
+
+def _longest(options: Options) -> int:
+    workloads = options.workload or WORKLOADS
+    longest = _SHARED_TOKENS + _SHORT_TOKENS + options.new_tokens
+    if "prefill" in workloads:
+        longest = max(longest, options.long_tokens + _FOLLOWING)
+    if "decode" in workloads:
+        longest = max(longest, options.decode_tokens + _FOLLOWING)
+    return longest
+
+
+def _sized(options: Options) -> Options:
+    """Return the options with KV memory, and no more long requests than it holds."""
+    shape = shape_of(options.model)
+    layers = options.layers or shape.layers
+    itemsize = 1 if options.kv_dtype.startswith("fp8") else 2
+    token = 2 * shape.kv_heads * (shape.hidden // shape.heads) * layers * itemsize
+    kv = int(options.kv_gib * _GIB)
+    if not kv and options.device == "cpu":
+        kv = _GIB
+    if not kv:
+        free, _ = require_gpu(0).cuda.mem_get_info(0)
+        weight_bytes = 1 if options.quantization.startswith("fp8") else 2
+        kv = int(free) // 2 - _weights(options.model, layers) * weight_bytes - _ROOM
+    if kv < 4096 * token:
+        raise ConfigError(
+            f"kv_gib={kv / _GIB:.1f} holds fewer than 4096 tokens: use a machine with more memory, "
+            "or fewer --layers"
+        )
+    tokens = kv // token
+    return replace(
+        options,
+        kv_gib=kv / _GIB,
+        long_requests=max(1, min(options.long_requests, tokens // (options.long_tokens + 512))),
+        decode_requests=max(
+            1, min(options.decode_requests, tokens // (options.decode_tokens + 512))
+        ),
+    )
+
+
+def _weights(model: str, layers: int) -> int:
+    shape = shape_of(model)
+    heads = shape.heads + shape.kv_heads
+    head = shape.hidden // shape.heads
+    layer = 2 * shape.hidden * heads * head + 3 * shape.hidden * shape.feed
+    return layers * layer + 2 * shape.vocabulary * shape.hidden
+
+
+def _prompts(options: Options, counts: Sequence[int], seed: int) -> list[list[int]]:
+    draw = random.Random(seed)
+    vocabulary = shape_of(options.model).vocabulary
+    return [[draw.randrange(10, vocabulary) for _ in range(count)] for count in counts]
+
+
+def _short(options: Options, pair: _Pair) -> Iterator[Measure]:
+    draw = random.Random(0)
+    counts = [draw.randrange(16, _SHORT_TOKENS + 1) for _ in range(options.requests)]
+
+    def serve(engine: Engine, turn: int) -> list[Served]:
+        (prefix,) = _prompts(options, [_SHARED_TOKENS], turn)
+        prompts = _prompts(options, counts, turn)
+        prompts = [prefix + ids if i % 4 == 0 else ids for i, ids in enumerate(prompts)]
+        return [engine.serve(prompts, options.new_tokens, forget=True)]
+
+    title = f"{options.requests} x (16 to {_SHORT_TOKENS} + {options.new_tokens}) tokens"
+    rounds = list(pair.rounds(serve))
+    output = options.requests * options.new_tokens
+    yield _equal(options, title, rounds)
+    yield from _compare(title, rounds, 0, "output", "tokens/s", lambda s: output / s.seconds, 1.0)
+    yield _waited(title, rounds, 0)
+
+
+def _prefill(options: Options, pair: _Pair) -> Iterator[Measure]:
+    counts = [options.long_tokens] * options.long_requests
+
+    def serve(engine: Engine, turn: int) -> list[Served]:
+        prompts = _prompts(options, counts, turn)
+        return [engine.serve(prompts, 1, forget=True), engine.serve(prompts, _FOLLOWING)]
+
+    fp8 = options.kv_dtype.startswith("fp8")
+    title = f"{options.long_requests} x {options.long_tokens} tokens"
+    rounds = list(pair.rounds(serve))
+    yield _equal(options, title, rounds)
+    prompts = sum(counts)
+    target = 1.15 if fp8 else 1.1
+    yield from _compare(
+        title, rounds, 0, "prompt", "tokens/s", lambda s: prompts / s.seconds, target
+    )
+    yield _waited(title, rounds, 0)
+    title += f" in the prefix cache, + {_FOLLOWING}"
+    yield from _compare(title, rounds, 1, "whole run", "s", lambda s: s.seconds, at_most=1.03)
+    yield from _compare(
+        title, rounds, 1, "first token", "s", lambda s: fmean(s.first), at_most=1.05
+    )
+    yield _waited(title, rounds, 1)
+
+
+def _decode(options: Options, pair: _Pair) -> Iterator[Measure]:
+    counts = [options.decode_tokens] * options.decode_requests
+
+    def serve(engine: Engine, turn: int) -> list[Served]:
+        prompts = _prompts(options, counts, turn)
+        return [engine.serve(prompts, 1, forget=True), engine.serve(prompts, _FOLLOWING)]
+
+    fp8 = options.kv_dtype.startswith("fp8")
+    title = f"{options.decode_requests} x {options.decode_tokens} tokens, then {_FOLLOWING} each"
+    rounds = list(pair.rounds(serve))
+    yield _equal(options, title, rounds)
+    target = 1.08 if fp8 else 1.03
+    yield from _compare(
+        title, rounds, 1, "a request", "tokens/s", lambda s: 1 / fmean(s.per_token), target
+    )
+
+
+_MEASURES = {"short": _short, "prefill": _prefill, "decode": _decode}
+# Rounds of a workload: what stock served, and ours.
+_Rounds = list[tuple[list[Served], list[Served]]]
+
+
+def _equal(options: Options, title: str, rounds: _Rounds) -> Measure:
+    """Count the requests for which both gave the same tokens, those of the first round too.
+
+    All must where both run the same kernel; another may break ties otherwise.
+    """
+    pairs = [
+        pair
+        for stock, ours in rounds
+        for theirs, mine in zip(stock, ours, strict=True)
+        for pair in zip(theirs.tokens, mine.tokens, strict=True)
+    ]
+    equal = sum(theirs == mine for theirs, mine in pairs)
+    cached = sum(mine.cached for _, ours in rounds for mine in ours)
+    note = f"{equal} of {len(pairs)}; {cached} prompt tokens were in the prefix cache"
+    all_of_them = None if options.ours_backend else 1.0
+    return Measure(
+        f"{title}: requests with stock's tokens",
+        equal / len(pairs),
+        "of all",
+        at_least=all_of_them,
+        note=note,
+    )
+
+
+def _compare(
+    title: str,
+    rounds: _Rounds,
+    part: int,
+    figure: str,
+    unit: str,
+    value: Callable[[Served], float],
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Iterator[Measure]:
+    """Yield a figure of stock and of ours, and their ratio, of every round but the first."""
+    stock = [value(theirs[part]) for theirs, _ in rounds[1:]]
+    ours = [value(mine[part]) for _, mine in rounds[1:]]
+    for name, values in (("stock", stock), ("ours", ours)):
+        yield _figure(f"{name}, {title}: {figure}", values, unit)
+    ratios = [mine / theirs for mine, theirs in zip(ours, stock, strict=True)]
+    ratio = _figure(f"ours / stock, {title}: {figure}", ratios, "times")
+    yield replace(ratio, at_least=at_least, at_most=at_most)
+
+
+def _figure(name: str, values: list[float], unit: str) -> Measure:
+    if len(values) < 2:
+        return Measure(name, values[0], unit)
+    return Measure.of(name, summarise(values), unit)
+
+
+def _waited(title: str, rounds: _Rounds, part: int) -> Measure:
+    """Return which share of a run its steps waited for map calls."""
+    shares = [mine[part].stats["waited_seconds"] / mine[part].seconds for _, mine in rounds[1:]]
+    last = rounds[-1][1][part].stats
+    note = (
+        f"last round: {last['map_calls']:.0f} maps and {last['unmap_calls']:.0f} unmaps in "
+        f"{last['map_seconds']:.3f} s, {last['blocks_placed']:.0f} blocks placed"
+    )
+    figure = _figure(f"ours, {title}: steps waited for map calls", shares, "of the run")
+    return replace(figure, at_most=0.01, note=note)

@@ -1,0 +1,188 @@
+"""One of the engines that ``bench vllm`` compares: vLLM in a process of its own.
+
+Both live at once and take turns, so that what disturbs one disturbs the other too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from pyvattn.bench.random_model import SHAPES, Shape
+from pyvattn.errors import ConfigError, Error
+
+__all__ = ["Engine", "EngineFailed", "Served", "shape_of"]
+
+# vLLM's kernels on a CPU want heads of at least 32 elements.
+_TINY = Shape(256, 512, 4, 2, 1024, 2, "bfloat16")
+
+
+class EngineFailed(Error, RuntimeError):
+    """vLLM ended with an error, whose text follows."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What serving some requests took, in seconds, and what came out of it.
+
+    ``first`` and ``per_token`` have one value for each request: the time to its first token,
+    and between two of those that follow. ``stats`` are those of ``RowMemory``, of ours.
+    """
+
+    seconds: float
+    tokens: list[list[int]]
+    first: list[float]
+    per_token: list[float]
+    cached: int
+    stats: Mapping[str, float] = field(default_factory=dict)
+
+
+def shape_of(model: str) -> Shape:
+    """Return the sizes of a model. Raises :class:`~pyvattn.errors.ConfigError` for others."""
+    shapes = {**SHAPES, "tiny": _TINY}
+    if model not in shapes:
+        raise ConfigError(f"model {model!r} is unknown: use one of {', '.join(shapes)}")
+    return shapes[model]
+
+
+class Engine:
+    """An engine with these arguments of vLLM's ``LLM``; ``model`` is the name of a shape.
+
+    It starts at once, in the background; :meth:`serve` waits until it has.
+    """
+
+    def __init__(self, name: str, model: str, layers: int, options: Mapping[str, object]) -> None:
+        self.name = name
+        context = get_context("spawn")
+        self._ours, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_main, args=(theirs, model, layers, dict(options)), name=f"vllm-{name}"
+        )
+        self._process.start()
+        theirs.close()
+
+    def wait(self) -> str:
+        """Return vLLM's version, once the engine is ready."""
+        return str(self._receive())
+
+    def serve(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, *, forget: bool = False
+    ) -> Served:
+        """Serve requests; ``forget``: empty the prefix cache before."""
+        self._ours.send((prompts, new_tokens, forget))
+        served = self._receive()
+        assert isinstance(served, Served)
+        return served
+
+    def close(self) -> None:
+        """End the process."""
+        self._ours.close()
+        self._process.join(timeout=60)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _receive(self) -> object:
+        try:
+            answer: object = self._ours.recv()
+        except EOFError:
+            self._process.join()
+            raise EngineFailed(
+                f"{self.name}: the process ended with code {self._process.exitcode}; vLLM's own "
+                "messages are above"
+            ) from None
+        if isinstance(answer, BaseException):
+            raise EngineFailed(f"{self.name}: {type(answer).__name__}: {answer}") from None
+        return answer
+
+
+def _main(parent: Connection, model: str, layers: int, options: dict[str, Any]) -> None:
+    """Be an engine until the parent closes its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        # In one process what is measured is the engine and nothing between processes.
+        os.environ.update(
+            HF_HUB_OFFLINE="1",
+            VLLM_ENABLE_V1_MULTIPROCESSING="0",
+            VLLM_NO_USAGE_STATS="1",
+            VLLM_CACHE_ROOT=f"{folder}/cache",
+        )
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        try:
+            _write_config(Path(folder), shape_of(model), layers)
+            _answer(parent, folder, options)
+        except EOFError:
+            pass
+        except Exception as error:
+            parent.send(EngineFailed(f"{type(error).__name__}: {error}"))
+            raise
+
+
+def _answer(parent: Connection, folder: str, options: dict[str, Any]) -> None:
+    import vllm
+
+    llm = vllm.LLM(
+        model=folder,
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        disable_log_stats=False,
+        seed=0,
+        **options,
+    )
+    ours = "worker_cls" in options
+    parent.send(vllm.__version__)
+    while True:
+        prompts, new_tokens, forget = parent.recv()
+        if forget:
+            llm.reset_prefix_cache()
+        if ours:
+            llm.collective_rpc("pyvattn_reset_stats")
+        parent.send(_serve(llm, vllm.SamplingParams, prompts, new_tokens, ours))
+
+
+def _serve(llm: Any, sampling: Any, prompts: Any, new_tokens: int, ours: bool) -> Served:
+    wanted = [{"prompt_token_ids": ids} for ids in prompts]
+    greedy = sampling(temperature=0, max_tokens=new_tokens, ignore_eos=True, detokenize=False)
+    began = time.perf_counter()
+    outputs = llm.generate(wanted, greedy, use_tqdm=False)
+    seconds = time.perf_counter() - began
+    times = [output.metrics for output in outputs]
+    return Served(
+        seconds,
+        [list(output.outputs[0].token_ids) for output in outputs],
+        [each.first_token_latency for each in times],
+        [(each.last_token_ts - each.first_token_ts) / max(1, new_tokens - 1) for each in times],
+        sum(output.num_cached_tokens or 0 for output in outputs),
+        llm.collective_rpc("pyvattn_stats")[0] if ours else {},
+    )
+
+
+def _write_config(folder: Path, shape: Shape, layers: int) -> None:
+    """Write what vLLM reads of a Llama whose weights are dummies."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.feed,
+        "num_hidden_layers": layers or shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.hidden // shape.heads,
+        "vocab_size": shape.vocabulary,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "torch_dtype": shape.dtype,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
