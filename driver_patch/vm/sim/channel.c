@@ -6,6 +6,7 @@
 
 #include "gpusim.h"
 #include "clc06f.h"
+#include "clc86f.h"
 
 #define IDLE_ROUNDS 200	/* rounds without work before the engine sleeps between polls */
 
@@ -62,12 +63,14 @@ NV_STATUS nvUvmInterfaceChannelAllocate(const uvmGpuTsgHandle tsg, const UvmGpuC
 	info->gpPut = &channel->put;
 	info->gpFifoEntries = channel->fifo;
 	info->numGpFifoEntries = channel->entries;
-	info->channelClassNum = 0xc06f;
+	info->channelClassNum = gpu->class->host;
 	info->errorNotifier = channel->error;
-	info->pWorkSubmissionToken = &channel->work_token;
-	info->workSubmissionOffset = &channel->work_token;
+	info->workSubmissionOffset = &channel->doorbell;
 	mutex_lock(&gpu->lock);
 	info->hwChannelId = gpu->next_channel++;
+	channel->work_token = 0x5a000000 | info->hwChannelId;
+	info->workSubmissionToken = channel->work_token;
+	info->pWorkSubmissionToken = &channel->work_token;
 	list_add_tail(&channel->node, &gpu->channels);
 	mutex_unlock(&gpu->lock);
 	*handle = (uvmGpuChannelHandle)channel;
@@ -123,14 +126,17 @@ static bool fetch_segment(struct sim_channel *channel, u64 entry)
 {
 	u32 high = entry >> 32;
 	u32 words = (high >> 10) & 0x1fffff;
-	u64 va = ((u64)(high & 0xff) << 32) | ((u32)entry & ~3U);
+	u64 va = channel->pushbuffer_base | ((u64)(high & 0xff) << 32) | ((u32)entry & ~3U);
 	u64 fault_va;
 
 	channel->push_length = 0;
 	channel->push_at = 0;
 	channel->repeat = 0;
 	if (!words) {
-		if ((high & 0xff) != NVC06F_GP_ENTRY1_OPCODE_NOP)
+		if (channel->tsg->vas->gpu->class->pushbuffer_base &&
+		    (high & 0xff) == NVC86F_GP_ENTRY1_OPCODE_SET_PB_SEGMENT_EXTENDED_BASE)
+			channel->pushbuffer_base = ((entry >> 8) & 0x1ffff) << 40;
+		else if ((high & 0xff) != NVC06F_GP_ENTRY1_OPCODE_NOP)
 			kill_channel(channel, "a control entry of the GPFIFO that is not modelled");
 		return !channel->dead;
 	}
@@ -145,6 +151,7 @@ static bool fetch_segment(struct sim_channel *channel, u64 entry)
 		return false;
 	}
 	channel->push_length = words;
+	sim_order_begin(channel);
 	channel->tsg->vas->gpu->counters.pushes++;
 	return true;
 }
@@ -200,7 +207,26 @@ static enum sim_step run_segment(struct sim_channel *channel)
 		channel->push_at += count + 1;
 		channel->repeat = 0;
 	}
-	return SIM_DONE;
+	return sim_ce_finish(channel);
+}
+
+/*
+ * How far the channel may go. GPUs with a doorbell look at GPPut when it is rung with the channel's
+ * token; it is taken before GPPut is read, so that a later ring is not lost.
+ */
+static u32 announced_put(struct sim_channel *channel)
+{
+	u32 token;
+
+	if (!channel->tsg->vas->gpu->class->doorbell)
+		return smp_load_acquire(&channel->put);
+	token = xchg(&channel->doorbell, 0);
+	if (token) {
+		if (token != channel->work_token)
+			sim_model_error("the doorbell was rung with 0x%x, not 0x%x", token, channel->work_token);
+		channel->seen_put = smp_load_acquire(&channel->put);
+	}
+	return channel->seen_put;
 }
 
 /* Returns whether the channel did anything. */
@@ -210,6 +236,7 @@ static bool run_channel(struct sim_channel *channel)
 
 	while (!channel->dead) {
 		enum sim_step step = run_segment(channel);
+		u32 put;
 
 		if (step == SIM_STALL)
 			return worked;
@@ -221,9 +248,10 @@ static bool run_channel(struct sim_channel *channel)
 			channel->push_length = 0;
 			WRITE_ONCE(channel->get, (channel->get + 1) % channel->entries);
 		}
-		if (channel->get == smp_load_acquire(&channel->put))
+		put = announced_put(channel);
+		if (channel->get == put)
 			return worked;
-		if (channel->put >= channel->entries) {
+		if (put >= channel->entries) {
 			kill_channel(channel, "GPPut is out of range");
 			return true;
 		}
@@ -268,6 +296,7 @@ static int engine(void *data)
 		u64 now = ktime_get_ns();
 		bool worked = false;
 
+		sim_clear_fault_flags(gpu);
 		WRITE_ONCE(gpu->time[1], upper_32_bits(now));
 		WRITE_ONCE(gpu->time[0], lower_32_bits(now));
 		mutex_lock(&gpu->lock);

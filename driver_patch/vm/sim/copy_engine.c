@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
-/* The copy engine: copies, memory sets and semaphores, by physical or virtual address. */
+/*
+ * The copy engine: copies, memory sets and semaphores, by physical or virtual address.
+ *
+ * A transfer that is launched as pipelined may be carried out before those that were launched
+ * before it, and here it is: they run in reverse order, once something waits for them. What UVM
+ * wants in order must therefore wait.
+ */
 #include "gpusim.h"
 #include "clc0b5.h"
+#include "clc8b5.h"
 
 #define FIELD(data, high, low) (((data) >> (low)) & ((1U << ((high) - (low) + 1)) - 1))
 
@@ -11,6 +18,8 @@ static struct sim_translation locate(struct sim_channel *channel, u64 address, b
 
 	if (!physical)
 		return sim_translate(channel->tsg->vas, address, write);
+	if (target == NVC8B5_SET_SRC_PHYS_MODE_TARGET_PEERMEM)
+		sim_model_error("peer memory of the copy engine is not modelled");
 	at.cpu = sim_physical(channel->tsg->vas->gpu, target ? SIM_SYS : SIM_VID, address, &at.run);
 	if (!at.cpu)
 		at.fault = GPUSIM_FAULT_PHYSICAL;
@@ -40,9 +49,8 @@ enum gpusim_fault sim_copy_virtual(struct sim_vaspace *vas, u64 va, void *buffer
 	return GPUSIM_FAULT_NONE;
 }
 
-static enum sim_step copy(struct sim_channel *channel, u32 launch)
+static enum sim_step copy(struct sim_channel *channel, const struct sim_ce *ce, u32 launch)
 {
-	struct sim_ce *ce = &channel->ce;
 	u64 in = ce->in, out = ce->out, left = ce->line_length;
 
 	while (left) {
@@ -82,12 +90,17 @@ static unsigned int build_element(const struct sim_ce *ce, u8 *element)
 	return size * count;
 }
 
-static enum sim_step set(struct sim_channel *channel, u32 launch)
+/* Hopper's scrubber takes the length in bytes, and both constants in turn. */
+static bool is_scrub(struct sim_channel *channel, u32 launch)
 {
-	struct sim_ce *ce = &channel->ce;
+	return channel->tsg->vas->gpu->class->memory_scrub && FIELD(launch, 23, 23);
+}
+
+static enum sim_step set(struct sim_channel *channel, const struct sim_ce *ce, u32 launch)
+{
 	u8 element[16];
 	unsigned int size = build_element(ce, element);
-	u64 out = ce->out, left = (u64)ce->line_length * size, done = 0;
+	u64 out = ce->out, left = (u64)ce->line_length * (is_scrub(channel, launch) ? 1 : size), done = 0;
 
 	if (!size) {
 		sim_model_error("remapping 0x%x is not modelled", ce->remap_components);
@@ -136,8 +149,6 @@ static enum sim_step launch_semaphore(struct sim_channel *channel, u32 launch)
 {
 	u32 type = FIELD(launch, 4, 3);
 
-	if (type == NVC0B5_LAUNCH_DMA_SEMAPHORE_TYPE_NONE)
-		return SIM_DONE;
 	if (FIELD(launch, 19, 19)) {
 		if (FIELD(launch, 17, 14) == NVC0B5_LAUNCH_DMA_SEMAPHORE_REDUCTION_INC)
 			return increment(channel);
@@ -148,24 +159,74 @@ static enum sim_step launch_semaphore(struct sim_channel *channel, u32 launch)
 				   type == NVC0B5_LAUNCH_DMA_SEMAPHORE_TYPE_RELEASE_FOUR_WORD_SEMAPHORE);
 }
 
-static enum sim_step launch_dma(struct sim_channel *channel, u32 launch)
+static enum sim_step transfer(struct sim_channel *channel, const struct sim_transfer *it)
+{
+	channel->tsg->vas->gpu->counters.transfers++;
+	if (FIELD(it->launch, 10, 10) || is_scrub(channel, it->launch))
+		return set(channel, &it->ce, it->launch);
+	return copy(channel, &it->ce, it->launch);
+}
+
+/* Wait for all that was launched. */
+enum sim_step sim_ce_finish(struct sim_channel *channel)
 {
 	enum sim_step step = SIM_DONE;
 
-	if (FIELD(launch, 1, 0) != NVC0B5_LAUNCH_DMA_DATA_TRANSFER_TYPE_NONE) {
-		if (FIELD(launch, 9, 9) || !FIELD(launch, 7, 7) || !FIELD(launch, 8, 8)) {
-			sim_model_error("launch 0x%x asks for a layout that is not modelled", launch);
-			return SIM_ERROR;
-		}
-		channel->tsg->vas->gpu->counters.transfers++;
-		step = FIELD(launch, 10, 10) ? set(channel, launch) : copy(channel, launch);
+	while (channel->transfer_count && step == SIM_DONE)
+		step = transfer(channel, &channel->transfers[--channel->transfer_count]);
+	return step;
+}
+
+static enum sim_step launch_transfer(struct sim_channel *channel, u32 launch)
+{
+	bool waits = FIELD(launch, 1, 0) == NVC0B5_LAUNCH_DMA_DATA_TRANSFER_TYPE_NON_PIPELINED;
+	enum sim_step step = SIM_DONE;
+
+	if (FIELD(launch, 9, 9) || !FIELD(launch, 7, 7) || !FIELD(launch, 8, 8)) {
+		sim_model_error("launch 0x%x asks for a layout that is not modelled", launch);
+		return SIM_ERROR;
 	}
+	if (waits || channel->transfer_count == SIM_TRANSFERS)
+		step = sim_ce_finish(channel);
+	channel->transfers[channel->transfer_count++] = (struct sim_transfer){ channel->ce, launch };
+	if (FIELD(launch, 13, 13))
+		sim_order_wrote(channel, channel->ce.dst_target ? SIM_SYS : SIM_VID);
+	return step;
+}
+
+/* On Pascal a flush is one only where it comes with a semaphore (bug 1709888 in uvm_maxwell_ce.c). */
+static enum sim_step launch_flush(struct sim_channel *channel, u32 launch, bool semaphore)
+{
+	bool typed = channel->tsg->vas->gpu->class->flush_type;
+	enum sim_step step;
+
+	if (!FIELD(launch, 2, 2) || !(semaphore || typed))
+		return SIM_DONE;
+	step = sim_ce_finish(channel);
+	sim_order_membar(channel, !typed || FIELD(launch, 25, 25) == NVC8B5_LAUNCH_DMA_FLUSH_TYPE_SYS);
+	return step;
+}
+
+static enum sim_step launch_dma(struct sim_channel *channel, u32 launch)
+{
+	bool semaphore = FIELD(launch, 4, 3) != NVC0B5_LAUNCH_DMA_SEMAPHORE_TYPE_NONE;
+	enum sim_step step = SIM_DONE;
+
+	if (FIELD(launch, 1, 0) != NVC0B5_LAUNCH_DMA_DATA_TRANSFER_TYPE_NONE)
+		step = launch_transfer(channel, launch);
+	if (step == SIM_DONE)
+		step = launch_flush(channel, launch, semaphore);
+	if (!semaphore || step != SIM_DONE)
+		return step;
+	step = sim_ce_finish(channel);
 	return step == SIM_DONE ? launch_semaphore(channel, launch) : step;
 }
 
-static void set_high(u64 *address, u32 data)
+static void set_high(struct sim_channel *channel, u64 *address, u32 data)
 {
-	*address = ((u64)(data & 0x1ffff) << 32) | lower_32_bits(*address);
+	u32 high = data & channel->tsg->vas->gpu->class->address_high;
+
+	*address = ((u64)high << 32) | lower_32_bits(*address);
 }
 
 static void set_low(u64 *address, u32 data)
@@ -179,19 +240,19 @@ enum sim_step sim_ce_method(struct sim_channel *channel, u32 method, u32 data)
 
 	switch (method) {
 	case NVC0B5_OFFSET_IN_UPPER:
-		set_high(&ce->in, data);
+		set_high(channel, &ce->in, data);
 		return SIM_DONE;
 	case NVC0B5_OFFSET_IN_LOWER:
 		set_low(&ce->in, data);
 		return SIM_DONE;
 	case NVC0B5_OFFSET_OUT_UPPER:
-		set_high(&ce->out, data);
+		set_high(channel, &ce->out, data);
 		return SIM_DONE;
 	case NVC0B5_OFFSET_OUT_LOWER:
 		set_low(&ce->out, data);
 		return SIM_DONE;
 	case NVC0B5_SET_SEMAPHORE_A:
-		set_high(&ce->semaphore, data);
+		set_high(channel, &ce->semaphore, data);
 		return SIM_DONE;
 	case NVC0B5_SET_SEMAPHORE_B:
 		set_low(&ce->semaphore, data);
@@ -217,6 +278,10 @@ enum sim_step sim_ce_method(struct sim_channel *channel, u32 method, u32 data)
 	case NVC0B5_LINE_LENGTH_IN:
 		ce->line_length = data;
 		return SIM_DONE;
+	case NVC8B5_SET_MEMORY_SCRUB_PARAMETERS:
+		if (channel->tsg->vas->gpu->class->memory_scrub)
+			return SIM_DONE;
+		break;
 	case NVC0B5_LAUNCH_DMA:
 		return launch_dma(channel, data);
 	}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /*
- * The replayable fault buffer. It exists, so that UVM can set it up, and stays empty:
- * an access that faults is reported to the test that made it.
+ * The buffers of faults. They exist, so that UVM can set them up, and stay empty: an access that
+ * faults is reported to the test that made it.
  */
 #include <linux/slab.h>
 
@@ -9,36 +9,67 @@
 
 #define FAULT_ENTRIES 512
 #define FAULT_ENTRY_SIZE 32
+#define FAULT_BYTES (FAULT_ENTRIES * FAULT_ENTRY_SIZE)
 
 enum { REG_GET, REG_PUT, REG_INFO, REG_INTR, REG_INTR_SET, REG_INTR_CLEAR, REG_PREFETCH };
 
-NV_STATUS nvUvmInterfaceInitFaultInfo(uvmGpuDeviceHandle device, UvmGpuFaultInfo *info)
-{
-	struct sim_fault_info *fault = &sim_device(device)->fault;
+/* Written as 1 to be cleared, and never read as 1: the flags of a buffer that has overflowed. */
+#define GET_FLAGS (3U << 30)
 
-	SIM_MAY_FAIL();
-	if (fault->live)
-		return NV_ERR_INVALID_STATE;
-	fault->buffer = kcalloc(FAULT_ENTRIES, FAULT_ENTRY_SIZE, GFP_KERNEL);
-	if (!fault->buffer)
-		return NV_ERR_NO_MEMORY;
-	memset(fault->registers, 0, sizeof(fault->registers));
-	memset(info, 0, sizeof(*info));
-	info->replayable.pFaultBufferGet = &fault->registers[REG_GET];
-	info->replayable.pFaultBufferPut = &fault->registers[REG_PUT];
-	info->replayable.pFaultBufferInfo = &fault->registers[REG_INFO];
-	info->replayable.pPmcIntr = &fault->registers[REG_INTR];
-	info->replayable.pPmcIntrEnSet = &fault->registers[REG_INTR_SET];
-	info->replayable.pPmcIntrEnClear = &fault->registers[REG_INTR_CLEAR];
-	info->replayable.pPrefetchCtrl = &fault->registers[REG_PREFETCH];
+void sim_clear_fault_flags(struct sim_gpu *gpu)
+{
+	u32 *get = &gpu->faults.registers[REG_GET], value = READ_ONCE(*get);
+
+	if (value & GET_FLAGS)
+		cmpxchg(get, value, value & ~GET_FLAGS);
+}
+
+static void describe_replayable(struct sim_buffer *faults, UvmGpuFaultInfo *info)
+{
+	info->replayable.pFaultBufferGet = &faults->registers[REG_GET];
+	info->replayable.pFaultBufferPut = &faults->registers[REG_PUT];
+	info->replayable.pFaultBufferInfo = &faults->registers[REG_INFO];
+	info->replayable.pPmcIntr = &faults->registers[REG_INTR];
+	info->replayable.pPmcIntrEnSet = &faults->registers[REG_INTR_SET];
+	info->replayable.pPmcIntrEnClear = &faults->registers[REG_INTR_CLEAR];
+	info->replayable.pPrefetchCtrl = &faults->registers[REG_PREFETCH];
 	info->replayable.replayableFaultMask = 1;
-	info->replayable.bufferAddress = fault->buffer;
-	info->replayable.bufferSize = FAULT_ENTRIES * FAULT_ENTRY_SIZE;
+	info->replayable.bufferAddress = faults->entries;
+	info->replayable.bufferSize = FAULT_BYTES;
 #if SIM_BRANCH < 550
 	info->replayable.bUvmOwnsHwFaultBuffer = NV_TRUE;
 #endif
+}
+
+static void free_buffers(struct sim_gpu *gpu)
+{
+	kfree(gpu->faults.entries);
+	kfree(gpu->other_faults);
+	gpu->faults.entries = NULL;
+	gpu->other_faults = NULL;
+}
+
+NV_STATUS nvUvmInterfaceInitFaultInfo(uvmGpuDeviceHandle device, UvmGpuFaultInfo *info)
+{
+	struct sim_gpu *gpu = sim_device(device);
+
+	SIM_MAY_FAIL();
+	if (gpu->faults.entries)
+		return NV_ERR_INVALID_STATE;
+	gpu->faults.entries = kzalloc(FAULT_BYTES, GFP_KERNEL);
+	gpu->other_faults = kzalloc(FAULT_BYTES, GFP_KERNEL);
+	if (!gpu->faults.entries || !gpu->other_faults) {
+		free_buffers(gpu);
+		return NV_ERR_NO_MEMORY;
+	}
+	memset(gpu->faults.registers, 0, sizeof(gpu->faults.registers));
+	memset(info, 0, sizeof(*info));
+	describe_replayable(&gpu->faults, info);
+	if (gpu->class->other_faults) {
+		info->nonReplayable.shadowBufferAddress = gpu->other_faults;
+		info->nonReplayable.bufferSize = FAULT_BYTES;
+	}
 	info->faultBufferHandle = 1;
-	fault->live = true;
 	sim_born(SIM_OBJ_FAULT_BUFFER);
 	return NV_OK;
 }
@@ -46,12 +77,11 @@ EXPORT_SYMBOL(nvUvmInterfaceInitFaultInfo);
 
 NV_STATUS nvUvmInterfaceDestroyFaultInfo(uvmGpuDeviceHandle device, UvmGpuFaultInfo *info)
 {
-	struct sim_fault_info *fault = &sim_device(device)->fault;
+	struct sim_gpu *gpu = sim_device(device);
 
-	if (!fault->live)
+	if (!gpu->faults.entries)
 		return NV_ERR_INVALID_STATE;
-	kfree(fault->buffer);
-	fault->live = false;
+	free_buffers(gpu);
 	sim_died(SIM_OBJ_FAULT_BUFFER);
 	return NV_OK;
 }

@@ -19,6 +19,7 @@
 
 #include "nv_uvm_interface.h"
 #include "gpusim_uapi.h"
+#include "class.h"
 
 #define SIM_MAX_GPUS 2
 #define SIM_PAGE_SHIFT 16	/* the frame buffer is allocated in pages of 64K */
@@ -37,6 +38,7 @@ enum sim_object {
 	SIM_OBJ_DUP,
 	SIM_OBJ_FB_PAGE,
 	SIM_OBJ_FAULT_BUFFER,
+	SIM_OBJ_ACCESS_COUNTERS,
 	SIM_OBJ_CLIENT,
 	SIM_OBJ_COUNT
 };
@@ -64,15 +66,16 @@ struct sim_pma {
 	void *evict_data;
 };
 
-struct sim_fault_info {
-	u32 registers[16];
-	void *buffer;
-	bool live;
+/* A buffer that UVM reads, with its registers. */
+struct sim_buffer {
+	u32 registers[8];
+	void *entries;		/* NULL: UVM has not asked for it */
 };
 
 struct sim_gpu {
 	unsigned int index;
 	struct pci_dev *pci;
+	const struct sim_class *class;
 	NvProcessorUuid uuid;
 	void *fb;		/* the frame buffer */
 	u64 fb_size;
@@ -80,7 +83,8 @@ struct sim_gpu {
 	struct list_head channels;
 	struct list_head vaspaces;
 	struct sim_pma pma;
-	struct sim_fault_info fault;
+	struct sim_buffer faults, access_counters;
+	void *other_faults;	/* those that cannot be replayed, where UVM takes them too */
 	struct gpusim_counters counters;
 	u64 lost_after;	/* pushes, by the counter above; 0: never */
 	bool lost;
@@ -90,11 +94,17 @@ struct sim_gpu {
 	struct task_struct *engine;
 };
 
+/* Page-table levels of an invalidate (NVC06F_MEM_OP_C_TLB_INVALIDATE_PAGE_TABLE_LEVEL). */
+enum sim_level {
+	SIM_LEVEL_ALL, SIM_LEVEL_PTE_ONLY, SIM_LEVEL_PDE0, SIM_LEVEL_PDE1, SIM_LEVEL_PDE2, SIM_LEVEL_PDE3,
+	SIM_LEVEL_PDE4,
+};
+
 /* What the MMU remembers of a VA space until an invalidate covers it. */
 struct sim_tlb {
-	struct xarray directory[3];	/* PDE3, PDE2, PDE1 */
+	struct xarray directory[SIM_MAX_DIRECTORIES];	/* from the top down */
 	struct xarray dual[2];		/* PDE0: big half, small half */
-	struct xarray pte[3];		/* 4K, 64K, 2M */
+	struct xarray pte[SIM_PAGE_SIZES];
 };
 
 struct sim_vaspace {
@@ -198,6 +208,7 @@ void sim_rm_free_pages(struct sim_gpu *gpu, u64 count, u64 page_size, u64 *pages
 
 /* mmu.c: the caller holds gpu->lock */
 struct sim_translation sim_translate(struct sim_vaspace *vas, u64 va, bool write);
+u64 sim_address(const struct sim_address_field *field, u64 entry, bool video);
 enum gpusim_fault sim_walk(struct sim_vaspace *vas, u64 va, struct gpusim_pte *pte);
 typedef bool (*sim_pte_visitor)(const struct gpusim_pte *pte, void *data);	/* false: stop */
 void sim_for_each_pte(struct sim_vaspace *vas, u64 start, u64 end, sim_pte_visitor visit, void *data);
@@ -206,7 +217,7 @@ void sim_check_unmapped(struct sim_gpu *gpu);
 /* tlb.c: the caller holds gpu->lock */
 void sim_tlb_init(struct sim_tlb *tlb);
 void sim_tlb_flush(struct sim_tlb *tlb);
-void sim_tlb_invalidate(struct sim_tlb *tlb, bool targeted, u64 va, u32 level);
+u64 sim_tlb_invalidate(const struct sim_mmu_format *mmu, struct sim_tlb *tlb, u64 first, u64 last, u32 level);
 bool sim_tlb_find(struct xarray *cache, u64 key, u64 *value);
 void sim_tlb_keep(struct xarray *cache, u64 key, u64 value);
 bool sim_tlb_maps_going(struct sim_gpu *gpu, struct sim_tlb *tlb, u64 *va);
@@ -215,7 +226,7 @@ bool sim_tlb_maps_going(struct sim_gpu *gpu, struct sim_tlb *tlb, u64 *va);
 struct sim_vaspace *sim_vaspace_create(struct sim_gpu *gpu);
 void sim_vaspace_put(struct sim_vaspace *vas);
 
-/* channel.c, host.c, copy_engine.c: the caller holds gpu->lock */
+/* channel.c, host.c, semaphore.c, copy_engine.c, order.c: the caller holds gpu->lock */
 struct sim_tsg {
 	struct sim_vaspace *vas;
 };
@@ -226,6 +237,13 @@ struct sim_ce {
 	u32 remap_a, remap_b, remap_components, line_length;
 };
 
+struct sim_transfer {
+	struct sim_ce ce;
+	u32 launch;
+};
+
+#define SIM_TRANSFERS 8	/* that may be on their way at once */
+
 struct sim_channel {
 	struct list_head node;
 	struct sim_tsg *tsg;
@@ -233,6 +251,9 @@ struct sim_channel {
 	u32 entries;
 	u32 put, get;		/* put is written by UVM */
 	u32 work_token;
+	u32 doorbell;		/* written by UVM; GPUs have one for all channels */
+	u32 seen_put;		/* GPPut at the last ring */
+	u64 pushbuffer_base;
 	NvNotification *error;
 	u32 *push;		/* the segment that is being executed */
 	u32 push_capacity, push_length, push_at;
@@ -241,6 +262,10 @@ struct sim_channel {
 	u64 semaphore;
 	u32 semaphore_payload;
 	struct sim_ce ce;
+	struct sim_transfer transfers[SIM_TRANSFERS];	/* launched, and not waited for */
+	u32 transfer_count;
+	bool unseen[2];		/* by aperture: written, and no membar since */
+	bool acknowledged;	/* the last invalidate waited for accesses, and no membar since */
 	bool dead;
 };
 
@@ -251,7 +276,14 @@ int sim_engine_start(struct sim_gpu *gpu);
 void sim_engine_stop(struct sim_gpu *gpu);
 enum sim_step sim_host_method(struct sim_channel *channel, u32 method, u32 data);
 enum sim_step sim_ce_method(struct sim_channel *channel, u32 method, u32 data);
+enum sim_step sim_ce_finish(struct sim_channel *channel);
+bool sim_is_semaphore_method(const struct sim_class *class, u32 method);
+enum sim_step sim_semaphore_method(struct sim_channel *channel, u32 method, u32 data);
 enum sim_step sim_write_semaphore(struct sim_channel *channel, u64 va, u32 payload, bool timestamp);
+void sim_order_begin(struct sim_channel *channel);
+void sim_order_wrote(struct sim_channel *channel, enum sim_aperture aperture);
+void sim_order_membar(struct sim_channel *channel, bool system);
+void sim_order_invalidate(struct sim_channel *channel, bool acknowledges);
 enum gpusim_fault sim_copy_virtual(struct sim_vaspace *vas, u64 va, void *buffer, u64 length,
 				   bool write, u64 *fault_va);
 
@@ -287,6 +319,9 @@ void sim_dump_exit(void);
 int sim_coverage_construct(const struct gpusim_constructors *request);
 int sim_coverage_init(void);
 void sim_coverage_exit(void);
+
+/* faults.c */
+void sim_clear_fault_flags(struct sim_gpu *gpu);
 
 /* interface.c */
 struct sim_gpu *sim_gpu_by_uuid(const NvProcessorUuid *uuid);

@@ -52,7 +52,7 @@ struct gpusim_fb_access {
 
 struct gpusim_pte {
 	__u64 va;
-	__u64 size;	/* bytes that this entry maps: 4K, 64K or 2M */
+	__u64 size;	/* bytes that this entry maps: 4K, 64K, 2M or 512M */
 	__u64 raw;
 	__u64 physical;
 	__u32 aperture;	/* 0 video memory, 1 peer, 2 coherent, 3 non-coherent system memory */
@@ -74,13 +74,16 @@ struct gpusim_counters {
 	__u64 methods;
 	__u64 invalidates;		/* of both kinds */
 	__u64 invalidates_targeted;
+	__u64 invalidates_ranges;	/* targeted, of more than 2M */
 	__u64 membars;
+	__u64 membars_acknowledged;	/* after an invalidate that waited for what used old entries */
 	__u64 transfers;
 	__u64 bytes_copied;
 	__u64 bytes_set;
 	__u64 semaphores;
 	__u64 tlb_hits;
 	__u64 tlb_misses;
+	__u64 tlb_dropped;		/* translations of pages that invalidates took */
 	__u64 tlb_stale_hits;		/* an access used an entry that the page tables no longer hold */
 	__u64 pages_free;		/* of 64K, now */
 	__u64 pages_total;
@@ -143,6 +146,15 @@ struct gpusim_constructors {
 	__u64 size;
 };
 
+/* What the simulated chip is, as far as tests must know. */
+struct gpusim_chip {
+	char name[16];
+	__u32 va_bits;
+	__u32 page_tables;	/* version of the format, 2 or 3 */
+	__u32 invalidates_ranges;
+	__u32 pad;
+};
+
 #define GPUSIM_ACCESS _IOWR('g', 1, struct gpusim_access)
 #define GPUSIM_FB_ACCESS _IOWR('g', 2, struct gpusim_fb_access)
 #define GPUSIM_DUMP _IOWR('g', 3, struct gpusim_dump)
@@ -153,6 +165,7 @@ struct gpusim_constructors {
 #define GPUSIM_LIMIT _IOW('g', 8, struct gpusim_limit)
 #define GPUSIM_CONSTRUCT _IOW('g', 9, struct gpusim_constructors)
 #define GPUSIM_LOSE _IOW('g', 10, struct gpusim_lose)
+#define GPUSIM_CHIP _IOR('g', 13, struct gpusim_chip)
 
 /*
  * The system is suspended, as RM does it on a write to /proc/driver/nvidia/suspend, with processes

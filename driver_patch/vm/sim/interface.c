@@ -82,13 +82,13 @@ NV_STATUS nvUvmInterfaceGetGpuInfo(const NvProcessorUuid *gpuUuid, const UvmGpuC
 	if (!gpu)
 		return NV_ERR_GPU_UUID_NOT_FOUND;
 	memset(info, 0, sizeof(*info));
-	snprintf(info->name, sizeof(info->name), "Simulated Pascal %u", gpu->index);
+	snprintf(info->name, sizeof(info->name), "Simulated %s %u", gpu->class->chip, gpu->index);
 	info->uuid = gpu->uuid;
-	info->gpuArch = 0x130;
-	info->gpuImplementation = 2;
-	info->hostClass = 0xc06f;
-	info->ceClass = 0xc0b5;
-	info->computeClass = 0xc1c0;
+	info->gpuArch = gpu->class->arch;
+	info->gpuImplementation = gpu->class->implementation;
+	info->hostClass = gpu->class->host;
+	info->ceClass = gpu->class->copy_engine;
+	info->computeClass = gpu->class->compute;
 	info->subdeviceCount = 1;
 	info->virtMode = UVM_VIRT_MODE_NONE;
 	info->isSimulated = NV_TRUE;
@@ -139,7 +139,7 @@ NV_STATUS nvUvmInterfaceGetFbInfo(uvmGpuDeviceHandle device, UvmGpuFbInfo *fbInf
 	fbInfo->maxAllocatableAddress = gpu->fb_size - 1;
 	fbInfo->heapSize = gpu->fb_size >> 10;
 #if SIM_BRANCH >= 550
-	fbInfo->maxVidmemPageSize = UVM_PAGE_SIZE_2M;
+	fbInfo->maxVidmemPageSize = gpu->class->largest_page;
 #endif
 	return NV_OK;
 }

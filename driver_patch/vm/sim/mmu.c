@@ -1,35 +1,36 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /*
- * The Pascal MMU: five levels, pages of 4K, 64K and 2M.
+ * The MMU: directories, a last one of two halves (or of 2M pages), tables of 64K or of 4K pages.
+ * Where the fields lie is in class.c.
  *
- *   PDE3 48:47   PDE2 46:38   PDE1 37:29   PDE0 28:21 (two halves, or a 2M page)
- *   then a table of 64K pages (20:16) or of 4K pages (20:12)
+ *   Pascal to Ampere:            PDE3 48:47   PDE2 46:38   PDE1 37:29   PDE0 28:21
+ *   Hopper:         PDE4 56:56   PDE3 55:47   PDE2 46:38   PDE1 37:29   PDE0 28:21
  */
 #include "gpusim.h"
 
-#define VA_BITS 49
 #define PTE_VALID BIT_ULL(0)
-#define PTE_VOLATILE BIT_ULL(3)
-#define PTE_PRIVILEGE BIT_ULL(5)
-#define PTE_READ_ONLY BIT_ULL(6)
 
-static const u8 directory_shift[3] = { 47, 38, 29 };
-static const u16 directory_mask[3] = { 0x3, 0x1ff, 0x1ff };
+const u8 sim_page_shift[SIM_PAGE_SIZES] = { 12, 16, 21, 29 };
 
-enum { SIZE_4K, SIZE_64K, SIZE_2M };
-static const u8 pte_shift[3] = { 12, 16, 21 };
+static const struct sim_mmu_format *mmu_of(const struct sim_vaspace *vas)
+{
+	return vas->gpu->class->mmu;
+}
 
+/* Of a directory entry: 0 none, 1 video, 2 and 3 system memory; of a page: 0 video, 1 peer, 2 and 3 system. */
 static u32 aperture_of(u64 entry)
 {
 	return (entry >> 1) & 3;
 }
 
-/* A directory entry's aperture: 0 none, 1 video, 2 and 3 system memory. */
-static u64 table_address(u64 pde, unsigned int low_bit)
+u64 sim_address(const struct sim_address_field *field, u64 entry, bool video)
 {
-	unsigned int high_bit = aperture_of(pde) == 1 ? 32 : 53;
+	return (entry & (video ? field->video : field->system)) << field->shift;
+}
 
-	return (pde & GENMASK_ULL(high_bit, low_bit)) << 4;
+static u64 table_address(const struct sim_address_field *field, u64 pde)
+{
+	return sim_address(field, pde, aperture_of(pde) == 1);
 }
 
 static bool read_entry(struct sim_vaspace *vas, enum sim_aperture aperture, u64 address, u64 *entry)
@@ -56,47 +57,59 @@ static bool fetch(struct sim_vaspace *vas, struct xarray *cache, u64 key,
 	return true;
 }
 
-static u64 pte_physical(u64 pte)
+static void fill(const struct sim_class *class, struct gpusim_pte *out, u64 va, enum sim_page_size size, u64 raw)
 {
-	unsigned int high_bit = aperture_of(pte) >= 2 ? 53 : 32;
+	const struct sim_mmu_format *mmu = class->mmu;
 
-	return (pte & GENMASK_ULL(high_bit, 8)) << 4;
-}
-
-static void fill(struct gpusim_pte *out, u64 va, unsigned int size, u64 raw)
-{
-	out->size = 1ULL << pte_shift[size];
+	out->size = 1ULL << sim_page_shift[size];
 	out->va = va & ~(out->size - 1);
 	out->raw = raw;
-	out->physical = pte_physical(raw);
 	out->aperture = aperture_of(raw);
-	out->read_only = !!(raw & PTE_READ_ONLY);
+	out->physical = sim_address(&mmu->page, raw, out->aperture < 2);
+	out->read_only = !!(raw & mmu->read_only);
+	if ((raw & mmu->kind) != class->page_kind)
+		sim_model_error("the entry 0x%llx at 0x%llx has a page kind that is not modelled", raw, out->va);
 	if (out->physical & (out->size - 1))
 		sim_model_error("the entry of the %lluK page at 0x%llx holds the unaligned address 0x%llx",
 				out->size >> 10, out->va, out->physical);
 }
 
-static enum gpusim_fault walk_table(struct sim_vaspace *vas, u64 va, u64 pde, unsigned int size,
+static enum gpusim_fault walk_table(struct sim_vaspace *vas, u64 va, u64 pde, enum sim_page_size size,
 				    struct gpusim_pte *out, bool *ignore_small)
 {
-	u64 index = (va >> pte_shift[size]) & ((1ULL << (21 - pte_shift[size])) - 1);
+	const struct sim_mmu_format *mmu = mmu_of(vas);
+	u64 index = (va >> sim_page_shift[size]) & ((1ULL << (21 - sim_page_shift[size])) - 1);
 	enum sim_aperture aperture = aperture_of(pde) == 1 ? SIM_VID : SIM_SYS;
-	u64 table = size == SIZE_64K ? table_address(pde, 4) : table_address(pde, 8);
+	u64 table = table_address(size == SIM_64K ? &mmu->big_half : &mmu->small_half, pde);
 	u64 pte;
 
 	if (!read_entry(vas, aperture, table + index * 8, &pte))
 		return GPUSIM_FAULT_PHYSICAL;
 	if (pte & PTE_VALID) {
-		fill(out, va, size, pte);
+		fill(vas->gpu->class, out, va, size, pte);
 		return GPUSIM_FAULT_NONE;
 	}
-	*ignore_small = size == SIZE_64K && (pte & (PTE_PRIVILEGE | PTE_VOLATILE));
+	*ignore_small = size == SIM_64K && (pte & mmu->no_small_pages);
 	return GPUSIM_FAULT_PTE;
+}
+
+/* A page in place of a directory: of 512M where the GPU has them, and it is a model error elsewhere. */
+static bool is_large_page(struct sim_vaspace *vas, int level, u64 va, u64 entry, struct gpusim_pte *out)
+{
+	const struct sim_mmu_format *mmu = mmu_of(vas);
+
+	if (!(entry & PTE_VALID))
+		return false;
+	if (level != mmu->directories - 1 || vas->gpu->class->largest_page < UVM_PAGE_SIZE_512M)
+		sim_model_error("the directory entry 0x%llx at 0x%llx is a page", entry, va);
+	fill(vas->gpu->class, out, va, SIM_512M, entry);
+	return true;
 }
 
 static enum gpusim_fault walk(struct sim_vaspace *vas, struct sim_tlb *tlb, u64 va,
 			      struct gpusim_pte *out)
 {
+	const struct sim_mmu_format *mmu = mmu_of(vas);
 	enum sim_aperture aperture = vas->pdb_aperture;
 	enum gpusim_fault fault = GPUSIM_FAULT_PDE;
 	u64 table = vas->pdb;
@@ -104,16 +117,18 @@ static enum gpusim_fault walk(struct sim_vaspace *vas, struct sim_tlb *tlb, u64 
 	u64 entry, half[2];
 	int level, i;
 
-	for (level = 0; level < 3; level++) {
-		u64 index = (va >> directory_shift[level]) & directory_mask[level];
+	for (level = 0; level < mmu->directories; level++) {
+		u8 shift = mmu->directory_shift[level];
 
-		if (!fetch(vas, tlb ? &tlb->directory[level] : NULL, va >> directory_shift[level],
-			   aperture, table + index * 8, &entry))
+		if (!fetch(vas, tlb ? &tlb->directory[level] : NULL, va >> shift,
+			   aperture, table + ((va >> shift) & mmu->directory_mask[level]) * 8, &entry))
 			return GPUSIM_FAULT_PHYSICAL;
+		if (is_large_page(vas, level, va, entry, out))
+			return GPUSIM_FAULT_NONE;
 		if (aperture_of(entry) == 0)
 			return GPUSIM_FAULT_PDE;
 		aperture = aperture_of(entry) == 1 ? SIM_VID : SIM_SYS;
-		table = table_address(entry, 8);
+		table = table_address(&mmu->directory, entry);
 	}
 
 	for (i = 0; i < 2; i++)
@@ -121,16 +136,16 @@ static enum gpusim_fault walk(struct sim_vaspace *vas, struct sim_tlb *tlb, u64 
 			   table + ((va >> 21) & 0xff) * 16 + i * 8, &half[i]))
 			return GPUSIM_FAULT_PHYSICAL;
 	if (half[0] & PTE_VALID) {
-		fill(out, va, SIZE_2M, half[0]);
+		fill(vas->gpu->class, out, va, SIM_2M, half[0]);
 		return GPUSIM_FAULT_NONE;
 	}
 	if (aperture_of(half[0])) {
-		fault = walk_table(vas, va, half[0], SIZE_64K, out, &ignore_small);
+		fault = walk_table(vas, va, half[0], SIM_64K, out, &ignore_small);
 		if (fault != GPUSIM_FAULT_PTE || ignore_small)
 			return fault;
 	}
 	if (aperture_of(half[1]))
-		fault = walk_table(vas, va, half[1], SIZE_4K, out, &ignore_small);
+		fault = walk_table(vas, va, half[1], SIM_4K, out, &ignore_small);
 	return fault;
 }
 
@@ -138,7 +153,7 @@ enum gpusim_fault sim_walk(struct sim_vaspace *vas, u64 va, struct gpusim_pte *p
 {
 	if (!vas->has_pdb)
 		return GPUSIM_FAULT_NO_VASPACE;
-	return walk(vas, NULL, va & (BIT_ULL(VA_BITS) - 1), pte);
+	return walk(vas, NULL, va & (BIT_ULL(mmu_of(vas)->va_bits) - 1), pte);
 }
 
 /* Visit the entries of one PDE0: a 2M page, or a table of each of the two sizes. */
@@ -147,21 +162,21 @@ static bool visit_dual(struct sim_vaspace *vas, const u64 *half, u64 base, u64 s
 {
 	bool ignore_small = false;
 	struct gpusim_pte pte;
-	unsigned int size;
+	int size;
 	u64 va;
 
 	if (half[0] & PTE_VALID) {
-		fill(&pte, base, SIZE_2M, half[0]);
+		fill(vas->gpu->class, &pte, base, SIM_2M, half[0]);
 		return visit(&pte, data);
 	}
 	for (va = base; va < base + (1ULL << 21); va += pte.size) {
 		enum gpusim_fault result = GPUSIM_FAULT_PTE;
 
 		pte.size = 1ULL << 12;
-		for (size = SIZE_64K; (int)size >= SIZE_4K && result == GPUSIM_FAULT_PTE; size--) {
-			if (!aperture_of(half[size == SIZE_4K]) || (size == SIZE_4K && ignore_small))
+		for (size = SIM_64K; size >= SIM_4K && result == GPUSIM_FAULT_PTE; size--) {
+			if (!aperture_of(half[size == SIM_4K]) || (size == SIM_4K && ignore_small))
 				continue;
-			result = walk_table(vas, va, half[size == SIZE_4K], size, &pte, &ignore_small);
+			result = walk_table(vas, va, half[size == SIM_4K], size, &pte, &ignore_small);
 		}
 		if (!aperture_of(half[1]) || ignore_small)
 			pte.size = 1ULL << 16;
@@ -174,25 +189,31 @@ static bool visit_dual(struct sim_vaspace *vas, const u64 *half, u64 base, u64 s
 static bool visit_directory(struct sim_vaspace *vas, int level, u64 table, enum sim_aperture aperture,
 			    u64 base, u64 start, u64 end, sim_pte_visitor visit, void *data)
 {
-	unsigned int shift = level < 3 ? directory_shift[level] : 21;
-	unsigned int count = level < 3 ? directory_mask[level] + 1 : 256;
+	const struct sim_mmu_format *mmu = mmu_of(vas);
+	bool last = level == mmu->directories;
+	unsigned int shift = last ? 21 : mmu->directory_shift[level];
+	unsigned int count = last ? 256 : mmu->directory_mask[level] + 1;
+	struct gpusim_pte pte;
 	unsigned int index;
 	u64 entry[2] = {};
 
 	for (index = 0; index < count; index++) {
 		u64 va = base + ((u64)index << shift);
-		u64 at = table + index * (level < 3 ? 8 : 16);
+		u64 at = table + index * (last ? 16 : 8);
 
 		if (va >= end || va + (1ULL << shift) <= start)
 			continue;
 		if (!read_entry(vas, aperture, at, &entry[0]))
 			return false;
-		if (level == 3) {
+		if (last) {
 			if (!read_entry(vas, aperture, at + 8, &entry[1]) ||
 			    !visit_dual(vas, entry, va, start, end, visit, data))
 				return false;
+		} else if (is_large_page(vas, level, va, entry[0], &pte)) {
+			if (!visit(&pte, data))
+				return false;
 		} else if (aperture_of(entry[0]) &&
-			   !visit_directory(vas, level + 1, table_address(entry[0], 8),
+			   !visit_directory(vas, level + 1, table_address(&mmu->directory, entry[0]),
 					    aperture_of(entry[0]) == 1 ? SIM_VID : SIM_SYS,
 					    va, start, end, visit, data)) {
 			return false;
@@ -216,10 +237,10 @@ static bool lookup(struct sim_vaspace *vas, u64 va, struct gpusim_pte *out)
 	int size, hits = 0;
 	u64 raw;
 
-	for (size = SIZE_4K; size <= SIZE_2M; size++) {
-		if (!sim_tlb_find(&vas->tlb.pte[size], va >> pte_shift[size], &raw))
+	for (size = SIM_4K; size < SIM_PAGE_SIZES; size++) {
+		if (!sim_tlb_find(&vas->tlb.pte[size], va >> sim_page_shift[size], &raw))
 			continue;
-		fill(out, va, size, raw);
+		fill(vas->gpu->class, out, va, size, raw);
 		hits++;
 	}
 	if (!hits)
@@ -243,9 +264,9 @@ static enum gpusim_fault resolve(struct sim_vaspace *vas, u64 va, struct gpusim_
 	fault = walk(vas, &vas->tlb, va, pte);
 	if (fault != GPUSIM_FAULT_NONE)
 		return fault;
-	for (size = SIZE_4K; size <= SIZE_2M; size++)
-		if (pte->size == 1ULL << pte_shift[size])
-			sim_tlb_keep(&vas->tlb.pte[size], va >> pte_shift[size], pte->raw);
+	for (size = SIM_4K; size < SIM_PAGE_SIZES; size++)
+		if (pte->size == 1ULL << sim_page_shift[size])
+			sim_tlb_keep(&vas->tlb.pte[size], va >> sim_page_shift[size], pte->raw);
 	return GPUSIM_FAULT_NONE;
 }
 
@@ -268,11 +289,11 @@ struct sim_translation sim_translate(struct sim_vaspace *vas, u64 va, bool write
 	}
 	if (!vas->has_pdb)
 		return fault(GPUSIM_FAULT_NO_VASPACE);
-	va &= BIT_ULL(VA_BITS) - 1;
+	va &= BIT_ULL(mmu_of(vas)->va_bits) - 1;
 	result.fault = resolve(vas, va, &pte);
 	if (result.fault)
 		return result;
-	if (pte.raw & PTE_PRIVILEGE)
+	if (pte.raw & mmu_of(vas)->privilege)
 		return fault(GPUSIM_FAULT_PRIVILEGE);
 	if (write && pte.read_only)
 		return fault(GPUSIM_FAULT_READ_ONLY);
@@ -319,7 +340,7 @@ void sim_check_unmapped(struct sim_gpu *gpu)
 
 		if (sim_tlb_maps_going(gpu, &vas->tlb, &va))
 			sim_model_error("memory is freed while the TLB still maps it at 0x%llx", va);
-		sim_for_each_pte(vas, 0, BIT_ULL(VA_BITS), find_going, &going);
+		sim_for_each_pte(vas, 0, BIT_ULL(mmu_of(vas)->va_bits), find_going, &going);
 		if (going.found)
 			sim_model_error("0x%llx is freed while a page table still maps it at 0x%llx",
 					going.pte.physical, going.pte.va);

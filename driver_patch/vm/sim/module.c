@@ -16,6 +16,10 @@ static unsigned int gpus = SIM_MAX_GPUS;
 module_param(gpus, uint, 0444);
 MODULE_PARM_DESC(gpus, "most GPUs to simulate");
 
+static char *chip = "gp102";
+module_param(chip, charp, 0444);
+MODULE_PARM_DESC(chip, "gp102, tu102, ga100 or gh100");
+
 struct sim_gpu *sim_gpus[SIM_MAX_GPUS];
 unsigned int sim_gpu_count;
 
@@ -36,6 +40,7 @@ static int create_gpu(struct pci_dev *pci)
 
 	if (!gpu)
 		return -ENOMEM;
+	gpu->class = sim_find_class(chip);
 	gpu->index = sim_gpu_count;
 	gpu->pci = pci_dev_get(pci);
 	mutex_init(&gpu->lock);
@@ -69,7 +74,7 @@ static int __init gpusim_init(void)
 	struct pci_dev *pci = NULL;
 	int result = 0;
 
-	if (!fb_mb || fb_mb % 2)
+	if (!fb_mb || fb_mb % 2 || !sim_find_class(chip))
 		return -EINVAL;
 	while (!result && sim_gpu_count < min(gpus, (unsigned int)SIM_MAX_GPUS) &&
 	       (pci = pci_get_device(TEST_DEVICE_VENDOR, TEST_DEVICE_ID, pci)))

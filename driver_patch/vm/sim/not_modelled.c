@@ -16,12 +16,6 @@
 	}					\
 	EXPORT_SYMBOL(name)
 
-NOT_MODELLED(nvUvmInterfaceInitAccessCntrInfo, uvmGpuDeviceHandle device, UvmGpuAccessCntrInfo *info,
-	     NvU32 index);
-NOT_MODELLED(nvUvmInterfaceDestroyAccessCntrInfo, uvmGpuDeviceHandle device, UvmGpuAccessCntrInfo *info);
-NOT_MODELLED(nvUvmInterfaceEnableAccessCntr, uvmGpuDeviceHandle device, UvmGpuAccessCntrInfo *info,
-	     UvmGpuAccessCntrConfig *config);
-NOT_MODELLED(nvUvmInterfaceDisableAccessCntr, uvmGpuDeviceHandle device, UvmGpuAccessCntrInfo *info);
 NOT_MODELLED(nvUvmInterfaceP2pObjectCreate, uvmGpuDeviceHandle a, uvmGpuDeviceHandle b, NvHandle *object);
 NOT_MODELLED_VOID(nvUvmInterfaceP2pObjectDestroy, uvmGpuSessionHandle session, NvHandle object);
 NOT_MODELLED(nvUvmInterfaceRetainChannel, uvmGpuAddressSpaceHandle vas, NvHandle client, NvHandle channel,

@@ -18,6 +18,7 @@ static const char *const sim_object_names[SIM_OBJ_COUNT] = {
 	[SIM_OBJ_DUP] = "duplicated memory",
 	[SIM_OBJ_FB_PAGE] = "frame buffer page",
 	[SIM_OBJ_FAULT_BUFFER] = "fault buffer",
+	[SIM_OBJ_ACCESS_COUNTERS] = "access counter buffer",
 	[SIM_OBJ_CLIENT] = "rm client",
 };
 

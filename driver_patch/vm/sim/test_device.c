@@ -176,6 +176,19 @@ static long do_lose(void __user *argument)
 	return 0;
 }
 
+static long do_chip(void __user *argument)
+{
+	const struct sim_class *class = sim_gpus[0]->class;
+	struct gpusim_chip chip = {
+		.va_bits = class->mmu->va_bits,
+		.page_tables = class->mmu->version,
+		.invalidates_ranges = class->range_invalidate,
+	};
+
+	strscpy(chip.name, class->chip, sizeof(chip.name));
+	return copy_to_user(argument, &chip, sizeof(chip)) ? -EFAULT : 0;
+}
+
 /* What reads or writes the GPU's memory. */
 static long do_work(unsigned int command, void __user *user)
 {
@@ -204,6 +217,8 @@ static long test_ioctl(struct file *file, unsigned int command, unsigned long ar
 		return do_work(command, user);
 	case GPUSIM_COUNTERS:
 		return do_counters(user);
+	case GPUSIM_CHIP:
+		return do_chip(user);
 	case GPUSIM_LIMIT:
 		return do_limit(user);
 	case GPUSIM_LOSE:

@@ -9,51 +9,64 @@
  */
 #include "gpusim.h"
 
-/* Address bits below each directory level: PDE3, PDE2, PDE1. */
-static const u8 directory_shift[3] = { 47, 38, 29 };
-static const u8 pte_shift[3] = { 12, 16, 21 };
-
-/* Page-table levels of an invalidate (NVC06F_MEM_OP_C_TLB_INVALIDATE_PAGE_TABLE_LEVEL). */
-enum { LEVEL_ALL, LEVEL_PTE_ONLY, LEVEL_PDE0, LEVEL_PDE1, LEVEL_PDE2, LEVEL_PDE3 };
-
 void sim_tlb_init(struct sim_tlb *tlb)
 {
 	int i;
 
-	for (i = 0; i < 3; i++) {
+	for (i = 0; i < SIM_MAX_DIRECTORIES; i++)
 		xa_init(&tlb->directory[i]);
+	for (i = 0; i < SIM_PAGE_SIZES; i++)
 		xa_init(&tlb->pte[i]);
-	}
 	for (i = 0; i < 2; i++)
 		xa_init(&tlb->dual[i]);
 }
 
 void sim_tlb_flush(struct sim_tlb *tlb)
 {
-	sim_tlb_invalidate(tlb, false, 0, LEVEL_ALL);
-}
-
-static void drop(struct xarray *cache, bool targeted, u64 key)
-{
-	if (targeted)
-		xa_erase(cache, key);
-	else
-		xa_destroy(cache);
-}
-
-void sim_tlb_invalidate(struct sim_tlb *tlb, bool targeted, u64 va, u32 level)
-{
-	bool all = level == LEVEL_ALL;
 	int i;
 
-	for (i = 0; i < 3; i++)
-		drop(&tlb->pte[i], targeted, va >> pte_shift[i]);
+	for (i = 0; i < SIM_MAX_DIRECTORIES; i++)
+		xa_destroy(&tlb->directory[i]);
 	for (i = 0; i < 2; i++)
-		if (all || level >= LEVEL_PDE0)
-			drop(&tlb->dual[i], targeted, va >> 21);
-	for (i = 0; i < 3; i++)
-		if (all || level >= LEVEL_PDE3 - i)
-			drop(&tlb->directory[i], targeted, va >> directory_shift[i]);
+		xa_destroy(&tlb->dual[i]);
+	for (i = 0; i < SIM_PAGE_SIZES; i++)
+		xa_destroy(&tlb->pte[i]);
+}
+
+/* Returns how many there were. */
+static u64 drop(struct xarray *cache, u64 first, u64 last)
+{
+	unsigned long key;
+	u64 count = 0;
+	void *entry;
+
+	if (first == last)
+		return !!xa_erase(cache, first);
+	xa_for_each_range(cache, key, entry, first, last) {
+		xa_erase(cache, key);
+		count++;
+	}
+	return count;
+}
+
+/*
+ * All that translates an address in [first, last], up to a level; directory entries go where they
+ * cover any of it, as uvm_hal.h has it. Returns how many translations of pages went.
+ */
+u64 sim_tlb_invalidate(const struct sim_mmu_format *mmu, struct sim_tlb *tlb, u64 first, u64 last, u32 level)
+{
+	u64 count = 0;
+	int i;
+
+	for (i = 0; i < SIM_PAGE_SIZES; i++)
+		count += drop(&tlb->pte[i], first >> sim_page_shift[i], last >> sim_page_shift[i]);
+	for (i = 0; i < 2; i++)
+		if (level == SIM_LEVEL_ALL || level >= SIM_LEVEL_PDE0)
+			drop(&tlb->dual[i], first >> 21, last >> 21);
+	for (i = 0; i < mmu->directories; i++)
+		if (level == SIM_LEVEL_ALL || level >= SIM_LEVEL_PDE0 + mmu->directories - i)
+			drop(&tlb->directory[i], first >> mmu->directory_shift[i], last >> mmu->directory_shift[i]);
+	return count;
 }
 
 bool sim_tlb_find(struct xarray *cache, u64 key, u64 *value)
@@ -81,13 +94,13 @@ bool sim_tlb_maps_going(struct sim_gpu *gpu, struct sim_tlb *tlb, u64 *va)
 	void *entry;
 	int i;
 
-	for (i = 0; i < 3; i++) {
+	for (i = 0; i < SIM_PAGE_SIZES; i++) {
 		xa_for_each(&tlb->pte[i], key, entry) {
 			u64 pte = xa_to_value(entry);
-			u64 at = (pte & GENMASK_ULL(32, 8)) << 4;
+			u64 at = sim_address(&gpu->class->mmu->page, pte, true);
 
-			if (((pte >> 1) & 3) == 0 && sim_pages_are_going(gpu, at, 1ULL << pte_shift[i])) {
-				*va = (u64)key << pte_shift[i];
+			if (((pte >> 1) & 3) == 0 && sim_pages_are_going(gpu, at, 1ULL << sim_page_shift[i])) {
+				*va = (u64)key << sim_page_shift[i];
 				return true;
 			}
 		}

@@ -4,8 +4,6 @@
 
 #include "gpusim.h"
 
-#define RM_VA_BASE 0x10000000ULL	/* within what Pascal channels can address (40 bits) */
-
 struct sim_vaspace *sim_vaspace_create(struct sim_gpu *gpu)
 {
 	struct sim_vaspace *vas = kzalloc(sizeof(*vas), GFP_KERNEL);
@@ -14,7 +12,7 @@ struct sim_vaspace *sim_vaspace_create(struct sim_gpu *gpu)
 		return NULL;
 	kref_init(&vas->ref);
 	vas->gpu = gpu;
-	vas->next_va = RM_VA_BASE;
+	vas->next_va = gpu->class->rm_base;
 	INIT_LIST_HEAD(&vas->mappings);
 	sim_tlb_init(&vas->tlb);
 	mutex_lock(&gpu->lock);

@@ -56,6 +56,9 @@ BUILTIN_WITH(GPU_SEMAPHORE_SANITY, .logs = "Assert failed")
 BUILTIN(MEM_SANITY)
 /* Asserts of 550 in UVM's debug build: the page tables of older GPUs that it tries have no 2M pages. */
 BUILTIN_WITH(PAGE_TREE, .logs = "max_vidmem_page_size")
+/* UVM's own entries of memory that RM made are those that RM makes: here, that the simulator agrees with UVM. */
+BUILTIN(GET_RM_PTES, params.test_mode = UVM_TEST_GET_RM_PTES_SINGLE_GPU; params.gpu_uuid = gpu.uuid;
+	params.hClient = gpu.client; params.size = MB; params.hMemory = rm_memory(&gpu, params.size))
 BUILTIN(VA_BLOCK)
 BUILTIN_WITH(PMM_SANITY, .slow = true, params.mode = UvmTestPmmSanityModeBasic)
 BUILTIN(PMM_CHECK_LEAK, params.gpu_uuid = gpu.uuid; params.chunk_size = PAGE_64K; params.alloc_limit = 100)

@@ -79,16 +79,28 @@ static int open_device(const char *path)
 	return file;
 }
 
-/* The second descriptor, which CUDA opens too, tells UVM when the process's memory goes. */
-int open_uvm(void)
+static int open_uvm_with(uint64_t flags)
 {
-	UVM_INITIALIZE_PARAMS params = { .flags = 0 };
+	UVM_INITIALIZE_PARAMS params = { .flags = flags };
 	int file = open_device("/dev/nvidia-uvm");
-	UVM_MM_INITIALIZE_PARAMS mm = { .uvmFd = file };
-	NV_STATUS status;
 
 	UVM_CALL(file, UVM_INITIALIZE, &params);
 	CHECK_EQ(params.rmStatus, NV_OK);
+	return file;
+}
+
+int open_shared_uvm(void)
+{
+	return open_uvm_with(UVM_INIT_FLAGS_MULTI_PROCESS_SHARING_MODE);
+}
+
+/* The second descriptor, which CUDA opens too, tells UVM when the process's memory goes. */
+int open_uvm(void)
+{
+	int file = open_uvm_with(0);
+	UVM_MM_INITIALIZE_PARAMS mm = { .uvmFd = file };
+	NV_STATUS status;
+
 	UVM_CALL(open_device("/dev/nvidia-uvm"), UVM_MM_INITIALIZE, &mm);
 	status = mm.rmStatus;
 	CHECK(status == NV_OK || status == NV_WARN_NOTHING_TO_DO);
@@ -389,6 +401,14 @@ struct gpusim_counters counters(unsigned int index)
 
 	sim_call(GPUSIM_COUNTERS, &request);
 	return request.counters;
+}
+
+struct gpusim_chip chip(void)
+{
+	struct gpusim_chip request;
+
+	sim_call(GPUSIM_CHIP, &request);
+	return request;
 }
 
 void inject(const char *name, uint32_t nth)

@@ -29,6 +29,7 @@ struct gpu {
 int sim(void);		/* /dev/gpusim */
 void close_sim(void);	/* before the simulator is unloaded */
 int open_uvm(void);	/* a file on which UVM_INITIALIZE was done */
+int open_shared_uvm(void);	/* the same, of a VA space that is no process's: it ends with the file */
 NvProcessorUuid gpu_uuid(unsigned int index);
 
 /* Each either succeeds or ends the test; the try_ forms return the NV_STATUS. */
@@ -67,6 +68,7 @@ uint64_t fb_word(unsigned int index, uint64_t physical);
 
 unsigned int dump_ptes(struct gpu *gpu, uint64_t va, uint64_t length, struct gpusim_pte *ptes, unsigned int capacity);
 struct gpusim_counters counters(unsigned int index);
+struct gpusim_chip chip(void);	/* which chip is simulated */
 void inject(const char *name, uint32_t nth);	/* name "": any function */
 void inject_off(void);
 void pause_next(const char *name);	/* the next call of that name, of whatever process */

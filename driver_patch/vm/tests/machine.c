@@ -262,12 +262,13 @@ static void make_nodes(void)
 	node("/dev/nvidia-uvm-tools", major, 1);
 }
 
-void load_modules(const char *flavour, const char *gpu, const char *uvm)
+void load_modules(const char *flavour, const char *chip, const char *gpu, const char *uvm)
 {
 	char path[64], parameters[160];
 
 	snprintf(path, sizeof(path), "/modules/%s/nvidia.ko", flavour);
-	load(path, gpu ? gpu : "fb_mb=64");
+	snprintf(parameters, sizeof(parameters), "%s chip=%s", gpu ? gpu : "fb_mb=64", chip);
+	load(path, parameters);
 	snprintf(uvm_path, sizeof(uvm_path), "/modules/%s/nvidia-uvm.ko", flavour);
 	snprintf(parameters, sizeof(parameters), "%s %s", UVM_PARAMETERS, uvm ? uvm : gpu ? "" : UVM_LIMITS);
 	load(uvm_path, parameters);

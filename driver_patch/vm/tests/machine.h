@@ -5,8 +5,8 @@
 
 void set_up_machine(void);
 void expect_the_worst(bool expected);	/* UVM gives up: its warnings end nothing, and only an oops is printed */
-/* Modules of a flavour; parameters of the simulator and of nvidia-uvm, NULL: those of most tests. */
-void load_modules(const char *flavour, const char *gpu, const char *uvm);
+/* Modules of a flavour for a chip; parameters of the simulator and of nvidia-uvm, NULL: those of most tests. */
+void load_modules(const char *flavour, const char *chip, const char *gpu, const char *uvm);
 /* nvidia-uvm alone goes and comes back: 0, or the errno of its loading. */
 int reload_uvm(void);
 void start_coverage(void);

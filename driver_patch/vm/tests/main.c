@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /*
- * The first process of the emulated machine: loads the modules of one flavour after the other,
- * runs the tests, looks for leaks, and only then writes the verdict to the second serial port.
+ * The first process of the emulated machine: loads the modules of one flavour after the other, for
+ * one chip after the other, runs the tests, looks for leaks, and only then writes the verdict to
+ * the second serial port.
  */
 #define _GNU_SOURCE	/* FNM_EXTMATCH */
 #include <errno.h>
@@ -30,7 +31,8 @@
 extern const struct test __start_tests[], __stop_tests[];
 
 static unsigned int passed, failed, skipped;
-static const char *flavour;	/* of the modules that are loaded */
+static const char *flavour, *chip_name;	/* of the modules that are loaded */
+static bool on_first_chip;
 static const char *used_gpu, *used_uvm;	/* parameters of the modules that are loaded */
 static bool modules_are_spent;
 
@@ -89,8 +91,10 @@ static void end_modules(void)
 
 	save_coverage();
 	problem = unload_modules();
-	if (modules_are_spent)
+	if (modules_are_spent) {
+		scan_kernel_log("");	/* not for those that come next */
 		return;
+	}
 	if (!problem)
 		problem = scan_kernel_log(NULL);
 	if (!problem)
@@ -107,7 +111,7 @@ static void prepare_modules(const struct test *test)
 	if (test->gpu == used_gpu && test->uvm == used_uvm && !modules_are_spent && !test->ends_module)
 		return;
 	end_modules();
-	load_modules(flavour, test->gpu, test->uvm);
+	load_modules(flavour, chip_name, test->gpu, test->uvm);
 	used_gpu = test->gpu;
 	used_uvm = test->uvm;
 	modules_are_spent = false;
@@ -154,19 +158,31 @@ static void run_test(const struct test *test)
 	}
 }
 
-/* The stock module may have a choice of its own: most tests have nothing to say about it. */
+static bool matches(const char *choice, const struct test *test)
+{
+	return !fnmatch(setting(choice, "*"), test->name, FNM_EXTMATCH);
+}
+
+/*
+ * The stock module may have a choice of its own: most tests have nothing to say about it. So may
+ * all chips but the first: many tests are about locks, limits and Python.
+ */
 static bool is_chosen(const struct test *test)
 {
-	if (!strcmp(flavour, "stock") && fnmatch(setting("only_stock", "*"), test->name, FNM_EXTMATCH))
+	if (!strcmp(flavour, "stock") && !matches("only_stock", test))
 		return false;
-	return !fnmatch(setting("only", "*"), test->name, FNM_EXTMATCH);
+	return (on_first_chip || matches("only_more", test)) && matches("only", test);
+}
+
+static bool is_over(void)
+{
+	return failed && !strcmp(setting("fail_fast", "0"), "1");
 }
 
 static void run_tests(void)
 {
 	bool slow = !strcmp(setting("slow", "0"), "1");
 	bool patched = module_is_patched();
-	bool fail_fast = !strcmp(setting("fail_fast", "0"), "1");
 	const struct test *test;
 
 	for (test = __start_tests; test < __stop_tests; test++) {
@@ -177,12 +193,36 @@ static void run_tests(void)
 			continue;
 		}
 		run_test(test);
-		if (failed && fail_fast)
+		if (is_over())
 			return;
 	}
 }
 
-/* Tests on the modules of each flavour that the machine was given, and then no modules any more. */
+/* Tests on the modules of a flavour and on one chip, and then no modules any more. */
+static void run_modules(void)
+{
+	report("== %s module on %s", flavour, chip_name);
+	expect_the_worst(false);
+	load_modules(flavour, chip_name, NULL, NULL);
+	used_gpu = used_uvm = NULL;
+	modules_are_spent = false;
+	start_coverage();
+	run_tests();
+	end_modules();
+}
+
+static void run_chips(void)
+{
+	char chips[64], *rest = chips;
+
+	snprintf(chips, sizeof(chips), "%s", setting("chips", "gh100"));
+	on_first_chip = true;
+	while (!is_over() && (chip_name = strsep(&rest, ","))) {
+		run_modules();
+		on_first_chip = false;
+	}
+}
+
 static void run_flavours(void)
 {
 	static const char *const all[] = { "stock", "patched", "checked" };
@@ -194,16 +234,7 @@ static void run_flavours(void)
 		if (access(path, R_OK))
 			continue;
 		flavour = all[i];
-		report("== %s module", flavour);
-		expect_the_worst(false);
-		load_modules(flavour, NULL, NULL);
-		used_gpu = used_uvm = NULL;
-		modules_are_spent = false;
-		start_coverage();
-		run_tests();
-		end_modules();
-		if (failed && !strcmp(setting("fail_fast", "0"), "1"))
-			return;
+		run_chips();
 	}
 }
 
@@ -215,12 +246,22 @@ static void finish(void)
 	reboot(RB_POWER_OFF);
 }
 
+static void load_shell_modules(void)
+{
+	char shell[16], chips[64];
+
+	snprintf(shell, sizeof(shell), "%s", setting("shell", "patched"));
+	snprintf(chips, sizeof(chips), "%s", setting("chips", "gh100"));
+	chips[strcspn(chips, ",")] = 0;
+	load_modules(shell, chips, NULL, NULL);
+}
+
 int main(void)
 {
 	set_up_machine();
 	scan_kernel_log("");
 	if (!strcmp(setting("mode", "test"), "shell")) {
-		load_modules(setting("shell", "patched"), NULL, NULL);
+		load_shell_modules();
 		run_shell();
 		reboot(RB_POWER_OFF);
 	}

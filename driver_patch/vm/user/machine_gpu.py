@@ -21,7 +21,7 @@ libcuda = ctypes.CDLL("libcuda.so.1")
 
 #: struct gpusim_get_counters of sim/gpusim_uapi.h: two words, then counters of 8 bytes.
 _SIM_COUNTERS = ("pushes", "methods", "invalidates")
-_SIM_COUNTERS_BYTES = 8 + 14 * 8
+_SIM_COUNTERS_BYTES = 8 + 17 * 8
 _SIM_GET_COUNTERS = 0xC0000000 | _SIM_COUNTERS_BYTES << 16 | ord("g") << 8 | 4
 
 #: struct uvm_vattn_stats of uapi/uvm_vattn_ioctl.h: 33 values of 8 bytes, two of 4.
