@@ -195,9 +195,9 @@ PATCH_TEST(suspend_in_the_middle_of_calls)
 	CHECK_EQ(counters(0).tlb_stale_hits, 0);
 }
 
-static struct gpu busy_gpu(void)
+static struct gpu busy_gpu_on(int uvm)
 {
-	struct gpu gpu = open_gpu(0);
+	struct gpu gpu = open_gpu_on(uvm, 0);
 	uint64_t base = external_range(&gpu, 8 * MB), small = vattn_alloc(&gpu, PAGE_64K, 40);
 	uint32_t slab = rm_memory(&gpu, PAGE_2M);
 
@@ -208,10 +208,15 @@ static struct gpu busy_gpu(void)
 	return gpu;
 }
 
-/* Closing does not wait for resume, and takes nothing apart before it. */
-PATCH_TEST(close_while_suspended)
+static struct gpu busy_gpu(void)
 {
-	struct gpu gpu = busy_gpu(), other = open_gpu(0);
+	return busy_gpu_on(open_uvm());
+}
+
+/* Closing does not wait for resume, and takes nothing apart before it. */
+static void close_asleep(struct gpu gpu)
+{
+	struct gpu other = open_gpu(0);
 	uint64_t pages;
 
 	suspend_system();
@@ -221,6 +226,17 @@ PATCH_TEST(close_while_suspended)
 	resume_system();
 	/* Its memory is there for others; the harness looks for what is left. */
 	vattn_alloc(&other, PAGE_2M, 15);
+}
+
+PATCH_TEST(close_while_suspended)
+{
+	close_asleep(busy_gpu());
+}
+
+/* This file is the last of its VA space, which UVM therefore ends on a thread of its own, after resume. */
+PATCH_TEST(close_of_the_last_file_while_suspended)
+{
+	close_asleep(busy_gpu_on(open_shared_uvm()));
 }
 
 static void be_busy(void *pipe_end)
