@@ -218,6 +218,7 @@ static u32 announced_put(struct sim_channel *channel)
 {
 	u32 token;
 
+	/* Either way, what UVM wrote before GPPut is read after it. */
 	if (!channel->tsg->vas->gpu->class->doorbell)
 		return smp_load_acquire(&channel->put);
 	token = xchg(&channel->doorbell, 0);

@@ -7,10 +7,12 @@
 #include "vattn.h"
 
 /*
- * What an entry says besides the address, the same on all classes of GPU at both of its ends:
- * valid, aperture, caching, privilege, read-only, atomics, kind.
+ * What an entry says besides the address: valid, aperture, caching, privilege, read-only, atomics,
+ * kind. In version 3 of the format there is a bit more, 7, in which UVM's own entries and ours differ
+ * from RM's: accesses to memory of RM are not counted.
  */
-#define ATTRIBUTES 0xff000000000000ffULL
+#define ATTRIBUTES_2 0xff000000000000ffULL
+#define ATTRIBUTES_3 0xf7fULL
 
 static uint64_t attributes(struct gpu *gpu, uint64_t va)
 {
@@ -18,7 +20,7 @@ static uint64_t attributes(struct gpu *gpu, uint64_t va)
 
 	CHECK_EQ(dump_ptes(gpu, va, PAGE_64K, &pte, 1), 1);
 	CHECK_EQ(pte.aperture, 0);
-	return pte.raw & ATTRIBUTES;
+	return pte.raw & (chip().page_tables == 3 ? ATTRIBUTES_3 : ATTRIBUTES_2);
 }
 
 /* Those of RM, for the same access to the same kind of memory. */
