@@ -12,6 +12,7 @@ from pyvattn import errors
 from pyvattn.errors import *  # noqa: F403 - all of them, by the names that stand there
 
 if TYPE_CHECKING:
+    from pyvattn.budget import MemoryLimit
     from pyvattn.cache import KVCache
     from pyvattn.rows import BlockPool, RowMap
     from pyvattn.spec import CacheSpec
@@ -20,10 +21,11 @@ _LAZY = {
     "BlockPool": "pyvattn.rows",
     "CacheSpec": "pyvattn.spec",
     "KVCache": "pyvattn.cache",
+    "MemoryLimit": "pyvattn.budget",
     "RowMap": "pyvattn.rows",
 }
 
-__all__ = ["BlockPool", "CacheSpec", "KVCache", "RowMap"]
+__all__ = ["BlockPool", "CacheSpec", "KVCache", "MemoryLimit", "RowMap"]
 __all__ += errors.__all__
 
 

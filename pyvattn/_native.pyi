@@ -14,6 +14,7 @@ emulated_nvidia: types.ModuleType
 __all__: list[str] = [
     "BlockPool",
     "BlockPoolStats",
+    "Budget",
     "Cache",
     "CacheStats",
     "Capabilities",
@@ -24,6 +25,7 @@ __all__: list[str] = [
     "LimitAdaptor",
     "MAX_VIRTUAL_BYTES",
     "MapEntry",
+    "MemoryLimit",
     "OperationCount",
     "PatchQuery",
     "RowMap",
@@ -43,6 +45,7 @@ __all__: list[str] = [
     "has_streams",
     "make_driver",
     "query_patch",
+    "row_bytes",
     "stream_fence",
 ]
 
@@ -198,6 +201,24 @@ class Driver:
         Bytes.
         """
 
+class Budget:
+    """
+    See pyvattn.budget.Budget.
+    """
+    def set_limit(self, limit: int) -> None: ...
+    @property
+    def headroom(self) -> int: ...
+    @property
+    def held(self) -> int: ...
+    @property
+    def limit(self) -> int: ...
+
+class MemoryLimit(Budget):
+    """
+    A budget that is a number.
+    """
+    def __init__(self, limit: int) -> None: ...
+
 class CheckedAdaptor(Driver):
     """
     Refuses every call that breaks a precondition.
@@ -225,14 +246,9 @@ class FaultAdaptor(Driver):
 
 class LimitAdaptor(Driver):
     """
-    Keeps the bytes of all slabs under a limit.
+    Holds the bytes of all slabs to a budget.
     """
-    def __init__(self, inner: Driver, limit: int) -> None: ...
-    def set_limit(self, limit: int) -> None: ...
-    @property
-    def allocated(self) -> int: ...
-    @property
-    def headroom(self) -> int: ...
+    def __init__(self, inner: Driver, budget: Budget) -> None: ...
 
 class StatisticsAdaptor(Driver):
     """
@@ -284,7 +300,7 @@ class PatchQuery:
 
 class CacheStats:
     """
-    See pyvattn.cache.Stats.
+    See pyvattn.stats.Stats.
     """
     @property
     def bookkeeping_bytes(self) -> int: ...
@@ -350,7 +366,7 @@ class Cache:
         max_tokens: int,
         guard_tokens: int,
         token_bytes: int,
-        memory_limit: int,
+        budget: Budget,
         slab_bytes: int = 0,
         eager: bool = True,
         read_ahead: int = 0,
@@ -361,6 +377,7 @@ class Cache:
     def can_admit(self, tokens: int) -> bool: ...
     def close(self) -> None: ...
     def drain(self) -> None: ...
+    def give_back(self) -> int: ...
     def length(self, slot: Slot) -> int: ...
     def live_pages(self) -> list[typing.Any]:
         """
@@ -400,8 +417,6 @@ class Cache:
     def closed(self) -> bool: ...
     @property
     def inherited(self) -> bool: ...
-    @property
-    def row_bytes(self) -> int: ...
 
 class BlockPoolStats:
     """
@@ -435,14 +450,19 @@ class BlockPool:
     The core of pyvattn.BlockPool.
     """
     def __init__(
-        self, *, driver: Driver, arenas: int, memory_limit: int, slab_bytes: int = 0
+        self, *, driver: Driver, arenas: int, budget: Budget, slab_bytes: int = 0
     ) -> None: ...
     def allocate(self, count: typing.Any, after: typing.Any = None) -> list[int]: ...
     def close(self) -> None: ...
     def dirty(self, blocks: typing.Any) -> list[bool]: ...
+    def give_back(self) -> int: ...
     def release(self, blocks: typing.Any) -> None: ...
     def resize(self, memory_limit: int) -> int: ...
     def retain(self, blocks: typing.Any) -> None: ...
+    def retire(self) -> None:
+        """
+        For the end of the process: refuses calls.
+        """
     def stats(self) -> BlockPoolStats: ...
     @property
     def closed(self) -> bool: ...
@@ -526,6 +546,11 @@ def make_driver(name: str, page_size: int, device: int = 0, peer_access: bool = 
 def query_patch() -> PatchQuery:
     """
     Asks /dev/nvidia-uvm whether it is patched. Needs no CUDA, changes nothing and raises nothing, also where there is no driver, no node or no permission.
+    """
+
+def row_bytes(max_tokens: int, guard_tokens: int, token_bytes: int, page_size: int) -> int:
+    """
+    Bytes of addresses that a row takes in an arena.
     """
 
 def stream_fence(driver: str, device: int, stream: int) -> Fence:

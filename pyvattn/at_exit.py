@@ -1,24 +1,43 @@
-"""The end of the process: caches that are still open refuse calls and end their threads."""
+"""The end of the process: what is still open refuses calls, and its threads end."""
 
 from __future__ import annotations
 
 import atexit
 import warnings
-from typing import TYPE_CHECKING
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from pyvattn import _native
 from pyvattn.units import format_size
 
-if TYPE_CHECKING:
-    from pyvattn.cache import KVCache
 
-_caches: WeakKeyDictionary[KVCache, _native.Cache] = WeakKeyDictionary()
+class Core(Protocol):
+    """The core of a cache or a block pool."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, or retired."""
+
+    @property
+    def inherited(self) -> bool:
+        """True in a child process that got it through fork()."""
+
+    def retire(self) -> None:
+        """Refuse further calls, and leave the memory where it is until the process is gone."""
 
 
-def retire_at_exit(cache: KVCache, native: _native.Cache) -> None:
-    """Retire ``cache`` at the end of the process, unless it was closed or is gone by then."""
-    _caches[cache] = native
+class Holder(Protocol):
+    """What owns a core."""
+
+    def _bytes_allocated(self) -> int: ...
+
+
+_open: WeakKeyDictionary[Holder, Core] = WeakKeyDictionary()
+
+
+def retire_at_exit(holder: Holder, core: Core) -> None:
+    """Retire ``core`` at the end of the process, unless it was closed or is gone by then."""
+    _open[holder] = core
 
 
 @atexit.register
@@ -29,20 +48,19 @@ def _retire_all() -> None:
     because they may be writing to tensors.
     """
     _native.begin_exit()
-    left = [(cache, native) for cache, native in list(_caches.items()) if is_left_open(native)]
-    texts = [left_open_text(cache) for cache, _ in left]
-    for _, native in left:
-        native.retire()
-    for (cache, _), text in zip(left, texts, strict=True):
-        warnings.warn(text, ResourceWarning, source=cache, stacklevel=2)
+    left = [(holder, core) for holder, core in list(_open.items()) if is_left_open(core)]
+    texts = [left_open_text(holder, holder._bytes_allocated()) for holder, _ in left]
+    for _, core in left:
+        core.retire()
+    for (holder, _), text in zip(left, texts, strict=True):
+        warnings.warn(text, ResourceWarning, source=holder, stacklevel=2)
 
 
-def is_left_open(native: _native.Cache) -> bool:
+def is_left_open(core: Core) -> bool:
     """Whether nobody closed it in this process, which opened it."""
-    return not native.closed and not native.inherited
+    return not core.closed and not core.inherited
 
 
-def left_open_text(cache: KVCache) -> str:
-    """Return what a ResourceWarning says of a cache that was not closed."""
-    held = format_size(cache.stats().bytes_allocated)
-    return f"{cache!r} was not closed and held {held}: use it in a with statement"
+def left_open_text(holder: object, held: int) -> str:
+    """Return what a ResourceWarning says of what was not closed and held so many bytes."""
+    return f"{holder!r} was not closed and held {format_size(held)}: use it in a with statement"

@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from types import TracebackType
-from typing import Any, NoReturn, SupportsIndex
+from typing import Any
 
 from pyvattn import _native
 from pyvattn._native import Slot
-from pyvattn.at_exit import is_left_open, left_open_text, retire_at_exit
-from pyvattn.errors import ArgumentError, ConfigError, CopyError, DriverError
-from pyvattn.fences import fence_after
+from pyvattn.at_exit import is_left_open
+from pyvattn.budget import Budget, budget_of
+from pyvattn.errors import ArgumentError, ConfigError, OutOfMemory
 from pyvattn.geometry import Geometry
 from pyvattn.layers import LayerTensors
+from pyvattn.opened import Opened
 from pyvattn.resolve import open_driver
 from pyvattn.spec import CacheSpec
 from pyvattn.stats import Stats
 from pyvattn.text import shown
-from pyvattn.units import format_page_size, parse_size
 from pyvattn.whole_numbers import whole_number
 
 __all__ = ["KVCache", "Slot", "Stats"]
 
 
-class KVCache:
+class KVCache(Opened):
     """One virtually contiguous tensor for each K and V, with memory only where tokens are.
 
     ``device`` is ``"cuda:0"`` … or ``"cpu"``; ``driver`` is ``"auto"`` or a
     driver by name; ``page_size`` is bytes, text such as ``"64K"``, or
     ``"auto"``; ``layout`` is ``"layer"``, ``"token"`` (all layers of a token
     side by side, or groups of ``layers_per_arena``) or ``"auto"``; ``memory``
-    is the most physical memory that the cache takes. With ``peer_access`` the other
+    is the most physical memory that the cache takes, or a budget that it shares with others
+    (:class:`pyvattn.MemoryLimit`). With ``peer_access`` the other
     GPUs of the process that can reach its memory may read and write it, so that a tensor
     on one of them can be copied straight into the cache; each map then takes far longer.
 
@@ -62,7 +61,7 @@ class KVCache:
         driver: str = "auto",
         page_size: int | str = "auto",
         layout: str = "auto",
-        memory: int | str,
+        memory: int | str | Budget,
         layers_per_arena: int | None = None,
         peer_access: bool = False,
         eager: bool = True,
@@ -97,10 +96,10 @@ class KVCache:
             layers_per_arena=layers_per_arena,
             peer_access=peer_access,
         )
-        limit = parse_size(memory, "memory")
+        budget = budget_of(memory)
         wants_auto = isinstance(read_ahead, str) and read_ahead == "auto"
         ahead = opened.read_ahead if wants_auto else read_ahead
-        self._open(spec, opened.geometry, opened.driver, limit, eager, ahead, strict)
+        self._open(spec, opened.geometry, opened.driver, budget, eager, ahead, strict)
 
     @classmethod
     def on_driver(
@@ -109,7 +108,7 @@ class KVCache:
         driver: _native.Driver,
         *,
         layout: str,
-        memory: int | str,
+        memory: int | str | Budget,
         layers_per_arena: int | None = None,
         eager: bool = True,
         read_ahead: int = 0,
@@ -120,8 +119,8 @@ class KVCache:
         _check_type("spec", spec, CacheSpec)
         _check_type("driver", driver, _native.Driver)
         geometry = spec.geometry(layout, driver.page_size, layers_per_arena)
-        limit = parse_size(memory, "memory")
-        cache._open(spec, geometry, driver, limit, eager, read_ahead, strict)
+        budget = budget_of(memory)
+        cache._open(spec, geometry, driver, budget, eager, read_ahead, strict)
         return cache
 
     def _open(
@@ -129,7 +128,7 @@ class KVCache:
         spec: CacheSpec,
         geometry: Geometry,
         driver: _native.Driver,
-        memory: int,
+        budget: Budget,
         eager: bool,
         read_ahead: int | str,
         strict: bool,
@@ -142,10 +141,6 @@ class KVCache:
             raise ConfigError(
                 f"read_ahead={shown(read_ahead)}: use a number of tokens, 0 for none, or 'auto'"
             )
-        self._spec = spec
-        self._geometry = geometry
-        self._driver = driver
-        self._has_streams = _native.has_streams(driver.capabilities.name)
         self._dropped: list[Slot] = []
         self._native = _native.Cache(
             driver=driver,
@@ -154,43 +149,13 @@ class KVCache:
             max_tokens=geometry.max_tokens,
             guard_tokens=geometry.guard_tokens,
             token_bytes=geometry.token_bytes,
-            memory_limit=memory,
+            budget=budget,
             eager=eager,
             read_ahead=ahead,
             strict=strict,
         )
         self._tensors = LayerTensors(self._native, spec, geometry)
-        retire_at_exit(self, self._native)
-
-    @property
-    def spec(self) -> CacheSpec:
-        """What the cache was opened for."""
-        return self._spec
-
-    @property
-    def geometry(self) -> Geometry:
-        """Where tokens lie: layout, page size, arenas and strides."""
-        return self._geometry
-
-    @property
-    def driver(self) -> str:
-        """Name of the driver in use."""
-        return self._driver.capabilities.name
-
-    @property
-    def page_size(self) -> int:
-        """Granule of physical memory, in bytes."""
-        return self._geometry.page_size
-
-    @property
-    def layout(self) -> str:
-        """``"layer"`` or ``"token"``."""
-        return self._geometry.layout
-
-    @property
-    def closed(self) -> bool:
-        """Whether :meth:`close` was called."""
-        return self._native.closed
+        self._own(spec, geometry, driver, self._native)
 
     def acquire(self, tokens: int = 0) -> Slot:
         """Return a slot for a new request: the free one whose pages best fit ``tokens``.
@@ -201,8 +166,9 @@ class KVCache:
 
         Keep the slot until :meth:`release`. One that is dropped before its first
         :meth:`step`, as by Ctrl-C, is released at the next call; one with tokens, which
-        kernels may still read, stays live, is reported as a ``ResourceWarning`` and found
-        in :meth:`live_slots`.
+        kernels may still read, stays live and is found in :meth:`live_slots`. A
+        ``ResourceWarning`` names it at the next call of this, of :meth:`admit`,
+        :meth:`can_admit` or :meth:`close`, and where a step runs out of memory.
         """
         self._recover_dropped()
         return self._native.acquire(tokens)
@@ -239,7 +205,11 @@ class KVCache:
         :class:`~pyvattn.errors.BusyError` or
         :class:`~pyvattn.errors.DriverError`, with the cache unchanged.
         """
-        self._native.step(lengths if type(lengths) is dict else _dict_of(lengths))
+        try:
+            self._native.step(lengths if type(lengths) is dict else _dict_of(lengths))
+        except OutOfMemory:
+            self._recover_dropped()
+            raise
 
     def step_array(self, rows: Any, lengths: Any) -> None:
         """:meth:`step` for arrays: ``rows[i]`` gets ``lengths[i]`` tokens.
@@ -248,7 +218,11 @@ class KVCache:
         the same size; a row is ``slot.index``. Keep the slots too: the caller keeps
         track of which request each row belongs to.
         """
-        self._native.step_rows(rows, lengths)
+        try:
+            self._native.step_rows(rows, lengths)
+        except OutOfMemory:
+            self._recover_dropped()
+            raise
 
     def try_step(self, lengths: Mapping[Slot, int]) -> bool:
         """:meth:`step` where nothing has to be waited for but the driver; say if it was done.
@@ -258,7 +232,11 @@ class KVCache:
         again. Raises what :meth:`step` raises, and
         :class:`~pyvattn.errors.OutOfMemory` only where waiting would not help.
         """
-        return self._native.try_step(lengths if type(lengths) is dict else _dict_of(lengths))
+        try:
+            return self._native.try_step(lengths if type(lengths) is dict else _dict_of(lengths))
+        except OutOfMemory:
+            self._recover_dropped()
+            raise
 
     def trim(self, slot: Slot, length: int, after: object = None) -> None:
         """Shorten a slot to ``length`` tokens and give the pages past them back, zeroed.
@@ -308,8 +286,13 @@ class KVCache:
         return dict(self._native.live_pages())
 
     def _recover_dropped(self) -> None:
+        """Release what was dropped before its first step, and report the rest."""
+        _report(self._lost_slots())
+
+    def _lost_slots(self) -> list[Slot]:
+        """Return slots with tokens that were dropped since the last call; release others."""
         if not self._native.any_dropped:
-            return
+            return []
         live = self.live_slots()
         self._dropped = [slot for slot in self._dropped if slot in live]
         lost = []
@@ -319,13 +302,7 @@ class KVCache:
             else:
                 lost.append(slot)
         self._dropped += lost
-        if lost:
-            warnings.warn(
-                f"{', '.join(map(repr, lost))} dropped without release(): the pages stay taken; "
-                "find such slots in live_slots() and release them",
-                ResourceWarning,
-                stacklevel=3,
-            )
+        return lost
 
     def layer(self, index: int, from_dlpack: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
         """Return the K and V of one layer, each ``[max_slots, max_tokens, kv_heads, head_dim]``.
@@ -354,68 +331,25 @@ class KVCache:
         """Count pages, bytes, driver calls and time."""
         return Stats.read(self._native.stats())
 
-    def resize(self, memory: int | str) -> int:
-        """Move the memory limit; return the bytes that stay allocated.
-
-        Pages of released slots are given back first. Where live slots lie
-        scattered over slabs, more than the limit stays allocated, and nothing
-        new is until enough is free. Raises
-        :class:`~pyvattn.errors.LimitError` where live slots hold more.
-        """
-        return self._native.resize(parse_size(memory, "memory"))
-
     def close(self, after: object = None) -> None:
-        """Give everything back. Tensors keep their addresses, with nothing behind them.
-
-        Waits for ``after`` first, as :meth:`release` does. Where the driver fails,
-        :class:`~pyvattn.errors.DriverError` is raised once everything else was given
-        back; calling again gives back the rest.
-        """
-        if not self.closed:
-            # A device that takes no fence any more runs no kernels either.
-            with suppress(DriverError):
-                fence = self._fence(after)
-                if fence is not None:
-                    fence.wait()
+        """Give everything back: see :meth:`pyvattn.opened.Opened.close`."""
+        lost = self._lost_slots() if is_left_open(self._native) else []
         self._tensors.forget()
-        # Again after a close that failed: it gives back the rest.
-        self._native.close()
+        super().close(after)
+        _report(lost)
 
-    def _fence(self, after: object) -> _native.Fence | None:
-        if after is None and not self._has_streams:
-            return None
-        _, device = self._driver.capabilities.dlpack_device
-        return fence_after(self.driver, device, after)
+    def _bytes_allocated(self) -> int:
+        return self.stats().bytes_allocated
 
-    def __enter__(self) -> KVCache:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        s = self._spec
-        return (
-            f"<KVCache {s.layers} layers of {s.kv_heads}x{s.head_dim} {s.dtype}, {s.max_slots} "
-            f"slots of {s.max_tokens} tokens, driver {self.driver}, pages of "
-            f"{format_page_size(self.page_size)}, layout {self.layout}"
-            f"{', closed' if self.closed else ''}>"
+def _report(lost: list[Slot]) -> None:
+    if lost:
+        warnings.warn(
+            f"{', '.join(map(repr, lost))} dropped without release(): the pages stay taken; "
+            "find such slots in live_slots() and release them",
+            ResourceWarning,
+            stacklevel=4,
         )
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        raise CopyError(
-            "a KVCache cannot be copied or pickled: open one in each process with the same spec"
-        )
-
-    def __del__(self) -> None:
-        native = getattr(self, "_native", None)
-        if native is not None and is_left_open(native):
-            warnings.warn(left_open_text(self), ResourceWarning, source=self, stacklevel=2)
 
 
 def _dict_of(lengths: Mapping[Slot, int]) -> dict[Slot, int]:

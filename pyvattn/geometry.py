@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pyvattn import _native
 from pyvattn.errors import ConfigError, SpecError
 from pyvattn.text import shown
 from pyvattn.units import format_page_size, format_size, parse_size
@@ -113,7 +114,7 @@ def build_geometry(
     # In layout `layer` K and V are apart; otherwise `group` layers share an arena.
     split = layout == "layer"
     token_bytes = spec.tensor_token_bytes if split else group * spec.token_bytes_per_layer
-    row_bytes = _round_up(spec.row_tokens * token_bytes, page)
+    row_bytes = _native.row_bytes(spec.max_tokens, spec.guard_tokens, token_bytes, page)
     views = tuple(
         _layer_views(spec, layer, group, split, token_bytes, row_bytes)
         for layer in range(spec.layers)
@@ -140,11 +141,10 @@ def build_geometry(
 
 def addresses_refused(needed: int) -> str | None:
     """Say why ``needed`` bytes of addresses are too many for a cache, or return None."""
-    from pyvattn._native import MAX_VIRTUAL_BYTES
-
-    if needed <= MAX_VIRTUAL_BYTES:
+    most = _native.MAX_VIRTUAL_BYTES
+    if needed <= most:
         return None
-    return f"need {format_size(needed)} of addresses, more than {format_size(MAX_VIRTUAL_BYTES)}"
+    return f"need {format_size(needed)} of addresses, more than {format_size(most)}"
 
 
 def _layers_per_arena(spec: CacheSpec, layout: str, wanted: int | None) -> int:
@@ -192,7 +192,3 @@ def _layer_views(
         k=TensorView(k_arena, k_offset, (*shape, spec.head_dim), strides),
         v=TensorView(v_arena, v_offset, (*shape, v_dim), strides),
     )
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

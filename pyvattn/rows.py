@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from types import TracebackType
 from typing import Any
 
 from pyvattn import _native
+from pyvattn.budget import Budget, budget_of
 from pyvattn.errors import ArgumentError
-from pyvattn.fences import fence_after
 from pyvattn.geometry import Geometry
 from pyvattn.layers import LayerTensors
+from pyvattn.opened import Opened
 from pyvattn.resolve import open_driver
 from pyvattn.spec import CacheSpec
-from pyvattn.units import parse_size
 
 __all__ = ["BlockPool", "PoolStats", "RowMap"]
 
@@ -45,7 +44,7 @@ class PoolStats:
     bookkeeping_bytes: int
 
 
-class BlockPool:
+class BlockPool(Opened):
     """Physical memory by the block: one page in every arena, under one id.
 
     The arguments are those of :class:`pyvattn.KVCache`. Ids are whole numbers from 0;
@@ -64,7 +63,7 @@ class BlockPool:
         driver: str = "auto",
         page_size: int | str = "auto",
         layout: str = "auto",
-        memory: int | str,
+        memory: int | str | Budget,
         layers_per_arena: int | None = None,
         peer_access: bool = False,
     ) -> None:
@@ -77,7 +76,7 @@ class BlockPool:
             layers_per_arena=layers_per_arena,
             peer_access=peer_access,
         )
-        self._open(spec, opened.geometry, opened.driver, parse_size(memory, "memory"))
+        self._open(spec, opened.geometry, opened.driver, budget_of(memory))
 
     @classmethod
     def on_driver(
@@ -86,42 +85,20 @@ class BlockPool:
         driver: _native.Driver,
         *,
         layout: str,
-        memory: int | str,
+        memory: int | str | Budget,
         layers_per_arena: int | None = None,
     ) -> BlockPool:
         """Open a pool on a driver that was made before, such as one wrapped in adaptors."""
         pool = cls.__new__(cls)
         geometry = spec.geometry(layout, driver.page_size, layers_per_arena)
-        pool._open(spec, geometry, driver, parse_size(memory, "memory"))
+        pool._open(spec, geometry, driver, budget_of(memory))
         return pool
 
     def _open(
-        self, spec: CacheSpec, geometry: Geometry, driver: _native.Driver, memory: int
+        self, spec: CacheSpec, geometry: Geometry, driver: _native.Driver, budget: Budget
     ) -> None:
-        self._spec = spec
-        self._geometry = geometry
-        self._driver = driver
-        self._native = _native.BlockPool(driver=driver, arenas=geometry.arenas, memory_limit=memory)
-
-    @property
-    def spec(self) -> CacheSpec:
-        """What the pool was opened for."""
-        return self._spec
-
-    @property
-    def geometry(self) -> Geometry:
-        """Where tokens lie: layout, page size, arenas and strides."""
-        return self._geometry
-
-    @property
-    def driver(self) -> str:
-        """Name of the driver in use."""
-        return self._driver.capabilities.name
-
-    @property
-    def closed(self) -> bool:
-        """Whether :meth:`close` was called."""
-        return self._native.closed
+        self._native = _native.BlockPool(driver=driver, arenas=geometry.arenas, budget=budget)
+        self._own(spec, geometry, driver, self._native)
 
     def blocks_for(self, tokens: int) -> int:
         """Return how many blocks the first ``tokens`` tokens of a row take.
@@ -129,7 +106,7 @@ class BlockPool:
         Kernels may read up to ``spec.guard_tokens`` tokens further. Where the driver is
         not zero-backed (``cumem``, ``stock-uvm``), ask for so many more.
         """
-        return -(-tokens * self._geometry.token_bytes // self._geometry.page_size)
+        return self._geometry.pages(tokens)
 
     def allocate(self, count: int, after: int | None = None) -> list[int]:
         """Return ``count`` blocks that the caller holds, in runs as long as can be.
@@ -166,38 +143,9 @@ class BlockPool:
             **{field.name: getattr(counted, field.name) for field in fields(PoolStats)}
         )
 
-    def resize(self, memory: int | str) -> int:
-        """Move the memory limit and give free slabs back; return the bytes still allocated.
-
-        Raises :class:`~pyvattn.errors.LimitError` where more is held.
-        """
-        return self._native.resize(parse_size(memory, "memory"))
-
-    def close(self, after: object = None) -> None:
-        """Unmap every row of every map and give the memory back, once ``after`` has passed.
-
-        Tensors keep their addresses, with nothing behind them.
-        """
-        if not self.closed:
-            fence = self._fence(after)
-            if fence is not None:
-                fence.wait()
-        self._native.close()
-
-    def _fence(self, after: object) -> _native.Fence | None:
-        _, device = self._driver.capabilities.dlpack_device
-        return fence_after(self.driver, device, after)
-
-    def __enter__(self) -> BlockPool:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+    def _bytes_allocated(self) -> int:
+        stats = self.stats()
+        return stats.blocks_allocated * stats.block_bytes
 
 
 class RowMap:
@@ -208,7 +156,7 @@ class RowMap:
     :meth:`extend`, :meth:`trim` and :meth:`close` are staged; :meth:`flush` carries them
     out, as one batch, whole or not at all. A block may lie in many rows and positions; rows
     hold the blocks that they map. A closed row keeps its mappings until it is used again:
-    :meth:`open` prefers the row that has most of the blocks already.
+    :meth:`open` prefers the row that begins with the most of the blocks already.
 
     Any thread may call. :meth:`flush` lets others stage and flush other rows while the
     driver works, without the GIL: map what is known ahead from a thread of its own.

@@ -25,7 +25,7 @@ PYTHON = (  # pyvattn/ and cli/
     # sizes, dtypes, samples; CUDA and NVIDIA's text files
     ("cuda", "dtypes", "fences", "nvidia", "samples", "stats", "units"),
     # configs of models, rows of traces; pictures; what "auto" means; the end of the process
-    ("at_exit", "auto", "configs", "gpu_timing", "plots", "trace_rows"),
+    ("at_exit", "auto", "budget", "configs", "gpu_timing", "plots", "trace_rows"),
     # what a cache must hold, and where it lies
     ("geometry",),
     ("spec",),
@@ -37,8 +37,8 @@ PYTHON = (  # pyvattn/ and cli/
     ("detect",),
     # from "auto" to a driver, a page size and a layout
     ("resolve",),
-    # K and V of a layer as tensors
-    ("layers",),
+    # K and V of a layer as tensors; what owns memory until it is closed
+    ("layers", "opened"),
     ("cache", "rows"),
     # what runs over a cache
     ("attention", "probe", "replay"),

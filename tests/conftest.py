@@ -27,6 +27,11 @@ def _no_slab_is_left() -> Iterator[None]:
     assert not left, f"caches that were not closed left {len(left)} slabs open"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let fixtures close caches whose slots went with the test; tests of it use pytest.warns."""
+    config.addinivalue_line("filterwarnings", "ignore:Slot.* dropped without:ResourceWarning")
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A run in which no test passed has shown nothing: it fails."""
     if hasattr(session.config, "workerinput") or session.config.option.collectonly:

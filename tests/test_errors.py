@@ -63,7 +63,7 @@ def test_driver_error_says_operation_address_size_and_status(faulty):
 
 
 def test_driver_out_of_memory_outside_the_pool():
-    limited = _native.LimitAdaptor(_native.make_driver("host", PAGE), PAGE)
+    limited = _native.LimitAdaptor(_native.make_driver("host", PAGE), _native.MemoryLimit(PAGE))
     with pytest.raises(errors.OutOfMemory, match="memory limit") as caught:
         limited.allocate_slab(2 * PAGE)
     assert caught.value.requested == 2 * PAGE

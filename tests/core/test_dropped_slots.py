@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 from checked_cache import small_spec
 
-from pyvattn import ClosedError, KVCache
+from pyvattn import ClosedError, KVCache, OutOfMemory
 
 
 @pytest.fixture
@@ -55,6 +57,39 @@ def test_a_step_back_to_nothing_does_not_make_a_slot_empty(cache):
     with pytest.warns(ResourceWarning, match="dropped"):
         assert cache.can_admit(1)
     assert len(cache.live_slots()) == 1
+
+
+@pytest.mark.parametrize("how", ["step", "try_step", "step_array", "admit"])
+def test_a_step_that_runs_out_of_memory_names_the_slots_that_hold_it(how):
+    with KVCache(small_spec(max_slots=2), device="cpu", memory="6MiB") as cache:
+        kept = cache.acquire()
+        cache.step({cache.acquire(): 1000})
+        calls = {
+            "step": lambda: cache.step({kept: 1000}),
+            "try_step": lambda: cache.try_step({kept: 1000}),
+            "step_array": lambda: cache.step_array(array("q", [kept.index]), array("q", [1000])),
+        }
+        if how == "admit":
+            cache.release(kept)
+            calls["admit"] = lambda: cache.admit(1000)
+        with pytest.warns(ResourceWarning, match=r"Slot\(\d\) dropped"), pytest.raises(OutOfMemory):
+            calls[how]()
+        for slot in list(cache.live_slots()):
+            cache.release(slot)
+
+
+def test_closing_names_the_slots_that_were_dropped(cache):
+    cache.step({cache.acquire(): 100})
+    with pytest.warns(ResourceWarning, match=r"Slot\(\d\) dropped"):
+        cache.close()
+
+
+def test_closing_twice_or_after_a_clean_run_says_nothing(cache, recwarn):
+    slot = cache.acquire()
+    cache.step({slot: 100})
+    cache.close()
+    cache.close()
+    assert not recwarn
 
 
 def test_a_released_slot_may_go(cache, recwarn):

@@ -208,6 +208,68 @@ def test_a_daemon_thread_can_still_be_joined_at_exit():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+POOL = """
+spec = pyvattn.CacheSpec(2, 4, 64, "float32", max_slots=4, max_tokens=1024)
+pool = pyvattn.BlockPool(spec, device="cpu", memory="64MiB", layout="layer")
+rows = pyvattn.RowMap(pool)
+cache.close()
+"""
+
+SERVE_ROWS = (
+    POOL
+    + """
+import threading
+serving = threading.Event()
+blocks = pool.allocate(8)
+row = rows.open(blocks)
+rows.flush()
+keys, _ = rows.layer(0, numpy.from_dlpack)
+def serve():
+    while True:
+        keys[row, :500] = 1
+        other = rows.open(blocks[:3])
+        rows.flush()
+        rows.blocks(row), rows.open_rows(), pool.stats()
+        rows.close(other)
+        pool.release(pool.allocate(2))
+        serving.set()
+thread = threading.Thread(target=serve, daemon=True)
+thread.start()
+serving.wait()
+"""
+)
+
+
+def test_a_pool_that_is_open_at_exit_is_named():
+    done = run(POOL + "pool.allocate(3)", "-W", "always::ResourceWarning")
+    assert "BlockPool 2 layers" in done.stderr
+    assert "was not closed and held" in done.stderr
+
+
+@pytest.mark.parametrize("attempt", range(4))
+def test_a_daemon_thread_that_drives_rows_at_exit_ends_quietly(attempt):
+    done = run(SERVE_ROWS)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_pool_that_is_open_is_closed_at_exit():
+    done = run(
+        POOL,
+        before="""
+import atexit
+def late():
+    print(pool.closed)
+    for call in (lambda: pool.allocate(1), lambda: rows.open([])):
+        try:
+            call()
+        except pyvattn.ClosedError:
+            print("told")
+atexit.register(late)
+""",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\ntold\ntold\n", "")
+
+
 def test_what_is_open_is_closed_at_exit():
     """For handlers that run after ours; the thread that ends the process is told."""
     done = run(

@@ -1,28 +1,38 @@
-// How much memory may be allocated: a number, or whatever else grants it.
+// How much memory may be held: a number, or a lease from whoever shares memory out.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 namespace pyvattn {
 
-// Allocating and freeing slabs keeps `allocated()`: a budget is also an adaptor, or
-// stands behind one.
+// Caches and pools of one process may share a budget. Any thread may call, also under the
+// locks of a cache: a budget neither waits for long nor calls back.
 class Budget {
  public:
   virtual ~Budget() = default;
 
-  // Bytes that may be allocated in all, and bytes that are. More may be allocated than
-  // allowed, after the limit has moved.
+  // Bytes that may be held at this moment, by all who share the budget. The limit may move
+  // at any time, below what is held as well: then nothing is granted until enough was given
+  // back.
   virtual std::uint64_t limit() const = 0;
-  virtual std::uint64_t allocated() const = 0;
+  virtual std::uint64_t held() const = 0;
+  // Asks for another limit. What a lease is granted may be less.
   virtual void set_limit(std::uint64_t limit) = 0;
 
-  // Bytes that may still be allocated.
-  std::uint64_t headroom() const {
+  // Takes bytes that are about to be allocated. False, with nothing taken, where so many
+  // may not be held.
+  virtual bool take(std::uint64_t bytes) = 0;
+  // Returns bytes that were freed.
+  virtual void give_back(std::uint64_t bytes) noexcept = 0;
+
+  // Bytes that take() would grant; an estimate where others take at the same time.
+  virtual std::uint64_t headroom() const {
     const std::uint64_t most = limit();
-    const std::uint64_t used = allocated();
+    const std::uint64_t used = held();
     return most > used ? most - used : 0;
   }
 };
+using BudgetPtr = std::shared_ptr<Budget>;
 
 }  // namespace pyvattn

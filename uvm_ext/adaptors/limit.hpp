@@ -1,29 +1,27 @@
-// Keeps the bytes of all slabs under a limit that can move at run time.
+// Holds the bytes of all slabs to a budget.
 #pragma once
 
-#include <atomic>
 #include <unordered_map>
 
 #include "adaptors/adaptor.hpp"
 #include "adaptors/budget.hpp"
+#include "base/fork.hpp"
 
 namespace pyvattn {
 
-class LimitAdaptor final : public Adaptor, public Budget {
+class LimitAdaptor final : public Adaptor {
  public:
-  LimitAdaptor(DriverPtr inner, std::uint64_t limit) : Adaptor(std::move(inner)), limit_(limit) {}
+  LimitAdaptor(DriverPtr inner, BudgetPtr budget)
+      : Adaptor(std::move(inner)), budget_(std::move(budget)) {}
+  ~LimitAdaptor() override;
 
-  // Throws DriverOutOfMemory where the slab would pass the limit.
+  // Throws DriverOutOfMemory where the budget does not grant the slab.
   SlabId allocate_slab(std::size_t bytes) override;
   void free_slab(SlabId slab) override;
 
-  std::uint64_t limit() const override { return limit_; }
-  std::uint64_t allocated() const override { return allocated_; }
-  void set_limit(std::uint64_t limit) override { limit_ = limit; }
-
  private:
-  std::atomic<std::uint64_t> limit_;
-  std::atomic<std::uint64_t> allocated_{0};
+  const BudgetPtr budget_;
+  const int fork_generation_ = fork_generation();
   std::unordered_map<SlabId, std::size_t> sizes_;
 };
 

@@ -323,13 +323,20 @@ std::size_t BlockPool::trim(std::uint64_t target) {
   std::size_t returned = 0;
   // The newest first: what was allocated last is what a failed call took.
   for (auto i = static_cast<std::uint32_t>(slabs_.size()); i-- > 0;) {
-    if (budget_.allocated() <= target) break;
+    if (bytes_allocated() <= target) break;
     const Slab& slab = slabs_[i];
     if (slab.blocks == 0 || slab.blocks_free != slab.blocks) continue;
     give_back(i);
     ++returned;
   }
   return returned;
+}
+
+std::size_t BlockPool::trim_to_limit(std::uint64_t limit) {
+  const std::uint64_t held = budget_.held();
+  const std::uint64_t over = held - std::min(held, limit);
+  const std::uint64_t own = bytes_allocated();
+  return trim(own - std::min(own, over));
 }
 
 // --- reading the books ---

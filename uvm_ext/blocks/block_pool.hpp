@@ -65,9 +65,11 @@ class BlockPool {
   // The same, and appends what was taken.
   void retake(const BlockRun& run, std::vector<BlockRun>& out);
 
-  // Gives slabs that hold nothing back to the driver until the budget's `allocated()` is
-  // at most `target` bytes. Returns the number given back.
+  // Gives slabs that hold nothing back to the driver until no more than `target` bytes of
+  // the pool's are allocated; returns how many slabs. Throws DriverError.
   std::size_t trim(std::uint64_t target);
+  // The same until the budget holds no more than `limit`, with what others hold of it.
+  std::size_t trim_to_limit(std::uint64_t limit);
 
   // Where the pages of a block lie: that of arena `a` at `offset + a * stride` of `slab`.
   struct Place {
@@ -85,6 +87,7 @@ class BlockPool {
   std::size_t page_size() const { return page_size_; }
   std::uint64_t block_bytes() const { return std::uint64_t{arenas_} * page_size_; }
   std::uint64_t blocks_allocated() const { return blocks_allocated_; }
+  std::uint64_t bytes_allocated() const { return blocks_allocated_ * block_bytes(); }
   std::uint64_t blocks_free() const { return blocks_free_; }
   // Blocks that allocate() can hand out: free ones and those of slabs yet to come.
   std::uint64_t blocks_available() const;

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <exception>
 #include <string>
+#include <utility>
 
+#include "adaptors/limit.hpp"
 #include "adaptors/serialized.hpp"
 #include "base/errors.hpp"
 #include "base/fork.hpp"
@@ -27,9 +29,11 @@ const Geometry& checked(const Geometry& g) {
 
 }  // namespace
 
-Cache::Cache(const DriverPtr& driver, const Geometry& geometry, const CacheOptions& options)
-    : budget_(std::make_shared<LimitAdaptor>(driver, options.memory_limit)),
-      statistics_(std::make_shared<StatisticsAdaptor>(budget_)),
+Cache::Cache(const DriverPtr& driver, const Geometry& geometry, BudgetPtr budget,
+             const CacheOptions& options)
+    : budget_(std::move(budget)),
+      statistics_(
+          std::make_shared<StatisticsAdaptor>(std::make_shared<LimitAdaptor>(driver, budget_))),
       driver_(std::make_shared<SerializedAdaptor>(statistics_)),
       geometry_(checked(geometry)),
       math_(geometry, !driver->capabilities().zero_backed),
@@ -40,9 +44,8 @@ Cache::Cache(const DriverPtr& driver, const Geometry& geometry, const CacheOptio
       rows_(driver_, geometry),
       pool_(std::make_unique<BlockPool>(
           *driver_, *budget_, geometry.arenas,
-          slab_blocks(*driver, geometry.arenas, options.memory_limit, options.slab_bytes))),
-      slots_(rows_),
-      wanted_(geometry.slots, 0) {
+          slab_blocks(*driver, geometry.arenas, budget_->limit(), options.slab_bytes))),
+      slots_(rows_) {
   constexpr std::int32_t kCpu = 1;
   if (strict_ && driver->capabilities().dlpack_device_type != kCpu) {
     throw ConfigError(
@@ -82,16 +85,30 @@ std::uint64_t Cache::resize(std::uint64_t memory_limit) {
                      bytes_text(std::max<std::uint64_t>(live, 1) * block) +
                      " that live slots hold: release some first");
   }
-  if (memory_limit < budget_->allocated()) {
-    pool_->trim(memory_limit);
-    for (const Tail& tail : spare_tails(spare_blocks())) {
-      if (budget_->allocated() <= memory_limit) break;
-      unmap_tail(tail);
-      pool_->trim(memory_limit);
-    }
-  }
+  give_back_past(memory_limit);
   budget_->set_limit(memory_limit);
-  return budget_->allocated();
+  return pool_->bytes_allocated();
+}
+
+std::uint64_t Cache::give_back() {
+  check_usable();
+  const Lock lock(mutex_);
+  check_usable();
+  settle();
+  give_back_past(budget_->limit());
+  return pool_->bytes_allocated();
+}
+
+// Until the budget holds no more than the limit: slabs that hold nothing, and then those that
+// hold nothing once spare tails are gone.
+void Cache::give_back_past(std::uint64_t limit) {
+  pool_->trim_to_limit(limit);
+  if (budget_->held() <= limit) return;
+  for (const Tail& tail : spare_tails(spare_blocks())) {
+    unmap_tail(tail, From::foreground);
+    pool_->trim_to_limit(limit);
+    if (budget_->held() <= limit) return;
+  }
 }
 
 void Cache::close() {
@@ -108,7 +125,7 @@ void Cache::close() {
     if (head.state == SlotState::live) ++head.generation;
     slots_.set_state(slot, SlotState::free);
     try {
-      unmap_tail({slot, 0});
+      unmap_tail({slot, 0}, From::foreground);
     } catch (const std::exception&) {
       failure = std::current_exception();
     }

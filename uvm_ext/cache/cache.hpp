@@ -11,10 +11,12 @@
 #include <string>
 #include <vector>
 
-#include "adaptors/limit.hpp"
+#include "adaptors/budget.hpp"
 #include "adaptors/statistics.hpp"
 #include "base/mutex.hpp"
 #include "blocks/block_pool.hpp"
+#include "cache/cache_stats.hpp"
+#include "cache/cache_types.hpp"
 #include "cache/forecast.hpp"
 #include "cache/mapper.hpp"
 #include "cache/slot_table.hpp"
@@ -23,77 +25,11 @@
 
 namespace pyvattn {
 
-struct CacheOptions {
-  std::uint64_t memory_limit = 0;
-  // Zero: chosen from the limit.
-  std::size_t slab_bytes = 0;
-  // Map the next decode step's pages, and those of the next admission, in the
-  // background; clean released slots there as well.
-  bool eager = true;
-  // Where the page pool has room, growing slots get pages for so many more tokens than
-  // they need now, as far as requests tend to grow. No slot gives up pages for it, and
-  // slots that need pages may take them back. Zero: none.
-  std::uint32_t read_ahead = 0;
-  // For finding bugs, where the CPU reaches the memory: after every step, what is mapped past
-  // a slot's length is NaN in every dtype, so that who reads there, or reads what was never
-  // written, sees it.
-  bool strict = false;
-};
-
-// A slot as it was acquired: the generation tells a slot from its later uses.
-struct SlotRef {
-  // Any request that is live in the row: for callers who keep track of rows themselves.
-  static constexpr std::uint32_t kCurrent = 0;
-
-  std::uint32_t index = 0;
-  std::uint32_t generation = kCurrent;
-};
-
-struct SlotLength {
-  SlotRef slot;
-  std::int64_t length = 0;
-};
-
-// A live slot, and the blocks under its row.
-struct LiveSlot {
-  SlotRef slot;
-  std::uint32_t length = 0;
-  // The longest length so far.
-  std::uint32_t written = 0;
-  std::vector<BlockId> blocks;
-};
-
-struct CacheStats {
-  std::uint64_t pages_allocated = 0;
-  std::uint64_t pages_free = 0;
-  std::uint64_t pages_mapped = 0;
-  std::uint64_t pages_quarantined = 0;
-  std::uint64_t pages_live = 0;
-  std::uint64_t pages_retained = 0;
-  std::uint64_t pages_ahead = 0;
-  std::uint64_t page_size = 0;
-  std::uint64_t slabs = 0;
-  std::uint64_t slots_live = 0;
-  std::uint64_t memory_limit = 0;
-  std::uint64_t bytes_used = 0;
-  std::uint64_t bytes_reserved = 0;
-  std::uint64_t map_calls = 0;
-  std::uint64_t map_batches = 0;
-  std::uint64_t map_bytes = 0;
-  std::uint64_t unmap_calls = 0;
-  std::uint64_t driver_failures = 0;
-  std::uint64_t prefetch_failures = 0;
-  std::uint64_t reclaimed_pages = 0;
-  std::uint64_t zeroed_bytes = 0;
-  double map_seconds_blocking = 0;
-  double map_seconds_hidden = 0;
-  double zero_seconds = 0;
-  std::uint64_t bookkeeping_bytes = 0;
-};
-
 class Cache {
  public:
-  Cache(const DriverPtr& driver, const Geometry& geometry, const CacheOptions& options);
+  // Throws ConfigError, and what the driver throws.
+  Cache(const DriverPtr& driver, const Geometry& geometry, BudgetPtr budget,
+        const CacheOptions& options);
   ~Cache();
   Cache(const Cache&) = delete;
   Cache& operator=(const Cache&) = delete;
@@ -126,9 +62,13 @@ class Cache {
   // Waits until the background has done what it was asked for.
   void drain();
 
-  // Moves the memory limit; returns the bytes allocated afterwards. Throws LimitError
-  // where live slots hold more.
+  // Moves the budget's limit; returns the bytes that the cache has allocated afterwards.
+  // Throws LimitError where live slots hold more.
   std::uint64_t resize(std::uint64_t memory_limit);
+  // Gives back what the budget, whose limit has fallen, no longer has room for, as far as
+  // live slots can spare it; returns the bytes that stay allocated. The background does the
+  // same when it next has something to do.
+  std::uint64_t give_back();
   // Unmaps and frees everything. Tensors keep their addresses reserved. Idempotent.
   void close();
   // For the end of the process: ends the thread and refuses further calls. Memory stays
@@ -161,6 +101,9 @@ class Cache {
     std::uint32_t kept = 0;
   };
 
+  // cache.cpp
+  void give_back_past(std::uint64_t limit) REQUIRES(mutex_);
+
   // cache_checks.cpp
   void check_usable() const;
   std::uint32_t check_live(const SlotRef& slot) const REQUIRES(mutex_);
@@ -188,9 +131,9 @@ class Cache {
   std::uint64_t blocks_needed(const std::vector<Target>& targets) const REQUIRES(mutex_);
   bool try_grow(const std::vector<Target>& targets, std::uint64_t from_pool, From from)
       REQUIRES(mutex_);
-  void run(RowBatch& batch, From from) REQUIRES(mutex_);
+  void run(RowBatch& batch, From from, std::uint64_t& in_flight) REQUIRES(mutex_);
   void follow(const RowBatch& batch) REQUIRES(mutex_);
-  void unmap_tail(const Tail& tail) REQUIRES(mutex_);
+  void unmap_tail(const Tail& tail, From from) REQUIRES(mutex_);
   void wait_not_in_flight(std::uint32_t slot) REQUIRES(mutex_);
   [[noreturn]] void throw_out_of_memory(std::uint64_t blocks, const std::string& cause)
       REQUIRES(mutex_);
@@ -211,18 +154,20 @@ class Cache {
   bool can_have(std::uint64_t blocks) const REQUIRES(mutex_);
 
   // cache_background.cpp
+  std::uint32_t blocks_written(std::uint32_t slot) const REQUIRES(mutex_);
   std::vector<Positions> dirty_positions(std::uint32_t slot) const REQUIRES(mutex_);
   void clean(std::uint32_t slot) REQUIRES(mutex_);
   void settle() REQUIRES(mutex_);
   bool do_background_work();
   bool prefetch_some() REQUIRES(mutex_);
+  bool give_back_some() REQUIRES(mutex_);
   bool prepare_admission() REQUIRES(mutex_);
   void ask(std::uint32_t slot, std::uint32_t tokens) REQUIRES(mutex_);
   void wake_mapper();
   void nudge_mapper();
 
   // --- set when the cache is opened ---
-  const std::shared_ptr<LimitAdaptor> budget_;
+  const BudgetPtr budget_;
   const std::shared_ptr<StatisticsAdaptor> statistics_;
   const DriverPtr driver_;
   const Geometry geometry_;
@@ -246,15 +191,17 @@ class Cache {
   RowTable rows_ GUARDED_BY(mutex_);
   std::unique_ptr<BlockPool> pool_ PT_GUARDED_BY(mutex_);
   SlotTable slots_ GUARDED_BY(mutex_);
-  // The length asked for in the background, by slot; zero: none.
-  std::vector<std::uint32_t> wanted_ GUARDED_BY(mutex_);
+  // Slots with a length that the background was asked for.
   std::vector<std::uint32_t> wanted_slots_ GUARDED_BY(mutex_);
   bool admission_wanted_ GUARDED_BY(mutex_) = false;
   Forecast forecast_ GUARDED_BY(mutex_);
 
   std::uint32_t call_ GUARDED_BY(mutex_) = 0;
   std::uint64_t tokens_used_ GUARDED_BY(mutex_) = 0;
-  std::uint64_t blocks_in_flight_ GUARDED_BY(mutex_) = 0;
+  // Blocks that have left the pool and are in no row yet: of slots that grow, and of free
+  // ones that are made ready for a request.
+  std::uint64_t live_in_flight_ GUARDED_BY(mutex_) = 0;
+  std::uint64_t free_in_flight_ GUARDED_BY(mutex_) = 0;
   std::uint64_t reclaimed_blocks_ GUARDED_BY(mutex_) = 0;
   std::uint64_t prefetch_failures_ GUARDED_BY(mutex_) = 0;
   double blocking_seconds_ GUARDED_BY(mutex_) = 0;

@@ -10,11 +10,17 @@
 
 namespace pyvattn {
 
+// Blocks that hold any token which the slot's request, or its last one, may have written.
+std::uint32_t Cache::blocks_written(std::uint32_t slot) const {
+  return std::min(math_.pages_touched(slots_.head(slot).written), slots_.blocks(slot));
+}
+
 std::vector<Positions> Cache::dirty_positions(std::uint32_t slot) const {
   std::vector<Positions> dirty;
   const std::vector<BlockId>& blocks = rows_.blocks(slot);
+  const std::uint32_t written = blocks_written(slot);
   for (std::uint32_t i = 0; i < blocks.size(); ++i) {
-    if (!pool_->is_dirty(blocks[i])) continue;
+    if (i >= written && !pool_->is_dirty(blocks[i])) continue;
     if (dirty.empty() || dirty.back().first + dirty.back().count < i) dirty.push_back({slot, i, 0});
     ++dirty.back().count;
   }
@@ -41,6 +47,7 @@ void Cache::clean(std::uint32_t slot) {
   }
   rows_.set_fence(slot, std::move(done));
   for (BlockId block : rows_.blocks(slot)) pool_->mark_clean({block, 1});
+  slots_.head(slot).written = 0;
   slots_.set_state(slot, SlotState::free);
   settled_.notify_all();
 }
@@ -56,8 +63,9 @@ void Cache::settle() {
 // --- the background ---
 
 void Cache::ask(std::uint32_t slot, std::uint32_t tokens) {
-  if (wanted_[slot] == 0) wanted_slots_.push_back(slot);
-  wanted_[slot] = std::max(wanted_[slot], tokens);
+  std::uint32_t& wanted = slots_.wanted(slot);
+  if (wanted == 0) wanted_slots_.push_back(slot);
+  wanted = std::max(wanted, tokens);
 }
 
 void Cache::wake_mapper() {
@@ -78,6 +86,7 @@ bool Cache::do_background_work() {
       clean(slots_.first(SlotState::released));
       return true;
     }
+    if (give_back_some()) return true;
     return prepare_admission();
   } catch (const std::exception&) {
     // What the background cannot do, for want of the process's own memory as well, is
@@ -99,7 +108,7 @@ bool Cache::prefetch_some() {
   while (!wanted_slots_.empty() && targets.size() < most) {
     const std::uint32_t slot = wanted_slots_.back();
     wanted_slots_.pop_back();
-    const std::uint32_t tokens = std::exchange(wanted_[slot], 0);
+    const std::uint32_t tokens = std::exchange(slots_.wanted(slot), 0);
     const SlotHead& head = slots_.head(slot);
     looked = true;
     if (head.state == SlotState::live && !rows_.is_in_flight(slot) && tokens > head.capacity) {
@@ -111,6 +120,21 @@ bool Cache::prefetch_some() {
     if (!try_grow(targets, pool_->blocks_available(), From::background)) ++prefetch_failures_;
   }
   return looked;
+}
+
+// Where the budget's limit has fallen: gives back slabs that hold nothing, or unmaps one
+// spare tail. False where that is not needed, or nothing is left.
+bool Cache::give_back_some() {
+  const std::uint64_t limit = budget_->limit();
+  if (budget_->held() <= limit) return false;
+  if (pool_->trim_to_limit(limit) > 0) return true;
+  const std::vector<Tail> tails = spare_tails(1);
+  if (tails.empty() || !rows_.is_ready(tails.front().slot)) return false;
+  const Tail tail = tails.front();
+  // While the lock is released, no step must count on blocks that are about to go.
+  slots_.head(tail.slot).capacity = math_.capacity(tail.kept);
+  unmap_tail(tail, From::background);
+  return true;
 }
 
 // Gives one free slot the blocks of a typical request, if that takes none from other slots.

@@ -35,7 +35,7 @@ std::uint64_t Cache::blocks_needed(const std::vector<Target>& targets) const {
 // has room, and the rest from tails that other slots can spare. False where those hold too
 // little.
 bool Cache::try_grow(const std::vector<Target>& wanted, std::uint64_t from_pool, From from) {
-  RowBatch batch(*driver_, *budget_, *pool_, rows_);
+  RowBatch batch(*driver_, *pool_, rows_);
   for (const Target& target : wanted) batch.claim(target.slot);
   std::vector<Target> targets = wanted;
   std::vector<Tail> tails;
@@ -56,17 +56,18 @@ bool Cache::try_grow(const std::vector<Target>& wanted, std::uint64_t from_pool,
   batch.seal();
   // While the lock is released, no step must count on blocks that are about to go.
   for (const auto& [slot, kept] : tails) slots_.head(slot).capacity = math_.capacity(kept);
-  run(batch, from);
+  const bool is_free = slots_.head(wanted.front().slot).state == SlotState::free;
+  run(batch, from, is_free ? free_in_flight_ : live_in_flight_);
   reclaimed_blocks_ += batch.blocks_lent();
   return true;
 }
 
 // Makes the driver calls of a plan: with the lock held in the foreground, where the caller
 // waits anyway; without it in the background, so that a step that needs nothing is not
-// held up.
-void Cache::run(RowBatch& batch, From from) {
-  const std::uint64_t in_flight = batch.blocks_in_flight();
-  blocks_in_flight_ += in_flight;
+// held up. `in_flight` counts the blocks meanwhile.
+void Cache::run(RowBatch& batch, From from, std::uint64_t& in_flight) {
+  const std::uint64_t blocks = batch.blocks_in_flight();
+  in_flight += blocks;
   try {
     if (from == From::background) {
       const Unlocked unlocked(mutex_);
@@ -75,12 +76,12 @@ void Cache::run(RowBatch& batch, From from) {
       batch.execute();
     }
   } catch (...) {
-    blocks_in_flight_ -= in_flight;
+    in_flight -= blocks;
     batch.roll_back();
     follow(batch);
     throw;
   }
-  blocks_in_flight_ -= in_flight;
+  in_flight -= blocks;
   batch.commit();
   follow(batch);
 }
@@ -95,13 +96,13 @@ void Cache::follow(const RowBatch& batch) {
 }
 
 // Unmaps blocks that are not in use and gives them to the pool.
-void Cache::unmap_tail(const Tail& tail) {
+void Cache::unmap_tail(const Tail& tail, From from) {
   const std::uint32_t blocks = slots_.blocks(tail.slot);
   if (tail.kept >= blocks) return;
-  RowBatch batch(*driver_, *budget_, *pool_, rows_);
+  RowBatch batch(*driver_, *pool_, rows_);
   batch.cut({tail.slot, tail.kept, blocks - tail.kept});
   batch.seal();
-  run(batch, From::foreground);
+  run(batch, from, free_in_flight_);
 }
 
 // Remembers what the slots of a step were claimed for. Without keep() the claims become

@@ -97,16 +97,16 @@ SlotRef Cache::acquire(std::int64_t tokens) {
   return slot;
 }
 
-// Takes the request's blocks out of use. What it wrote is dirty from here on.
+// Takes the request's blocks out of use. What it wrote is dirty from here on: `written` says
+// how far, and clean() looks at the blocks themselves, which are in no cache by now.
 void Cache::end_request(std::uint32_t slot, FencePtr after) {
   SlotHead& head = slots_.head(slot);
   tokens_used_ -= head.length;
   head.length = 0;
   rows_.set_fence(slot, std::move(after));
-  if (wanted_[slot] != 0) wanted_[slot] = 1;
-  const std::uint32_t touched = std::min(math_.pages_touched(head.written), slots_.blocks(slot));
-  for (std::uint32_t i = 0; i < touched; ++i) pool_->mark_dirty({rows_.block(slot, i), 1});
-  const bool is_dirty = touched > 0 || (strict_ && !dirty_positions(slot).empty());
+  std::uint32_t& wanted = slots_.wanted(slot);
+  if (wanted != 0) wanted = 1;
+  const bool is_dirty = blocks_written(slot) > 0 || (strict_ && !dirty_positions(slot).empty());
   slots_.set_state(slot, is_dirty ? SlotState::released : SlotState::free);
 }
 

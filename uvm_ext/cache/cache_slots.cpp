@@ -48,11 +48,10 @@ void Cache::trim(const SlotRef& ref, std::int64_t tokens, FencePtr after) {
 void Cache::cut_tail(std::uint32_t slot, std::uint32_t kept, const FencePtr& after) {
   SlotHead& head = slots_.head(slot);
   const std::uint32_t blocks = slots_.blocks(slot);
-  const std::uint32_t dirty =
-      std::max(kept, strict_ ? blocks : std::min(blocks, math_.pages_touched(head.written)));
+  const std::uint32_t dirty = std::max(kept, strict_ ? blocks : blocks_written(slot));
   const Positions tail = {slot, kept, blocks - kept};
   const std::vector<Range> ranges = rows_.ranges({slot, kept, dirty - kept});
-  RowBatch batch(*driver_, *budget_, *pool_, rows_);
+  RowBatch batch(*driver_, *pool_, rows_);
   batch.cut(tail);
   batch.seal();
   // While the lock is released, no step must count on blocks that are about to go.

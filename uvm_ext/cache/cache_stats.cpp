@@ -19,11 +19,11 @@ CacheStats Cache::stats() {
   s.page_size = geometry_.page_size;
   s.pages_allocated = pool_->blocks_allocated() * pages;
   s.pages_free = pool_->blocks_free() * pages;
-  s.pages_live = (slots_.blocks_in(SlotState::live) + free - spare + blocks_in_flight_) * pages;
+  s.pages_live = (slots_.blocks_in(SlotState::live) + free - spare + live_in_flight_) * pages;
   s.pages_quarantined =
       (slots_.blocks_in(SlotState::released) + slots_.blocks_in(SlotState::cleaning) + fenced) *
       pages;
-  s.pages_retained = (spare - fenced) * pages;
+  s.pages_retained = (spare - fenced + free_in_flight_) * pages;
   s.pages_ahead = (spare - free) * pages;
   s.pages_mapped = s.pages_live + s.pages_retained;
   s.slabs = pool_->slabs();

@@ -5,7 +5,7 @@
 #include <optional>
 #include <vector>
 
-#include "cache/slot_lists.hpp"
+#include "base/index_lists.hpp"
 #include "rows/row_table.hpp"
 
 namespace pyvattn {
@@ -30,7 +30,7 @@ struct alignas(32) SlotHead {
 
 class SlotTable {
  public:
-  static constexpr std::uint32_t kNone = SlotLists::kEnd;
+  static constexpr std::uint32_t kNone = IndexLists::kEnd;
 
   // One slot for each of the table's rows.
   explicit SlotTable(RowTable& rows);
@@ -44,6 +44,8 @@ class SlotTable {
   // The length that its request was acquired for.
   std::uint32_t& asked(std::uint32_t slot) { return books_[slot].asked; }
   std::uint32_t asked(std::uint32_t slot) const { return books_[slot].asked; }
+  // The length asked for in the background; zero: none.
+  std::uint32_t& wanted(std::uint32_t slot) { return books_[slot].wanted; }
 
   // Blocks of a slot, as of the last call of set_blocks(), which follows every change of its row.
   std::uint32_t blocks(std::uint32_t slot) const { return books_[slot].blocks; }
@@ -78,6 +80,7 @@ class SlotTable {
   struct Books {
     std::uint32_t blocks = 0;
     std::uint32_t asked = 0;
+    std::uint32_t wanted = 0;
   };
 
   static std::uint32_t list_of(SlotState state) { return static_cast<std::uint32_t>(state); }
@@ -91,9 +94,9 @@ class SlotTable {
   RowTable& rows_;
   std::vector<SlotHead> heads_;
   std::vector<Books> books_;
-  SlotLists by_state_;
+  IndexLists by_state_;
   // The free slots, by how many blocks they have; a bit for each list that is not empty.
-  SlotLists by_blocks_;
+  IndexLists by_blocks_;
   std::vector<std::uint64_t> lengths_;
   std::uint32_t slot_counts_[4] = {0, 0, 0, 0};
   std::uint64_t block_counts_[4] = {0, 0, 0, 0};

@@ -21,8 +21,10 @@ namespace {
 // the objects that Python has of them.
 class NumberedCache {
  public:
-  NumberedCache(const DriverPtr& driver, const Geometry& geometry, const CacheOptions& options)
-      : cache(driver, geometry, options), slots(std::make_shared<SlotObjects>(geometry.slots)) {}
+  NumberedCache(const DriverPtr& driver, const Geometry& geometry, const BudgetPtr& budget,
+                const CacheOptions& options)
+      : cache(driver, geometry, budget, options),
+        slots(std::make_shared<SlotObjects>(geometry.slots)) {}
 
   Cache cache;
   const std::shared_ptr<SlotObjects> slots;
@@ -164,32 +166,10 @@ TensorView view(NumberedCache& self, std::uint32_t arena, std::uint64_t offset,
 }
 
 void bind_stats(py::module_& module) {
-  py::class_<CacheStats>(module, "CacheStats", "See pyvattn.cache.Stats.")
-      .def_readonly("pages_allocated", &CacheStats::pages_allocated)
-      .def_readonly("pages_free", &CacheStats::pages_free)
-      .def_readonly("pages_mapped", &CacheStats::pages_mapped)
-      .def_readonly("pages_quarantined", &CacheStats::pages_quarantined)
-      .def_readonly("pages_live", &CacheStats::pages_live)
-      .def_readonly("pages_retained", &CacheStats::pages_retained)
-      .def_readonly("pages_ahead", &CacheStats::pages_ahead)
-      .def_readonly("page_size", &CacheStats::page_size)
-      .def_readonly("slabs", &CacheStats::slabs)
-      .def_readonly("slots_live", &CacheStats::slots_live)
-      .def_readonly("memory_limit", &CacheStats::memory_limit)
-      .def_readonly("bytes_used", &CacheStats::bytes_used)
-      .def_readonly("bytes_reserved", &CacheStats::bytes_reserved)
-      .def_readonly("map_calls", &CacheStats::map_calls)
-      .def_readonly("map_batches", &CacheStats::map_batches)
-      .def_readonly("map_bytes", &CacheStats::map_bytes)
-      .def_readonly("unmap_calls", &CacheStats::unmap_calls)
-      .def_readonly("driver_failures", &CacheStats::driver_failures)
-      .def_readonly("prefetch_failures", &CacheStats::prefetch_failures)
-      .def_readonly("reclaimed_pages", &CacheStats::reclaimed_pages)
-      .def_readonly("zeroed_bytes", &CacheStats::zeroed_bytes)
-      .def_readonly("zero_seconds", &CacheStats::zero_seconds)
-      .def_readonly("map_seconds_blocking", &CacheStats::map_seconds_blocking)
-      .def_readonly("map_seconds_hidden", &CacheStats::map_seconds_hidden)
-      .def_readonly("bookkeeping_bytes", &CacheStats::bookkeeping_bytes);
+  py::class_<CacheStats> stats(module, "CacheStats", "See pyvattn.stats.Stats.");
+#define PYVATTN_BIND(type, name) stats.def_readonly(#name, &CacheStats::name);
+  PYVATTN_CACHE_STATS(PYVATTN_BIND)
+#undef PYVATTN_BIND
 }
 
 }  // namespace
@@ -199,23 +179,30 @@ void bind_cache(py::module_& module) {
   using Holder = std::unique_ptr<NumberedCache, DeleteWithoutGil<NumberedCache>>;
   bind_stats(module);
   module.attr("MAX_VIRTUAL_BYTES") = kMaxVirtualBytes;
+  module.def(
+      "row_bytes",
+      [](std::uint32_t max_tokens, std::uint32_t guard_tokens, std::uint64_t token_bytes,
+         std::uint64_t page_size) {
+        return Geometry{1, 1, max_tokens, guard_tokens, token_bytes, page_size}.row_bytes();
+      },
+      py::arg("max_tokens"), py::arg("guard_tokens"), py::arg("token_bytes"), py::arg("page_size"),
+      "Bytes of addresses that a row takes in an arena.");
   module.def("begin_exit", &begin_exit,
              "The process ends: other threads that use a retired cache end quietly.");
   py::class_<NumberedCache, Holder>(module, "Cache", "The core of pyvattn.KVCache.")
       .def(py::init([](const DriverPtr& driver, std::uint32_t arenas, std::uint32_t slots,
                        std::uint32_t max_tokens, std::uint32_t guard_tokens,
-                       std::uint64_t token_bytes, std::uint64_t memory_limit,
-                       std::size_t slab_bytes, bool eager, std::uint32_t read_ahead, bool strict) {
+                       std::uint64_t token_bytes, const BudgetPtr& budget, std::size_t slab_bytes,
+                       bool eager, std::uint32_t read_ahead, bool strict) {
              const Geometry geometry{arenas,       slots,       max_tokens,
                                      guard_tokens, token_bytes, driver->page_size()};
              const WithoutGil unlocked;
-             return Holder(new NumberedCache(
-                 driver, geometry,
-                 CacheOptions{memory_limit, slab_bytes, eager, read_ahead, strict}));
+             return Holder(new NumberedCache(driver, geometry, budget,
+                                             CacheOptions{slab_bytes, eager, read_ahead, strict}));
            }),
            py::kw_only(), py::arg("driver"), py::arg("arenas"), py::arg("slots"),
            py::arg("max_tokens"), py::arg("guard_tokens"), py::arg("token_bytes"),
-           py::arg("memory_limit"), py::arg("slab_bytes") = 0, py::arg("eager") = true,
+           py::arg("budget").none(false), py::arg("slab_bytes") = 0, py::arg("eager") = true,
            py::arg("read_ahead") = 0, py::arg("strict") = false)
       .def("acquire", &acquire, py::arg("tokens"))
       .def("admit", &admit, py::arg("tokens"))
@@ -240,6 +227,8 @@ void bind_cache(py::module_& module) {
           [](NumberedCache& self, std::uint64_t limit) { return self.cache.resize(limit); },
           py::arg("memory_limit"), Release())
       .def(
+          "give_back", [](NumberedCache& self) { return self.cache.give_back(); }, Release())
+      .def(
           "close", [](NumberedCache& self) { self.cache.close(); }, Release())
       .def("retire", &retire, "For the end of the process: ends the thread, refuses calls.")
       .def(
@@ -247,8 +236,6 @@ void bind_cache(py::module_& module) {
       .def_property_readonly("inherited",
                              [](NumberedCache& self) { return self.cache.inherited(); })
       .def_property_readonly("closed", [](NumberedCache& self) { return self.cache.closed(); })
-      .def_property_readonly("row_bytes",
-                             [](NumberedCache& self) { return self.cache.geometry().row_bytes(); })
       .def("view", &view, py::arg("arena"), py::arg("offset"), py::arg("shape"), py::arg("strides"),
            py::arg("dtype"), Release());
 }

@@ -9,6 +9,7 @@
 #include "adaptors/checked.hpp"
 #include "adaptors/faults.hpp"
 #include "adaptors/limit.hpp"
+#include "adaptors/memory_limit.hpp"
 #include "adaptors/statistics.hpp"
 #include "adaptors/trace.hpp"
 #include "base/errors.hpp"
@@ -93,6 +94,17 @@ void bind_driver(py::module_& module) {
           "Zeroes (address, length) ranges once `after` has passed; returns when it is done.");
 }
 
+void bind_budgets(py::module_& module) {
+  py::class_<Budget, BudgetPtr>(module, "Budget", "See pyvattn.budget.Budget.")
+      .def("set_limit", &Budget::set_limit, py::arg("limit"))
+      .def_property_readonly("limit", &Budget::limit)
+      .def_property_readonly("held", &Budget::held)
+      .def_property_readonly("headroom", &Budget::headroom);
+  py::class_<MemoryLimit, Budget, std::shared_ptr<MemoryLimit>>(module, "MemoryLimit",
+                                                                "A budget that is a number.")
+      .def(py::init<std::uint64_t>(), py::arg("limit"));
+}
+
 void bind_adaptors(py::module_& module) {
   py::class_<CheckedAdaptor, Driver, std::shared_ptr<CheckedAdaptor>>(
       module, "CheckedAdaptor", "Refuses every call that breaks a precondition.")
@@ -108,11 +120,8 @@ void bind_adaptors(py::module_& module) {
       .def("disarm", &FaultAdaptor::disarm)
       .def_property_readonly("armed", &FaultAdaptor::armed);
   py::class_<LimitAdaptor, Driver, std::shared_ptr<LimitAdaptor>>(
-      module, "LimitAdaptor", "Keeps the bytes of all slabs under a limit.")
-      .def(py::init<DriverPtr, std::uint64_t>(), py::arg("inner"), py::arg("limit"))
-      .def("set_limit", &LimitAdaptor::set_limit, py::arg("limit"))
-      .def_property_readonly("allocated", &LimitAdaptor::allocated)
-      .def_property_readonly("headroom", &LimitAdaptor::headroom);
+      module, "LimitAdaptor", "Holds the bytes of all slabs to a budget.")
+      .def(py::init<DriverPtr, BudgetPtr>(), py::arg("inner"), py::arg("budget"));
   py::class_<StatisticsAdaptor, Driver, std::shared_ptr<StatisticsAdaptor>>(
       module, "StatisticsAdaptor", "Counts calls, bytes, failures and seconds.")
       .def(py::init<DriverPtr>(), py::arg("inner"))
@@ -135,6 +144,7 @@ void bind_adaptors(py::module_& module) {
 void bind_drivers(py::module_& module) {
   bind_values(module);
   bind_driver(module);
+  bind_budgets(module);
   bind_adaptors(module);
   module.def("driver_names", &driver_names, "Names that make_driver() knows.");
   module.def(

@@ -127,6 +127,19 @@ TensorView view(RowMap& self, std::uint32_t arena, std::uint64_t offset,
   return TensorView::make(std::move(found), offset, std::move(shape), std::move(strides), dtype);
 }
 
+// The memory stays as it is, and pool and maps in the core as long as the process: threads
+// that compute may still use their tensors.
+void retire(const BlockStorePtr& self) {
+  py::cast(self).inc_ref();
+  std::vector<RowMap*> maps;
+  {
+    const WithoutGil unlocked;
+    self->retire();
+    maps = self->maps();
+  }
+  for (RowMap* map : maps) py::cast(map, py::return_value_policy::reference).inc_ref();
+}
+
 MapHolder make_map(const BlockStorePtr& pool, std::uint32_t rows, std::uint32_t max_tokens,
                    std::uint32_t guard_tokens, std::uint64_t token_bytes) {
   const Geometry geometry{pool->arenas(), rows,        max_tokens,
@@ -137,27 +150,22 @@ MapHolder make_map(const BlockStorePtr& pool, std::uint32_t rows, std::uint32_t 
 
 void bind_pool(py::module_& module) {
   using Release = py::call_guard<WithoutGil>;
-  py::class_<StoreStats>(module, "BlockPoolStats", "See pyvattn.rows.PoolStats.")
-      .def_readonly("blocks_allocated", &StoreStats::blocks_allocated)
-      .def_readonly("blocks_free", &StoreStats::blocks_free)
-      .def_readonly("blocks_available", &StoreStats::blocks_available)
-      .def_readonly("block_bytes", &StoreStats::block_bytes)
-      .def_readonly("slabs", &StoreStats::slabs)
-      .def_readonly("memory_limit", &StoreStats::memory_limit)
-      .def_readonly("map_calls", &StoreStats::map_calls)
-      .def_readonly("map_batches", &StoreStats::map_batches)
-      .def_readonly("unmap_calls", &StoreStats::unmap_calls)
-      .def_readonly("driver_failures", &StoreStats::driver_failures)
-      .def_readonly("bookkeeping_bytes", &StoreStats::bookkeeping_bytes);
+  py::class_<StoreStats> stats(module, "BlockPoolStats", "See pyvattn.rows.PoolStats.");
+#define PYVATTN_BIND(name) stats.def_readonly(#name, &StoreStats::name);
+  PYVATTN_STORE_STATS(PYVATTN_BIND)
+#undef PYVATTN_BIND
   py::class_<BlockStore, BlockStorePtr>(module, "BlockPool", "The core of pyvattn.BlockPool.")
-      .def(py::init<const DriverPtr&, std::uint32_t, std::uint64_t, std::size_t>(), py::kw_only(),
-           py::arg("driver"), py::arg("arenas"), py::arg("memory_limit"), py::arg("slab_bytes") = 0)
+      .def(py::init<const DriverPtr&, std::uint32_t, BudgetPtr, std::size_t>(), py::kw_only(),
+           py::arg("driver"), py::arg("arenas"), py::arg("budget").none(false),
+           py::arg("slab_bytes") = 0)
       .def("allocate", &allocate, py::arg("count"), py::arg("after") = py::none())
       .def("retain", &with_blocks<&BlockStore::retain>, py::arg("blocks"))
       .def("release", &with_blocks<&BlockStore::release>, py::arg("blocks"))
       .def("dirty", &with_blocks<&BlockStore::dirty>, py::arg("blocks"))
       .def("resize", &BlockStore::resize, py::arg("memory_limit"), Release())
+      .def("give_back", &BlockStore::give_back, Release())
       .def("close", &BlockStore::close, Release())
+      .def("retire", &retire, "For the end of the process: refuses calls.")
       .def("stats", &BlockStore::stats, Release())
       .def_property_readonly("closed", &BlockStore::closed)
       .def_property_readonly("inherited", &BlockStore::inherited);

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <exception>
 #include <string>
+#include <utility>
 
+#include "adaptors/limit.hpp"
 #include "adaptors/serialized.hpp"
 #include "base/errors.hpp"
 #include "base/fork.hpp"
@@ -20,15 +22,17 @@ namespace {
 
 }  // namespace
 
-BlockStore::BlockStore(const DriverPtr& driver, std::uint32_t arenas, std::uint64_t memory_limit,
+BlockStore::BlockStore(const DriverPtr& driver, std::uint32_t arenas, BudgetPtr budget,
                        std::size_t slab_bytes)
     : arenas_(arenas),
-      budget_(std::make_shared<LimitAdaptor>(driver, memory_limit)),
-      statistics_(std::make_shared<StatisticsAdaptor>(budget_)),
+      budget_(std::move(budget)),
+      statistics_(
+          std::make_shared<StatisticsAdaptor>(std::make_shared<LimitAdaptor>(driver, budget_))),
       driver_(std::make_shared<SerializedAdaptor>(statistics_)),
       fork_generation_(fork_generation()),
-      pool_(std::make_unique<BlockPool>(*driver_, *budget_, arenas,
-                                        slab_blocks(*driver, arenas, memory_limit, slab_bytes))) {}
+      pool_(std::make_unique<BlockPool>(
+          *driver_, *budget_, arenas, slab_blocks(*driver, arenas, budget_->limit(), slab_bytes))) {
+}
 
 BlockStore::~BlockStore() {
   // What a parent had locked stays locked in its child.
@@ -131,9 +135,17 @@ std::uint64_t BlockStore::resize(std::uint64_t memory_limit) {
                      " that are held: release() blocks first, and let go of closed rows with "
                      "RowMap.reclaim()");
   }
-  if (memory_limit < budget_->allocated()) pool_->trim(memory_limit);
+  pool_->trim_to_limit(memory_limit);
   budget_->set_limit(memory_limit);
-  return budget_->allocated();
+  return pool_->bytes_allocated();
+}
+
+std::uint64_t BlockStore::give_back() {
+  check_usable();
+  const Lock lock(mutex_);
+  check_usable();
+  pool_->trim_to_limit(budget_->limit());
+  return pool_->bytes_allocated();
 }
 
 void BlockStore::close() {
@@ -154,6 +166,18 @@ void BlockStore::close() {
   pool_->trim(0);
   // Calling again after a failure gives back the rest.
   if (failure) std::rethrow_exception(failure);
+}
+
+void BlockStore::retire() {
+  if (inherited()) return;
+  // A call that began before has ended when the lock is free.
+  const Lock lock(mutex_);
+  closed_ = true;
+}
+
+std::vector<RowMap*> BlockStore::maps() {
+  const Lock lock(mutex_);
+  return maps_;
 }
 
 StoreStats BlockStore::stats() {

@@ -2,11 +2,12 @@
 // holds by id, shared by row maps and threads.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
-#include "adaptors/limit.hpp"
+#include "adaptors/budget.hpp"
 #include "adaptors/statistics.hpp"
 #include "base/mutex.hpp"
 #include "blocks/block_pool.hpp"
@@ -15,23 +16,29 @@ namespace pyvattn {
 
 class RowMap;
 
+// The one list, of which the struct and its binding are made.
+#define PYVATTN_STORE_STATS(F) \
+  F(blocks_allocated)          \
+  F(blocks_free)               \
+  F(blocks_available)          \
+  F(block_bytes)               \
+  F(slabs)                     \
+  F(memory_limit)              \
+  F(map_calls)                 \
+  F(map_batches)               \
+  F(unmap_calls)               \
+  F(driver_failures)           \
+  F(bookkeeping_bytes)
+
 struct StoreStats {
-  std::uint64_t blocks_allocated = 0;
-  std::uint64_t blocks_free = 0;
-  std::uint64_t blocks_available = 0;
-  std::uint64_t block_bytes = 0;
-  std::uint64_t slabs = 0;
-  std::uint64_t memory_limit = 0;
-  std::uint64_t map_calls = 0;
-  std::uint64_t map_batches = 0;
-  std::uint64_t unmap_calls = 0;
-  std::uint64_t driver_failures = 0;
-  std::uint64_t bookkeeping_bytes = 0;
+#define PYVATTN_FIELD(name) std::uint64_t name = 0;
+  PYVATTN_STORE_STATS(PYVATTN_FIELD)
+#undef PYVATTN_FIELD
 };
 
 class BlockStore {
  public:
-  BlockStore(const DriverPtr& driver, std::uint32_t arenas, std::uint64_t memory_limit,
+  BlockStore(const DriverPtr& driver, std::uint32_t arenas, BudgetPtr budget,
              std::size_t slab_bytes);
   ~BlockStore();
   BlockStore(const BlockStore&) = delete;
@@ -48,13 +55,22 @@ class BlockStore {
   // Whether each may hold what somebody wrote: a block of a fresh slab reads as zeros.
   std::vector<bool> dirty(const std::vector<BlockId>& blocks);
 
-  // Moves the limit and gives free slabs back; returns the bytes that stay allocated.
+  // Moves the budget's limit and gives free slabs back; returns the bytes that stay
+  // allocated. Throws LimitError where more is held.
   std::uint64_t resize(std::uint64_t memory_limit);
+  // Gives free slabs back that the budget, whose limit has fallen, no longer has room for;
+  // returns the bytes that stay allocated.
+  std::uint64_t give_back();
   // Unmaps every row of every map, and frees everything. Idempotent.
   void close();
+  // For the end of the process: refuses further calls. Memory stays where it is, because
+  // threads may still use tensors.
+  void retire();
   bool closed() const { return closed_; }
   bool inherited() const;
   StoreStats stats();
+  // Of those that are open.
+  std::vector<RowMap*> maps();
 
   std::uint32_t arenas() const { return arenas_; }
   std::size_t page_size() const { return driver_->page_size(); }
@@ -66,7 +82,7 @@ class BlockStore {
   void check_held(const std::vector<BlockId>& blocks) const REQUIRES(mutex_);
 
   const std::uint32_t arenas_;
-  const std::shared_ptr<LimitAdaptor> budget_;
+  const BudgetPtr budget_;
   const std::shared_ptr<StatisticsAdaptor> statistics_;
   const DriverPtr driver_;
   const int fork_generation_;

@@ -28,12 +28,8 @@ void append(std::vector<BlockRun>& runs, std::size_t first_run, BlockId block,
 
 }  // namespace
 
-RowBatch::RowBatch(Driver& driver, const Budget& budget, BlockPool& pool, RowTable& table)
-    : driver_(driver),
-      budget_(budget),
-      pool_(pool),
-      table_(table),
-      allocated_before_(budget.allocated()) {}
+RowBatch::RowBatch(Driver& driver, BlockPool& pool, RowTable& table)
+    : driver_(driver), pool_(pool), table_(table), allocated_before_(pool.bytes_allocated()) {}
 
 RowBatch::~RowBatch() {
   if (!ended_) roll_back();
@@ -204,7 +200,7 @@ void RowBatch::return_blocks() noexcept {
   withheld_.clear();
   for (const BlockRun& run : lent_) pool_.retake(run);
   try {
-    if (budget_.allocated() > allocated_before_) pool_.trim(allocated_before_);
+    pool_.trim(allocated_before_);
   } catch (const std::exception&) {
     // The slab stays in the pool, free: a failed call may leave that.
   }

@@ -16,7 +16,7 @@ namespace pyvattn {
 
 class RowBatch {
  public:
-  RowBatch(Driver& driver, const Budget& budget, BlockPool& pool, RowTable& table);
+  RowBatch(Driver& driver, BlockPool& pool, RowTable& table);
   ~RowBatch();
   RowBatch(const RowBatch&) = delete;
   RowBatch& operator=(const RowBatch&) = delete;
@@ -82,7 +82,6 @@ class RowBatch {
   void settle() noexcept;
 
   Driver& driver_;
-  const Budget& budget_;
   BlockPool& pool_;
   RowTable& table_;
   const std::uint64_t allocated_before_;

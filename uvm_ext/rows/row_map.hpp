@@ -12,13 +12,14 @@
 //  5. flush() makes its driver calls without the lock: other rows can be staged and flushed
 //     meanwhile, by other threads.
 // A closed row keeps its mappings until it is reused or reclaim() takes them; open() prefers
-// the row that has most of the blocks where they are wanted.
+// the row that begins with the most of the blocks.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "rows/block_store.hpp"
+#include "rows/closed_rows.hpp"
 #include "rows/row_batch.hpp"
 #include "rows/row_table.hpp"
 
@@ -78,8 +79,6 @@ class RowMap {
     std::uint32_t same = 0;
     std::vector<BlockId> added;
     bool staged = false;
-    // When it was closed, in calls of close().
-    std::uint64_t closed_at = 0;
   };
 
   void check_usable() const;
@@ -87,13 +86,14 @@ class RowMap {
   void check_length(std::uint64_t positions) const;
   void stage(std::uint32_t row) REQUIRES(store_->mutex_);
   void guard(std::uint32_t row, const FencePtr& after) REQUIRES(store_->mutex_);
-  std::uint32_t best_row(const std::vector<BlockId>& blocks) REQUIRES(store_->mutex_);
   BlockId wanted_block(const Row& row, std::uint32_t index, std::uint32_t position) const
       REQUIRES(store_->mutex_);
   void plan(std::uint32_t index, RowBatch& batch) REQUIRES(store_->mutex_);
   void plan_cuts(std::uint32_t row, std::uint32_t first, std::uint32_t end, RowBatch& batch)
       REQUIRES(store_->mutex_);
   void plan_puts(const Row& row, std::uint32_t index, RowBatch& batch) REQUIRES(store_->mutex_);
+  std::uint64_t plan_reclaim(std::uint32_t row, std::uint32_t kept, RowBatch& batch)
+      REQUIRES(store_->mutex_);
   void run(RowBatch& batch) REQUIRES(store_->mutex_);
   void flush_staged() REQUIRES(store_->mutex_);
   void flushed(std::uint32_t row) REQUIRES(store_->mutex_);
@@ -106,10 +106,10 @@ class RowMap {
   const Geometry geometry_;
   RowTable table_ GUARDED_BY(store_->mutex_);
   std::vector<Row> rows_ GUARDED_BY(store_->mutex_);
+  ClosedRows closed_ GUARDED_BY(store_->mutex_);
   std::vector<std::uint32_t> staged_ GUARDED_BY(store_->mutex_);
   // A thread is carrying out what was staged, perhaps by others.
   bool flushing_ GUARDED_BY(store_->mutex_) = false;
-  std::uint64_t closes_ GUARDED_BY(store_->mutex_) = 0;
 };
 
 }  // namespace pyvattn

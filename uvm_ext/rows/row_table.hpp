@@ -62,7 +62,8 @@ class RowTable {
  private:
   friend class RowBatch;
 
-  struct Row {
+  // One to a cache line: requests come and go far apart.
+  struct alignas(64) Row {
     std::vector<BlockId> blocks;
     FencePtr fence;
     bool in_flight = false;

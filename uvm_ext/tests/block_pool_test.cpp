@@ -8,6 +8,7 @@
 
 #include "adaptors/faults.hpp"
 #include "adaptors/limit.hpp"
+#include "adaptors/memory_limit.hpp"
 #include "base/errors.hpp"
 #include "drivers/accounting.hpp"
 #include "tests/harness.hpp"
@@ -43,9 +44,10 @@ struct PoolUnderTest {
   explicit PoolUnderTest(std::uint64_t limit_blocks, std::uint64_t slab_blocks)
       : faults(std::make_shared<FaultAdaptor>(std::make_shared<AccountingDriver>(kPage))),
         ledger(std::make_shared<SlabLedger>(faults)),
-        limit(std::make_shared<LimitAdaptor>(ledger, limit_blocks * kBlock)),
+        limit(std::make_shared<MemoryLimit>(limit_blocks * kBlock)),
+        driver(std::make_shared<LimitAdaptor>(ledger, limit)),
         slab_blocks(slab_blocks),
-        pool(std::make_unique<BlockPool>(*limit, *limit, kArenas,
+        pool(std::make_unique<BlockPool>(*driver, *limit, kArenas,
                                          static_cast<std::uint32_t>(slab_blocks))) {}
 
   std::vector<BlockRun> allocate(std::uint32_t count, BlockId after = BlockPool::kAnywhere) {
@@ -56,7 +58,8 @@ struct PoolUnderTest {
 
   const std::shared_ptr<FaultAdaptor> faults;
   const std::shared_ptr<SlabLedger> ledger;
-  const std::shared_ptr<LimitAdaptor> limit;
+  const std::shared_ptr<MemoryLimit> limit;
+  const DriverPtr driver;
   const std::uint64_t slab_blocks;
   std::unique_ptr<BlockPool> pool;
 };
@@ -170,12 +173,12 @@ class Model {
   }
 
   void trim() {
-    const std::uint64_t target = random_.below(t_.limit->allocated() + 1);
+    const std::uint64_t target = random_.below(t_.limit->held() + 1);
     const std::size_t slabs = t_.pool->slabs();
     const std::size_t returned = t_.pool->trim(target);
     CHECK_EQUAL(t_.pool->slabs() + returned, slabs);
     // Nothing that could be given back stays above the target.
-    if (t_.limit->allocated() <= target) return;
+    if (t_.limit->held() <= target) return;
     std::set<SlabId> used;
     for (const auto& [block, holders] : holders_) used.insert(t_.pool->place_of(block).slab);
     CHECK_EQUAL(t_.pool->slabs(), used.size());
@@ -185,7 +188,7 @@ class Model {
     std::uint64_t allocated = 0;
     for (const auto& [slab, blocks] : t_.ledger->blocks) allocated += blocks;
     CHECK_EQUAL(t_.pool->blocks_allocated(), allocated);
-    CHECK_EQUAL(t_.limit->allocated(), allocated * kBlock);
+    CHECK_EQUAL(t_.limit->held(), allocated * kBlock);
     CHECK_EQUAL(t_.pool->slabs(), t_.ledger->blocks.size());
     CHECK_EQUAL(t_.pool->blocks_free() + holders_.size(), allocated);
   }

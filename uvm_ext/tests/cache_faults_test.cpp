@@ -228,12 +228,10 @@ TEST(cache_leaks_nothing_where_opening_fails) {
     shape.driver = driver;
     const WatchedCache whole(shape);
     const Geometry geometry = whole.cache->geometry();
-    CacheOptions options;
-    options.memory_limit = shape.limit_pages * geometry.page_size;
     whole.cache->close();
     for (std::uint32_t nth = 0; nth < shape.arenas; ++nth) {
       whole.faults->fail_nth(nth, false);
-      CHECK_THROWS(DriverError, Cache(whole.watch, geometry, options));
+      CHECK_THROWS(DriverError, Cache(whole.watch, geometry, whole.budget, CacheOptions{}));
       CHECK_EQUAL(whole.checked->live_reservations(), 0u);
     }
   }

@@ -49,7 +49,7 @@ struct Released {
            const std::vector<std::uint32_t>& row_pages)
       : driver(std::make_shared<LateZeros>(make_driver({"host", kPage, 0}))),
         cache(driver, Geometry{1, slots, 32, 0, kPage / 4, kPage},
-              CacheOptions{limit_pages * kPage, 8 * kPage, false}) {
+              std::make_shared<MemoryLimit>(limit_pages * kPage), CacheOptions{8 * kPage, false}) {
     std::vector<SlotLength> lengths;
     for (std::uint32_t pages : row_pages) lengths.push_back({cache.acquire(0), 4 * pages});
     cache.step(lengths.data(), lengths.size());

@@ -31,7 +31,6 @@ Geometry geometry_of(const CacheShape& shape, std::uint64_t page_size) {
 
 CacheOptions options_of(const CacheShape& shape, std::uint64_t page_size) {
   CacheOptions options;
-  options.memory_limit = shape.limit_pages * page_size;
   options.slab_bytes = shape.slab_pages * page_size;
   options.eager = shape.eager;
   options.read_ahead = shape.read_ahead;
@@ -224,7 +223,10 @@ WatchedCache::WatchedCache(const CacheShape& wanted)
       faults(std::make_shared<FaultAdaptor>(second_fault)),
       checked(std::make_shared<CheckedAdaptor>(faults)),
       watch(std::make_shared<Watch>(checked)),
-      cache(std::make_unique<Cache>(watch, geometry_of(shape, page_size),
+      budget(wanted.budget != nullptr
+                 ? wanted.budget
+                 : std::make_shared<MemoryLimit>(shape.limit_pages * page_size)),
+      cache(std::make_unique<Cache>(watch, geometry_of(shape, page_size), budget,
                                     options_of(shape, page_size))) {}
 
 Snapshot WatchedCache::snapshot(const std::vector<SlotRef>& live) {

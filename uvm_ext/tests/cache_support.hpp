@@ -14,6 +14,7 @@
 
 #include "adaptors/checked.hpp"
 #include "adaptors/faults.hpp"
+#include "adaptors/memory_limit.hpp"
 #include "adaptors/statistics.hpp"
 #include "cache/cache.hpp"
 #include "tests/harness.hpp"
@@ -113,6 +114,8 @@ struct CacheShape {
   std::uint64_t slab_pages = 8;
   bool eager = false;
   std::uint32_t read_ahead = 0;
+  // Null: `limit_pages` pages.
+  BudgetPtr budget;
 };
 
 class WatchedCache {
@@ -143,6 +146,7 @@ class WatchedCache {
   const std::shared_ptr<FaultAdaptor> faults;
   const std::shared_ptr<CheckedAdaptor> checked;
   const std::shared_ptr<Watch> watch;
+  const BudgetPtr budget;
   std::unique_ptr<Cache> cache;
 };
 

@@ -395,5 +395,23 @@ TEST(cache_closes_under_the_feet_of_other_threads) {
   });
 }
 
+TEST(blocks_on_their_way_to_a_free_slot_are_not_live) {
+  CacheShape shape;
+  shape.eager = true;
+  WatchedCache cache(shape);
+  const auto until = std::make_shared<ManualFence>();
+  cache.watch->hold(Operation::map, until);
+  cache->acquire(8);
+  cache.watch->wait_for_held();
+  const CacheStats meanwhile = cache->stats();
+  until->pass();
+  cache.watch->hold(Operation::map, nullptr);
+  cache->drain();
+  CHECK_EQUAL(meanwhile.pages_live, 0u);
+  CHECK(meanwhile.pages_retained > 0);
+  CHECK_EQUAL(meanwhile.pages_retained, cache->stats().pages_retained);
+  cache.check_books();
+}
+
 }  // namespace
 }  // namespace pyvattn

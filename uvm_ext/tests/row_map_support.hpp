@@ -31,9 +31,10 @@ struct WatchedMap {
         faults(std::make_shared<FaultAdaptor>(make_driver({wanted.driver, page, 0}))),
         checked(std::make_shared<CheckedAdaptor>(faults)),
         watch(std::make_shared<Watch>(checked)),
-        store(std::make_shared<BlockStore>(watch, shape.arenas,
-                                           shape.limit_blocks * shape.arenas * page,
-                                           shape.slab_blocks * shape.arenas * page)),
+        store(std::make_shared<BlockStore>(
+            watch, shape.arenas,
+            std::make_shared<MemoryLimit>(shape.limit_blocks * shape.arenas * page),
+            shape.slab_blocks * shape.arenas * page)),
         map(std::make_unique<RowMap>(
             store, Geometry{shape.arenas, shape.rows, shape.positions, 0, page, page})) {}
 

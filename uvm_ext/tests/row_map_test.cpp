@@ -115,6 +115,56 @@ TEST(closed_row_keeps_its_mappings_for_who_wants_the_same_blocks) {
   map.close();
 }
 
+TEST(open_takes_the_longest_equal_prefix_then_an_empty_row_then_the_longest_closed) {
+  WatchedMap map(MapShape{});
+  const std::vector<BlockId> b = take(map, 6);
+  const std::vector<std::vector<BlockId>> wanted = {
+      {b[0], b[1]}, {b[0], b[1], b[2]}, {b[0], b[3]}, {b[4]}};
+  std::vector<std::uint32_t> rows;
+  for (const auto& blocks : wanted) rows.push_back(map->open(blocks));
+  map->flush();
+  for (const std::uint32_t row : rows) map->close(row, nullptr);
+  map->flush();
+  CHECK_EQUAL(map->open({b[0], b[1], b[2], b[5]}), rows[1]);
+  CHECK_EQUAL(map->open({b[0], b[1], b[2], b[5]}), rows[0]);
+  CHECK_EQUAL(map->open({b[0], b[3], b[2]}), rows[2]);
+  const std::uint32_t empty = map->open({b[5]});
+  CHECK(std::count(rows.begin(), rows.end(), empty) == 0);
+  map->open({b[5], b[0]});
+  CHECK_EQUAL(map->open({b[5]}), rows[3]);
+  CHECK_THROWS(OutOfSlots, map->open({}));
+  map->flush();
+  map.check_rows();
+  map.close();
+}
+
+TEST(open_finds_the_longest_closed_row_and_forgets_what_reclaim_took) {
+  WatchedMap map(MapShape{});
+  const std::vector<BlockId> b = take(map, 6);
+  std::vector<std::uint32_t> rows;
+  for (const BlockId block : b) rows.push_back(map->open({block}));
+  map->flush();
+  for (const std::uint32_t row : {rows[3], rows[1], rows[0], rows[2], rows[4], rows[5]}) {
+    map->close(row, nullptr);
+  }
+  map->flush();
+  // Reopening changes its mind: it is the youngest again.
+  CHECK_EQUAL(map->open({b[3]}), rows[3]);
+  map->close(rows[3], nullptr);
+  map->flush();
+  map.store->release({b[1]});
+  CHECK_EQUAL(map->reclaim(1), 1u);
+  const std::vector<BlockId> fresh = take(map, 1);
+  // The row that lost its mapping is empty now, whatever block comes first.
+  CHECK_EQUAL(map->open({fresh[0]}), rows[1]);
+  CHECK_EQUAL(map->open({fresh[0]}), rows[0]);
+  map->discard();
+  CHECK_EQUAL(map->open({b[0]}), rows[0]);
+  map->flush();
+  map.check_rows();
+  map.close();
+}
+
 TEST(flushing_thread_waits_for_the_fence_of_what_it_unmaps) {
   WatchedMap map(MapShape{});
   const std::vector<BlockId> blocks = take(map, 6);

@@ -1,0 +1,155 @@
+"""What a cache and a block pool have in common: memory of a driver, from opening to end."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import suppress
+from types import TracebackType
+from typing import NoReturn, Protocol, SupportsIndex, TypeVar
+
+from pyvattn import _native
+from pyvattn.at_exit import Core, is_left_open, left_open_text, retire_at_exit
+from pyvattn.errors import CopyError, DriverError
+from pyvattn.fences import fence_after
+from pyvattn.geometry import Geometry
+from pyvattn.spec import CacheSpec
+from pyvattn.units import format_page_size, parse_size
+
+_Self = TypeVar("_Self", bound="Opened")
+
+
+class OpenCore(Core, Protocol):
+    """The core of it."""
+
+    def resize(self, memory_limit: int) -> int:
+        """Move the budget's limit; return the bytes that stay allocated."""
+
+    def give_back(self) -> int:
+        """Give back what is past the budget's limit; return the bytes that stay allocated."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class Opened:
+    """Owns memory until :meth:`close`."""
+
+    _spec: CacheSpec
+    _geometry: Geometry
+    _driver: _native.Driver
+    _core: OpenCore
+
+    def _own(
+        self, spec: CacheSpec, geometry: Geometry, driver: _native.Driver, core: OpenCore
+    ) -> None:
+        self._spec = spec
+        self._geometry = geometry
+        self._driver = driver
+        self._has_streams = _native.has_streams(driver.capabilities.name)
+        self._core = core
+        retire_at_exit(self, core)
+
+    @property
+    def spec(self) -> CacheSpec:
+        """What it was opened for."""
+        return self._spec
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where tokens lie: layout, page size, arenas and strides."""
+        return self._geometry
+
+    @property
+    def driver(self) -> str:
+        """Name of the driver in use."""
+        return self._driver.capabilities.name
+
+    @property
+    def page_size(self) -> int:
+        """Granule of physical memory, in bytes."""
+        return self._geometry.page_size
+
+    @property
+    def layout(self) -> str:
+        """``"layer"`` or ``"token"``."""
+        return self._geometry.layout
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._core.closed
+
+    def resize(self, memory: int | str) -> int:
+        """Move the memory limit; return the bytes that stay allocated.
+
+        What no request needs is given back first. Where the rest lies scattered over slabs,
+        more than the limit stays allocated, and nothing new is until enough is free. A
+        budget that is shared moves for all who share it. Raises
+        :class:`~pyvattn.errors.LimitError` where more is held.
+        """
+        return self._core.resize(parse_size(memory, "memory"))
+
+    def give_back(self) -> int:
+        """Give back what the budget no longer allows; return the bytes that stay allocated.
+
+        For budgets whose limit has fallen by itself: as :meth:`resize` to that limit, but
+        what is needed stays.
+        """
+        return self._core.give_back()
+
+    def close(self, after: object = None) -> None:
+        """Give everything back. Tensors keep their addresses, with nothing behind them.
+
+        Waits first for ``after``, as :meth:`pyvattn.KVCache.release` takes it. Where the
+        driver fails, :class:`~pyvattn.errors.DriverError` is raised once everything else
+        was given back; calling again gives back the rest.
+        """
+        if not self.closed:
+            # A device that takes no fence any more runs no kernels either.
+            with suppress(DriverError):
+                fence = self._fence(after)
+                if fence is not None:
+                    fence.wait()
+        # Again after a close that failed: it gives back the rest.
+        self._core.close()
+
+    def _bytes_allocated(self) -> int:
+        raise NotImplementedError
+
+    def _fence(self, after: object) -> _native.Fence | None:
+        if after is None and not self._has_streams:
+            return None
+        _, device = self._driver.capabilities.dlpack_device
+        return fence_after(self.driver, device, after)
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        s = self._spec
+        return (
+            f"<{type(self).__name__} {s.layers} layers of {s.kv_heads}x{s.head_dim} {s.dtype}, "
+            f"{s.max_slots} slots of {s.max_tokens} tokens, driver {self.driver}, pages of "
+            f"{format_page_size(self.page_size)}, layout {self.layout}"
+            f"{', closed' if self.closed else ''}>"
+        )
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise CopyError(
+            f"a {type(self).__name__} cannot be copied or pickled: open one in each process with "
+            "the same spec"
+        )
+
+    def __del__(self) -> None:
+        core = getattr(self, "_core", None)
+        if core is not None and is_left_open(core):
+            text = left_open_text(self, self._bytes_allocated())
+            warnings.warn(text, ResourceWarning, source=self, stacklevel=2)

@@ -1,0 +1,51 @@
+// What callers of a cache pass and get.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "blocks/block_pool.hpp"
+
+namespace pyvattn {
+
+struct CacheOptions {
+  // Zero: chosen from the limit.
+  std::size_t slab_bytes = 0;
+  // Map the next decode step's pages, and those of the next admission, in the
+  // background; clean released slots there as well.
+  bool eager = true;
+  // Where the page pool has room, growing slots get pages for so many more tokens than
+  // they need now, as far as requests tend to grow. No slot gives up pages for it, and
+  // slots that need pages may take them back. Zero: none.
+  std::uint32_t read_ahead = 0;
+  // For finding bugs, where the CPU reaches the memory: after every step, what is mapped past
+  // a slot's length is NaN in every dtype, so that who reads there, or reads what was never
+  // written, sees it.
+  bool strict = false;
+};
+
+// A slot as it was acquired: the generation tells a slot from its later uses.
+struct SlotRef {
+  // Any request that is live in the row: for callers who keep track of rows themselves.
+  static constexpr std::uint32_t kCurrent = 0;
+
+  std::uint32_t index = 0;
+  std::uint32_t generation = kCurrent;
+};
+
+struct SlotLength {
+  SlotRef slot;
+  std::int64_t length = 0;
+};
+
+// A live slot, and the blocks under its row.
+struct LiveSlot {
+  SlotRef slot;
+  std::uint32_t length = 0;
+  // The longest length so far.
+  std::uint32_t written = 0;
+  std::vector<BlockId> blocks;
+};
+
+}  // namespace pyvattn
