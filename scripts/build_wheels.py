@@ -57,9 +57,13 @@ def main() -> None:
     options = parser.parse_args()
     pythons = [ask(name) for name in options.python] or find_pythons()
     DIST.mkdir(exist_ok=True)
+    for old in DIST.glob(f"*_{options.arch}.whl"):
+        old.unlink()
     tools = make_tools()
     compiler = make_compiler(tools, options.arch)
     source = unpack(build_sdist(tools))
+    # Files of an sdist are all of one age: objects of an earlier run would pass for current.
+    shutil.rmtree(ROOM / f"cmake-{options.arch}", ignore_errors=True)
     for python in pythons:
         say(f"building for CPython {python.version} on {options.arch}")
         wheel = repair(tools, build(tools, compiler, source, python, options.arch), options.arch)
@@ -203,7 +207,7 @@ def build(tools: Path, compiler: Path, source: Path, python: Interpreter, arch: 
         # Files in a zip archive carry the time of the release, not of the build.
         "SOURCE_DATE_EPOCH": os.environ.get("SOURCE_DATE_EPOCH", "1704067200"),
     }
-    pip = [tools, "-m", "pip", "--python", python.path, "wheel", "-v", "--no-deps", *settings]
+    pip = [tools, "-m", "pip", "--python", python.path, "wheel", "--no-deps", *settings]
     run(*pip, "--wheel-dir", raw, source, **environment)
     (wheel,) = raw.glob("*.whl")
     return wheel
@@ -215,7 +219,8 @@ def repair(tools: Path, raw: Path, arch: str) -> Path:
     fixed = ROOM / "fixed"
     shutil.rmtree(fixed, ignore_errors=True)
     path = {"PATH": f"{tools.parent}{os.pathsep}{os.environ['PATH']}"}
-    run(tools, "-m", "auditwheel", "repair", "--plat", platform, "-w", fixed, raw, **path)
+    command = [tools, "-m", "auditwheel", "repair", "--only-plat", "--plat", platform]
+    run(*command, "-w", fixed, raw, **path)
     (wheel,) = fixed.glob("*.whl")
     if wheel.stat().st_size > MAX_BYTES:
         sys.exit(f"wheels: {wheel.name} has {wheel.stat().st_size} bytes, {MAX_BYTES} are allowed")
