@@ -64,7 +64,7 @@ class Engine:
         context = get_context("spawn")
         self._ours, theirs = context.Pipe()
         self._process = context.Process(
-            target=_main, args=(theirs, model, layers, dict(options)), name=f"vllm-{name}"
+            target=_main, args=(theirs, name, model, layers, dict(options)), name=f"vllm-{name}"
         )
         self._process.start()
         theirs.close()
@@ -104,15 +104,18 @@ class Engine:
         return answer
 
 
-def _main(parent: Connection, model: str, layers: int, options: dict[str, Any]) -> None:
-    """Be an engine until the parent closes its end."""
+def _main(parent: Connection, name: str, model: str, layers: int, options: dict[str, Any]) -> None:
+    """Be an engine until the parent closes its end.
+
+    What vLLM compiles is kept where the user says, and apart: both compile at the same time.
+    """
     with tempfile.TemporaryDirectory() as folder:
         # In one process what is measured is the engine and nothing between processes.
         os.environ.update(
             HF_HUB_OFFLINE="1",
             VLLM_ENABLE_V1_MULTIPROCESSING="0",
             VLLM_NO_USAGE_STATS="1",
-            VLLM_CACHE_ROOT=f"{folder}/cache",
+            VLLM_CACHE_ROOT=f"{os.environ.get('VLLM_CACHE_ROOT', folder)}/{name}",
         )
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         try:
