@@ -136,9 +136,13 @@ class RowMemory:
             self.rows.reclaim(len(self._blocks))
 
     def _open_null_row(self) -> None:
-        row = self.rows.open([self._blocks[NULL_BLOCK]] * self.positions)
+        null = self._blocks[NULL_BLOCK]
+        row = self.rows.open([null])
         if row != 0:
             raise UnsupportedError(f"the row of vLLM's null block is {row}, not 0")
+        # Drivers zero fresh memory at every place where its first batch maps it: one first.
+        self.rows.flush()
+        self.rows.extend(row, [null] * (self.positions - 1))
         self.rows.flush()
 
 
