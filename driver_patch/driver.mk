@@ -12,7 +12,7 @@ driver-patch: ## Put the patch into a source tree itself (DRIVER_SRC=…), for a
 driver-unpatch: ## Take the patch out of a source tree again (DRIVER_SRC=…)
 	@$(DRIVER_SCRIPTS)/driver_patch.py unapply '$(or $(DRIVER_SRC),$(error name the tree: DRIVER_SRC=…))'
 
-driver-check: ## Build two Debian releases; compiler, sparse and checkpatch must have nothing to say
+driver-check: ## Build three Debian releases; compiler, sparse and checkpatch must have nothing to say
 	@$(DRIVER_SCRIPTS)/check-driver
 
 driver-check-dkms: ## Let DKMS build two Debian releases with the patch, to the end (root, some minutes)

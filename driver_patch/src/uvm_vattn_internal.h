@@ -28,6 +28,7 @@
 #include "uvm_vattn.h"
 #include "uvm_vattn_ioctl.h"
 #include "uvm_vattn_compat.h"
+#include "uvm_vattn_sizes.h"
 #include "uvm_vattn_state.h"
 
 #define UVM_VATTN_MAX_BATCH 65536u

@@ -202,7 +202,7 @@ static NV_STATUS check_entry(struct uvm_vattn_batch *batch, u32 index,
 	if (!uvm_mmu_page_size_supported(batch->tree, entry->pte_page_size))
 		return NV_ERR_NOT_SUPPORTED;
 
-	size = (u64)user->page_count * pages->page_size;
+	size = uvm_vattn_bytes(user->page_count, pages->page_size);
 	status = uvm_vattn_batch_claim(batch, index, user->address, size,
 				       pages->page_size, &entry->range);
 	if (status != NV_OK)
@@ -212,7 +212,7 @@ static NV_STATUS check_entry(struct uvm_vattn_batch *batch, u32 index,
 	entry->tree = uvm_ext_gpu_range_tree(entry->range, batch->gpu);
 	entry->start = user->address;
 	entry->end = user->address + size - 1;
-	entry->offset = (u64)user->first_page * pages->page_size;
+	entry->offset = uvm_vattn_bytes(user->first_page, pages->page_size);
 	entry->replace = user->flags & UVM_VATTN_MAP_REPLACE;
 	entry->prot = user->flags & UVM_VATTN_MAP_READ_ONLY ?
 		      UVM_PROT_READ_ONLY : UVM_PROT_READ_WRITE_ATOMIC;

@@ -97,7 +97,7 @@ void uvm_vattn_chunks_free(struct uvm_vattn_pages *pages)
 
 NV_STATUS uvm_vattn_chunks_alloc(struct uvm_vattn_pages *pages)
 {
-	u64 size = pages->page_size * pages->page_count;
+	u64 size = uvm_vattn_bytes(pages->page_count, pages->page_size);
 	uvm_tracker_t tracker = UVM_TRACKER_INIT();
 	NV_STATUS wait_status;
 	NV_STATUS status;

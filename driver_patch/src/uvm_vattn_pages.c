@@ -13,15 +13,17 @@
 
 /*
  * 64 KiB entries make every power of two up to 1 MiB, as page groups; 2 MiB has
- * entries of its own.
+ * entries of its own. None where confidential computing encrypts what the copy
+ * engine writes, or where the GPU walks the CPU's page tables too (ATS, on Grace):
+ * what an entry that is not valid means there was never tried.
  */
 u64 uvm_vattn_gpu_page_sizes(uvm_gpu_t *gpu)
 {
 	u64 chunk_sizes = gpu->pmm.chunk_sizes[UVM_PMM_GPU_MEMORY_TYPE_KERNEL];
 	u64 sizes = 0;
 
-	if (g_uvm_global.conf_computing_enabled || gpu->mem_info.size == 0 ||
-	    uvm_vattn_gpu_needs_chunk_mappings(gpu))
+	if (g_uvm_global.conf_computing_enabled || g_uvm_global.ats.enabled ||
+	    gpu->mem_info.size == 0 || uvm_vattn_gpu_needs_chunk_mappings(gpu))
 		return 0;
 
 	/* The kernel's own big page size is also that of CUDA's VA spaces. */
@@ -44,14 +46,9 @@ struct uvm_vattn_pages *uvm_vattn_pages_find(struct uvm_vattn_va_space *state,
 
 u64 uvm_vattn_pages_address(const struct uvm_vattn_pages *pages, u64 offset)
 {
-	u64 index = offset / UVM_CHUNK_SIZE_2M;
-	u64 inside = offset % UVM_CHUNK_SIZE_2M;
+	u64 inside;
+	u64 index = uvm_vattn_chunk_index(pages->large_chunks, offset, &inside);
 
-	if (index >= pages->large_chunks) {
-		offset -= pages->large_chunks * UVM_CHUNK_SIZE_2M;
-		index = pages->large_chunks + offset / UVM_CHUNK_SIZE_64K;
-		inside = offset % UVM_CHUNK_SIZE_64K;
-	}
 	return pages->chunks[index]->address + inside;
 }
 
@@ -80,7 +77,7 @@ static NV_STATUS pages_create(struct uvm_vattn_va_space *state, uvm_gpu_t *gpu,
 			      const struct uvm_vattn_alloc *params,
 			      struct uvm_vattn_pages **pages_out)
 {
-	u64 size = params->page_size * params->page_count;
+	u64 size = uvm_vattn_bytes(params->page_count, params->page_size);
 	struct uvm_vattn_pages *pages;
 	NV_STATUS status;
 
@@ -127,7 +124,7 @@ static void pages_release(nv_kref_t *ref)
 	uvm_vattn_chunks_free(pages);
 	atomic64_sub(pages->page_count,
 		     &state->counters.pages_allocated[uvm_vattn_size_slot(pages->page_size)]);
-	unreserve(state, pages->page_size * pages->page_count);
+	unreserve(state, uvm_vattn_bytes(pages->page_count, pages->page_size));
 	kvfree(pages);
 }
 

@@ -51,7 +51,7 @@
  * With an all-zero UUID it needs neither UVM_INITIALIZE nor a GPU and answers
  * for the module; otherwise the GPU must be registered in the VA space, else
  * NV_ERR_INVALID_DEVICE. A GPU on which the interface does not work (no memory
- * of its own, no 64 KiB pages, confidential computing) reports page_sizes 0.
+ * of its own, no 64 KiB pages, confidential computing, ATS) reports page_sizes 0.
  */
 struct uvm_vattn_query {
 	__u8 gpu_uuid[UVM_VATTN_UUID_BYTES]; /* in */

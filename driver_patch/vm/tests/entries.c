@@ -6,6 +6,9 @@
 #include "harness.h"
 #include "vattn.h"
 
+typedef uint64_t u64;
+#include "uvm_vattn_sizes.h"
+
 /*
  * What an entry says besides the address: valid, aperture, caching, privilege, read-only, atomics,
  * kind. In version 3 of the format there is a bit more, 7, in which UVM's own entries and ours differ
@@ -151,6 +154,25 @@ PATCH_TEST(more_than_4_gib_at_once)
 	gpu_check_fault(&gpu, base + length - 2 * PAGE_2M);
 	unmap_one(&gpu, base + length - PAGE_2M, PAGE_2M);
 	vattn_free(&gpu, handle);
+}
+
+/* The kernel's own arithmetic, for which no simulated GPU is large enough. */
+PATCH_TEST(sizes_beyond_4_gib)
+{
+	const uint64_t gib = 1ULL << 30;
+	uint32_t count = 70000;
+	uint64_t inside;
+
+	CHECK_EQ(uvm_vattn_bytes(count, PAGE_64K), 4587520000ULL);
+	CHECK_EQ(uvm_vattn_bytes(~0u, PAGE_2M), 8192 * 1024 * gib - PAGE_2M);
+	CHECK_EQ(uvm_vattn_chunk_index(3000, 5 * gib + PAGE_64K + 5, &inside), 2560);
+	CHECK_EQ(inside, PAGE_64K + 5);
+	CHECK_EQ(uvm_vattn_chunk_index(3000, 3000 * PAGE_2M - 1, &inside), 2999);
+	CHECK_EQ(inside, PAGE_2M - 1);
+	CHECK_EQ(uvm_vattn_chunk_index(3000, 3000 * PAGE_2M, &inside), 3000);
+	CHECK_EQ(inside, 0);
+	CHECK_EQ(uvm_vattn_chunk_index(3000, 3000 * PAGE_2M + 70000 * PAGE_64K + 7, &inside), 73000);
+	CHECK_EQ(inside, 7);
 }
 
 /* Memory of the host and sparse ranges are UVM's own business, with entries that we do not write. */
