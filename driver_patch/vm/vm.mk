@@ -18,5 +18,5 @@ vm-hardening: ## The same tests with UVM's assertions, on kernels that check the
 vm-coverage: ## Lines of uvm_vattn*.c that the tests execute
 	$(VM)/test-coverage $(VM_RELEASE)
 
-vm-mutants: ## Break the kernel code in each way of mutants.py; every one must be caught
+vm-mutants: ## Break the kernel code in each way of driver_patch/vm/mutants; every one must be caught
 	$(VM)/test-mutants $(VM_RELEASE)

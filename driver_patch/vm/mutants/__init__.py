@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: MIT OR GPL-2.0
+"""The ways in which test-mutants breaks the kernel code, each of which the tests must notice."""
+
+from .calls import CALLS
+from .gpu import GPU
+from .handles import HANDLES
+from .interface import INTERFACE
+from .memory import MEMORY
+from .mutant import Mutant
+
+MUTANTS = (*INTERFACE, *CALLS, *HANDLES, *MEMORY, *GPU)
+
+__all__ = ["MUTANTS", "Mutant"]
