@@ -55,6 +55,13 @@ test: $(VENV)/.test $(VENV)/.build ## Run every test that this machine can run
 test-transformers-newest: $(VENV)/.test $(VENV)/.build ## Run tests/integrations against the newest release of transformers
 	@scripts/test_newest_transformers.sh -n $(JOBS) $(PYTEST_ARGS)
 
+.venv-vllm/.done: scripts/setup_vllm.sh scripts/vllm_constraints.txt | $(VENV)/.test
+	@scripts/setup_vllm.sh
+
+.PHONY: test-vllm
+test-vllm: .venv-vllm/.done $(VENV)/.build ## Run tests/vllm_plugin with real vLLM for a CPU, in an environment of its own
+	@OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -W default tests/vllm_plugin $(PYTEST_ARGS)
+
 .PHONY: test-peers
 test-peers: $(VENV)/.test $(VENV)/.build ## Run the tests that transformers brings, with our cache
 	@scripts/fetch_peers.sh
@@ -98,8 +105,8 @@ stubs: $(VENV)/.test $(VENV)/.build ## Regenerate pyvattn/_native.pyi from the b
 clean: ## Remove build products and caches
 	@rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.build
 
-clean-env: ## Remove .venv, to set up anew
-	@rm -rf $(VENV)
+clean-env: ## Remove .venv and .venv-vllm, to set up anew
+	@rm -rf $(VENV) .venv-vllm
 
 # The driver patch brings its own targets.
 -include driver_patch/driver.mk
