@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from pyvattn.errors import UnsupportedError
@@ -36,9 +37,8 @@ class _Runner:
         return layer_tensors(self, spec, self.pyvattn_memory)
 
     def _bind(self, tensors: dict[str, Any], layers: dict[str, Any], caches: list[Any]) -> None:
-        from vllm.v1.worker.utils import bind_kv_cache
-
-        bind_kv_cache(tensors, layers, caches, 1)
+        utils = import_module("vllm.v1.worker.utils")
+        utils.bind_kv_cache(tensors, layers, caches, 1)
 
 
 class RunnerV1(_Runner):
@@ -63,14 +63,16 @@ class RunnerV2(_Runner):
 
     def initialize_kv_cache(self, kv_cache_config: Any, *arguments: Any, **options: Any) -> None:
         """Make the tensors where vLLM would, and have the table write positions of rows."""
-        import vllm.v1.worker.gpu.model_runner as module
+        runner: Any = self
+        module = import_module("vllm.v1.worker.gpu.model_runner")
 
-        def init_kv_cache(caches: list[Any], layers: dict[str, Any], config: Any, *_: Any) -> Any:
-            tensors = self._make_tensors(config, runner.kernel_block_sizes)
-            self._bind(tensors, layers, caches)
+        def init_kv_cache(*given: Any, **_: Any) -> dict[str, Any]:
+            # vLLM 0.26 passes its list of caches, to be filled; 0.32 makes it of the result.
+            caches = given[0] if isinstance(given[0], list) else []
+            tensors = self._make_tensors(runner.kv_cache_config, runner.kernel_block_sizes)
+            self._bind(tensors, runner.compilation_config.static_forward_context, caches)
             return tensors
 
-        runner: Any = self
         with _in_place_of(module, "init_kv_cache", init_kv_cache):
             super().initialize_kv_cache(  # type: ignore[misc]
                 kv_cache_config, *arguments, **options

@@ -1,0 +1,125 @@
+"""Check that what the plug-in relies on is in a release of vLLM, without importing it.
+
+    check_vllm_names.py FOLDER_OR_WHEEL...
+
+A folder is one that has ``vllm/`` in it. None of these names is a public interface: this fails
+on the day that vLLM moves one.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+import zipfile
+from pathlib import Path
+
+# File, class ("" for the module), function, and parameters that are passed or taken, in order.
+RELIED_ON = [
+    ("v1/worker/gpu_worker.py", "Worker", "init_device", ()),
+    ("v1/worker/gpu_worker.py", "Worker", "shutdown", ()),
+    ("v1/worker/cpu_worker.py", "CPUWorker", "init_device", ()),
+    ("v1/worker/utils.py", "", "bind_kv_cache", (
+        "kv_caches", "forward_context", "runner_kv_caches", "num_attn_module")),
+    # Runner V1 and its table.
+    ("v1/worker/gpu_model_runner.py", "GPUModelRunner", "initialize_kv_cache_tensors", (
+        "kv_cache_config", "kernel_block_sizes")),
+    ("v1/worker/block_table.py", "BlockTable", "add_row", ("block_ids", "row_idx")),
+    ("v1/worker/block_table.py", "BlockTable", "append_row", ("block_ids", "row_idx")),
+    ("v1/worker/block_table.py", "BlockTable", "clear_row", ("row_idx",)),
+    ("v1/worker/block_table.py", "BlockTable", "move_row", ("src", "tgt")),
+    ("v1/worker/block_table.py", "BlockTable", "swap_row", ("src", "tgt")),
+    ("v1/worker/block_table.py", "BlockTable", "compute_slot_mapping", ()),
+    # Runner V2 and its table.
+    ("v1/worker/gpu/model_runner.py", "GPUModelRunner", "initialize_kv_cache", (
+        "kv_cache_config",)),
+    ("v1/worker/gpu/model_runner.py", "GPUModelRunner", "_remove_request", ("req_id",)),
+    ("v1/worker/gpu/attn_utils.py", "", "init_kv_cache", ()),
+    ("v1/worker/gpu/block_table.py", "BlockTables", "append_block_ids", (
+        "req_index", "new_block_ids", "overwrite")),
+    ("v1/worker/gpu/block_table.py", "BlockTables", "compute_slot_mappings", ()),
+    # Schedulers.
+    ("v1/core/sched/scheduler.py", "Scheduler", "__init__", ()),
+    ("v1/core/sched/async_scheduler.py", "AsyncScheduler", "", ()),
+    ("v1/kv_cache_interface.py", "FullAttentionSpec", "", ()),
+]  # fmt: skip
+
+# Attributes that are read or set, as they stand in the text of a file.
+MENTIONED = [
+    ("v1/worker/gpu_worker.py", "self.use_v2_model_runner"),
+    ("v1/worker/gpu/model_runner.py", "self.kernel_block_sizes"),
+    ("v1/worker/gpu/model_runner.py", "self.attn_groups"),
+    ("v1/worker/gpu/model_runner.py", "self.kv_cache_config"),
+    ("v1/worker/gpu/model_runner.py", "self.compilation_config.static_forward_context"),
+    ("v1/worker/gpu/model_runner.py", "self.req_states.req_id_to_index"),
+    ("v1/worker/gpu/model_runner.py", "init_kv_cache("),
+    ("v1/worker/gpu_model_runner.py", "self.attn_groups"),
+    ("v1/worker/gpu_model_runner.py", "self.input_batch.block_table"),
+    ("v1/worker/block_table.py", "self.num_blocks_per_row"),
+    ("v1/core/sched/scheduler.py", "self.num_lookahead_tokens"),
+]
+
+
+class Release:
+    """The Python files of one release: of a folder, or of a wheel."""
+
+    def __init__(self, where: Path) -> None:
+        self._where = where
+        self._wheel = zipfile.ZipFile(where) if where.is_file() else None
+
+    def text(self, name: str) -> str | None:
+        """Return a file below ``vllm/``, or None where there is none."""
+        if self._wheel is None:
+            path = self._where / "vllm" / name
+            return path.read_text(encoding="utf-8") if path.exists() else None
+        try:
+            return self._wheel.read(f"vllm/{name}").decode()
+        except KeyError:
+            return None
+
+
+def missing(release: Release) -> list[str]:
+    """Return a line for each name that is not there, or has other parameters."""
+    found = [_missing_name(release, *entry) for entry in RELIED_ON]
+    for name, mention in MENTIONED:
+        text = release.text(name)
+        found.append(f"{name}: no file" if text is None else "")
+        if text is not None and mention not in text:
+            found.append(f"{name}: does not mention {mention}")
+    return [line for line in found if line]
+
+
+def _missing_name(
+    release: Release, name: str, class_: str, function: str, parameters: tuple[str, ...]
+) -> str:
+    text = release.text(name)
+    if text is None:
+        return f"{name}: no file"
+    body = ast.parse(text).body
+    if class_:
+        classes = [node for node in body if isinstance(node, ast.ClassDef) and node.name == class_]
+        if not classes:
+            return f"{name}: no class {class_}"
+        body = classes[0].body
+    if not function:
+        return ""
+    functions = [
+        node for node in body if isinstance(node, ast.FunctionDef) and node.name == function
+    ]
+    if not functions:
+        return f"{name}: no {class_}.{function}".replace(" .", " ")
+    taken = [argument.arg for argument in functions[-1].args.args]
+    taken = taken[1:] if class_ else taken
+    if tuple(taken[: len(parameters)]) != parameters:
+        return f"{name}: {function} takes {', '.join(taken)}, not first {', '.join(parameters)}"
+    return ""
+
+
+def main(places: list[str]) -> int:
+    """Check each release; return 1 where one lacks something."""
+    lines = [f"{place}: {line}" for place in places for line in missing(Release(Path(place)))]
+    print("\n".join(lines) or f"names: {len(RELIED_ON) + len(MENTIONED)} are there")
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

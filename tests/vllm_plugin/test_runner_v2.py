@@ -1,0 +1,113 @@
+"""Runner V2, which needs a GPU, on a stand-in that makes its KV cache as vLLM does."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+from test_tables import StandInV2
+
+from pyvattn import _native
+from pyvattn.integrations.vllm import runners
+from pyvattn.integrations.vllm.runners import RunnerV2, adopt_runner
+
+PAGE = 64 << 10
+
+
+class Backend:
+    """Heads behind tokens, K and V of a head side by side: FlashAttention's."""
+
+    @staticmethod
+    def get_name():
+        return "FLASH_ATTN"
+
+    @staticmethod
+    def get_kv_cache_shape(blocks, tokens, heads, size, cache_dtype_str):
+        return (blocks, heads, tokens, 2 * size)
+
+    @staticmethod
+    def get_kv_cache_stride_order():
+        return (0, 2, 1, 3)
+
+
+class StandInRunner:
+    """``vllm.v1.worker.gpu.model_runner.GPUModelRunner``, of a model of two layers."""
+
+    def __init__(self, style):
+        self.style = style
+        self.device = torch.device("cpu")
+        self.max_model_len = 256
+        self.kernel_block_sizes = [64]
+        self.layers = {"layer.0": None, "layer.1": None}
+        self.compilation_config = types.SimpleNamespace(static_forward_context=self.layers)
+        self.vllm_config = types.SimpleNamespace(
+            additional_config={},
+            cache_config=types.SimpleNamespace(cache_dtype="auto"),
+            scheduler_config=types.SimpleNamespace(max_num_seqs=2),
+            compilation_config=self.compilation_config,
+        )
+        self.req_states = types.SimpleNamespace(req_id_to_index={"a": 0, "b": 1})
+        self.removed = []
+
+    def initialize_kv_cache(self, kv_cache_config):
+        self.kv_cache_config = kv_cache_config
+        group = types.SimpleNamespace(backend=Backend, layer_names=list(self.layers))
+        self.attn_groups = [[group]]
+        self.block_tables = StandInV2()
+        module = sys.modules["vllm.v1.worker.gpu.model_runner"]
+        self.kv_caches = []
+        if self.style == "0.26":
+            module.init_kv_cache(self.kv_caches, self.layers, kv_cache_config, self.attn_groups)
+        else:
+            made = module.init_kv_cache(self.layers, kv_cache_config, self.device, block_tables=1)
+            self.kv_caches = list(made.values())
+
+    def _remove_request(self, req_id):
+        self.removed.append(req_id)
+        return True
+
+
+@pytest.fixture
+def vllm_modules(monkeypatch):
+    model_runner = types.ModuleType("vllm.v1.worker.gpu.model_runner")
+    model_runner.init_kv_cache = "vLLM's own"
+    utils = types.ModuleType("vllm.v1.worker.utils")
+
+    def bind_kv_cache(tensors, layers, caches, modules):
+        layers.update(tensors)
+        caches.extend(tensors.values())
+
+    utils.bind_kv_cache = bind_kv_cache
+    monkeypatch.setitem(sys.modules, model_runner.__name__, model_runner)
+    monkeypatch.setitem(sys.modules, utils.__name__, utils)
+    spec = types.SimpleNamespace(num_kv_heads=2, head_size=64, block_size=64, dtype=torch.bfloat16)
+    monkeypatch.setattr(runners, "check_groups", lambda config, shared: spec)
+    monkeypatch.setattr(runners, "_shared_layers", lambda runner: [])
+    return model_runner
+
+
+@pytest.mark.parametrize("style", ["0.26", "0.32"])
+def test_v2_gets_its_tensors_from_rows_and_lets_go_of_those_that_end(vllm_modules, style):
+    runner = StandInRunner(style)
+    adopt_runner(runner, RunnerV2, lambda name, page, device: _native.make_driver(name, page))
+    runner.initialize_kv_cache(types.SimpleNamespace(num_blocks=10))
+    memory = runner.pyvattn_memory
+    assert vllm_modules.init_kv_cache == "vLLM's own"
+    assert len(runner.kv_caches) == 2
+    # Two rows for each of two requests and the null row, of four blocks each.
+    assert runner.layers["layer.1"].shape == (5 * 4, 2, 64, 128)
+
+    runner.block_tables.append_block_ids(0, ([3, 4],), overwrite=True)
+    runner.block_tables.compute_slot_mappings(None)
+    first, second = runner.block_tables.tables[0]
+    runner.layers["layer.0"][second].fill_(2)
+    assert not runner.layers["layer.1"][second].any()
+    assert not runner.layers["layer.0"][first].any()
+
+    runner._remove_request("a")
+    assert memory.stats()["open_rows"] == 0
+    runner._remove_request("unknown")
+    assert runner.removed == ["a", "unknown"]
+    memory.close_all()
