@@ -8,13 +8,14 @@ from typing import Any
 
 from pyvattn import _native
 from pyvattn._native import Slot
+from pyvattn.arguments import check_flag, check_name, check_type
 from pyvattn.at_exit import is_left_open
 from pyvattn.budget import Budget, budget_of
 from pyvattn.errors import ArgumentError, ConfigError, OutOfMemory
 from pyvattn.geometry import Geometry
 from pyvattn.layers import LayerTensors
 from pyvattn.opened import Opened
-from pyvattn.resolve import open_driver
+from pyvattn.resolve import check_device, open_driver
 from pyvattn.spec import CacheSpec
 from pyvattn.stats import Stats
 from pyvattn.text import shown
@@ -69,13 +70,11 @@ class KVCache(Opened):
         accounting: bool = False,
         strict: bool = False,
     ) -> None:
-        _check_type("spec", spec, CacheSpec)
-        for name, value in (("driver", driver), ("layout", layout)):
-            if not isinstance(value, str):
-                raise ConfigError(f"{name} {shown(value)}: use a name, such as 'auto'")
-        for name, flag in (("accounting", accounting), ("strict", strict)):
-            if not isinstance(flag, bool):
-                raise ConfigError(f"{name}={shown(flag)}: use True or False")
+        check_type("spec", spec, CacheSpec)
+        check_name("driver", driver, such_as="auto")
+        check_flag("accounting", accounting)
+        check_flag("strict", strict)
+        device = check_device(device)
         if strict and (device != "cpu" or accounting):
             raise ConfigError(
                 "strict=True writes past lengths with the CPU: use device='cpu', and no accounting"
@@ -116,8 +115,8 @@ class KVCache(Opened):
     ) -> KVCache:
         """Open a cache on a driver that was made before, such as one wrapped in adaptors."""
         cache = cls.__new__(cls)
-        _check_type("spec", spec, CacheSpec)
-        _check_type("driver", driver, _native.Driver)
+        check_type("spec", spec, CacheSpec)
+        check_type("driver", driver, _native.Driver)
         geometry = spec.geometry(layout, driver.page_size, layers_per_arena)
         budget = budget_of(memory)
         cache._open(spec, geometry, driver, budget, eager, read_ahead, strict)
@@ -133,9 +132,8 @@ class KVCache(Opened):
         read_ahead: int | str,
         strict: bool,
     ) -> None:
-        for name, value in (("eager", eager), ("strict", strict)):
-            if not isinstance(value, bool):
-                raise ConfigError(f"{name}={shown(value)}: use True or False")
+        check_flag("eager", eager)
+        check_flag("strict", strict)
         ahead = whole_number(read_ahead)
         if ahead is None or not 0 <= ahead < 2**31:
             raise ConfigError(
@@ -356,8 +354,3 @@ def _dict_of(lengths: Mapping[Slot, int]) -> dict[Slot, int]:
     if not hasattr(lengths, "keys"):
         raise ArgumentError(f"lengths={shown(lengths)}: pass a dict of slots and their tokens")
     return dict(lengths)
-
-
-def _check_type(name: str, value: object, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise ArgumentError(f"{name}={shown(value)}: pass a {kind.__name__}")

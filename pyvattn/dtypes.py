@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyvattn.errors import SpecError
+from pyvattn.text import shown
 
 ITEMSIZE = {
     "float32": 4,
@@ -29,8 +30,8 @@ def dtype_name(dtype: object) -> str:
 
     Raises :class:`~pyvattn.errors.SpecError` for anything else.
     """
-    name = str(dtype).removeprefix("torch.")
+    name = "" if isinstance(dtype, int) else str(dtype).removeprefix("torch.")
     name = _ALIASES.get(name, name)
     if name not in ITEMSIZE:
-        raise SpecError(f"dtype {dtype!r} is not supported: use one of {', '.join(ITEMSIZE)}")
+        raise SpecError(f"dtype {shown(dtype)} is not supported: use one of {', '.join(ITEMSIZE)}")
     return name

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from pyvattn import _native
+from pyvattn.arguments import check_name, check_ordinal
 from pyvattn.errors import ConfigError
 from pyvattn.text import shown
 from pyvattn.whole_numbers import whole_number
@@ -25,6 +26,8 @@ def fence_after(driver: str, device: int, after: object) -> _native.Fence | None
     Raises :class:`~pyvattn.errors.ConfigError` for anything else, and for a
     stream or event where the driver has none.
     """
+    check_name("driver", driver, such_as="cumem")
+    device = check_ordinal("device", device)
     if after is None:
         if not _native.has_streams(driver):
             return None

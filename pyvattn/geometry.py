@@ -92,7 +92,7 @@ def check_page_size(page_size: int | str) -> int:
     size = parse_size(page_size, "page size")
     if size & (size - 1) or not MIN_PAGE_SIZE <= size <= MAX_PAGE_SIZE:
         raise ConfigError(
-            f"page size {page_size!r}: use a power of two from "
+            f"page size {shown(page_size)}: use a power of two from "
             f"{format_page_size(MIN_PAGE_SIZE)} to {format_page_size(MAX_PAGE_SIZE)}, such as '64K'"
         )
     return size
@@ -100,8 +100,8 @@ def check_page_size(page_size: int | str) -> int:
 
 def check_layout(layout: str) -> str:
     """Return ``layout`` if there is such a layout, or raise ``ConfigError``."""
-    if layout not in LAYOUTS:
-        raise ConfigError(f"layout {layout!r} is unknown: use one of {', '.join(LAYOUTS)}")
+    if not isinstance(layout, str) or layout not in LAYOUTS:
+        raise ConfigError(f"layout {shown(layout)} is unknown: use one of {', '.join(LAYOUTS)}")
     return layout
 
 
@@ -163,7 +163,7 @@ def _layers_per_arena(spec: CacheSpec, layout: str, wanted: int | None) -> int:
     if spec.layers % group:
         divisors = [d for d in range(1, spec.layers + 1) if spec.layers % d == 0]
         raise ConfigError(
-            f"layers_per_arena={wanted} does not divide {spec.layers} layers: use one of "
+            f"layers_per_arena={shown(group)} does not divide {spec.layers} layers: use one of "
             f"{', '.join(map(str, divisors))}"
         )
     return group

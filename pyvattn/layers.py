@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from pyvattn import _native
+from pyvattn.arguments import check_callable
 from pyvattn.errors import ArgumentError, LayerError
 from pyvattn.geometry import Geometry, TensorView
 from pyvattn.spec import CacheSpec
@@ -57,14 +58,12 @@ class LayerTensors:
 
     def made_by(self, index: int, from_dlpack: Callable[[Any], Any]) -> tuple[Any, Any]:
         """Return what ``from_dlpack`` makes of K and of V."""
-        if not callable(from_dlpack):
-            raise ArgumentError(
-                f"from_dlpack={shown(from_dlpack)}: pass a function such as numpy.from_dlpack"
-            )
+        check_callable("from_dlpack", from_dlpack)
         return self._make(self._number(index), from_dlpack)
 
     def arena(self, index: int, from_dlpack: Callable[[Any], Any] | None) -> Any:
         """Return the bytes of one arena, ``[max_slots, row_bytes]``, by default for torch."""
+        check_callable("from_dlpack", from_dlpack)
         arenas = self._geometry.arenas
         number = whole_number(index)
         if number is None or not 0 <= number < arenas:
@@ -87,7 +86,7 @@ class LayerTensors:
         if number is None:
             raise ArgumentError(f"layer {shown(index)}: use a whole number from 0 to {layers - 1}")
         if not -layers <= number < layers:
-            raise LayerError(f"layer {number} is outside 0..{layers - 1}")
+            raise LayerError(f"layer {shown(number)} is outside 0..{layers - 1}")
         return number % layers
 
     def _dlpack(self, view: TensorView) -> _native.TensorView:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from pyvattn import _native
+from pyvattn.arguments import check_flag, check_name, check_type
 from pyvattn.auto import ON_CUDA, first_available, named_by_environment
 from pyvattn.errors import CalibrationError, ConfigError, DriverUnavailable, PlanWarning
 from pyvattn.geometry import Geometry
@@ -61,6 +62,10 @@ def open_driver(
     does not, "auto" takes ``cumem``, with a :class:`~pyvattn.errors.PlanWarning` that
     says why.
     """
+    check_type("spec", spec, CacheSpec)
+    check_name("driver", driver, such_as="auto")
+    check_name("layout", layout, such_as="auto")
+    check_flag("peer_access", peer_access)
     find = partial(
         resolve,
         spec,
@@ -69,8 +74,6 @@ def open_driver(
         layout=layout,
         layers_per_arena=layers_per_arena,
     )
-    if not isinstance(peer_access, bool):
-        raise ConfigError(f"peer_access={shown(peer_access)}: use True or False")
     chosen = find(driver=driver)
     try:
         return _open(chosen, peer_access)
@@ -105,7 +108,7 @@ def resolve(
     asked for by name makes kernels slow, or mapping too slow to hide, and where a
     calibration that the environment names cannot be used.
     """
-    on_cuda, ordinal = _parse_device(device)
+    on_cuda, ordinal = _parse_device(check_device(device))
     name = choose_driver(driver, on_cuda, ordinal)
     planned_as = _PLANNED_AS.get(name) or _native.emulates(name) or name
     planned = plan(
@@ -143,14 +146,20 @@ def _this_machine() -> MadeOn:
     return identify()
 
 
-def _parse_device(device: str) -> tuple[bool, int]:
-    text = str(device)
-    if text == "cpu":
-        return False, 0
-    match = _CUDA_DEVICE.fullmatch(text)
-    if match is None:
+def check_device(device: object) -> str:
+    """Return the name of a device; a ``torch.device`` is as good as its name.
+
+    Raises :class:`~pyvattn.errors.ConfigError` for what is none.
+    """
+    name = "" if isinstance(device, int) else str(device)
+    if name != "cpu" and not _CUDA_DEVICE.fullmatch(name):
         raise ConfigError(f"device {shown(device)} is unknown: use 'cuda', 'cuda:0' … or 'cpu'")
-    return True, int(match.group(1) or 0)
+    return name
+
+
+def _parse_device(name: str) -> tuple[bool, int]:
+    match = _CUDA_DEVICE.fullmatch(name)
+    return (False, 0) if match is None else (True, int(match.group(1) or 0))
 
 
 def _asked(driver: str, on_cuda: bool) -> str:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pyvattn import _native
+from pyvattn.arguments import check_type, check_whole
 from pyvattn.budget import Budget, budget_of
-from pyvattn.errors import ArgumentError
 from pyvattn.geometry import Geometry
 from pyvattn.layers import LayerTensors
 from pyvattn.opened import Opened
@@ -90,6 +90,8 @@ class BlockPool(Opened):
     ) -> BlockPool:
         """Open a pool on a driver that was made before, such as one wrapped in adaptors."""
         pool = cls.__new__(cls)
+        check_type("spec", spec, CacheSpec)
+        check_type("driver", driver, _native.Driver)
         geometry = spec.geometry(layout, driver.page_size, layers_per_arena)
         pool._open(spec, geometry, driver, budget_of(memory))
         return pool
@@ -106,7 +108,7 @@ class BlockPool(Opened):
         Kernels may read up to ``spec.guard_tokens`` tokens further. Where the driver is
         not zero-backed (``cumem``, ``stock-uvm``), ask for so many more.
         """
-        return self._geometry.pages(tokens)
+        return self._geometry.pages(check_whole("tokens", tokens))
 
     def allocate(self, count: int, after: int | None = None) -> list[int]:
         """Return ``count`` blocks that the caller holds, in runs as long as can be.
@@ -163,8 +165,7 @@ class RowMap:
     """
 
     def __init__(self, pool: BlockPool) -> None:
-        if not isinstance(pool, BlockPool):
-            raise ArgumentError(f"pool={pool!r}: use a pyvattn.BlockPool")
+        check_type("pool", pool, BlockPool)
         geometry = pool.geometry
         self._pool = pool
         self._native = _native.RowMap(
@@ -241,7 +242,7 @@ class RowMap:
         The longest closed rows give first. Returns how many blocks came free: fewer where
         the caller holds the others, or none are left.
         """
-        return self._native.reclaim(blocks)
+        return self._native.reclaim(min(check_whole("blocks", blocks), 2**63))
 
     def zero(self, row: int, *, first: int = 0, count: int = 1, after: object = None) -> None:
         """Write zeros over ``count`` positions of an open row, and wait for them.

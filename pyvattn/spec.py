@@ -11,6 +11,7 @@ from pyvattn.dtypes import ITEMSIZE, dtype_name
 from pyvattn.errors import SpecError
 from pyvattn.geometry import Geometry, addresses_refused, build_geometry
 from pyvattn.text import shown
+from pyvattn.units import format_size
 from pyvattn.whole_numbers import whole_number
 
 
@@ -56,9 +57,9 @@ class CacheSpec:
         value = getattr(self, name)
         count = whole_number(value)
         if count is None:
-            raise SpecError(f"{name}={value!r} is not a whole number")
+            raise SpecError(f"{name}={shown(value)} is not a whole number")
         if count < minimum:
-            raise SpecError(f"{name}={count} is too small: it must be at least {minimum}")
+            raise SpecError(f"{name}={shown(count)} is too small: it must be at least {minimum}")
         object.__setattr__(self, name, count)
 
     def _check_kind(self) -> None:
@@ -67,7 +68,8 @@ class CacheSpec:
         if self.kind == "kv":
             if self.latent_dim or self.rope_dim:
                 raise SpecError(
-                    f"latent_dim={self.latent_dim} and rope_dim={self.rope_dim} need kind='mla'"
+                    f"latent_dim={shown(self.latent_dim)} and rope_dim={shown(self.rope_dim)} need "
+                    "kind='mla'"
                 )
         else:
             if self.latent_dim < 1:
@@ -80,10 +82,16 @@ class CacheSpec:
                 )
 
     def _check_reservation(self) -> None:
+        if addresses_refused(self.token_bytes):
+            raise SpecError(
+                f"one token of layers={shown(self.layers)}, kv_heads={shown(self.kv_heads)} and "
+                f"head_dim={shown(self.head_dim)} takes {format_size(self.token_bytes)}: no model "
+                "has so many, check these numbers"
+            )
         if too_much := addresses_refused(self.max_slots * self.row_bytes):
             raise SpecError(
-                f"max_slots={self.max_slots} rows of max_tokens={self.max_tokens} {too_much}: "
-                "lower one of them"
+                f"max_slots={shown(self.max_slots)} rows of max_tokens={shown(self.max_tokens)} "
+                f"{too_much}: lower one of them"
             )
 
     @classmethod
@@ -97,7 +105,7 @@ class CacheSpec:
         _check_field_names(cls, options)
         for name, value in (("latent_dim", latent_dim), ("rope_dim", rope_dim)):
             if whole_number(value) is None:
-                raise SpecError(f"{name}={value!r} is not a whole number")
+                raise SpecError(f"{name}={shown(value)} is not a whole number")
         return cls(
             layers=layers,
             kv_heads=1,
@@ -136,9 +144,11 @@ class CacheSpec:
         """
         number = whole_number(ranks)
         if number is None or number < 1:
-            raise SpecError(f"tensor_parallel={ranks!r}: use a whole number from 1")
+            raise SpecError(f"tensor_parallel={shown(ranks)}: use a whole number from 1")
         if max(number, self.kv_heads) % min(number, self.kv_heads):
-            raise SpecError(f"kv_heads={self.kv_heads} cannot be divided over {number} ranks")
+            raise SpecError(
+                f"kv_heads={self.kv_heads} cannot be divided over {shown(number)} ranks"
+            )
         return replace(self, kv_heads=max(1, self.kv_heads // number))
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 
 from pyvattn import _native
+from pyvattn.arguments import check_type
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Stats:
     @classmethod
     def read(cls, native: _native.CacheStats) -> Stats:
         """Copy the counts of the core."""
+        check_type("native", native, _native.CacheStats)
         return cls(**{field.name: getattr(native, field.name) for field in fields(cls)})
 
     @property

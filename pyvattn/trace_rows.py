@@ -22,6 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from pyvattn.errors import TraceError
+from pyvattn.files import read_text
+from pyvattn.text import printable
+
+# Traces of a million requests have some 100 MB.
+_MOST_BYTES = 4 << 30
 
 # Python 3.10 reads three or six digits of a second and no Z; traces have seven.
 _MOMENT = re.compile(r"(.+?)(?:\.(\d+))?(Z|[+-]\d\d:?\d\d)?", re.ASCII)
@@ -47,12 +52,18 @@ def read_rows(file: Path) -> list[Row]:
     be read; ``FileNotFoundError`` is left to the caller.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        if text.startswith("{"):
-            return list(_json_rows(text.splitlines(), file.name))
-        return list(_csv_rows(csv.DictReader(text.splitlines()), file.name))
-    except (UnicodeDecodeError, csv.Error, IsADirectoryError) as error:
-        raise TraceError(f"{file} is not a trace: {error}") from error
+        lines = read_text(file, _MOST_BYTES).splitlines()
+        if not any(lines):
+            raise ValueError("it is empty")
+        if lines[0].startswith("{"):
+            return list(_json_rows(lines, file.name))
+        return list(_csv_rows(csv.DictReader(lines), file.name))
+    except TraceError:
+        raise
+    except (ValueError, csv.Error) as error:
+        raise TraceError(
+            f"{printable(str(file))} is not a trace ({error}): name a CSV or JSON-lines file"
+        ) from error
 
 
 def _csv_rows(reader: csv.DictReader[str], name: str) -> Iterator[Row]:

@@ -12,17 +12,20 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Real
 from os import PathLike
-from pathlib import Path
 
-from pyvattn.errors import ArgumentError, TraceError
+from pyvattn.arguments import check_path, check_whole, is_number
+from pyvattn.errors import TraceError
 from pyvattn.text import shown
 from pyvattn.trace_rows import Row, read_rows
 from pyvattn.whole_numbers import whole_number
 
+__all__ = ["Request", "Trace", "read_trace", "synthetic_trace"]
+
 DEFAULT_RATE = 5.0
 SYNTHETIC_REQUESTS = 5000
+# What still fits in the memory of a small machine.
+_MOST_SYNTHETIC = 10_000_000
 
 # Log-normal lengths (median, sigma) cut at a maximum.
 _SYNTHETIC_PROMPT = (800.0, 0.9, 14000)
@@ -73,11 +76,13 @@ def read_trace(
 
     ``rate`` (requests per second) and ``seed`` make up the arrivals that the
     file lacks. Raises :class:`~pyvattn.errors.TraceError`, naming the line,
-    for what cannot be read; ``FileNotFoundError`` is left to the caller.
+    for what cannot be read. Where there is no such file, ``FileNotFoundError`` is left to the
+    caller.
     """
-    if not isinstance(path, (str, PathLike)):
-        raise ArgumentError(f"path={shown(path)}: use the path of a trace file")
-    file = Path(path)
+    file = check_path("path", path)
+    if limit is not None:
+        limit = check_whole("limit", limit, least=1)
+    _check_rate(rate)
     rows = read_rows(file)
     if not rows:
         raise TraceError(f"{file} holds no requests")
@@ -104,8 +109,11 @@ def synthetic_trace(
     count: int = SYNTHETIC_REQUESTS, *, rate: float = DEFAULT_RATE, seed: int = 0
 ) -> Trace:
     """Make up ``count`` requests; equal arguments give equal requests."""
-    if (whole_number(count) or 0) < 1:
-        raise TraceError(f"a trace of {shown(count)} requests: use a whole number from 1")
+    if not 1 <= (whole_number(count) or 0) <= _MOST_SYNTHETIC:
+        raise TraceError(
+            f"a trace of {shown(count)} requests: use a whole number from 1 to {_MOST_SYNTHETIC:,}"
+        )
+    _check_rate(rate)
     lengths = random.Random(f"lengths {seed}")
     pairs = (
         (_draw(lengths, *_SYNTHETIC_PROMPT), _draw(lengths, *_SYNTHETIC_GENERATED))
@@ -119,9 +127,12 @@ def synthetic_trace(
     )
 
 
-def _poisson(rate: float, seed: int) -> Iterator[float]:
-    if not (isinstance(rate, Real) and math.isfinite(rate) and rate > 0):
+def _check_rate(rate: float) -> None:
+    if not (is_number(rate) and rate > 0):
         raise TraceError(f"rate {shown(rate)}: use a positive number of requests per second")
+
+
+def _poisson(rate: float, seed: int) -> Iterator[float]:
     source = random.Random(f"arrivals {seed}")
     moment = 0.0
     while True:

@@ -15,6 +15,8 @@ from pyvattn.whole_numbers import whole_number
 
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _END = 1 << 64
+# Beyond it a number of digits tells nobody anything.
+_MOST_SHOWN = 1000 << 40
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
@@ -56,6 +58,8 @@ def format_page_size(size: int) -> str:
 
 def format_size(size: float) -> str:
     """Return ``size`` bytes for people to read, with three digits: ``1.25 GiB``."""
+    if size >= _MOST_SHOWN:
+        return f"more than {format_size(_MOST_SHOWN - 1)}"
     for suffix in ("T", "G", "M", "K"):
         scaled = size / _FACTORS[suffix]
         if abs(scaled) >= 1:

@@ -1,4 +1,4 @@
-"""README and the pages say what docs/results/ says, and README's code runs."""
+"""README and the pages say what docs/results/ says, and their links lead somewhere."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-import pyvattn
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -22,17 +20,6 @@ def test_tables_are_what_the_results_say():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-
-
-def test_the_first_example_runs():
-    torch = pytest.importorskip("torch", reason="the example writes into a tensor")
-    code = re.search(r"```python\n(import pyvattn\n.*?)```", README, re.DOTALL)[1]
-    assert code.count("cuda:0") == 1
-    keys = torch.ones(1200, 8, 128, dtype=torch.bfloat16)
-    there = {"keys": keys}
-    exec(code.replace("cuda:0", "cpu"), there)
-    assert isinstance(there["cache"], pyvattn.KVCache)
-    assert there["k"].shape == (256, 131072, 8, 128)
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])

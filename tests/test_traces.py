@@ -97,7 +97,7 @@ def test_a_limit_takes_the_first_requests(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "none of the known headers"),
+        ("", "it is empty"),
         ("a,b\n1,2\n", "but a, b"),
         (AZURE.splitlines()[0], "no requests"),
         (AZURE.replace("396", "-3"), "line 3: ContextTokens '-3'"),

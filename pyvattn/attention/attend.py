@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from pyvattn.arguments import check_flag, is_number
 from pyvattn.attention.problem import Indices, Problem, check_cache
 from pyvattn.attention.registry import choose
 from pyvattn.errors import ConfigError, UnsupportedError
@@ -45,11 +45,13 @@ def attend(
 
     Raises :class:`~pyvattn.errors.ArgumentError` for what is no cache,
     :class:`~pyvattn.errors.TensorError` for shapes that do not fit,
-    :class:`~pyvattn.errors.ConfigError` for an unknown kernel or a scale that is no number, and
+    :class:`~pyvattn.errors.ConfigError` for an unknown kernel or a
+    scale that is no number, and
     :class:`~pyvattn.errors.UnsupportedError` for one that cannot do it, be it for
     the cache's ``guard_tokens``.
     """
     check_cache(cache)
+    check_flag("causal", causal)
     if cache.spec.kind != "kv":
         raise UnsupportedError(
             f"attend() needs K and V heads; this cache has kind={cache.spec.kind!r}: "
@@ -57,7 +59,7 @@ def attend(
         )
     k, v = cache.layer(layer)
     scale = k.shape[-1] ** -0.5 if scale is None else scale
-    if not isinstance(scale, Real):
+    if not is_number(scale):
         raise ConfigError(f"scale {shown(scale)}: use a number, or None for head_dim ** -0.5")
     problem = Problem(q, k, v, slots, lengths, causal, float(scale))
     problem.check()

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
+from pyvattn.arguments import check_callable, check_name, check_type
 from pyvattn.attention.problem import TORCH_DTYPES, Kernel, Problem, by_row
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -46,18 +47,23 @@ class FlexKernel(Kernel):
         score_mod: ScoreMod | None = None,
         mask_mod: MaskMod | None = None,
     ) -> None:
+        check_name("name", name, such_as="flex")
+        check_callable("score_mod", score_mod)
+        check_callable("mask_mod", mask_mod)
         self.name = name
         self._score_mod = score_mod
         self._mask_mod = mask_mod
 
     def unsupported(self, problem: Problem) -> str | None:
         """See :meth:`Kernel.unsupported`."""
+        check_type("problem", problem, Problem)
         if problem.q.dtype not in TORCH_DTYPES:
             return f"FlexAttention does not take {problem.q.dtype}"
         return None
 
     def attend(self, problem: Problem) -> Tensor:
         """See :meth:`Kernel.attend`."""
+        check_type("problem", problem, Problem)
         attended = iter([row for row, length in enumerate(problem.host_lengths) if length])
         return by_row(problem, lambda q, k, v: self._attend(problem, next(attended), q, k, v))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pyvattn.arguments import check_name, check_type
 from pyvattn.attention.flash_attn2 import FlashAttention2Kernel
 from pyvattn.attention.flash_attn3 import FlashAttention3Kernel
 from pyvattn.attention.flash_attn4 import FlashAttention4Kernel
@@ -38,11 +39,14 @@ def register(kernel: Kernel, before: str | None = None) -> None:
 
     ``kernel="auto"`` prefers it to the kernel called ``before``; by default it
     comes last. Raises :class:`~pyvattn.errors.ConfigError` if the name is taken
-    or ``before`` is not known.
+    or ``before`` is not known, and :class:`~pyvattn.errors.ArgumentError` for what is no kernel.
     """
+    check_type("kernel", kernel, Kernel)
+    check_name("kernel", kernel.name, such_as="my-kernel")
     if kernel.name in _KERNELS or kernel.name == "auto":
         raise ConfigError(f"a kernel called {kernel.name!r} is registered already")
     if before is not None:
+        check_name("before", before, such_as="sdpa")
         _find(before)
     order = list(_KERNELS.values())
     place = next((i for i, known in enumerate(order) if known.name == before), len(order))
@@ -75,6 +79,7 @@ def choose(name: str, problem: Problem, guard_tokens: int | None = None) -> Kern
     ``guard_tokens`` are those of the cache; a kernel that reads further past a row's
     length cannot do the problem. ``None`` is for memory that needs no guard.
     """
+    check_name("kernel", name, such_as="auto")
     if name != "auto":
         kernel = _find(name)
         if reason := _objection(kernel, problem, guard_tokens):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyvattn import _native
+from pyvattn.arguments import Settings, check_type
 from pyvattn.bench.report import Measure
 from pyvattn.bench.timing import summarise
 from pyvattn.errors import DriverError, MissingDependency
@@ -23,7 +24,7 @@ _EXTENTS = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Settings, least={"rounds": 3}):
     """``page_size`` None is the driver's smallest; ``rounds`` of every operation.
 
     ``peer_access``: other GPUs get access to what is mapped.
@@ -38,6 +39,7 @@ class Options:
 
 def measure(options: Options) -> Iterator[Measure]:
     """Yield every measure. Raises DriverUnavailable where the driver is not."""
+    check_type("options", options, Options)
     driver = open_driver(
         options.driver, options.page_size, options.device, peer_access=options.peer_access
     )

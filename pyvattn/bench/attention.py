@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pyvattn.arguments import Settings, check_type
 from pyvattn.bench.paged import block_sizes, paged_alternatives, paged_name
 from pyvattn.bench.report import Measure
 from pyvattn.bench.timing import ratios, summarise
@@ -54,7 +55,7 @@ SHAPES = (
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Settings, least={"rounds": 3}):
     """``kernel`` names kernels, none: every one available; ``page_size`` may be "auto".
 
     Kernels whose ``rounds`` would take longer than ``seconds`` get fewer, seven at least.
@@ -73,6 +74,7 @@ class Options:
 
 def measure(options: Options) -> Iterator[Measure]:
     """Yield every measure. Raises DriverUnavailable without a GPU."""
+    check_type("options", options, Options)
     torch = require_gpu(options.device)
     for shape in SHAPES:
         # A call of its own, which holds the tensors of this shape and no longer.

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyvattn import _native
+from pyvattn.arguments import Settings, check_type
 from pyvattn.bench.api import open_driver
 from pyvattn.bench.report import Measure
 from pyvattn.bench.timing import ratios, summarise
@@ -35,7 +36,7 @@ _TARGETS = {2 * M: 0.6, 64 * M: 0.25}
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Settings, least={"rounds": 3, "total": 2}):
     """``page_size`` None is the driver's smallest; ``total`` MiB are mapped in each round.
 
     ``against`` is a second driver, with its smallest pages.
@@ -91,6 +92,7 @@ class Memory:
 
 def measure(options: Options) -> Iterator[Measure]:
     """Yield every measure. Raises DriverUnavailable where a driver is not."""
+    check_type("options", options, Options)
     if options.against == options.driver:
         raise ConfigError(f"--against {options.against!r} is the driver itself: name another")
     total = options.total * M

@@ -12,7 +12,9 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from os import PathLike
 
+from pyvattn.arguments import Settings, check_type
 from pyvattn.bench.report import Measure
 from pyvattn.bench.timing import ratios, summarise
 from pyvattn.errors import ConfigError, OutOfMemory
@@ -28,14 +30,14 @@ _FINE = ", 64K pages, layout layer"
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Settings, least={"rounds": 3}):
     """``trace`` is a CSV file, or None for a synthetic trace; ``rounds`` places in it.
 
     ``driver`` and ``page_size`` choose what is counted besides static and paged: by
     default pages of 64K and 2M, and ``cumem`` with its tail guard.
     """
 
-    trace: str | None = None
+    trace: str | PathLike[str] | None = None
     memory: str = "40GiB"
     rounds: int = 31
     driver: str | None = None
@@ -53,6 +55,7 @@ class _Case:
 
 def measure(options: Options) -> Iterator[Measure]:
     """Yield every measure."""
+    check_type("options", options, Options)
     trace = read_trace(options.trace) if options.trace else synthetic_trace()
     memory = parse_size(options.memory, "memory")
     spec = CacheSpec(32, 8, 128, max_slots=4096, max_tokens=trace.longest)

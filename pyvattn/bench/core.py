@@ -12,10 +12,12 @@ import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from pyvattn import _native
+from pyvattn.arguments import Settings, check_type
 from pyvattn.bench.block_table import BlockTable
 from pyvattn.bench.core_steps import large_steps, turnover
 from pyvattn.bench.report import Measure
@@ -33,15 +35,16 @@ _SLOT_COUNTS = (64, 256, 1024, 4096)
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Settings, least={"rounds": 3}):
     """``trace`` is a CSV file, or None for a synthetic trace; ``rounds`` of every timing."""
 
-    trace: str | None = None
+    trace: str | PathLike[str] | None = None
     rounds: int = 31
 
 
 def measure(options: Options) -> Iterator[Measure]:
     """Yield every measure."""
+    check_type("options", options, Options)
     yield from _step(options)
     yield from _growth()
     yield from large_steps()

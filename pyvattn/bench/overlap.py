@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pyvattn.arguments import Settings, check_type
 from pyvattn.bench.decoder import Decoder, Weights
 from pyvattn.bench.report import Measure
 from pyvattn.cache import KVCache
@@ -30,7 +31,7 @@ _ANSWER_TOKENS = 211
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Settings, least={"steps": 100}):
     """``batch`` rows start at 128 to 512 tokens and make ``steps`` more each."""
 
     driver: str = "cumem"
@@ -109,6 +110,7 @@ class Run:
 
 def measure(options: Options) -> Iterator[Measure]:
     """Yield every measure. Raises DriverUnavailable without a GPU."""
+    check_type("options", options, Options)
     torch = require_gpu(options.device)
     weights = Weights(torch, options.layers, f"cuda:{options.device}")
     runs = {mode: Run(torch, options, weights, mode) for mode in _MODES}

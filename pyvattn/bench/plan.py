@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from os import PathLike
 
+from pyvattn.arguments import Settings, check_type
 from pyvattn.bench.report import Measure
 from pyvattn.geometry import Geometry
 from pyvattn.machine import identify
@@ -54,10 +56,10 @@ def _models() -> tuple[Model, ...]:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Settings):
     """``trace`` is a CSV file, or None for a synthetic trace; ``batch`` requests decode."""
 
-    trace: str | None = None
+    trace: str | PathLike[str] | None = None
     batch: int = 256
 
 
@@ -81,6 +83,7 @@ class Counted:
 
 def measure(options: Options) -> Iterator[Measure]:
     """Yield every measure."""
+    check_type("options", options, Options)
     trace = read_trace(options.trace) if options.trace else synthetic_trace()
     visits = lengths_of(trace)
     requests = len(trace.requests)

@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 
+from pyvattn.arguments import check_path, check_type, is_number
 from pyvattn.bench.timing import Timing
+from pyvattn.errors import ConfigError
 from pyvattn.machine import describe_machine, describe_run
+from pyvattn.text import shown
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ class Measure:
         note: str = "",
     ) -> Measure:
         """Return the measure of a timing, times ``scale``."""
+        check_type("timing", timing, Timing)
+        if not is_number(scale):
+            raise ConfigError(f"scale={shown(scale)}: use a number")
         return cls(
             name,
             timing.median * scale,
@@ -99,7 +105,7 @@ class Report:
 
     def write(self, where: str | PathLike[str]) -> Path:
         """Write the JSON file ``where``, or ``<bench>.json`` in that folder; return its path."""
-        path = Path(where)
+        path = check_path("where", where)
         if path.suffix != ".json":
             path /= f"{self.bench}.json"
         path.parent.mkdir(parents=True, exist_ok=True)

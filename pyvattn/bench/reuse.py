@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from os import PathLike
 
+from pyvattn.arguments import Settings, check_type
 from pyvattn.bench.report import Measure
 from pyvattn.errors import ConfigError
 from pyvattn.replay import ContiguousAllocator, replay
@@ -27,14 +29,14 @@ _TARGET = 0.1
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Settings, least={"requests": 4, "read_ahead": 0}):
     """``trace`` is a CSV file, or None for a synthetic trace.
 
     ``live`` requests at a time, ``requests`` in all; ``read_ahead`` as for
     :class:`pyvattn.KVCache`.
     """
 
-    trace: str | None = None
+    trace: str | PathLike[str] | None = None
     live: int = 256
     requests: int = 8000
     read_ahead: int = 128
@@ -121,6 +123,7 @@ class _Load(ContiguousAllocator):
 
 def measure(options: Options) -> Iterator[Measure]:
     """Yield every measure."""
+    check_type("options", options, Options)
     whole = read_trace(options.trace) if options.trace else synthetic_trace(options.requests)
     trace = replace(whole, requests=whole.requests[: options.requests])
     if len(trace.requests) < 4 * options.live:

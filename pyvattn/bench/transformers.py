@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+from pyvattn.arguments import Settings, check_type
 from pyvattn.bench.engines import Library, Ours, versions
 from pyvattn.bench.random_model import SHAPES, make_model, make_prompts
 from pyvattn.bench.report import Measure, Setup
@@ -26,7 +27,7 @@ BASELINES = ("library", "sdpa")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Settings, least={"new_tokens": 2, "seed": 0}):
     """``requests`` prompts of ``prompt_tokens``, each to get ``new_tokens``.
 
     They arrive all at once, or ``rate`` a second on average, at the times of a Poisson process
@@ -63,6 +64,7 @@ class Options:
 
 def measure(options: Options) -> Iterator[Measure | Setup]:
     """Yield the setup and every measure. Raises DriverUnavailable without the GPU asked for."""
+    check_type("options", options, Options)
     began = time.perf_counter()
     _require(options)
     model = make_model(options.model, options.device, layers=options.layers or None)

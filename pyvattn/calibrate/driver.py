@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pyvattn import _native
+from pyvattn.arguments import Settings, check_name, check_type
 from pyvattn.calibrate.rates import make_rates
 from pyvattn.planner import Losses
 
@@ -19,7 +20,7 @@ _SIZES = (2 * M, 8 * M, 16 * M, 64 * M)
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Settings):
     """``rounds`` of every call; ``kernels`` also measures what layouts cost them on a GPU."""
 
     device: int = 0
@@ -50,6 +51,8 @@ class DriverConstants:
 
 def measure_driver(name: str, options: Options) -> DriverConstants:
     """Measure driver ``name``; raise ``DriverUnavailable`` where it is not."""
+    check_name("name", name, such_as="cumem")
+    check_type("options", options, Options)
     page = min(_native.driver_capabilities(name, options.device).page_sizes)
     driver = _native.make_driver(name, page, options.device)
     memory = _Memory(driver)

@@ -11,14 +11,23 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from pyvattn.arguments import check_path, check_type
 from pyvattn.calibrate.driver import DriverConstants
-from pyvattn.errors import CalibrationError
+from pyvattn.errors import ArgumentError, CalibrationError
 from pyvattn.machine import MadeOn, describe_machine, describe_run, identify
 from pyvattn.planner.calibration import VERSION
+from pyvattn.text import printable, shown
 
 
 def describe(constants: Sequence[DriverConstants], here: MadeOn | None = None) -> dict[str, Any]:
-    """Return the content of a calibration file."""
+    """Return the content of a calibration file.
+
+    Raises :class:`~pyvattn.errors.ArgumentError` for what :func:`measure_driver` did not return.
+    """
+    check_type("constants", constants, Sequence)
+    for one in constants:
+        check_type("constants", one, DriverConstants)
+    check_type("here", here, MadeOn, type(None))
     here = here or identify()
     run = describe_run()
     machine = ", ".join(
@@ -40,19 +49,27 @@ def write_calibration(content: dict[str, Any], path: str | PathLike[str]) -> Pat
     """Write the file whole or not at all; return its path.
 
     Any number of processes may write and read it at once: readers find one writer's file,
-    whole. Raises :class:`~pyvattn.errors.CalibrationError` where it cannot be written.
+    whole. Raises :class:`~pyvattn.errors.CalibrationError` where it cannot be written, and
+    :class:`~pyvattn.errors.ArgumentError` for content that JSON has no words for.
     """
-    target = Path(path)
+    check_type("content", content, dict)
+    target = check_path("path", path)
+    try:
+        text = json.dumps(content, indent=1) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArgumentError(
+            f"content={shown(content)} cannot be written as JSON: {error}"
+        ) from None
     draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=1) + "\n")
+            file.write(text)
         draft.replace(target)
     except OSError as error:
         raise CalibrationError(
-            f"cannot write the calibration {target}: {error.strerror or error}; name another file "
-            "with --out"
+            f"cannot write the calibration {printable(str(target))}: {error.strerror or error}; "
+            "name another file with --out"
         ) from error
     finally:
         with suppress(OSError):

@@ -8,8 +8,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from pyvattn.errors import SpecError
-from pyvattn.text import shown
+from pyvattn.arguments import check_path
+from pyvattn.errors import ArgumentError, ConfigError, SpecError
+from pyvattn.files import read_text
+from pyvattn.text import printable, shown
+
+_MOST_BYTES = 64 << 20
 
 # Where multimodal configs keep the part that describes the language model.
 _TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
@@ -28,7 +32,9 @@ def decoder_config(
         raise SpecError(
             f"config {shown(config)}: give a parsed config.json, its path, or that of its folder"
         )
-    whole = config if isinstance(config, Mapping) else _load(Path(config))
+    whole = config if isinstance(config, Mapping) else _load(_path(config))
+    if not all(isinstance(name, str) for name in whole):
+        raise SpecError(f"config {shown(config)}: its names must be text, as in a config.json")
     text = whole
     while (part := _text_part(text)) is not None:
         text = part
@@ -37,20 +43,27 @@ def decoder_config(
     return text, whole
 
 
+def _path(config: str | PathLike[str]) -> Path:
+    try:
+        return check_path("config", config)
+    except (ArgumentError, ConfigError) as error:
+        raise SpecError(str(error)) from None
+
+
 def _load(path: Path) -> Mapping[str, Any]:
     file = path / "config.json" if path.is_dir() else path
+    where = printable(str(file))
     try:
-        # Editors on Windows put a byte order mark in front.
-        parsed = json.loads(file.read_text(encoding="utf-8-sig"))
+        parsed = json.loads(read_text(file, _MOST_BYTES))
     except FileNotFoundError:
         raise SpecError(
-            f"no model config at {file}: give the path of a config.json or of the folder it lies "
+            f"no model config at {where}: give the path of a config.json or of the folder it lies "
             "in (models are not downloaded)"
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise SpecError(f"cannot read the model config {file}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise SpecError(f"cannot read the model config {where}: {error}") from error
     if not isinstance(parsed, dict):
-        raise SpecError(f"{file} is not a model config: it holds no JSON object")
+        raise SpecError(f"{where} is not a model config: it holds no JSON object")
     return parsed
 
 

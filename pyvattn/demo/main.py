@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from pyvattn.arguments import check_flag, check_path
 from pyvattn.cache import KVCache
 from pyvattn.demo.check import reference_tokens
 from pyvattn.demo.display import Display
@@ -24,6 +25,8 @@ from pyvattn.errors import ConfigError, MismatchError
 from pyvattn.integrations.transformers import spec_for
 from pyvattn.plots import plot_demo
 from pyvattn.samples import static_bytes
+from pyvattn.text import shown
+from pyvattn.whole_numbers import whole_number
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,12 @@ class Options:
             ("requests", self.requests, len(load_prompts())),
             ("max_new_tokens", self.max_new_tokens, 512),
         ):
-            if not 1 <= value <= most:
-                raise ConfigError(f"{name}={value} is out of range: use 1 to {most}")
+            if not 1 <= (whole_number(value) or 0) <= most:
+                raise ConfigError(f"{name}={shown(value)} is out of range: use 1 to {most}")
+        if self.out is not None:
+            check_path("out", self.out)
+        check_flag("check", self.check)
+        check_flag("texts", self.texts)
 
 
 def run_demo(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pyvattn.arguments import check_callable, check_ordinal, check_type
 from pyvattn.detect import cumem, host, patched, stock_uvm
 from pyvattn.detect.auto import AutoChoice, choose_auto
 from pyvattn.detect.core import Ask, ask_core
@@ -19,7 +20,15 @@ _DETECTORS = (patched.detect, stock_uvm.detect, cumem.detect, host.detect)
 def detect_drivers(
     device: int = 0, machine: Machine | None = None, ask: Ask | None = None
 ) -> tuple[DriverReport, ...]:
-    """Report on every driver for CUDA device number ``device``; never raises."""
+    """Report on every driver for CUDA device number ``device``.
+
+    What the machine lacks is in the reports. ``machine`` and ``ask`` stand in for this one.
+    Raises :class:`~pyvattn.errors.ConfigError` and :class:`~pyvattn.errors.ArgumentError` for
+    arguments of other types.
+    """
+    device = check_ordinal("device", device)
+    check_type("machine", machine, Machine, type(None))
+    check_callable("ask", ask)
     machine = machine or read_machine()
     ask = ask or ask_core(device)
     return tuple(detect(machine, ask) for detect in _DETECTORS)

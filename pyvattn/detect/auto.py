@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pyvattn.arguments import check_name, check_type
 from pyvattn.auto import VARIABLE, first_available, named_by_environment
 from pyvattn.detect import cumem, host, patched, stock_uvm
 from pyvattn.detect.report import DriverReport
-from pyvattn.errors import DriverUnavailable
+from pyvattn.errors import ArgumentError, DriverUnavailable
 from pyvattn.units import format_page_size
 
 
@@ -26,8 +27,12 @@ class AutoChoice:
 
 
 def choose_auto(reports: Sequence[DriverReport], device: str) -> AutoChoice:
-    """Return what ``auto`` takes on ``device``, which is "cpu" or "cuda…"."""
-    by_name = {report.name: report for report in reports}
+    """Return what ``auto`` takes on ``device``, which is "cpu" or "cuda…".
+
+    ``reports`` are those of :func:`pyvattn.detect.detect_drivers`, one for every driver.
+    """
+    by_name = _by_name(reports)
+    check_name("device", device, such_as="cuda")
     on_cuda = device != "cpu"
     named = by_name.get(named_by_environment() or "")
     if named is not None and (named.name != host.NAME) == on_cuda:
@@ -46,6 +51,18 @@ def choose_auto(reports: Sequence[DriverReport], device: str) -> AutoChoice:
         return AutoChoice(taken.name, f"{taken.reason}; {pages}")
     reason = f"the default where the patched driver cannot be used; {pages}"
     return AutoChoice(taken.name, reason, _finer(by_name))
+
+
+def _by_name(reports: Sequence[DriverReport]) -> dict[str, DriverReport]:
+    check_type("reports", reports, Sequence)
+    for report in reports:
+        check_type("reports", report, DriverReport)
+    by_name = {report.name: report for report in reports}
+    if missing := {patched.NAME, stock_uvm.NAME, cumem.NAME, host.NAME} - set(by_name):
+        raise ArgumentError(
+            f"reports say nothing of {', '.join(sorted(missing))}: pass all of detect_drivers()"
+        )
+    return by_name
 
 
 def _named(report: DriverReport) -> AutoChoice:

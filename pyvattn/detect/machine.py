@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyvattn.arguments import check_path
 from pyvattn.nvidia import read_kernel_driver
 
 
@@ -41,6 +42,7 @@ class Machine:
 
 def read_machine(root: Path = Path("/")) -> Machine:
     """Look at the machine whose files are under ``root``."""
+    root = check_path("root", root)
     driver = read_kernel_driver(root)
     nodes = sorted(
         f"/dev/{path.name}"

@@ -14,19 +14,19 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from pyvattn.arguments import check_name, check_path, check_type
 from pyvattn.errors import CalibrationError
+from pyvattn.files import read_text
 from pyvattn.machine import MadeOn
 from pyvattn.planner.costs import Curve, DriverCosts, curve_of, default_costs
 from pyvattn.planner.tlb import Losses
 from pyvattn.text import printable
-from pyvattn.units import format_size
 
 VERSION = 1
 VARIABLE = "PYVATTN_CALIBRATION"
@@ -36,6 +36,8 @@ _MOST_BYTES = 16 << 20
 
 _RATES = ("read_gb_per_s", "zero_gb_per_s", "copy_gb_per_s")
 _CURVES = ("map_us", "unmap_us")
+# What reading constants of the wrong form raises.
+_UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,25 @@ class Calibration:
     def costs(self, driver: str) -> DriverCosts:
         """Return the constants of ``driver``, those that the file names in place of the defaults.
 
-        Raises ``ValueError`` or ``TypeError`` for constants that cannot be.
+        Raises :class:`~pyvattn.errors.CalibrationError` for constants that cannot be.
         """
         base = default_costs(driver)
-        entry = self.drivers.get(driver)
-        return base if entry is None else _replaced(base, entry, self.source)
+        try:
+            entry = self.drivers.get(driver)
+            return base if entry is None else _replaced(base, entry, self.source)
+        except _UNUSABLE as error:
+            raise CalibrationError(
+                f"the constants of {driver} are not usable ({_reason(error)}): make them anew with "
+                "`pyvattn calibrate`"
+            ) from error
 
     def mismatch(self, driver: str, here: MadeOn) -> str | None:
         """Say why the constants of ``driver`` are not this machine's, or return None.
 
         A machine without a GPU may plan for one that has.
         """
+        check_name("driver", driver, such_as="cumem")
+        check_type("here", here, MadeOn)
         if driver not in self.drivers:
             return None
         names = ("cpu",) if driver == "host" else ("gpu", "release")
@@ -90,7 +100,7 @@ def read_calibration(path: str | PathLike[str]) -> Calibration:
     """Read and check a file; raise :class:`~pyvattn.errors.CalibrationError` naming it."""
     where = printable(str(path))
     try:
-        parsed = json.loads(_read_text(path))
+        parsed = json.loads(read_text(check_path("path", path), _MOST_BYTES))
         if parsed.get("version", VERSION) != VERSION:
             raise ValueError(f"version {parsed['version']!r} is not {VERSION}")
         made_on = MadeOn(**{name: _text(of) for name, of in parsed.get("made_on", {}).items()})
@@ -100,29 +110,22 @@ def read_calibration(path: str | PathLike[str]) -> Calibration:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise CalibrationError(f"cannot read the calibration {where}: {reason}") from error
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise _unusable(where, f"{type(error).__name__}: {printable(str(error))}") from error
+    except _UNUSABLE as error:
+        raise _unusable(where, _reason(error)) from error
     except RecursionError as error:
         raise _unusable(where, "it is nested too deeply") from error
     return found
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__cause__ if isinstance(error, CalibrationError) else error
+    return f"{type(cause).__name__}: {printable(str(cause))}"
 
 
 def _unusable(where: str, reason: str) -> CalibrationError:
     return CalibrationError(
         f"the calibration {where} is not usable ({reason}): make it anew with `pyvattn calibrate`"
     )
-
-
-def _read_text(path: str | PathLike[str]) -> str:
-    """Read an ordinary file that is not too large; a pipe would have us wait for ever."""
-    # Without O_NONBLOCK, opening a pipe would wait already.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("it is no ordinary file")
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise ValueError(f"it is larger than {format_size(_MOST_BYTES)}")
-    return content.decode("utf-8-sig")
 
 
 def _text(value: object) -> str | None:
@@ -139,9 +142,10 @@ def use_calibration(
     :class:`~pyvattn.errors.CalibrationError` for one that was named and cannot be used;
     the user's own is then left out, and ``ignored`` of the result says why.
     """
+    check_type("here", here, MadeOn, type(None))
     here = here or MadeOn()
-    named = path if path is not None else os.environ.get(VARIABLE)
-    if named == OFF:
+    named = os.environ.get(VARIABLE) if path is None else check_path("path", path)
+    if str(named) == OFF:
         return default_costs(driver)
     if named:
         return _calibrated(driver, here, Path(named))

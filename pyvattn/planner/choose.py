@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pyvattn.errors import ArgumentError, ConfigError, SpecError
+from pyvattn.arguments import check_name, check_type
+from pyvattn.errors import ConfigError, SpecError
 from pyvattn.geometry import check_layout, check_page_size
 from pyvattn.planner import explain
 from pyvattn.planner.candidate import Candidate, evaluate
@@ -35,11 +36,6 @@ _NOTICEABLE = 0.02
 
 # Numbers of pages to map at a time where a row grows.
 READ_AHEAD = (1, 2, 4, 8, 16, 32)
-
-
-def _check_type(name: str, value: object, kinds: type | tuple[type, ...]) -> None:
-    if not isinstance(value, kinds):
-        raise ArgumentError(f"{name}={shown(value)}: plan() takes no {type(value).__name__} there")
 
 
 @dataclass(frozen=True)
@@ -97,12 +93,16 @@ def plan(
     that does not exist, and :class:`~pyvattn.errors.SpecError` where ``spec`` takes too
     many addresses in pages of every size.
     """
-    _check_type("spec", spec, CacheSpec)
-    _check_type("workload", workload, (Workload, type(None)))
-    _check_type("read_ahead", read_ahead, (Iterable, type(None)))
+    check_type("spec", spec, CacheSpec)
+    check_type("workload", workload, Workload, type(None))
+    check_type("costs", costs, DriverCosts, type(None))
+    check_type("read_ahead", read_ahead, Sequence, type(None))
+    check_name("layout", layout, such_as="auto")
     tried = READ_AHEAD if read_ahead is None else read_ahead
     if bad := [pages for pages in tried if (whole_number(pages) or 0) < 1]:
-        raise ConfigError(f"read_ahead={bad[0]!r}: use whole numbers of pages from 1")
+        raise ConfigError(f"read_ahead={shown(bad[0])}: use whole numbers of pages from 1")
+    if not tried:
+        raise ConfigError("read_ahead names no number of pages: give one at least, or None")
     costs = costs or default_costs(driver)
     workload = workload or typical_workload(spec)
     if not isinstance(page_size, str):
@@ -161,7 +161,7 @@ def _layouts(
         yield check_layout(wanted), layers_per_arena
         return
     if layers_per_arena is not None:
-        raise ConfigError(f"layers_per_arena={layers_per_arena} needs layout='token'")
+        raise ConfigError(f"layers_per_arena={shown(layers_per_arena)} needs layout='token'")
     yield "layer", None
     yield "token", None
     # With one tensor a layer, one layer in an arena is what layout `layer` is.

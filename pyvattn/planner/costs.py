@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyvattn.arguments import check_name, check_number, check_whole
 from pyvattn.errors import ConfigError
 from pyvattn.planner.tlb import MEASURED_LOSSES, Losses
+from pyvattn.text import shown
 
 K, M = 1 << 10, 1 << 20
 
@@ -65,6 +67,7 @@ class DriverCosts:
         Linear between the measured sizes and beyond the last; below the first
         a call costs what the first costs.
         """
+        check_number("extent", extent)
         return _on_curve(self.map_us, extent)
 
     def map_cost(self, extents: float, extent: float, page_size: int) -> tuple[float, float]:
@@ -72,6 +75,7 @@ class DriverCosts:
 
         ``extents`` may be a fraction: the mean over many steps.
         """
+        _check_extents(extents, extent, page_size)
         if self.extent_is_page:
             pages = extents * extent / page_size
             return pages, pages * self.call_us(page_size)
@@ -84,11 +88,18 @@ class DriverCosts:
 
     def unmap_cost_us(self, extents: float, extent: float, page_size: int) -> float | None:
         """Return µs to unmap ``extents`` extents of ``extent`` bytes; None where not measured."""
+        _check_extents(extents, extent, page_size)
         if not self.unmap_us:
             return None
         if self.extent_is_page:
             return extents * extent / page_size * _on_curve(self.unmap_us, page_size)
         return extents * _on_curve(self.unmap_us, extent)
+
+
+def _check_extents(extents: float, extent: float, page_size: int) -> None:
+    check_number("extents", extents)
+    check_number("extent", extent)
+    check_whole("page_size", page_size, least=1)
 
 
 def _on_curve(curve: Curve, extent: float) -> float:
@@ -160,9 +171,10 @@ DEFAULT_COSTS = {
 
 def default_costs(driver: str) -> DriverCosts:
     """Return the built-in constants of ``driver``, or raise ``ConfigError``."""
-    try:
-        return DEFAULT_COSTS[driver]
-    except KeyError:
+    check_name("driver", driver, such_as="cumem")
+    if driver not in DEFAULT_COSTS:
         raise ConfigError(
-            f"driver {driver!r} is unknown to the planner: use one of {', '.join(DEFAULT_COSTS)}"
-        ) from None
+            f"driver {shown(driver)} is unknown to the planner: use one of "
+            f"{', '.join(DEFAULT_COSTS)}"
+        )
+    return DEFAULT_COSTS[driver]

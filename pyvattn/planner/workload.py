@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyvattn.errors import ConfigError
+from pyvattn.arguments import check_type, check_whole
 from pyvattn.spec import CacheSpec
-from pyvattn.whole_numbers import whole_number
 
 # Means of the Azure conversation trace of 2023.
 TYPICAL_PROMPT = 1155
@@ -29,10 +28,7 @@ class Workload:
 
     def __post_init__(self) -> None:
         for name, minimum in (("batch", 1), ("prompt", 1), ("generated", 1), ("weight_bytes", 0)):
-            value = getattr(self, name)
-            number = whole_number(value)
-            if number is None or number < minimum:
-                raise ConfigError(f"{name}={value!r}: use a whole number from {minimum}")
+            number = check_whole(name, getattr(self, name), minimum)
             object.__setattr__(self, name, number)
 
     @property
@@ -43,6 +39,7 @@ class Workload:
 
 def typical_workload(spec: CacheSpec) -> Workload:
     """Return the Azure trace's mean request, scaled down to fit ``spec``."""
+    check_type("spec", spec, CacheSpec)
     scale = min(1.0, spec.max_tokens / (TYPICAL_PROMPT + TYPICAL_GENERATED))
     return Workload(
         batch=min(spec.max_slots, TYPICAL_BATCH),

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from array import array
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from pyvattn.errors import ConfigError, OutOfMemory
+from pyvattn.arguments import check_type, check_whole
+from pyvattn.errors import ArgumentError, ConfigError, OutOfMemory, OutOfSlots, SlotError
 from pyvattn.samples import BLOCK_TOKENS, blocks_for
 from pyvattn.spec import CacheSpec
+from pyvattn.text import shown
+from pyvattn.units import parse_size
+from pyvattn.whole_numbers import whole_number
+
+_Held = TypeVar("_Held")
 
 
 class Allocator(Protocol):
@@ -55,7 +61,7 @@ class _BlockAllocator:
     def __init__(self, spec: CacheSpec, memory_limit: int, block_tokens: int) -> None:
         self._block_tokens = block_tokens
         self._block_bytes = block_tokens * spec.token_bytes
-        self._free = self._blocks = memory_limit // self._block_bytes
+        self._free = self._blocks = parse_size(memory_limit, "memory") // self._block_bytes
         self._rows = list(range(spec.max_slots))[::-1]
         self._held: dict[int, int] = {}
         if not self._blocks:
@@ -69,18 +75,27 @@ class _BlockAllocator:
         return self.name
 
     def can_admit(self, tokens: int) -> bool:
-        return bool(self._rows) and blocks_for(tokens, self._block_tokens) <= self._free
+        blocks = blocks_for(check_whole("tokens", tokens), self._block_tokens)
+        return bool(self._rows) and blocks <= self._free
 
     def admit(self, tokens: int) -> int:
+        check_whole("tokens", tokens)
+        if not self._rows:
+            raise OutOfSlots(f"all {len(self._held)} rows are live: release one")
         row = self._rows.pop()
         self._held[row] = 0
         return row
 
     def step(self, rows: array[int], lengths: array[int]) -> None:
+        for name, given in (("rows", rows), ("lengths", lengths)):
+            if not isinstance(given, array) or len(given) != len(rows):
+                raise ArgumentError(f"{name}={shown(given)}: pass two arrays of the same size")
         size, held = self._block_tokens, self._held
         missing = {}
         for row, length in zip(rows, lengths, strict=True):
             blocks = blocks_for(length, size)
+            if row not in held:
+                raise _not_live(row)
             if blocks > held[row]:
                 missing[row] = blocks
         wanted = sum(blocks - held[row] for row, blocks in missing.items())
@@ -94,7 +109,7 @@ class _BlockAllocator:
         held.update(missing)
 
     def release(self, row: int) -> None:
-        self._free += self._held.pop(row)
+        self._free += pop_live(self._held, row)
         self._rows.append(row)
 
     def memory(self) -> tuple[int, int]:
@@ -111,12 +126,25 @@ class _BlockAllocator:
         self._held.clear()
 
 
+def pop_live(rows: dict[int, _Held], row: int) -> _Held:
+    """Take ``row`` out of ``rows``, or raise :class:`~pyvattn.errors.SlotError`."""
+    number = whole_number(row)
+    if number not in rows:
+        raise _not_live(row)
+    return rows.pop(number)
+
+
+def _not_live(row: object) -> SlotError:
+    return SlotError(f"row {shown(row)} is not live: name what admit() returned, until its release")
+
+
 class StaticAllocator(_BlockAllocator):
     """Every request gets room for ``max_tokens`` when it joins."""
 
     name = "static"
 
     def __init__(self, spec: CacheSpec, memory_limit: int) -> None:
+        check_type("spec", spec, CacheSpec)
         super().__init__(spec, memory_limit, spec.max_tokens)
 
 
@@ -126,4 +154,5 @@ class PagedAllocator(_BlockAllocator):
     name = f"paged, {BLOCK_TOKENS} tokens"
 
     def __init__(self, spec: CacheSpec, memory_limit: int) -> None:
+        check_type("spec", spec, CacheSpec)
         super().__init__(spec, memory_limit, BLOCK_TOKENS)

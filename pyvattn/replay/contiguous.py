@@ -6,7 +6,10 @@ from array import array
 from typing import TYPE_CHECKING
 
 from pyvattn import _native
+from pyvattn.arguments import check_type
 from pyvattn.cache import KVCache
+from pyvattn.geometry import check_page_size
+from pyvattn.replay.allocator import pop_live
 from pyvattn.spec import CacheSpec
 from pyvattn.units import format_page_size
 
@@ -30,6 +33,8 @@ class ContiguousAllocator:
         layers_per_arena: int | None = None,
         read_ahead: int = 0,
     ) -> None:
+        check_type("spec", spec, CacheSpec)
+        page_size = check_page_size(page_size)
         self._driver = _native.StatisticsAdaptor(_native.make_driver("host-accounting", page_size))
         self._cache = KVCache.on_driver(
             spec,
@@ -48,8 +53,9 @@ class ContiguousAllocator:
         spec: CacheSpec, page_size: int, layout: str, layers_per_arena: int | None = None
     ) -> str:
         """Return the label that such an allocator has."""
+        check_type("spec", spec, CacheSpec)
         geometry = spec.geometry(layout, page_size, layers_per_arena)
-        return f"{geometry.layout_name}, {format_page_size(page_size)}"
+        return f"{geometry.layout_name}, {format_page_size(geometry.page_size)}"
 
     def can_admit(self, tokens: int) -> bool:
         """See :class:`~pyvattn.replay.allocator.Allocator`, here and below."""
@@ -68,7 +74,7 @@ class ContiguousAllocator:
 
     def release(self, row: int) -> None:
         """Release the slot; it keeps its pages for the next request."""
-        self._cache.release(self._slots.pop(row))
+        self._cache.release(pop_live(self._slots, row))
 
     def memory(self) -> tuple[int, int]:
         """Return the bytes of live slots and of all slots."""

@@ -14,10 +14,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pyvattn.errors import ConfigError, OutOfMemory
+from pyvattn.arguments import check_callable, check_type, is_number
+from pyvattn.errors import ArgumentError, ConfigError, OutOfMemory
 from pyvattn.replay.allocator import Allocator
 from pyvattn.replay.result import Recorder, Result
 from pyvattn.spec import CacheSpec
+from pyvattn.text import shown
 from pyvattn.traces import Request, Trace
 
 DEFAULT_STEP_SECONDS = 0.025
@@ -187,9 +189,16 @@ def replay(
     than ``spec.max_tokens``, or than all memory, are refused and counted.
     ``progress`` is called with the number of requests that have ended, now and
     then. The allocator is left open.
+
+    Raises :class:`~pyvattn.errors.ArgumentError` and :class:`~pyvattn.errors.ConfigError`.
     """
-    if step_seconds is not None and not step_seconds > 0:
-        raise ConfigError(f"step time {step_seconds}: use a positive number of seconds")
+    check_type("trace", trace, Trace)
+    check_type("spec", spec, CacheSpec)
+    if not hasattr(allocator, "mean_extent_bytes"):
+        raise ArgumentError(f"allocator={shown(allocator)}: pass an Allocator")
+    check_callable("progress", progress)
+    if step_seconds is not None and not (is_number(step_seconds) and step_seconds > 0):
+        raise ConfigError(f"step time {shown(step_seconds)}: use a positive number of seconds")
     run = _Replay(trace, spec, allocator, step_seconds)
     began = time.perf_counter()
     reported = 0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from pyvattn.arguments import check_flag, check_type, check_whole
 from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.transformers.compiled import outside_graphs
 from pyvattn.integrations.transformers.forward import ForwardPass
@@ -64,6 +65,7 @@ class ContiguousCache(Cache):
         A model may make masks that no layer uses, so one that is not ``causal`` is refused
         only where a layer attends with it.
         """
+        check_flag("causal", causal)
         made = self.begin(batch_size, queries, padding_mask) if causal else OtherMask()
         self._mask = self._pass or made
         return made
@@ -88,7 +90,9 @@ class ContiguousCache(Cache):
         """
         if isinstance(self._mask, OtherMask):
             self._mask.refuse()
-        if self._pass is None or self._mask is None or self._pass.queries != key_states.shape[2]:
+        check_type("key_states", key_states, Tensor)
+        queries = key_states.shape[2] if key_states.dim() == 4 else None
+        if self._pass is None or self._mask is None or self._pass.queries != queries:
             raise UnsupportedError(
                 f"the model does not attend through pyvattn: call model.set_attn_implementation"
                 f"({ATTENTION!r}), and pass a padding mask of [batch, tokens] or none"
@@ -105,8 +109,9 @@ class ContiguousCache(Cache):
         A forward pass begins here: pyvattn's mask function answers with :meth:`mask`, and where
         another asks, nothing can be stored.
         """
+        new = check_whole("query_length", query_length)
         self._mask = None
-        return CacheLength.of(self, self.get_seq_length() + query_length), 0
+        return CacheLength.of(self, self.get_seq_length() + new), 0
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
         """Return the most tokens that a row can hold."""

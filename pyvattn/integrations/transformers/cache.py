@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pyvattn.arguments import check_type
 from pyvattn.cache import KVCache
 from pyvattn.errors import ConfigError, TensorError, UnsupportedError
 from pyvattn.integrations.transformers.base import ContiguousCache
 from pyvattn.integrations.transformers.forward import ForwardPass
+from pyvattn.integrations.transformers.request import check_count
 from pyvattn.integrations.transformers.rows import Rows
 from pyvattn.integrations.transformers.selection import chosen_rows, repeat_count, whole_number
-from pyvattn.integrations.transformers.spec import spec_for
+from pyvattn.integrations.transformers.spec import check_cache_options, spec_for
 from pyvattn.integrations.transformers.switch import attend_through
+from pyvattn.resolve import check_device
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -42,6 +45,7 @@ class VAttentionCache(ContiguousCache):
     """
 
     def __init__(self, kv: KVCache) -> None:
+        check_type("kv", kv, KVCache)
         super().__init__(kv)
         self._owned = False
         self._release_model: Callable[[], None] | None = None
@@ -75,13 +79,15 @@ class VAttentionCache(ContiguousCache):
         ``dtype`` and ``device`` are those of the model's weights, unless they are
         given: the device where an offloaded model computes, the dtype under autocast.
         """
+        max_batch = check_count("max_batch", max_batch)
+        check_cache_options(options)
         spec = spec_for(model, max_slots=max_batch, max_tokens=max_tokens, dtype=dtype)
-        where = str(device or model.device)
-        if where == "meta":
+        if device is None and model.device.type == "meta":
             raise ConfigError(
                 "the model's weights are offloaded, so they do not tell where it computes: pass "
                 "device, such as 'cuda:0'"
             )
+        where = check_device(model.device if device is None else device)
         kv = KVCache(spec, device=where, memory=memory, **options)
         cache = cls(kv)
         cache._owned = True
@@ -171,6 +177,7 @@ class VAttentionCache(ContiguousCache):
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row ``repeats`` times."""
         count = repeat_count(repeats)
+        self._rows.check_room(len(self._rows.slots) * count)
         self._select([row for row in range(len(self._rows.slots)) for _ in range(count)])
 
     def batch_select_indices(self, indices: Tensor | Sequence[int]) -> None:
@@ -219,6 +226,10 @@ class VAttentionCache(ContiguousCache):
 
     def _check_mask(self, batch_size: int, queries: int, mask: Tensor | None) -> Tensor:
         """Return which positions are real, ``[batch, seen and new]``, on the host."""
+        batch_size = check_count("batch_size", batch_size)
+        queries = check_count("queries", queries)
+        check_type("padding_mask", mask, Tensor, type(None))
+        self._rows.check_room(batch_size)
         seen = self.get_seq_length()
         if seen and batch_size != len(self._rows.slots):
             raise TensorError(
@@ -226,8 +237,9 @@ class VAttentionCache(ContiguousCache):
                 "cached: call reset() before another batch"
             )
         if mask is None:
+            self._rows.check_length(seen + queries)
             mask = torch.ones(batch_size, seen + queries, dtype=torch.bool)
-        if mask.shape[0] != batch_size or mask.shape[1] < seen + queries:
+        if mask.dim() != 2 or mask.shape[0] != batch_size or mask.shape[1] < seen + queries:
             raise TensorError(
                 f"the attention mask has shape {list(mask.shape)}: it must cover the {seen} "
                 f"tokens seen and the {queries} new ones of {batch_size} rows (with "

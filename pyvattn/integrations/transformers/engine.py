@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
+from pyvattn.arguments import check_callable, check_flag, check_type, check_whole
+from pyvattn.cache import KVCache
 from pyvattn.errors import OutOfMemory
 from pyvattn.integrations.transformers.decode import DeviceBatch
 from pyvattn.integrations.transformers.graphs import on_device, wants_graphs
@@ -25,7 +27,7 @@ from pyvattn.integrations.transformers.readback import Readback
 from pyvattn.integrations.transformers.request import Request, check_count, prompt_for
 from pyvattn.integrations.transformers.sampling import Samplers
 from pyvattn.integrations.transformers.settings import stop_tokens_of
-from pyvattn.integrations.transformers.spec import check_fit
+from pyvattn.integrations.transformers.spec import check_fit, check_model
 from pyvattn.integrations.transformers.switch import attend_through
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from pyvattn.cache import KVCache, Slot
+    from pyvattn.cache import Slot
 
 
 class Engine:
@@ -58,9 +60,10 @@ class Engine:
     read after the next step was launched; a request that generates a stop token then runs one
     token further, which is dropped. It is on by default on CUDA.
 
-    Raises :class:`~pyvattn.errors.UnsupportedError` if ``graphs=True`` is not possible, and
+    Raises :class:`~pyvattn.errors.UnsupportedError` if ``graphs=True`` is not possible,
     :class:`~pyvattn.errors.SpecError` for numbers out of range and a cache that does not fit
-    the model.
+    the model, and :class:`~pyvattn.errors.ArgumentError` or
+    :class:`~pyvattn.errors.ConfigError` for arguments of other types.
     """
 
     def __init__(
@@ -76,9 +79,14 @@ class Engine:
         graphs: bool | None = None,
         lookahead: bool | None = None,
     ) -> None:
+        check_model(model)
+        check_type("cache", cache, KVCache)
+        check_callable("on_step", on_step)
         if max_batch is not None:
             max_batch = check_count("max_batch", max_batch)
         max_prefill_tokens = check_count("max_prefill_tokens", max_prefill_tokens)
+        if lookahead is not None:
+            check_flag("lookahead", lookahead)
         check_fit(model, cache.spec)
         self.graphs = wants_graphs(model, cache, graphs)
         self._samplers = Samplers(model, _config_of(generation_config, stop_tokens))
@@ -118,6 +126,8 @@ class Engine:
         empty prompt, no token to generate, what is no token of the model or no setting, and
         :class:`~pyvattn.errors.UnsupportedError` for settings of another kind of generation.
         """
+        max_new_tokens = check_count("max_new_tokens", max_new_tokens)
+        check_type("generation_config", generation_config, GenerationConfig, type(None))
         tokens = prompt_for(self.model, prompt, max_new_tokens, self.cache.spec.max_tokens)
         config = self._samplers.config_for(generation_config, options)
         sampler = self._samplers.of(config, len(tokens), max_new_tokens)
@@ -148,7 +158,11 @@ class Engine:
         return finished
 
     def cancel(self, request: Request) -> None:
-        """Take a request out wherever it is; what it generated stays with it."""
+        """Take a request out wherever it is; what it generated stays with it.
+
+        Nothing happens where it is done already, or of another engine.
+        """
+        check_type("request", request, Request)
         if request in self.waiting:
             self.waiting.remove(request)
         elif request in self.running:
@@ -160,6 +174,7 @@ class Engine:
 
         Without it powers of two are captured when they first occur. Does nothing without graphs.
         """
+        most = check_count("most", most)
         if self.graphs:
             with on_device(self.model.device):
                 self._batch.capture_to(most)
@@ -338,9 +353,12 @@ def _config_of(
     config: GenerationConfig | None, stop_tokens: Collection[int] | None
 ) -> GenerationConfig:
     """Return ``config``, or greedy decoding, with ``stop_tokens`` where they are given."""
+    check_type("generation_config", config, GenerationConfig, type(None))
     config = GenerationConfig() if config is None else copy.deepcopy(config)
     if stop_tokens is not None:
-        config.eos_token_id = sorted(stop_tokens) or None
+        check_type("stop_tokens", stop_tokens, Collection)
+        ends = [check_whole("stop_tokens", token) for token in stop_tokens]
+        config.eos_token_id = sorted(ends) or None
     return config
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pyvattn.attention import append, attend
-from pyvattn.errors import UnsupportedError
+from pyvattn.errors import TensorError, UnsupportedError
 from pyvattn.integrations.transformers.compiled import outside_graphs
 from pyvattn.integrations.transformers.parts import Chunk, Part, parts_of, parts_of_rows, upload
+from pyvattn.text import shown
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -99,6 +100,11 @@ class ForwardPass:
 
         Returns the layer's whole K and V, which attention must be called with.
         """
+        for name, new in (("key_states", key), ("value_states", value)):
+            if not isinstance(new, Tensor) or new.dim() != 4:
+                raise TensorError(
+                    f"{name}={shown(new)}: pass a tensor of [batch, kv_heads, queries, head_dim]"
+                )
         if key.requires_grad:
             raise UnsupportedError(
                 "the cache does not carry gradients: call the model under torch.no_grad()"

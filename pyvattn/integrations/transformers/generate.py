@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig
 
+from pyvattn.arguments import check_type
 from pyvattn.cache import KVCache
 from pyvattn.errors import ArgumentError, ConfigError, SpecError
 from pyvattn.integrations.transformers.engine import Engine
 from pyvattn.integrations.transformers.request import Request, check_count
-from pyvattn.integrations.transformers.spec import check_model, spec_for
+from pyvattn.integrations.transformers.spec import check_cache_options, check_model, spec_for
 from pyvattn.text import shown
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def generate_batch(
     anything runs, and :class:`~pyvattn.errors.OutOfMemory` where a request does not fit alone.
     """
     check_model(model)
+    check_cache_options(cache_options)
+    check_type("cache", cache, KVCache, type(None))
     prompts = _prompts(prompts)
     max_batch = check_count("max_batch", max_batch)
     configs = _configs(model, prompts, generation_config)

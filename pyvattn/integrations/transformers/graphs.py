@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pyvattn.arguments import check_flag
 from pyvattn.attention.problem import Kernel, Problem
 from pyvattn.attention.registry import choose
 from pyvattn.errors import UnsupportedError
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
 def wants_graphs(model: PreTrainedModel, cache: KVCache, asked: bool | None) -> bool:
     """Return whether to capture: ``asked``, or for ``None`` whether it is possible.
 
-    Raises :class:`~pyvattn.errors.UnsupportedError` where it is asked for and not possible.
+    Raises :class:`~pyvattn.errors.UnsupportedError` where it is asked for and not possible,
+    and :class:`~pyvattn.errors.ConfigError` for anything but True, False and None.
     """
+    if asked is not None:
+        check_flag("graphs", asked)
     if asked is False:
         return False
     reason = why_no_graphs(model, cache)

@@ -91,8 +91,8 @@ def prompt_for(model: PreTrainedModel, prompt: Sequence[int], new: int, most: in
     ):
         if room is not None and needed > room:
             raise LengthError(
-                f"a prompt of {len(tokens)} tokens and {new} new ones need {needed} tokens, "
-                f"{whose}{room}: shorten one of them"
+                f"a prompt of {len(tokens)} tokens and {shown(new)} new ones need {shown(needed)} "
+                f"tokens, {whose}{room}: shorten one of them"
             )
     return tokens
 
@@ -108,7 +108,7 @@ def _tokens_of(model: PreTrainedModel, prompt: Sequence[int]) -> list[int]:
     for token in tokens:
         if not 0 <= token < known:
             raise SpecError(
-                f"token {token} is outside the vocabulary of {known}: the prompt was made by "
-                "another model's tokenizer"
+                f"token {shown(token)} is outside the vocabulary of {known}: the prompt was made "
+                "by another model's tokenizer"
             )
     return tokens

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyvattn.errors import Error
+from pyvattn.errors import Error, LengthError, OutOfSlots
+from pyvattn.text import shown
 
 if TYPE_CHECKING:
     from pyvattn.cache import KVCache, Slot
@@ -26,6 +27,22 @@ class Rows:
         self.kv = kv
         self.slots: list[Slot] = []
         weakref.finalize(self, _drop, kv, self.slots).atexit = False
+
+    def check_room(self, rows: int) -> None:
+        """Raise :class:`~pyvattn.errors.OutOfSlots` where the cache has not so many slots."""
+        if rows > self.kv.spec.max_slots:
+            raise OutOfSlots(
+                f"a batch of {shown(rows)} rows needs as many slots, and the cache has "
+                f"{self.kv.spec.max_slots}: make it with a larger max_batch"
+            )
+
+    def check_length(self, tokens: int) -> None:
+        """Raise :class:`~pyvattn.errors.LengthError` where a row cannot have so many tokens."""
+        if tokens > self.kv.spec.max_tokens:
+            raise LengthError(
+                f"rows of {shown(tokens)} tokens do not fit in max_tokens="
+                f"{self.kv.spec.max_tokens}: make the cache with more"
+            )
 
     def acquire(self, lengths: Sequence[int]) -> None:
         """Take a slot for each row; all or none."""

@@ -15,6 +15,8 @@ from transformers.generation import logits_process
 from pyvattn.errors import SpecError
 from pyvattn.integrations.transformers.parts import upload
 from pyvattn.integrations.transformers.settings import refuse_unknown
+from pyvattn.text import printable
+from pyvattn.whole_numbers import whole_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -120,6 +122,7 @@ class Samplers:
         self._model = model
         self._config = config
         self._shared: WeakValueDictionary[str, Sampler] = WeakValueDictionary()
+        _json_of(config)
         refuse_unknown(config)
         made = self._make(config, 1, 1)
         self._has_common = not made.reads_tokens
@@ -134,9 +137,9 @@ class Samplers:
             return config or self._config
         config = copy.deepcopy(config or self._config)
         try:
-            unknown = config.update(**options)
-        except (TypeError, ValueError) as error:
-            raise _bad_setting(error) from None
+            unknown = config.update(**{name: _plain(value) for name, value in options.items()})
+        except Exception as error:  # whatever its checks of a value of another type run into
+            raise _bad_setting(error) from error
         if unknown:
             raise SpecError(
                 f"no generation option is called {', '.join(sorted(unknown))}: the names are those "
@@ -148,11 +151,10 @@ class Samplers:
         """Return the sampler of one request; ``None`` where the common one does."""
         if config is self._config and self._has_common:
             return None
+        settings = _json_of(config)
         refuse_unknown(config)
         made = self._make(config, prompt_tokens, new_tokens)
-        if made.reads_tokens:
-            return made
-        return self._shared.setdefault(config.to_json_string(), made)
+        return made if made.reads_tokens else self._shared.setdefault(settings, made)
 
     def _make(self, config: GenerationConfig, prompt_tokens: int, new_tokens: int) -> Sampler:
         processors = self._processors(config, prompt_tokens, new_tokens)
@@ -174,10 +176,31 @@ class Samplers:
             processors: LogitsProcessorList = model._get_logits_processor(
                 config, prompt_tokens, device=model.device
             )
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise _bad_setting(error) from None
+            # Some look at their settings only when they are called.
+            tokens = torch.zeros(1, prompt_tokens, dtype=torch.long, device=model.device)
+            scores = torch.zeros(1, model.config.get_text_config(decoder=True).vocab_size)
+            call: Any = processors
+            call(tokens, scores.to(model.device))
+        except Exception as error:  # whatever settings of another type make them run into
+            raise _bad_setting(error) from error
         return processors
 
 
+def _plain(value: Any) -> Any:
+    """Return the integers of numpy and torch as ints; the library's checks know no others."""
+    number = whole_number(value)
+    return value if number is None else number
+
+
+def _json_of(config: GenerationConfig) -> str:
+    """Return ``config`` as text; settings that have none, such as arrays, are refused."""
+    try:
+        text: str = config.to_json_string()
+    except Exception as error:  # whatever it runs into
+        raise _bad_setting(error) from error
+    return text
+
+
 def _bad_setting(error: Exception) -> SpecError:
-    return SpecError(f"transformers rejects the generation options: {error}")
+    reason = " ".join(printable(str(error) or type(error).__name__).split())
+    return SpecError(f"transformers rejects the generation options: {reason[:200]}")

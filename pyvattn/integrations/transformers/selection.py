@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyvattn.errors import TensorError
+from pyvattn.text import shown
 
 
 def chosen_rows(indices: Tensor | Sequence[Any], rows: int) -> list[int]:
@@ -18,9 +19,9 @@ def chosen_rows(indices: Tensor | Sequence[Any], rows: int) -> list[int]:
     As in indexing a tensor: numbers, negative ones from the end, or one boolean for each
     row. Raises :class:`~pyvattn.errors.TensorError` for anything else.
     """
-    values = indices.tolist() if isinstance(indices, Tensor) else _listed(indices)
+    values = _listed(indices)
     if not isinstance(values, list) or any(isinstance(value, list) for value in values):
-        raise TensorError(f"rows are named by one dimension of numbers, not by {indices!r}")
+        raise TensorError(f"rows are named by one dimension of numbers, not by {shown(indices)}")
     if any(isinstance(value, bool) for value in values):
         return _by_booleans(values, rows)
     chosen = [_row(value, rows) for value in values]
@@ -33,7 +34,7 @@ def repeat_count(repeats: int) -> int:
     """Return ``repeats``, or raise :class:`~pyvattn.errors.TensorError` for what is no count."""
     count = whole_number("repeats", repeats)
     if count < 1:
-        raise TensorError(f"repeats={count}: use a whole number from 1")
+        raise TensorError(f"repeats={shown(count)}: use a whole number from 1")
     return count
 
 
@@ -42,16 +43,16 @@ def whole_number(name: str, value: Any) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise TensorError(f"{name}={value!r}: use a whole number") from None
+        raise TensorError(f"{name}={shown(value)}: use a whole number") from None
 
 
 def _listed(indices: Any) -> Any:
-    """Return a sequence of numbers, or of tensors with one, as a list."""
+    """Return a tensor, a sequence of numbers, or one of tensors with one, as a list."""
     try:
         return torch.as_tensor(indices).tolist()
-    except (TypeError, ValueError, RuntimeError, OverflowError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # the third on device "meta"
         raise TensorError(
-            f"rows are named by a tensor or list of numbers, not {indices!r}"
+            f"rows are named by a tensor or list of numbers, not {shown(indices)}"
         ) from None
 
 
@@ -63,5 +64,7 @@ def _by_booleans(values: list[bool], rows: int) -> list[int]:
 
 def _row(value: Any, rows: int) -> int:
     if not isinstance(value, int) or not -rows <= value < rows:
-        raise TensorError(f"row {value} is not one of the {rows} rows: use {-rows} to {rows - 1}")
+        raise TensorError(
+            f"row {shown(value)} is not one of the {rows} rows: use {-rows} to {rows - 1}"
+        )
     return value % rows

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyvattn.errors import UnsupportedError
+from pyvattn.errors import SpecError, UnsupportedError
+from pyvattn.text import shown
+from pyvattn.whole_numbers import whole_number
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -86,8 +88,12 @@ def refuse_unknown(config: GenerationConfig) -> None:
 
 
 def stop_tokens_of(config: GenerationConfig) -> frozenset[int]:
-    """Return the tokens that end a request."""
-    ends = config.eos_token_id
+    """Return the tokens that end a request; raises :class:`~pyvattn.errors.SpecError`."""
+    ends: Any = config.eos_token_id
     if ends is None:
         return frozenset()
-    return frozenset([ends] if isinstance(ends, int) else ends)
+    tokens = list(ends) if isinstance(ends, (list, tuple, set, frozenset)) else [ends]
+    numbers = [whole_number(token) for token in tokens]
+    if None in numbers:
+        raise SpecError(f"eos_token_id={shown(ends)}: use a token id, or a list of them")
+    return frozenset(number for number in numbers if number is not None)

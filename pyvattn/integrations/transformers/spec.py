@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from inspect import signature
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from pyvattn.attention import guard_needed
-from pyvattn.errors import ArgumentError, SpecError, UnsupportedError
+from pyvattn.cache import KVCache
+from pyvattn.errors import ArgumentError, ConfigError, SpecError, UnsupportedError
 from pyvattn.integrations.transformers.rope import check_rope
 from pyvattn.spec import CacheSpec
 from pyvattn.text import shown
@@ -36,7 +39,7 @@ def spec_for(
     _check_layers(config)
     spec = CacheSpec.from_hf_config(
         config.to_dict(),
-        dtype=dtype or model.dtype,
+        dtype=model.dtype if dtype is None else dtype,
         max_slots=max_slots,
         max_tokens=max_tokens,
         guard_tokens=guard_needed(),
@@ -54,6 +57,15 @@ def check_model(model: object) -> None:
     """Raise :class:`~pyvattn.errors.ArgumentError` for what is no model, wrapped or not."""
     if not isinstance(getattr(model, "config", None), PreTrainedConfig):
         raise ArgumentError(f"model={shown(model)}: pass a model of transformers")
+
+
+def check_cache_options(options: Mapping[str, Any]) -> None:
+    """Raise :class:`~pyvattn.errors.ConfigError` for what is no option of a KVCache."""
+    if unknown := set(options) - set(signature(KVCache).parameters):
+        raise ConfigError(
+            f"a KVCache has no option {', '.join(sorted(unknown))}: use driver, page_size, layout "
+            "and the others of pyvattn.KVCache"
+        )
 
 
 def check_fit(model: PreTrainedModel, spec: CacheSpec) -> None:

@@ -1,0 +1,300 @@
+"""One of everything that the public calls of pyvattn take, small enough to make for each try."""
+
+from __future__ import annotations
+
+import importlib
+from array import array
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tiny_models import make_llama, torch
+
+import pyvattn
+from pyvattn import _native
+from pyvattn.attention import FlexKernel, Problem
+from pyvattn.bench import BENCHES, Measure, Report
+from pyvattn.bench.timing import Timing
+from pyvattn.detect import Machine, detect_drivers
+from pyvattn.integrations.transformers import Engine, VAttentionCache, spec_for
+from pyvattn.machine import MadeOn
+from pyvattn.planner import Calibration, default_costs, plan
+from pyvattn.replay import ContiguousAllocator, PagedAllocator, StaticAllocator
+from pyvattn.traces import synthetic_trace
+
+SPEC = pyvattn.CacheSpec(2, 2, 8, "float32", max_slots=4, max_tokens=2048, guard_tokens=0)
+HOST = {"device": "cpu", "memory": "4MiB", "page_size": "64K", "layout": "layer"}
+MODEL = make_llama(num_hidden_layers=2)
+PROMPT = [5, 6, 7]
+
+
+class World:
+    """What a valid call is made of; :meth:`close` closes everything that was opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open = ExitStack()
+
+    def close(self) -> None:
+        self._open.close()
+
+    # --- what calls are made on ---
+
+    @cached_property
+    def cache(self) -> pyvattn.KVCache:
+        return self._open.enter_context(pyvattn.KVCache(SPEC, **HOST))
+
+    @cached_property
+    def slot(self) -> Any:
+        slot = self.cache.acquire(5)
+        self.cache.step({slot: 5})
+        return slot
+
+    @cached_property
+    def pool(self) -> pyvattn.BlockPool:
+        return self._open.enter_context(pyvattn.BlockPool(SPEC, **HOST))
+
+    @cached_property
+    def held(self) -> list[int]:
+        return self.pool.allocate(2)
+
+    @cached_property
+    def rows(self) -> pyvattn.RowMap:
+        return pyvattn.RowMap(self.pool)
+
+    @cached_property
+    def row(self) -> int:
+        row = self.rows.open(self.held[:1])
+        self.rows.flush()
+        return row
+
+    @cached_property
+    def model_cache(self) -> pyvattn.KVCache:
+        spec = spec_for(MODEL, max_slots=4, max_tokens=64)
+        return self._open.enter_context(pyvattn.KVCache(spec, device="cpu", memory="64MiB"))
+
+    @cached_property
+    def engine(self) -> Engine:
+        return self._open.enter_context(Engine(MODEL, self.model_cache))
+
+    @cached_property
+    def generated(self) -> VAttentionCache:
+        """A cache with two rows of three tokens."""
+        cache = VAttentionCache.for_model(MODEL, max_batch=4, max_tokens=64, memory="64MiB")
+        self._open.enter_context(cache)
+        with torch.no_grad():
+            MODEL(torch.tensor([PROMPT, PROMPT]), past_key_values=cache)
+        return cache
+
+    @cached_property
+    def allocator(self) -> ContiguousAllocator:
+        made = ContiguousAllocator(SPEC, 4 << 20, 65536, "layer")
+        self._open.callback(made.close)
+        return made
+
+    @cached_property
+    def paged(self) -> PagedAllocator:
+        return PagedAllocator(SPEC, 4 << 20)
+
+    @cached_property
+    def static(self) -> StaticAllocator:
+        return StaticAllocator(SPEC, 4 << 20)
+
+    @cached_property
+    def new_token(self) -> Any:
+        """K or V of one more token of both rows, in a forward pass that has begun."""
+        self.generated.mask(2, 1, None, True)
+        return torch.ones(2, 2, 1, 8)
+
+    @cached_property
+    def trace(self) -> Any:
+        return synthetic_trace(3)
+
+    @cached_property
+    def plan(self) -> Any:
+        return plan(SPEC, driver="host")
+
+    @cached_property
+    def reports(self) -> Any:
+        return detect_drivers(machine=Machine())
+
+    @cached_property
+    def problem(self) -> Problem:
+        k, v = self.cache.layer(0)
+        q = torch.ones(1, 1, 2, 8)
+        return Problem(q, k, v, [self.slot.index], [5], True, 1.0)
+
+    def receiver(self, kind: type) -> Any:
+        """Return an object of ``kind`` whose methods can be called."""
+        return {
+            "KVCache": lambda: self.cache,
+            "BlockPool": lambda: self.pool,
+            "RowMap": lambda: self.rows,
+            "CacheSpec": lambda: SPEC,
+            "Engine": lambda: self.engine,
+            "VAttentionCache": lambda: self.generated,
+            "ContiguousAllocator": lambda: self.allocator,
+            "PagedAllocator": lambda: self.paged,
+            "StaticAllocator": lambda: self.static,
+            "Calibration": lambda: Calibration("by hand", {}),
+            "DriverCosts": lambda: default_costs("host"),
+            "Report": lambda: Report("core", [Measure("a", 1.0, "s")]),
+            "Trace": lambda: self.trace,
+            "FlexKernel": FlexKernel,
+        }[kind.__name__]()
+
+    # --- what they take, by the name of the argument; "call.argument" where it differs ---
+
+    def valid(self, call: str, name: str) -> Any:
+        """Return a good value for an argument that has to be given."""
+        values = _VALID.get(f"{call}.{name}", _VALID.get(name))
+        if values is None and call in RECORDS:
+            return 1
+        if values is None:
+            raise LookupError(f"tests/public/world.py knows no value for {name} of {call}")
+        return values(self)
+
+
+_INT64 = "q"
+_VALID: dict[str, Any] = {
+    "spec": lambda w: SPEC,
+    "memory": lambda w: "4MiB",
+    "layers": lambda w: 2,
+    "kv_heads": lambda w: 2,
+    "head_dim": lambda w: 8,
+    "driver": lambda w: "host",
+    "KVCache.on_driver.driver": lambda w: _native.make_driver("host", 65536),
+    "BlockPool.on_driver.driver": lambda w: _native.make_driver("host", 65536),
+    "layout": lambda w: "layer",
+    "page_size": lambda w: 65536,
+    "tokens": lambda w: 3,
+    "count": lambda w: 1,
+    "blocks": lambda w: w.held,
+    "RowMap.extend.blocks": lambda w: w.held[1:],
+    "RowMap.reclaim.blocks": lambda w: 1,
+    "pool": lambda w: w.pool,
+    "row": lambda w: w.row,
+    "slot": lambda w: w.slot,
+    "length": lambda w: 3,
+    "lengths": lambda w: {w.slot: 6},
+    "KVCache.step_array.rows": lambda w: np.array([w.slot.index]),
+    "KVCache.step_array.lengths": lambda w: np.array([6]),
+    "index": lambda w: 0,
+    "after": lambda w: None,
+    "device": lambda w: 0,
+    "config": lambda w: MODEL.config.to_dict(),
+    "ranks": lambda w: 2,
+    # attention
+    "problem": lambda w: w.problem,
+    "q": lambda w: w.problem.q,
+    "k": lambda w: torch.ones(1, 2, 8),
+    "v": lambda w: torch.ones(1, 2, 8),
+    "cache": lambda w: w.cache,
+    "layer": lambda w: 0,
+    "slots": lambda w: [w.slot.index],
+    "attention.append.slots": lambda w: torch.tensor([w.slot.index]),
+    "attention.append.positions": lambda w: torch.tensor([4]),
+    "attention.attend.lengths": lambda w: [5],
+    "attention.Problem.lengths": lambda w: [5],
+    "causal": lambda w: True,
+    "scale": lambda w: 1.0,
+    "kernel": lambda w: FlexKernel("of a test"),
+    # transformers
+    "model": lambda w: MODEL,
+    "kv": lambda w: w.model_cache,
+    "integrations.transformers.Engine.cache": lambda w: w.model_cache,
+    "max_batch": lambda w: 2,
+    "max_slots": lambda w: 2,
+    "max_tokens": lambda w: 64,
+    "prompt": lambda w: PROMPT,
+    "prompts": lambda w: [PROMPT],
+    "integrations.transformers.generate_batch.max_new_tokens": lambda w: 2,
+    "max_new_tokens": lambda w: 2,
+    "request": lambda w: w.engine.submit(PROMPT, 2),
+    "most": lambda w: 2,
+    "batch_size": lambda w: 2,
+    "queries": lambda w: 1,
+    "padding_mask": lambda w: None,
+    "tokens_to_remove": lambda w: -1,
+    "beam_idx": lambda w: [1, 0],
+    "indices": lambda w: [1, 0],
+    "repeats": lambda w: 2,
+    "query_length": lambda w: 1,
+    "layer_idx": lambda w: 0,
+    "key_states": lambda w: w.new_token,
+    "value_states": lambda w: w.new_token,
+    # planner, detection, calibration
+    "batch": lambda w: 2,
+    "here": lambda w: MadeOn(),
+    "extent": lambda w: 65536,
+    "extents": lambda w: 2.0,
+    "path": lambda w: w.folder / "calibration.json",
+    "traces.read_trace.path": lambda w: w.folder / "trace.csv",
+    "calibrate.write_calibration.path": lambda w: w.folder / "written.json",
+    "reports": lambda w: w.reports,
+    "detect.auto_driver.device": lambda w: "cpu",
+    "detect.choose_auto.device": lambda w: "cpu",
+    "status": lambda w: 2,
+    "constants": lambda w: [],
+    "content": lambda w: {},
+    "calibrate.measure_driver.name": lambda w: "host",
+    "calibrate.measure_driver.options": lambda w: pyvattn.calibrate.Options(rounds=2),
+    # replay, traces and benches
+    "memory_limit": lambda w: 4 << 20,
+    "trace": lambda w: w.trace,
+    "allocator": lambda w: w.allocator,
+    "rows": lambda w: array(_INT64, [w.allocator.admit(3)]),
+    "where": lambda w: w.folder,
+    "timing": lambda w: Timing(1.0, 1.0, 1.0, 1),
+}
+for _name in ("Contiguous", "Paged", "Static"):
+    _VALID |= {
+        f"replay.{_name}Allocator.step.rows": lambda w: array(_INT64, []),
+        f"replay.{_name}Allocator.step.lengths": lambda w: array(_INT64, []),
+    }
+_VALID |= {
+    "replay.ContiguousAllocator.release.row": lambda w: w.allocator.admit(3),
+    "replay.PagedAllocator.release.row": lambda w: w.paged.admit(3),
+    "replay.StaticAllocator.release.row": lambda w: w.static.admit(3),
+    "cache.Stats.read.native": lambda w: w.cache._native.stats(),
+}
+for _bench in BENCHES.values():
+    _module = importlib.import_module(_bench.module)
+    _call = f"{_bench.module.removeprefix('pyvattn.')}.measure"
+    _VALID[f"{_call}.options"] = lambda w, module=_module: module.Options()
+
+# Plain records, which hold what they are given and check nothing.
+RECORDS = {
+    "attention.KernelInfo",
+    "bench.Bench",
+    "bench.Measure",
+    "bench.Measure.of",
+    "bench.Report",
+    "cache.Stats",
+    "cuda.Device",
+    "cuda.Memory",
+    "detect.AutoChoice",
+    "detect.DriverReport",
+    "planner.Calibration",
+    "planner.Candidate",
+    "planner.DriverCosts",
+    "planner.Plan",
+    "replay.Result",
+    "rows.PoolStats",
+    "traces.Request",
+    "traces.Trace",
+}
+
+# Optional arguments that a call on this machine needs all the same.
+GIVEN: dict[str, Any] = {
+    "KVCache": lambda w: HOST,
+    "BlockPool": lambda w: HOST,
+    # A cache of 64 tokens: in a larger one a good request may take minutes.
+    "integrations.transformers.generate_batch": lambda w: {
+        "cache": w.model_cache,
+        "max_new_tokens": 2,
+    },
+    "detect.detect_drivers": lambda w: {"machine": Machine()},
+}
