@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from pyvattn.arguments import check_type
 from pyvattn.bench.report import Measure, Setup
 from pyvattn.bench.timing import summarise
 from pyvattn.bench.vllm_engine import Engine, Served, shape_of
@@ -68,6 +69,7 @@ class Options:
 
 def measure(options: Options) -> Iterator[Measure | Setup]:
     """Yield the setup and every measure. Raises DriverUnavailable without a GPU."""
+    check_type("options", options, Options)
     began = time.perf_counter()
     workloads = options.workload or WORKLOADS
     if unknown := set(workloads) - set(WORKLOADS):

@@ -72,13 +72,16 @@ class _BlockAllocator:
 
     @property
     def label(self) -> str:
+        """The name for tables."""
         return self.name
 
     def can_admit(self, tokens: int) -> bool:
+        """Return whether there is a row, and blocks for ``tokens``."""
         blocks = blocks_for(check_whole("tokens", tokens), self._block_tokens)
         return bool(self._rows) and blocks <= self._free
 
     def admit(self, tokens: int) -> int:
+        """Take a row; its blocks come with a step."""
         check_whole("tokens", tokens)
         if not self._rows:
             raise OutOfSlots(f"all {len(self._held)} rows are live: release one")
@@ -87,6 +90,7 @@ class _BlockAllocator:
         return row
 
     def step(self, rows: array[int], lengths: array[int]) -> None:
+        """Give every row the blocks of its length, or none any."""
         for name, given in (("rows", rows), ("lengths", lengths)):
             if not isinstance(given, array) or len(given) != len(rows):
                 raise ArgumentError(f"{name}={shown(given)}: pass two arrays of the same size")
@@ -109,20 +113,25 @@ class _BlockAllocator:
         held.update(missing)
 
     def release(self, row: int) -> None:
+        """Take the row and its blocks back."""
         self._free += pop_live(self._held, row)
         self._rows.append(row)
 
     def memory(self) -> tuple[int, int]:
+        """Return the bytes of all blocks taken, twice: none are kept for later."""
         held = (self._blocks - self._free) * self._block_bytes
         return held, held
 
     def calls(self) -> tuple[int, int]:
+        """Return zeros: no driver is called."""
         return 0, 0
 
     def mean_extent_bytes(self) -> float:
+        """Return 0.0: nothing is mapped."""
         return 0.0
 
     def close(self) -> None:
+        """Forget every row."""
         self._held.clear()
 
 
