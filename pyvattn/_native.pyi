@@ -43,6 +43,7 @@ __all__: list[str] = [
     "emulates",
     "event_fence",
     "has_streams",
+    "libcuda_symbols",
     "make_driver",
     "query_patch",
     "row_bytes",
@@ -377,6 +378,10 @@ class Cache:
     def can_admit(self, tokens: int) -> bool: ...
     def close(self) -> None: ...
     def drain(self) -> None: ...
+    def fork(self, slot: Slot, tokens: int) -> tuple[Slot, int, int]:
+        """
+        A new Slot, and the bytes [first, end) of each row that are yet to be copied.
+        """
     def give_back(self) -> int: ...
     def length(self, slot: Slot) -> int: ...
     def live_pages(self) -> list[typing.Any]:
@@ -536,6 +541,11 @@ def event_fence(driver: str, device: int, event: int) -> Fence:
 def has_streams(driver: str) -> bool:
     """
     Whether work on CUDA streams uses the driver's memory.
+    """
+
+def libcuda_symbols() -> list[str]:
+    """
+    What libcuda.so.1 must export: a library without one of them is refused.
     """
 
 def make_driver(name: str, page_size: int, device: int = 0, peer_access: bool = False) -> Driver:

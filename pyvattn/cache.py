@@ -180,6 +180,30 @@ class KVCache(Opened):
         self._recover_dropped()
         return self._native.admit(tokens)
 
+    def fork(self, slot: Slot, tokens: int | None = None) -> Slot:
+        """Return a slot that begins with the first ``tokens`` tokens of ``slot``, by default all.
+
+        Whole pages are shared, whatever their number, and cost one map call for each run; the
+        rest, less than a page in each arena, is copied: on a GPU on the stream that torch is
+        using in this thread, so let that wait for whatever writes those tokens. The two grow
+        apart, and either may be released first.
+
+        While tokens are shared nobody writes them: a :meth:`step` or :meth:`trim` to less
+        than what whole pages hold of them is a :class:`~pyvattn.errors.LengthError`, for
+        both slots, until their release. Raises what :meth:`admit` raises, and
+        :class:`~pyvattn.errors.SlotError`, with nothing changed.
+        """
+        self._recover_dropped()
+        count = self._native.length(slot) if tokens is None else tokens
+        fork, first, end = self._native.fork(slot, count)
+        if first < end and self.driver != "host-accounting":
+            try:
+                self._tensors.copy(slot.index, fork.index, first, end)
+            except BaseException:
+                self._native.release(fork)
+                raise
+        return fork
+
     def release(self, slot: Slot, after: object = None) -> None:
         """End a request. Its pages stay, zeroed, for the next one until memory is short.
 

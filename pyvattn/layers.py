@@ -43,6 +43,7 @@ class LayerTensors:
         self._spec = spec
         self._geometry = geometry
         self._torch: dict[int, tuple[Any, Any]] = {}
+        self._bytes: list[Any] = []
 
     def of_torch(self, index: int) -> tuple[Any, Any]:
         """Return torch tensors that share memory with those of every other caller."""
@@ -72,9 +73,17 @@ class LayerTensors:
         view = self._native.view(number, 0, (slots, row_bytes), (row_bytes, 1), "uint8")
         return (from_dlpack or _torch_from_dlpack("uint8"))(view)
 
+    def copy(self, source: int, target: int, first: int, end: int) -> None:
+        """Copy bytes ``[first, end)`` of one row to another, in every arena."""
+        if not self._bytes:
+            self._bytes = [self.arena(index, None) for index in range(self._geometry.arenas)]
+        for arena in self._bytes:
+            arena[target, first:end] = arena[source, first:end]
+
     def forget(self) -> None:
         """Drop the tensors that are kept for later calls."""
         self._torch.clear()
+        self._bytes.clear()
 
     def _make(self, layer: int, make: Callable[[Any], Any]) -> tuple[Any, Any]:
         views = self._geometry.views[layer]

@@ -21,7 +21,8 @@ class Stats:
       ahead or inherited.
     * ``pages_quarantined``: of released slots, not zeroed yet or still within
       reach of running kernels.
-    * ``bytes_used``: tokens below the lengths of live slots.
+    * ``bytes_used``: tokens below the lengths of live slots, for each slot; pages that
+      forks share count once.
     * ``map_calls``: one for each extent; ``map_batches``: one for each time
       that the driver was asked; ``map_bytes``: what they mapped in all.
     * ``map_seconds_blocking``: what ``step`` waited for pages;
@@ -77,8 +78,11 @@ class Stats:
 
     @property
     def bytes_wasted(self) -> int:
-        """Bytes that live requests need but no token fills: the rest of their last pages."""
-        return self.bytes_live - self.bytes_used
+        """Bytes that live requests need but no token fills: the rest of their last pages.
+
+        What forks share counts once as live and for each of them as used: never below 0.
+        """
+        return max(0, self.bytes_live - self.bytes_used)
 
     @property
     def mean_extent(self) -> float:

@@ -46,6 +46,10 @@ CORRECTIONS = [
     # Read by functions of ours, which take every integer and say what they do not take.
     (r"tokens: typing\.Any", "tokens: int"),
     (r"(def (?:acquire|admit)\(self, tokens: int\)) -> typing\.Any", r"\1 -> Slot"),
+    (
+        r"(def fork\(self, slot: )typing\.Any(, tokens: int\)) -> tuple:",
+        r"\1Slot\2 -> tuple[Slot, int, int]:",
+    ),
     (r"slot: typing\.Any", "slot: Slot"),
     (r"lengths: dict\b", "lengths: dict[Slot, int]"),
     (r"after: Fence = None", "after: Fence | None = None"),

@@ -78,8 +78,8 @@ std::uint64_t Cache::resize(std::uint64_t memory_limit) {
   check_usable();
   settle();
   const std::uint64_t block = geometry_.block_bytes();
-  const std::uint64_t live =
-      slots_.blocks_in(SlotState::live) + slots_.blocks_in(SlotState::free) - spare_blocks();
+  const std::uint64_t live = slots_.blocks_in(SlotState::live) + slots_.blocks_in(SlotState::free) -
+                             spare_blocks() - doubles().live;
   if (memory_limit < std::max<std::uint64_t>(live, 1) * block) {
     throw LimitError("a limit of " + bytes_text(memory_limit) + " is below the " +
                      bytes_text(std::max<std::uint64_t>(live, 1) * block) +

@@ -40,6 +40,10 @@ class Cache {
   // acquire() and step() in one, whole or not at all: a slot whose first `tokens` tokens are
   // backed. Throws what they do.
   SlotRef admit(std::int64_t tokens);
+  // A new slot that begins with the first `tokens` tokens of a live one, backed: whole blocks
+  // are shared, the rest is for the caller to copy. Neither slot can be shortened to less
+  // than what they share. Whole or not at all. Throws what admit() does, and SlotError.
+  Fork fork(const SlotRef& slot, std::int64_t tokens);
   // Ends a request. Its pages stay for the next one until memory is short; they are
   // zeroed once `after` (null: nothing) has passed. Throws SlotError.
   void release(const SlotRef& slot, FencePtr after);
@@ -101,19 +105,36 @@ class Cache {
     std::uint32_t kept = 0;
   };
 
+  // Blocks that are counted more than once, of live slots and of released ones.
+  struct Doubles {
+    std::uint64_t live = 0;
+    std::uint64_t released = 0;
+  };
+
   // cache.cpp
   void give_back_past(std::uint64_t limit) REQUIRES(mutex_);
+
+  // cache_sharing.cpp
+  std::uint32_t share(const SlotRef& from, std::uint32_t to, std::uint32_t length) REQUIRES(mutex_);
+  std::uint32_t cleanable_slot() REQUIRES(mutex_);
+  std::vector<Positions> own_dirty_positions(std::uint32_t slot) const REQUIRES(mutex_);
+  void clean_shared(std::uint32_t slot) REQUIRES(mutex_);
+  void zero_own_blocks(std::uint32_t slot, const FencePtr& after) REQUIRES(mutex_);
+  Doubles doubles() const REQUIRES(mutex_);
 
   // cache_checks.cpp
   void check_usable() const;
   std::uint32_t check_live(const SlotRef& slot) const REQUIRES(mutex_);
   std::uint32_t check_length(std::int64_t length) const;
+  void check_shared(std::uint32_t slot, std::uint32_t length) const REQUIRES(mutex_);
   [[noreturn]] void refuse(const SlotLength& request) const REQUIRES(mutex_);
   void next_call() REQUIRES(mutex_);
   std::vector<Target> check_step(const SlotLength* requests, std::size_t count) REQUIRES(mutex_);
 
   // cache_requests.cpp
   SlotRef take_slot(std::uint32_t tokens) REQUIRES(mutex_);
+  void abandon(const SlotRef& slot) REQUIRES(mutex_);
+  void clean_soon(std::uint32_t slot) REQUIRES(mutex_);
   void end_request(std::uint32_t slot, FencePtr after) REQUIRES(mutex_);
   std::uint32_t ready_slot(std::uint32_t blocks) REQUIRES(mutex_);
   std::optional<std::uint32_t> choose_slot(std::uint32_t blocks) REQUIRES(mutex_);
@@ -184,6 +205,9 @@ class Cache {
   // One close() at a time; taken before mutex_.
   Mutex closing_;
 
+  // One fork() at a time; taken before mutex_.
+  Mutex forking_;
+
   // Rows in flight are the batch's that named them, also without this.
   mutable Mutex mutex_;
   // A row or slot has settled: it is in flight, or being cleaned, no more.
@@ -196,6 +220,8 @@ class Cache {
   bool admission_wanted_ GUARDED_BY(mutex_) = false;
   Forecast forecast_ GUARDED_BY(mutex_);
 
+  // Slots that share blocks with others, or did.
+  std::uint32_t sharing_ GUARDED_BY(mutex_) = 0;
   std::uint32_t call_ GUARDED_BY(mutex_) = 0;
   std::uint64_t tokens_used_ GUARDED_BY(mutex_) = 0;
   // Blocks that have left the pool and are in no row yet: of slots that grow, and of free

@@ -29,6 +29,7 @@ std::vector<Positions> Cache::dirty_positions(std::uint32_t slot) const {
 
 // Zeroes a released slot's blocks, without the lock meanwhile.
 void Cache::clean(std::uint32_t slot) {
+  if (slots_.head(slot).shared > 0) return clean_shared(slot);
   std::vector<Range> ranges;
   for (const Positions& positions : dirty_positions(slot)) {
     const std::vector<Range> some = rows_.ranges(positions);
@@ -82,8 +83,9 @@ bool Cache::do_background_work() {
   if (closed_) return false;
   try {
     if (prefetch_some()) return true;
-    if (slots_.slots_in(SlotState::released) > 0) {
-      clean(slots_.first(SlotState::released));
+    const std::uint32_t released = cleanable_slot();
+    if (released != SlotTable::kNone) {
+      clean(released);
       return true;
     }
     if (give_back_some()) return true;

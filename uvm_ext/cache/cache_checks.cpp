@@ -42,10 +42,20 @@ std::uint32_t Cache::check_length(std::int64_t length) const {
   return static_cast<std::uint32_t>(length);
 }
 
+// Whoever became shorter than what it shares would write there next.
+void Cache::check_shared(std::uint32_t slot, std::uint32_t length) const {
+  const std::uint32_t shared = slots_.head(slot).shared;
+  if (length >= shared) return;
+  throw LengthError("slot " + std::to_string(slot) + " shares its first " + std::to_string(shared) +
+                    " tokens with a fork and cannot have a length of " + std::to_string(length) +
+                    ": release() it, and acquire() another");
+}
+
 // Says what is wrong with a request that check_step() will not have.
 void Cache::refuse(const SlotLength& request) const {
   check_live(request.slot);
-  check_length(request.length);
+  const std::uint32_t length = check_length(request.length);
+  check_shared(request.slot.index, length);
   throw SlotError("slot " + std::to_string(request.slot.index) + " is named twice in one call");
 }
 
@@ -73,7 +83,7 @@ std::vector<Cache::Target> Cache::check_step(const SlotLength* requests, std::si
     const bool current =
         request.slot.generation == head.generation || request.slot.generation == SlotRef::kCurrent;
     if (!current || head.state != SlotState::live || head.stamp == call ||
-        static_cast<std::uint64_t>(request.length) > max_tokens) {
+        static_cast<std::uint64_t>(request.length) > max_tokens || request.length < head.shared) {
       refuse(request);
     }
     head.stamp = call;

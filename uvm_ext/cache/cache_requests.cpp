@@ -119,8 +119,14 @@ void Cache::release(const SlotRef& ref, FencePtr after) {
   slot = check_live(ref);
   forecast_.ended(slots_.asked(slot), slots_.head(slot).written);
   end_request(slot, std::move(after));
+  clean_soon(slot);
+}
+
+// In the background, where there is one; at once otherwise, unless that waits for the device.
+void Cache::clean_soon(std::uint32_t slot) {
   if (slots_.head(slot).state == SlotState::free) return;
   if (mapper_) return nudge_mapper();
+  if (slots_.head(slot).shared > 0 && !rows_.is_ready(slot)) return;
   try {
     clean(slot);
   } catch (const std::exception&) {
@@ -158,6 +164,15 @@ bool Cache::try_step(const SlotLength* requests, std::size_t count) {
   return true;
 }
 
+// Ends a request that came to nothing. The lock may have been released since it began, and
+// the cache closed.
+void Cache::abandon(const SlotRef& slot) {
+  const SlotHead& head = slots_.head(slot.index);
+  if (head.state != SlotState::live || head.generation != slot.generation) return;
+  end_request(slot.index, nullptr);
+  clean_soon(slot.index);
+}
+
 SlotRef Cache::admit(std::int64_t tokens) {
   const std::uint32_t length = check_length(tokens);
   check_usable();
@@ -168,12 +183,8 @@ SlotRef Cache::admit(std::int64_t tokens) {
   try {
     if (!check_step(&request, 1).empty()) make_resident(&request, 1);
   } catch (...) {
-    // The lock may have been released, and the cache closed.
-    const SlotHead& head = slots_.head(request.slot.index);
-    if (head.state == SlotState::live && head.generation == request.slot.generation) {
-      forecast_ = before;
-      end_request(request.slot.index, nullptr);
-    }
+    forecast_ = before;
+    abandon(request.slot);
     throw;
   }
   finish_step(&request, 1);
@@ -247,9 +258,9 @@ bool Cache::can_admit(std::int64_t tokens) {
 
 // Whether a request can have so many: from the pool, from slots that are not live, spare.
 bool Cache::can_have(std::uint64_t blocks) const {
-  const std::uint64_t in_pool_or_released = pool_->blocks_available() +
-                                            slots_.blocks_in(SlotState::released) +
-                                            slots_.blocks_in(SlotState::cleaning);
+  const std::uint64_t in_pool_or_released =
+      pool_->blocks_available() + slots_.blocks_in(SlotState::released) +
+      slots_.blocks_in(SlotState::cleaning) - doubles().released;
   // Live slots are many: they are looked at only where the others have too little.
   if (blocks <= in_pool_or_released + slots_.blocks_in(SlotState::free)) return true;
   return blocks <= in_pool_or_released + spare_blocks();

@@ -37,6 +37,7 @@ void Cache::trim(const SlotRef& ref, std::int64_t tokens, FencePtr after) {
                       " tokens and cannot be shortened to " + std::to_string(length) +
                       ": step() is what makes it longer");
   }
+  check_shared(slot, length);
   tokens_used_ -= head.length - length;
   head.length = length;
   head.claimed = length;

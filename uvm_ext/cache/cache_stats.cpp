@@ -15,14 +15,16 @@ CacheStats Cache::stats() {
   const std::uint64_t spare = spare_blocks();
   // Once: a fence may pass at any time.
   const std::uint64_t fenced = slots_.blocks_fenced();
+  const Doubles twice = doubles();
   CacheStats s;
   s.page_size = geometry_.page_size;
   s.pages_allocated = pool_->blocks_allocated() * pages;
   s.pages_free = pool_->blocks_free() * pages;
-  s.pages_live = (slots_.blocks_in(SlotState::live) + free - spare + live_in_flight_) * pages;
-  s.pages_quarantined =
-      (slots_.blocks_in(SlotState::released) + slots_.blocks_in(SlotState::cleaning) + fenced) *
-      pages;
+  s.pages_live =
+      (slots_.blocks_in(SlotState::live) + free - spare + live_in_flight_ - twice.live) * pages;
+  s.pages_quarantined = (slots_.blocks_in(SlotState::released) +
+                         slots_.blocks_in(SlotState::cleaning) + fenced - twice.released) *
+                        pages;
   s.pages_retained = (spare - fenced + free_in_flight_) * pages;
   s.pages_ahead = (spare - free) * pages;
   s.pages_mapped = s.pages_live + s.pages_retained;

@@ -39,6 +39,14 @@ struct SlotLength {
   std::int64_t length = 0;
 };
 
+// A slot that was made of another. Of the bytes of its row in each arena those before `first`
+// are the other's; [first, end) are for the caller to copy.
+struct Fork {
+  SlotRef slot;
+  std::uint64_t first = 0;
+  std::uint64_t end = 0;
+};
+
 // A live slot, and the blocks under its row.
 struct LiveSlot {
   SlotRef slot;

@@ -24,6 +24,7 @@ struct alignas(32) SlotHead {
   std::uint32_t capacity = 0;
   std::uint32_t written = 0;  // the longest length of this request
   std::uint32_t claimed = 0;  // a length that a call asks for: its blocks are not spare
+  std::uint32_t shared = 0;   // tokens in blocks that other slots may have too
   std::uint32_t stamp = 0;    // the last call to name it, to notice a slot named twice
   SlotState state = SlotState::free;
 };

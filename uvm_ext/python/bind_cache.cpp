@@ -75,6 +75,17 @@ py::object admit(NumberedCache& self, const py::object& tokens) {
   return slot_object(self.number, ref, self.slots);
 }
 
+py::tuple fork(NumberedCache& self, const py::object& slot, const py::object& tokens) {
+  const SlotRef ref = slot_ref(slot.ptr(), self.number);
+  const std::int64_t length = length_of(tokens);
+  Fork made;
+  {
+    const WithoutGil unlocked;
+    made = self.cache.fork(ref, length);
+  }
+  return py::make_tuple(slot_object(self.number, made.slot, self.slots), made.first, made.end);
+}
+
 bool try_step(NumberedCache& self, const py::dict& lengths) {
   const Requests requests(lengths, self.number);
   const WithoutGil unlocked;
@@ -206,6 +217,8 @@ void bind_cache(py::module_& module) {
            py::arg("read_ahead") = 0, py::arg("strict") = false)
       .def("acquire", &acquire, py::arg("tokens"))
       .def("admit", &admit, py::arg("tokens"))
+      .def("fork", &fork, py::arg("slot"), py::arg("tokens"),
+           "A new Slot, and the bytes [first, end) of each row that are yet to be copied.")
       .def("try_step", &try_step, py::arg("lengths"))
       .def("trim", &trim, py::arg("slot"), py::arg("tokens"), py::arg("after") = py::none())
       .def("release", &release, py::arg("slot"), py::arg("after") = py::none())

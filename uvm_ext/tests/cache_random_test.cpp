@@ -30,8 +30,10 @@ class Requests {
   Requests(WatchedCache& cache, Random& random) : cache_(cache), random_(random) {}
 
   void one_operation() {
-    const std::uint64_t choice = random_.below(20);
-    if (choice < 4) {
+    const std::uint64_t choice = random_.below(22);
+    if (choice >= 20) {
+      fork();
+    } else if (choice < 4) {
       acquire();
     } else if (choice < 7) {
       release();
@@ -52,9 +54,14 @@ class Requests {
   struct Request {
     SlotRef slot;
     std::uint64_t length = 0;
-    // Tokens that were written, and with what.
-    std::uint64_t written = 0;
+    // What this request writes, and what was written to each token, by the request that it
+    // is a fork of as well.
     unsigned char mark = 0;
+    std::vector<unsigned char> tokens;
+    // Tokens below which its length may not fall.
+    std::uint64_t shared = 0;
+
+    std::uint64_t written() const { return tokens.size(); }
   };
 
   std::uint32_t max_tokens() const { return cache_.cache->geometry().max_tokens; }
@@ -70,6 +77,37 @@ class Requests {
     request.slot = cache_->acquire(static_cast<std::int64_t>(tokens));
     request.mark = static_cast<unsigned char>(random_.between(1, 255));
     CHECK_EQUAL(cache_->length(request.slot), 0);
+    live_.push_back(request);
+  }
+
+  void fork() {
+    if (live_.empty() || live_.size() == cache_.shape.slots) return;
+    Request& parent = live_[random_.below(live_.size())];
+    const std::uint64_t tokens = random_.below(parent.length + 1);
+    CHECK_THROWS(LengthError, cache_->fork(parent.slot, parent.length + 1));
+    Fork made;
+    try {
+      made = cache_->fork(parent.slot, static_cast<std::int64_t>(tokens));
+    } catch (const OutOfMemory& error) {
+      CHECK(error.requested > error.free + error.reclaimable);
+      return;
+    }
+    const std::uint64_t shared = tokens - tokens % cache_.shape.tokens_per_page;
+    CHECK_EQUAL(made.first, shared * cache_.cache->geometry().token_bytes);
+    CHECK_EQUAL(made.end, tokens * cache_.cache->geometry().token_bytes);
+    for (std::uint32_t arena = 0; arena < cache_.shape.arenas; ++arena) {
+      std::memcpy(cache_.token(arena, made.slot, shared), cache_.token(arena, parent.slot, shared),
+                  made.end - made.first);
+    }
+    parent.shared = std::max(parent.shared, shared);
+    Request request;
+    request.slot = made.slot;
+    request.length = tokens;
+    request.shared = shared;
+    request.mark = static_cast<unsigned char>(random_.between(1, 255));
+    request.tokens.assign(parent.tokens.begin(),
+                          parent.tokens.begin() + static_cast<std::ptrdiff_t>(tokens));
+    check_new_tokens(request, tokens);
     live_.push_back(request);
   }
 
@@ -90,6 +128,7 @@ class Requests {
       if (random_.one_in(3)) continue;
       std::uint64_t length = request.length + 1;
       if (random_.one_in(3)) length = random_.below(max_tokens() + 1);
+      length = std::max(length, request.shared);
       lengths.push_back(
           {request.slot, static_cast<std::int64_t>(std::min<std::uint64_t>(length, max_tokens()))});
     }
@@ -115,11 +154,11 @@ class Requests {
     check_new_tokens(request, length);
     request.length = length;
     for (std::uint32_t arena = 0; arena < cache_.shape.arenas; ++arena) {
-      for (std::uint64_t t = request.written; t < length; ++t) {
+      for (std::uint64_t t = request.written(); t < length; ++t) {
         std::memset(cache_.token(arena, request.slot, t), request.mark, kSample);
       }
     }
-    request.written = std::max(request.written, length);
+    if (length > request.written()) request.tokens.resize(length, request.mark);
   }
 
   // What this request did not write reads as zeros, into the guard (invariants 2 and 3).
@@ -127,7 +166,7 @@ class Requests {
   void check_new_tokens(const Request& request, std::uint64_t length) {
     if (length == 0 && !cache_.watch->capabilities().zero_backed) return;
     for (std::uint32_t arena = 0; arena < cache_.shape.arenas; ++arena) {
-      for (std::uint64_t t = request.written; t < length + cache_.shape.guard_tokens; ++t) {
+      for (std::uint64_t t = request.written(); t < length + cache_.shape.guard_tokens; ++t) {
         const unsigned char* bytes = cache_.token(arena, request.slot, t);
         CHECK(reads_as_zeros(bytes));
       }
@@ -159,8 +198,9 @@ class Requests {
       used += request.length;
       CHECK_EQUAL(static_cast<std::uint64_t>(cache_->length(request.slot)), request.length);
       for (std::uint32_t arena = 0; arena < cache_.shape.arenas; ++arena) {
-        for (std::uint64_t t = 0; t < request.written; t += 1 + request.written / 4) {
-          CHECK_EQUAL(unsigned{cache_.token(arena, request.slot, t)[0]}, unsigned{request.mark});
+        for (std::uint64_t t = 0; t < request.written(); t += 1 + request.written() / 4) {
+          CHECK_EQUAL(unsigned{cache_.token(arena, request.slot, t)[0]},
+                      unsigned{request.tokens[t]});
         }
       }
     }
