@@ -49,7 +49,7 @@ CALLS = (
         "an address may be twice in a batch",
         "uvm_vattn_batch.c",
         (("	return uvm_range_tree_add(&batch->addresses, node);", "	return NV_OK;"),),
-        "bad_last_entry_undoes_the_batch",
+        "unmap_refuses",
     ),
     Mutant(
         "pages outside of a handle are mapped",
