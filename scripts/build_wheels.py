@@ -37,6 +37,7 @@ import json, os, sys, sysconfig
 print(json.dumps({
     "path": sys.executable,
     "version": "%d.%d" % sys.version_info[:2],
+    "include": sysconfig.get_path("include"),
     "headers": os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")),
     "suffix": sysconfig.get_config_var("EXT_SUFFIX"),
 }))
@@ -50,6 +51,7 @@ class Interpreter:
     path: str
     version: str
     suffix: str
+    include: str
 
 
 def main() -> None:
@@ -100,7 +102,7 @@ def ask(path: str) -> Interpreter:
     found = json.loads(done.stdout)
     if not found["headers"]:
         sys.exit(f"wheels: {path} has no headers (Debian: python{found['version']}-dev)")
-    return Interpreter(found["path"], found["version"], found["suffix"])
+    return Interpreter(found["path"], found["version"], found["suffix"], found["include"])
 
 
 def find_pythons() -> list[Interpreter]:
@@ -209,6 +211,7 @@ def build(tools: Path, compiler: Path, source: Path, python: Interpreter, arch: 
     environment = {
         **cross,
         "CXX": str(compiler / "c++"),
+        "CXXFLAGS": f"-isystem {multiarch_headers(python)}",
         "CMAKE_ARGS": " ".join(f"-D{name}={value}" for name, value in defines.items()),
         "PATH": f"{tools.parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOM / "backend"),
@@ -220,6 +223,21 @@ def build(tools: Path, compiler: Path, source: Path, python: Interpreter, arch: 
     run(*pip, "--wheel-dir", raw, source, **environment)
     (wheel,) = raw.glob("*.whl")
     return wheel
+
+
+def multiarch_headers(python: Interpreter) -> Path:
+    """Debian's Python.h includes a file of /usr/include by its folder; link that folder only.
+
+    All of /usr/include would bring the headers of the system's glibc.
+    """
+    include = Path(python.include)
+    folder = ROOM / "headers" / python.version
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for kept in include.parent.glob(f"*-linux-gnu/{include.name}"):
+        (folder / kept.parent.name).mkdir()
+        (folder / kept.parent.name / include.name).symlink_to(kept)
+    return folder
 
 
 def repair(tools: Path, raw: Path, arch: str) -> Path:

@@ -32,7 +32,8 @@ def _program(path: Path, script: str) -> Path:
 
 
 def _answers(version: str = VERSION, headers: str = "true") -> str:
-    said = f'{{"path": "/python", "version": "{version}", "headers": {headers}, "suffix": ".so"}}'
+    said = f'{{"path": "/python", "version": "{version}", "headers": {headers}, '
+    said += '"suffix": ".so", "include": "/include"}'
     return f"echo '{said}'"
 
 
@@ -69,3 +70,21 @@ def test_the_interpreter_that_runs_this_is_understood(wheels):
     asked = wheels.ask(sys.executable)
     assert asked.version == VERSION
     assert asked.suffix.endswith(".so")
+
+
+def test_debians_second_header_is_found_without_the_systems_others(wheels, monkeypatch, tmp_path):
+    monkeypatch.setattr(wheels, "ROOM", tmp_path / "room")
+    second = tmp_path / "include/x86_64-linux-gnu/python3.14/pyconfig.h"
+    for header in (second, tmp_path / "include/x86_64-linux-gnu/sys/cdefs.h"):
+        header.parent.mkdir(parents=True)
+        header.touch()
+    python = wheels.Interpreter("/python", "3.14", ".so", str(tmp_path / "include/python3.14"))
+    folder = wheels.multiarch_headers(python)
+    assert [p.name for p in (folder / "x86_64-linux-gnu").iterdir()] == ["python3.14"]
+    assert (folder / "x86_64-linux-gnu/python3.14/pyconfig.h").samefile(second)
+
+
+def test_a_python_that_keeps_its_headers_together_needs_no_second_folder(wheels, monkeypatch):
+    monkeypatch.setattr(wheels, "ROOM", Path(wheels.os.environ["HOME"]))
+    python = wheels.Interpreter("/python", "3.12", ".so", "/nowhere/include/python3.12")
+    assert not list(wheels.multiarch_headers(python).iterdir())
