@@ -22,8 +22,12 @@ PYTHON = (  # pyvattn/ and cli/
     ("errors", "_native"),
     # words and numbers
     ("text", "whole_numbers"),
+    # what callers may pass
+    ("arguments",),
     # sizes, dtypes, samples; CUDA and NVIDIA's text files
     ("cuda", "dtypes", "fences", "nvidia", "samples", "stats", "units"),
+    # files that people name
+    ("files",),
     # configs of models, rows of traces; pictures; what "auto" means; the end of the process
     ("at_exit", "auto", "budget", "configs", "gpu_timing", "plots", "trace_rows"),
     # what a cache must hold, and where it lies
