@@ -35,6 +35,7 @@ static const char *flavour, *chip_name;	/* of the modules that are loaded */
 static bool on_first_chip, on_last_chip;
 static const char *used_gpu, *used_uvm;	/* parameters of the modules that are loaded */
 static bool modules_are_spent;
+static bool patched;		/* as they are without parameters */
 
 static double now(void)
 {
@@ -179,25 +180,22 @@ static bool is_over(void)
 	return failed && !strcmp(setting("fail_fast", "0"), "1");
 }
 
-static void run_tests(void)
+/* Those that leave the modules as they were, or those that do not. */
+static void run_tests(bool ends_module)
 {
 	bool slow = !strcmp(setting("slow", "0"), "1");
-	bool patched = module_is_patched();
 	const struct test *test;
 
 	for (test = __start_tests; test < __stop_tests; test++) {
-		if (!is_chosen(test))
-			continue;
-		/* What UVM leaves in the kernel's slabs would fail those that load it again (Linux 6.1). */
-		if (test->ends_module && !on_last_chip)
+		if (is_over())
+			return;
+		if (test->ends_module != ends_module || !is_chosen(test))
 			continue;
 		if ((test->needs_patch && !patched) || (test->needs_stock && patched) || (test->slow && !slow)) {
 			skipped++;
 			continue;
 		}
 		run_test(test);
-		if (is_over())
-			return;
 	}
 }
 
@@ -209,8 +207,12 @@ static void run_modules(void)
 	load_modules(flavour, chip_name, NULL, NULL);
 	used_gpu = used_uvm = NULL;
 	modules_are_spent = false;
+	patched = module_is_patched();
 	start_coverage();
-	run_tests();
+	run_tests(false);
+	/* What UVM leaves in the kernel's slabs would fail those that load it again (Linux 6.1). */
+	if (on_last_chip)
+		run_tests(true);
 	end_modules();
 }
 
