@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 from time import perf_counter
 
 from pyvattn.errors import DriverError
@@ -17,38 +18,43 @@ _log = logging.getLogger("vllm.pyvattn")
 class Flusher:
     """Calls ``flush`` from a thread of its own, or in :meth:`join` where there is none.
 
-    ``flush_seconds`` were spent in it, ``waited_seconds`` by whoever joined, which is what
-    a step takes longer.
+    :meth:`staged`, :meth:`join` and :meth:`close` are for one thread, vLLM's.
+    ``flush_seconds`` went into ``flush``; ``waited_seconds`` is what :meth:`join` took, and
+    the step with it.
     """
 
     def __init__(self, flush: Callable[[], None], *, background: bool) -> None:
         self._flush = flush
         self._thread = ThreadPoolExecutor(1, "pyvattn-vllm") if background else None
         self._running: Future[None] | None = None
-        self._staged = False
+        # Both belong to the lock: the thread ends only where nothing was staged meanwhile.
+        self._lock = Lock()
+        self._is_staged = False
+        self._is_flushing = False
         self.flush_seconds = 0.0
         self.waited_seconds = 0.0
         self.retries = 0
 
     def staged(self) -> None:
-        """Something is to be mapped. Where nothing is being mapped, begin."""
-        if self._running is None and self._thread is not None:
-            self._running = self._thread.submit(self._carry_out)
-        else:
-            self._staged = True
+        """Something is to be mapped: the thread begins, or goes on once it has done the rest."""
+        with self._lock:
+            self._is_staged = True
+            if self._thread is None or self._is_flushing:
+                return
+            self._is_flushing = True
+        self._running = self._thread.submit(self._flush_all)
 
     def join(self) -> None:
         """Return once everything staged is mapped; raises what ``flush`` raises."""
-        if self._running is None and not self._staged:
+        if self._running is None and not self._is_staged:
             return
         started = perf_counter()
         try:
             running, self._running = self._running, None
             if running is not None:
                 running.result()
-            if self._staged:
-                self._carry_out()
-                self._staged = False
+            else:
+                self._flush_all()
         finally:
             self.waited_seconds += perf_counter() - started
 
@@ -56,6 +62,23 @@ class Flusher:
         """End the thread."""
         if self._thread is not None:
             self._thread.shutdown()
+
+    def _flush_all(self) -> None:
+        try:
+            while self._take():
+                self._carry_out()
+        except BaseException:
+            # What was staged still is: the next join() tries again.
+            with self._lock:
+                self._is_staged = True
+                self._is_flushing = False
+            raise
+
+    def _take(self) -> bool:
+        with self._lock:
+            taken, self._is_staged = self._is_staged, False
+            self._is_flushing = taken
+            return taken
 
     def _carry_out(self) -> None:
         started = perf_counter()
