@@ -198,7 +198,7 @@ def transformers(ctx: click.Context, /, out: str | None, as_json: bool, **option
 @_option("--kv-dtype", help="vLLM's --kv-cache-dtype.")
 @_option("--quantization", help="vLLM's --quantization, such as fp8 [none].")
 @_option("--backend", help="Attention backend of both.")
-@_option("--ours-backend", help="Attention backend of ours, such as CUSTOM [that of both].")
+@_option("--ours-backend", help="Attention backend of ours [that of both].")
 @_option("--block-size", type=click.IntRange(min=0), help="Block size of ours [16].")
 @_option("--stock-block-size", type=click.IntRange(min=0), help="Block size of stock [its own].")
 @_option("--driver", help="Name of the driver.")

@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from pyvattn.arguments import check_type
+from pyvattn.arguments import Settings, check_type
 from pyvattn.bench.report import Measure, Setup
 from pyvattn.bench.timing import summarise
 from pyvattn.bench.vllm_engine import Engine, Served, shape_of
@@ -30,7 +30,7 @@ _ROOM = 7 * _GIB
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Settings, least={"new_tokens": 2}):
     """``workload``: some of WORKLOADS, all where none is named.
 
     ``short``: ``requests`` prompts of 16 to 3,072 tokens, every fourth with the same first
@@ -46,7 +46,7 @@ class Options:
 
     model: str = "llama-3-8b"
     layers: int = 0
-    workload: tuple[str, ...] = ()
+    workload: Sequence[str] = ()
     requests: int = 256
     new_tokens: int = 128
     long_requests: int = 4
@@ -132,8 +132,6 @@ def _start(options: Options) -> tuple[Engine, Engine]:
     ours["additional_config"] = {"pyvattn": {"driver": options.driver}}
     if options.ours_backend:
         ours["attention_backend"] = options.ours_backend
-    if options.ours_backend == "CUSTOM":
-        ours["scheduler_cls"] = "pyvattn.vllm.Scheduler"
     return (
         Engine("stock", options.model, options.layers, stock),
         Engine("ours", options.model, options.layers, ours),

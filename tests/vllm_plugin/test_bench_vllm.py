@@ -110,12 +110,6 @@ def test_a_workload_that_is_not_there_is_named():
         measured(replace(OPTIONS, workload=("shrt",)))
 
 
-def test_custom_attention_brings_its_scheduler(engines):
-    measured(replace(OPTIONS, workload=("short",), ours_backend="CUSTOM"))
-    assert engines.made["ours"]["scheduler_cls"] == "pyvattn.vllm.Scheduler"
-    assert "scheduler_cls" not in engines.made["stock"]
-
-
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 def test_an_engine_that_cannot_start_says_why(capfd):
     assert "vllm" not in sys.modules
