@@ -99,7 +99,7 @@ static void count_call(uvm_va_space_t *va_space, unsigned int cmd,
 		uvm_vattn_state_count_call(state, cmd, status);
 }
 
-/* Whoever allocates first makes the VA space its own. */
+/* The process that allocates first makes the VA space its own. */
 static bool is_callers(uvm_va_space_t *va_space)
 {
 	struct uvm_vattn_va_space *state;

@@ -1,4 +1,4 @@
-// How much memory may be held: a number, or a lease from whoever shares memory out.
+// How much memory may be held: a number, or a lease on a share of it.
 #pragma once
 
 #include <cstdint>

@@ -42,7 +42,7 @@ std::uint32_t Cache::check_length(std::int64_t length) const {
   return static_cast<std::uint32_t>(length);
 }
 
-// Whoever became shorter than what it shares would write there next.
+// A slot that got shorter than what it shares would write there next.
 void Cache::check_shared(std::uint32_t slot, std::uint32_t length) const {
   const std::uint32_t shared = slots_.head(slot).shared;
   if (length >= shared) return;

@@ -25,7 +25,7 @@ enum sim_step sim_write_semaphore(struct sim_channel *channel, u64 va, u32 paylo
 		semaphore[1] = 0;
 		*(u64 *)(semaphore + 2) = ktime_get_ns();
 	}
-	/* Whoever sees the semaphore must see what was done before it. */
+	/* A reader that sees the semaphore must see what was done before it. */
 	smp_store_release(semaphore, payload);
 	channel->tsg->vas->gpu->counters.semaphores++;
 	return SIM_DONE;
