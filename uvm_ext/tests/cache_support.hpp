@@ -126,7 +126,8 @@ class WatchedCache {
   Cache* operator->() { return cache.get(); }
 
   Snapshot snapshot(const std::vector<SlotRef>& live);
-  // Every page is in one place, what counts as mapped is mapped, nobody broke a rule.
+  // Once the background is idle: every page is in one place, what counts as mapped is
+  // mapped, nobody broke a rule.
   void check_books();
   // As check_books(), while other threads work.
   void check_rules() const;

@@ -224,7 +224,6 @@ void run_threads(const std::string& driver, std::uint64_t seed, int requests) {
     disturber.join();
     CHECK_EQUAL(failure, "");
   }
-  cache->drain();
   cache.check_books();
   CHECK_EQUAL(cache->stats().slots_live, 0u);
   CHECK_EQUAL(cache->stats().bytes_used, 0u);
@@ -319,7 +318,6 @@ TEST(cache_looks_again_after_waiting_for_the_mapper_thread) {
     stepping.join();
     CHECK(cache.is_backed(first, 4));
     CHECK(cache.is_backed(second, 4));
-    cache->drain();
     cache.check_books();
     cache.close();
   });
