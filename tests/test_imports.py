@@ -25,19 +25,26 @@ def test_importing_the_package_loads_its_errors_and_nothing_else():
     }
 
 
-HELP = """
+RUN = """
 from pyvattn.cli.app import cli
 try:
     cli.main({arguments}, prog_name="pyvattn")
-except SystemExit:
-    pass
+except SystemExit as exit:
+    assert not exit.code
+print()
 """
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
 def test_help_loads_no_more_than_it_needs(arguments):
-    assert "click" in (loaded := loaded_by(HELP.format(arguments=arguments)))
+    assert "click" in (loaded := loaded_by(RUN.format(arguments=arguments)))
     assert not HEAVY & loaded
+
+
+def test_info_names_kernels_without_importing_what_they_need():
+    loaded = loaded_by(RUN.format(arguments=["info"]))
+    assert "pyvattn.kernels" in loaded
+    assert not (HEAVY - {"rich", "cuda", "pyvattn._native"}) & loaded
 
 
 def test_the_classes_are_there_without_torch():

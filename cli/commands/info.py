@@ -19,6 +19,7 @@ from pyvattn.detect import AutoChoice, DriverReport, choose_auto, detect_drivers
 from pyvattn.detect.devices import CudaReport, describe_cuda
 from pyvattn.detect.machine import Machine
 from pyvattn.errors import CalibrationError
+from pyvattn.kernels import KernelInfo, survey
 from pyvattn.machine import identify
 from pyvattn.planner import use_calibration
 from pyvattn.units import format_page_size, format_size
@@ -39,7 +40,8 @@ _PACKAGES = (
 @click.option(
     "--probe",
     is_flag=True,
-    help="Map, write, read back and unmap one page of every size of every driver.",
+    help="Map, write, read back and unmap one page of every size of every driver, and import "
+    "every attention kernel.",
 )
 @click.option("--device", type=int, default=0, help="Ordinal of the CUDA device [0].")
 @json_option
@@ -53,7 +55,7 @@ def command(ctx: click.Context, /, probe: bool, device: int, as_json: bool) -> N
     reports = detect_drivers(device, machine)
     autos = {where: choose_auto(reports, where) for where in ("cuda", "cpu")}
     cuda = _cuda(machine, device)
-    kernels = _kernels()
+    kernels = _kernels(cuda, machine, device, probe)
     probes = _probe(reports, device) if probe else []
     if as_json:
         print_json(
@@ -86,14 +88,17 @@ def command(ctx: click.Context, /, probe: bool, device: int, as_json: bool) -> N
 
 def _versions(machine: Machine) -> dict[str, str | None]:
     found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
+    found |= {name: _version(name) for name in _PACKAGES}
     found["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
     found["nvidia driver"] = machine.release
     return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cuda(machine: Machine, device: int) -> CudaReport:
@@ -192,16 +197,21 @@ def _device_table(cuda: CudaReport) -> Any:
     )
 
 
-def _kernels() -> list[Any]:
-    """Import every attention kernel that is installed; none without torch."""
+def _kernels(cuda: CudaReport, machine: Machine, device: int, probe: bool) -> list[KernelInfo]:
+    """List the attention kernels; only a probe imports them. None without torch."""
     if find_spec("torch") is None:
         return []
-    from pyvattn.attention import kernel_infos
+    if probe:
+        from pyvattn.attention import kernel_infos
 
-    return kernel_infos()
+        return kernel_infos()
+    if machine.no_gpu_reason is not None or (_version("torch") or "").endswith("+cpu"):
+        return survey(None)
+    capability = {each.ordinal: each.compute_capability for each in cuda.devices}.get(device)
+    return survey(capability, f"its device is not known ({cuda.reason}): --probe asks torch")
 
 
-def _print_kernels(kernels: list[Any]) -> None:
+def _print_kernels(kernels: list[KernelInfo]) -> None:
     columns = ("kernel", "<available", "<takes", "guard", "<why not")
     console().print(
         table("Attention kernels, in the order of kernel='auto'", columns, _kernel_rows(kernels))
@@ -210,7 +220,7 @@ def _print_kernels(kernels: list[Any]) -> None:
     )
 
 
-def _kernel_rows(kernels: list[Any]) -> Iterator[tuple[str, ...]]:
+def _kernel_rows(kernels: list[KernelInfo]) -> Iterator[tuple[str, ...]]:
     for kernel in kernels:
         available = "no" if kernel.unavailable else "yes"
         guard = str(kernel.guard_tokens)

@@ -12,7 +12,8 @@ from pyvattn.attention.append import append
 from pyvattn.attention.attend import attend
 from pyvattn.attention.flex import FlexKernel
 from pyvattn.attention.problem import Kernel, Problem
-from pyvattn.attention.registry import KernelInfo, guard_needed, kernel_infos, register
+from pyvattn.attention.registry import guard_needed, kernel_infos, register
+from pyvattn.kernels import KernelInfo
 
 __all__ = [
     "FlexKernel",

@@ -9,36 +9,26 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pyvattn.attention import optional
-from pyvattn.attention.problem import Kernel, Problem
+from pyvattn.attention.optional import ListedKernel, why_not_flash
+from pyvattn.attention.problem import Problem
+from pyvattn.kernels import kernel_named
 
-# FlashAttention-4 by itself makes a package `flash_attn` as well, without this module.
-_MODULE = "flash_attn.flash_attn_interface"
 _HEAD_DIMS = tuple(range(8, 257, 8))
-_LEAST = (8, 0)
 
 
-class FlashAttention2Kernel(Kernel):
+class FlashAttention2Kernel(ListedKernel):
     """FlashAttention-2: Ampere and later, decode with split KV."""
 
-    name = "flash-attn-2"
-    supports = "float16 and bfloat16, head dims to 256, CUDA graphs"
-    guard_tokens = 0
+    known = kernel_named("flash-attn-2")
     capturable = True
 
-    def unavailable(self) -> str | None:
-        """See :meth:`Kernel.unavailable`."""
-        return optional.why_not_importable(
-            _MODULE, "pip install flash-attn"
-        ) or optional.why_no_device(_LEAST)
-
     def unsupported(self, problem: Problem) -> str | None:
-        """See :meth:`Kernel.unsupported`."""
-        return optional.why_not_flash(problem, _HEAD_DIMS, _LEAST)
+        """Say what of a batch the kernel does not take."""
+        return why_not_flash(self.known, problem, _HEAD_DIMS)
 
     def attend(self, problem: Problem) -> Tensor:
-        """See :meth:`Kernel.attend`."""
-        out: Tensor = optional.load(_MODULE).flash_attn_with_kvcache(
+        """Attend with one call; the kernel itself writes zeros for queries that see nothing."""
+        out: Tensor = self.module().flash_attn_with_kvcache(
             problem.q,
             problem.k,
             problem.v,
@@ -47,4 +37,4 @@ class FlashAttention2Kernel(Kernel):
             softmax_scale=problem.scale,
             causal=problem.causal,
         )
-        return out  # the kernel itself writes zeros for queries that see nothing
+        return out

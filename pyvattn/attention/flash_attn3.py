@@ -9,35 +9,26 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pyvattn.attention import optional
-from pyvattn.attention.problem import Kernel, Problem
+from pyvattn.attention.optional import ListedKernel, why_not_flash
+from pyvattn.attention.problem import Problem
+from pyvattn.kernels import kernel_named
 
-_MODULE = "flash_attn_interface"
 _HEAD_DIMS = tuple(range(8, 257, 8))
-_HOPPER = (9, 0)
 
 
-class FlashAttention3Kernel(Kernel):
+class FlashAttention3Kernel(ListedKernel):
     """FlashAttention-3: written for Hopper."""
 
-    name = "flash-attn-3"
-    guard_tokens = 192  # its longest tile
-    supports = "float16 and bfloat16, head dims to 256, CUDA graphs"
+    known = kernel_named("flash-attn-3")
     capturable = True
 
-    def unavailable(self) -> str | None:
-        """See :meth:`Kernel.unavailable`."""
-        return optional.why_not_importable(
-            _MODULE, "build it from hopper/ of the flash-attention repository"
-        ) or optional.why_no_device(_HOPPER, _HOPPER)
-
     def unsupported(self, problem: Problem) -> str | None:
-        """See :meth:`Kernel.unsupported`."""
-        return optional.why_not_flash(problem, _HEAD_DIMS, _HOPPER, _HOPPER)
+        """Say what of a batch the kernel does not take."""
+        return why_not_flash(self.known, problem, _HEAD_DIMS)
 
     def attend(self, problem: Problem) -> Tensor:
-        """See :meth:`Kernel.attend`."""
-        out: Tensor = optional.load(_MODULE).flash_attn_with_kvcache(
+        """Attend with one call; the kernel itself writes zeros for queries that see nothing."""
+        out: Tensor = self.module().flash_attn_with_kvcache(
             problem.q,
             problem.k,
             problem.v,
@@ -46,4 +37,4 @@ class FlashAttention3Kernel(Kernel):
             softmax_scale=problem.scale,
             causal=problem.causal,
         )
-        return out  # the kernel itself writes zeros for queries that see nothing
+        return out

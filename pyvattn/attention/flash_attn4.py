@@ -9,36 +9,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyvattn.attention import optional
-from pyvattn.attention.problem import Kernel, Problem
+from pyvattn.attention.optional import ListedKernel, why_not_flash
+from pyvattn.attention.problem import Problem
 from pyvattn.attention.rows import blank_padding, consecutive
+from pyvattn.kernels import kernel_named
 
-_MODULE = "flash_attn.cute"
-_LEAST = (9, 0)
 _HEAD_DIMS = (64, 96, 128)
 _HOPPER_HEAD_DIMS = (64, 96, 128, 192, 256)
 
 
-class FlashAttention4Kernel(Kernel):
+class FlashAttention4Kernel(ListedKernel):
     """FlashAttention-4: Hopper and Blackwell, compiled at the first call of each shape."""
 
-    name = "flash-attn-4"
-    supports = "float16 and bfloat16, head dims 64, 96 and 128, on Hopper 192 and 256 as well"
-
-    def unavailable(self) -> str | None:
-        """See :meth:`Kernel.unavailable`."""
-        return optional.why_not_importable(
-            _MODULE, "pip install flash-attn-4"
-        ) or optional.why_no_device(_LEAST)
+    known = kernel_named("flash-attn-4")
 
     def unsupported(self, problem: Problem) -> str | None:
-        """See :meth:`Kernel.unsupported`."""
+        """Say what of a batch the kernel does not take; Hopper takes more head dims."""
         hopper = problem.q.is_cuda and torch.cuda.get_device_capability(problem.q.device)[0] == 9
         head_dims = _HOPPER_HEAD_DIMS if hopper else _HEAD_DIMS
-        return optional.why_not_flash(problem, head_dims, _LEAST)
+        return why_not_flash(self.known, problem, head_dims)
 
     def attend(self, problem: Problem) -> Tensor:
-        """See :meth:`Kernel.attend`."""
+        """Attend with one call for each run of consecutive slots."""
         out = torch.empty_like(problem.q)
         slots = problem.host_slots
         for first, end in consecutive(slots):
@@ -47,7 +39,7 @@ class FlashAttention4Kernel(Kernel):
         return blank_padding(out, problem)
 
     def _attend(self, problem: Problem, rows: slice, cached: slice) -> Tensor:
-        result = optional.load(_MODULE).flash_attn_varlen_func(
+        result = self.module().flash_attn_varlen_func(
             problem.q[rows],
             problem.k[cached],
             problem.v[cached],

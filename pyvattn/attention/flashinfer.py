@@ -9,37 +9,28 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pyvattn.attention import optional
-from pyvattn.attention.problem import Kernel, Problem, by_row
+from pyvattn.attention.optional import ListedKernel, why_not_flash
+from pyvattn.attention.problem import Problem, by_row
+from pyvattn.kernels import kernel_named
 
-_MODULE = "flashinfer"
 _HEAD_DIMS = (64, 128, 256)
-_LEAST = (8, 0)
 
 
-class FlashInferKernel(Kernel):
+class FlashInferKernel(ListedKernel):
     """FlashInfer, one call for each row."""
 
-    name = "flashinfer"
-    supports = "float16 and bfloat16, head dims 64, 128 and 256"
-    guard_tokens = 0  # of its kernels for any GPU (decode) and for Hopper (prefill)
-
-    def unavailable(self) -> str | None:
-        """See :meth:`Kernel.unavailable`."""
-        return optional.why_not_importable(
-            _MODULE, "pip install flashinfer-python"
-        ) or optional.why_no_device(_LEAST)
+    known = kernel_named("flashinfer")
 
     def unsupported(self, problem: Problem) -> str | None:
-        """See :meth:`Kernel.unsupported`."""
-        return optional.why_not_flash(problem, _HEAD_DIMS, _LEAST)
+        """Say what FlashInfer does not take."""
+        return why_not_flash(self.known, problem, _HEAD_DIMS)
 
     def attend(self, problem: Problem) -> Tensor:
-        """See :meth:`Kernel.attend`."""
+        """Attend to one row after the other."""
         return by_row(problem, lambda q, k, v: self._attend(problem, q, k, v))
 
     def _attend(self, problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        library = optional.load(_MODULE)
+        library = self.module()
         if q.shape[0] == 1 and k.is_contiguous() and v.is_contiguous():
             out: Tensor = library.single_decode_with_kv_cache(
                 q[0],

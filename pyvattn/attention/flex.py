@@ -26,6 +26,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from pyvattn.arguments import check_callable, check_name, check_type
 from pyvattn.attention.problem import TORCH_DTYPES, Kernel, Problem, by_row
+from pyvattn.kernels import kernel_named
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -37,7 +38,7 @@ _MOST_DECODED = 64
 class FlexKernel(Kernel):
     """FlexAttention, one call for each row; compiled on CUDA, plain torch on the CPU."""
 
-    supports = "float32, float16 and bfloat16, score and mask functions"
+    supports = kernel_named("flex").supports
     guard_tokens = 0
 
     def __init__(
@@ -55,14 +56,14 @@ class FlexKernel(Kernel):
         self._mask_mod = mask_mod
 
     def unsupported(self, problem: Problem) -> str | None:
-        """See :meth:`Kernel.unsupported`."""
+        """Say which dtype FlexAttention does not take."""
         check_type("problem", problem, Problem)
         if problem.q.dtype not in TORCH_DTYPES:
             return f"FlexAttention does not take {problem.q.dtype}"
         return None
 
     def attend(self, problem: Problem) -> Tensor:
-        """See :meth:`Kernel.attend`."""
+        """Attend to one row after the other."""
         check_type("problem", problem, Problem)
         attended = iter([row for row, length in enumerate(problem.host_lengths) if length])
         return by_row(problem, lambda q, k, v: self._attend(problem, next(attended), q, k, v))

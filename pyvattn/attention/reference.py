@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyvattn.attention.problem import Kernel, Problem, by_row
+from pyvattn.attention.optional import ListedKernel
+from pyvattn.attention.problem import Problem, by_row
+from pyvattn.kernels import kernel_named
 
 
-class ReferenceKernel(Kernel):
+class ReferenceKernel(ListedKernel):
     """Slow, exact, and with no limits on dtype or head dim."""
 
-    name = "reference"
-    supports = "every dtype, any head dim; in float64"
-    guard_tokens = 0
+    known = kernel_named("reference")
 
     def attend(self, problem: Problem) -> Tensor:
-        """See :meth:`Kernel.attend`."""
+        """Attend to one row after the other."""
         return by_row(problem, lambda q, k, v: _attend_row(q, k, v, problem.causal, problem.scale))
 
 

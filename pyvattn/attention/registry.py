@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pyvattn.arguments import check_name, check_type
 from pyvattn.attention.flash_attn2 import FlashAttention2Kernel
 from pyvattn.attention.flash_attn3 import FlashAttention3Kernel
@@ -16,22 +14,10 @@ from pyvattn.attention.sdpa import SdpaKernel
 from pyvattn.attention.sdpa_backends import sdpa_backends
 from pyvattn.attention.varlen import VarlenKernel
 from pyvattn.errors import ConfigError, UnsupportedError
+from pyvattn.kernels import KernelInfo
 
 # "auto" takes the first that is available and can do the problem.
 _KERNELS: dict[str, Kernel] = {}
-
-
-@dataclass(frozen=True)
-class KernelInfo:
-    """A kernel's name, what it takes, and why it is unavailable here (``None``: it is).
-
-    ``guard_tokens`` are those past a row's length that it may read.
-    """
-
-    name: str
-    supports: str
-    unavailable: str | None
-    guard_tokens: int
 
 
 def register(kernel: Kernel, before: str | None = None) -> None:
@@ -112,7 +98,7 @@ def _objection(kernel: Kernel, problem: Problem, guard_tokens: int | None) -> st
     return None
 
 
-# Those that take a whole batch at once come first.
+# As pyvattn.kernels lists them.
 register(FlashAttention3Kernel())
 register(FlashAttention2Kernel())
 register(VarlenKernel())

@@ -11,24 +11,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from pyvattn.attention.problem import TORCH_DTYPES, Kernel, Problem, by_row
+from pyvattn.attention.optional import ListedKernel
+from pyvattn.attention.problem import TORCH_DTYPES, Problem, by_row
+from pyvattn.kernels import kernel_named
 
 
-class SdpaKernel(Kernel):
+class SdpaKernel(ListedKernel):
     """torch's own attention: runs wherever torch does."""
 
-    name = "sdpa"
-    supports = "float32, float16 and bfloat16, any head dim"
-    guard_tokens = 0
+    known = kernel_named("sdpa")
 
     def unsupported(self, problem: Problem) -> str | None:
-        """See :meth:`Kernel.unsupported`."""
+        """Say which dtype torch does not take."""
         if problem.q.dtype not in TORCH_DTYPES:
             return f"torch's attention does not take {problem.q.dtype}"
         return None
 
     def attend(self, problem: Problem) -> Tensor:
-        """See :meth:`Kernel.attend`."""
+        """Attend to one row after the other."""
         return by_row(problem, lambda q, k, v: _attend_row(q, k, v, problem.causal, problem.scale))
 
 

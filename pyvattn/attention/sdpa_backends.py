@@ -12,31 +12,31 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-from pyvattn.attention.problem import TORCH_DTYPES, Kernel, Problem, by_row
+from pyvattn.attention.optional import ListedKernel
+from pyvattn.attention.problem import TORCH_DTYPES, Problem, by_row
 from pyvattn.errors import UnsupportedError
+from pyvattn.kernels import KnownKernel, kernel_named
 
+_BACKENDS = {
+    "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdpa-flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa-efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "sdpa-math": SDPBackend.MATH,
+}
 _CPU = (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION)
 _HALF = (torch.float16, torch.bfloat16)
 
 
-class SdpaBackendKernel(Kernel):
+class SdpaBackendKernel(ListedKernel):
     """scaled_dot_product_attention with one backend, one call for each row."""
 
-    guard_tokens = 0
-
-    def __init__(self, name: str, backend: SDPBackend, supports: str) -> None:
-        self.name = name
-        self.supports = supports
+    def __init__(self, known: KnownKernel, backend: SDPBackend) -> None:
+        self.known = known
+        super().__init__()
         self._backend = backend
 
-    def unavailable(self) -> str | None:
-        """See :meth:`Kernel.unavailable`."""
-        if self._backend in _CPU or torch.cuda.is_available():
-            return None
-        return "needs a CUDA device, and torch sees none"
-
     def unsupported(self, problem: Problem) -> str | None:
-        """See :meth:`Kernel.unsupported`."""
+        """Say what of a batch the backend does not take."""
         on_cuda = problem.q.device.type == "cuda"
         if not on_cuda and self._backend not in _CPU:
             return f"runs on CUDA devices, q is on {problem.q.device}"
@@ -50,7 +50,7 @@ class SdpaBackendKernel(Kernel):
         return None
 
     def attend(self, problem: Problem) -> Tensor:
-        """See :meth:`Kernel.attend`."""
+        """Attend to one row after the other; what torch itself refuses is an error that says so."""
         try:
             return by_row(problem, lambda q, k, v: self._attend(problem, q, k, v))
         except RuntimeError as error:
@@ -103,15 +103,4 @@ def _by_kv_head(tensor: Tensor, kv_heads: int, q_heads: int = 0) -> Tensor:
 
 def sdpa_backends() -> list[SdpaBackendKernel]:
     """Return a kernel for each backend that torch has."""
-    half = "float16 and bfloat16 on CUDA"
-    every = "float32, float16 and bfloat16"
-    return [
-        SdpaBackendKernel("sdpa-cudnn", SDPBackend.CUDNN_ATTENTION, f"{half}, head dims to 256"),
-        SdpaBackendKernel(
-            "sdpa-flash",
-            SDPBackend.FLASH_ATTENTION,
-            f"{half}, head dims to 256; also float32 on the CPU",
-        ),
-        SdpaBackendKernel("sdpa-efficient", SDPBackend.EFFICIENT_ATTENTION, every),
-        SdpaBackendKernel("sdpa-math", SDPBackend.MATH, f"{every}, any head dim"),
-    ]
+    return [SdpaBackendKernel(kernel_named(name), backend) for name, backend in _BACKENDS.items()]

@@ -9,45 +9,40 @@ read. All of that stays on the device.
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from inspect import signature
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pyvattn.attention import optional
-from pyvattn.attention.problem import Kernel, Problem
+from pyvattn.attention.optional import ListedKernel, why_not_flash
+from pyvattn.attention.problem import Problem
 from pyvattn.attention.rows import blank_padding
+from pyvattn.kernels import kernel_named
 
 _MODULE = "torch.nn.attention.varlen"
 _HEAD_DIMS = tuple(range(8, 257, 8))
-_LEAST = (8, 0)
 _MOST_TOKENS = 2**31 - 1  # starts and lengths are int32
 
 
-class VarlenKernel(Kernel):
+class VarlenKernel(ListedKernel):
     """FlashAttention as torch brings it, with a start and a length for each row."""
 
-    name = "torch-varlen"
-    supports = "float16 and bfloat16, head dims to 256, CUDA graphs"
+    known = kernel_named("torch-varlen")
     capturable = True
-    guard_tokens = 0
-
-    def unavailable(self) -> str | None:
-        """See :meth:`Kernel.unavailable`."""
-        return optional.why_no_device(_LEAST)
 
     def unsupported(self, problem: Problem) -> str | None:
-        """See :meth:`Kernel.unsupported`."""
+        """Say what of a batch the kernel does not take, or whose slots it cannot count to."""
         for cached in (problem.k, problem.v):
             if cached.stride(0) % cached.stride(1):
                 return "the slots of this cache do not lie a whole number of tokens apart"
             if cached.shape[0] * (cached.stride(0) // cached.stride(1)) > _MOST_TOKENS:
                 return f"it counts to {_MOST_TOKENS} tokens, the slots of this cache span more"
-        return optional.why_not_flash(problem, _HEAD_DIMS, _LEAST)
+        return why_not_flash(self.known, problem, _HEAD_DIMS)
 
     def attend(self, problem: Problem) -> Tensor:
-        """See :meth:`Kernel.attend`."""
+        """Attend with one call, told where each row begins."""
         batch, queries, q_heads, head_dim = problem.q.shape
         starts_q = torch.arange(batch + 1, dtype=torch.int32, device=problem.q.device) * queries
         # Only the starts are read where seqused_k is given; the last entry is an end.
@@ -71,7 +66,7 @@ def _varlen(
     """Call varlen_attn, or the operator beneath it where torch's function lacks ``seqused_k``."""
     longest = of.k.shape[1]
     if _takes_lengths():
-        out: Tensor = optional.load(_MODULE).varlen_attn(
+        out: Tensor = import_module(_MODULE).varlen_attn(
             q,
             k,
             v,
@@ -113,7 +108,5 @@ def _one_run(cached: Tensor) -> Tensor:
 @cache
 def _takes_lengths() -> bool:
     """Whether varlen_attn has ``seqused_k`` and ``enable_gqa``: torch 2.11 lacks both."""
-    if optional.why_not_importable(_MODULE, "pip install torch") is not None:
-        return False
-    known = signature(optional.load(_MODULE).varlen_attn).parameters
-    return {"seqused_k", "enable_gqa"} <= known.keys()
+    takes = signature(import_module(_MODULE).varlen_attn).parameters
+    return {"seqused_k", "enable_gqa"} <= takes.keys()

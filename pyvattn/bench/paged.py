@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pyvattn.kernels import kernel_named
+
 _BLOCKS = {
     # FlashAttention-2 takes multiples of 256 only.
     "flash-attn-2": (256,),
     "flash-attn-3": (16, 64, 128, 256),
-}
-_MODULES = {
-    "flash-attn-2": "flash_attn.flash_attn_interface",
-    "flash-attn-3": "flash_attn_interface",
 }
 _TABLES = {"flash-attn-2": "block_table", "flash-attn-3": "page_table"}
 
@@ -43,7 +41,7 @@ def paged_alternatives(
 
     if not block_sizes(kernel):
         return {}
-    attend = import_module(_MODULES[kernel]).flash_attn_with_kvcache
+    attend = import_module(kernel_named(kernel).module).flash_attn_with_kvcache
 
     def over_layers(block: int) -> Callable[[], None]:
         table, paged = _cut(torch, layers, context, block)
