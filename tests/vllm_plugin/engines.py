@@ -7,6 +7,17 @@ import random
 from dataclasses import dataclass, field
 
 WORKER = "pyvattn.vllm.Worker"
+# Of every engine here, in this process and behind a server.
+OPTIONS = {
+    "load_format": "dummy",
+    "max_model_len": 1024,
+    "max_num_seqs": 12,
+    "max_num_batched_tokens": 512,
+    "block_size": 128,
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 128 << 20,
+    "seed": 0,
+}
 
 
 @dataclass
@@ -25,20 +36,7 @@ def engine(model, **options):
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    llm = LLM(
-        **{
-            "model": model,
-            "load_format": "dummy",
-            "max_model_len": 1024,
-            "max_num_seqs": 12,
-            "max_num_batched_tokens": 512,
-            "block_size": 128,
-            "enforce_eager": True,
-            "kv_cache_memory_bytes": 128 << 20,
-            "seed": 0,
-            **options,
-        }
-    )
+    llm = LLM(**{"model": model, **OPTIONS, **options})
     try:
         yield llm
     finally:
