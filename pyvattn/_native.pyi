@@ -369,7 +369,7 @@ class Cache:
         token_bytes: int,
         budget: Budget,
         slab_bytes: int = 0,
-        eager: bool = True,
+        background: bool = True,
         read_ahead: int = 0,
         strict: bool = False,
     ) -> None: ...

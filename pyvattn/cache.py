@@ -36,7 +36,7 @@ class KVCache(Opened):
     GPUs of the process that can reach its memory may read and write it, so that a tensor
     on one of them can be copied straight into the cache; each map then takes far longer.
 
-    With ``eager`` a mapper thread maps the next decode step's pages and cleans
+    With ``background`` a mapper thread maps the next decode step's pages and cleans
     released slots while the caller computes. Where memory is free, a slot that
     grows gets pages for up to ``read_ahead`` more tokens than it needs, as far as
     requests tend to grow, in whole multiples of that; slots that need pages may take
@@ -65,7 +65,7 @@ class KVCache(Opened):
         memory: int | str | Budget,
         layers_per_arena: int | None = None,
         peer_access: bool = False,
-        eager: bool = True,
+        background: bool = True,
         read_ahead: int | str = "auto",
         accounting: bool = False,
         strict: bool = False,
@@ -98,7 +98,7 @@ class KVCache(Opened):
         budget = budget_of(memory)
         wants_auto = isinstance(read_ahead, str) and read_ahead == "auto"
         ahead = opened.read_ahead if wants_auto else read_ahead
-        self._open(spec, opened.geometry, opened.driver, budget, eager, ahead, strict)
+        self._open(spec, opened.geometry, opened.driver, budget, background, ahead, strict)
 
     @classmethod
     def on_driver(
@@ -109,7 +109,7 @@ class KVCache(Opened):
         layout: str,
         memory: int | str | Budget,
         layers_per_arena: int | None = None,
-        eager: bool = True,
+        background: bool = True,
         read_ahead: int = 0,
         strict: bool = False,
     ) -> KVCache:
@@ -119,7 +119,7 @@ class KVCache(Opened):
         check_type("driver", driver, _native.Driver)
         geometry = spec.geometry(layout, driver.page_size, layers_per_arena)
         budget = budget_of(memory)
-        cache._open(spec, geometry, driver, budget, eager, read_ahead, strict)
+        cache._open(spec, geometry, driver, budget, background, read_ahead, strict)
         return cache
 
     def _open(
@@ -128,11 +128,11 @@ class KVCache(Opened):
         geometry: Geometry,
         driver: _native.Driver,
         budget: Budget,
-        eager: bool,
+        background: bool,
         read_ahead: int | str,
         strict: bool,
     ) -> None:
-        check_flag("eager", eager)
+        check_flag("background", background)
         check_flag("strict", strict)
         ahead = whole_number(read_ahead)
         if ahead is None or not 0 <= ahead < 2**31:
@@ -148,7 +148,7 @@ class KVCache(Opened):
             guard_tokens=geometry.guard_tokens,
             token_bytes=geometry.token_bytes,
             budget=budget,
-            eager=eager,
+            background=background,
             read_ahead=ahead,
             strict=strict,
         )

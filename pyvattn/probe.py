@@ -77,7 +77,7 @@ def _probe_cuda(name: str, page_size: int, device: int) -> str | None:
         page_size=page_size,
         layout="layer",
         memory=16 * page_size,
-        eager=False,
+        background=False,
     ) as cache:
         slot = cache.acquire(tokens)
         cache.step({slot: tokens})

@@ -47,7 +47,7 @@ OPENING = {
     "layout": [3, None, LINES],
     "driver": [3, None, "", "a\nb", LINES],
     "device": [None, "cuda:99999999999999999999", "cpu\n", 0],
-    "eager": ["no", LINES, None, 1],
+    "background": ["no", LINES, None, 1],
     "accounting": ["no", LINES, None, 1],
     "strict": ["no", LINES, None, 1],
 }
@@ -188,7 +188,7 @@ class TestTheLimitOfAddresses:
     ("call", "named"),
     [
         (lambda: plan(3, driver="host"), "spec=3"),
-        (lambda: plan(SPEC, driver="host", read_ahead=3), "read_ahead=3"),
+        (lambda: plan(SPEC, driver="host", growth_pages=3), "growth_pages=3"),
         (lambda: plan(SPEC, driver="host", workload=3), "workload=3"),
         (lambda: read_trace(None), "path=None"),
         (lambda: read_trace([]), r"path=\[\]"),

@@ -21,7 +21,7 @@ def faulty():
     """A small cache, and the adaptor that makes its driver calls fail."""
     faults = _native.FaultAdaptor(_native.make_driver("host", PAGE))
     spec = CacheSpec(2, 4, 64, "float32", max_slots=2, max_tokens=1024)
-    with KVCache.on_driver(spec, faults, layout="layer", memory="1MiB", eager=False) as cache:
+    with KVCache.on_driver(spec, faults, layout="layer", memory="1MiB", background=False) as cache:
         yield cache, faults
 
 

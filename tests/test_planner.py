@@ -274,26 +274,26 @@ class TestChoice:
         assert together.map_us_per_step == larger.map_us_per_step
         assert together.waste_mean_bytes == pytest.approx(larger.waste_mean_bytes, rel=0.01)
         assert together.tokens_per_page == larger.tokens_per_page / 4
-        made = plan(LLAMA3_8B, driver="stock-uvm", page_size="64K", read_ahead=(1, 4))
-        assert {c.read_ahead for c in made.candidates} == {1, 4}
+        made = plan(LLAMA3_8B, driver="stock-uvm", page_size="64K", growth_pages=(1, 4))
+        assert {c.growth_pages for c in made.candidates} == {1, 4}
 
     def test_as_few_pages_are_mapped_at_a_time_as_hide_it(self):
         made = plan(LLAMA3_8B, driver="stock-uvm", page_size="64K", layout="layer")
         assert made.choice.hidden
-        assert made.choice.read_ahead > 1
-        assert not candidate(LLAMA3_8B, "layer", 64 * K, ahead=made.choice.read_ahead // 2).hidden
+        assert made.choice.growth_pages > 1
+        assert not candidate(LLAMA3_8B, "layer", 64 * K, ahead=made.choice.growth_pages // 2).hidden
         per_page = 64 * K // (8 * 128 * 2)
-        assert made.choice.read_ahead_tokens == made.choice.read_ahead * per_page
+        assert made.choice.read_ahead_tokens == made.choice.growth_pages * per_page
         assert f"read_ahead={made.choice.read_ahead_tokens}" in made.summary
 
     def test_what_is_hidden_anyhow_maps_nothing_ahead(self):
         choice = plan(LLAMA3_8B, driver="cumem", layout="token").choice
-        assert (choice.hidden, choice.read_ahead, choice.read_ahead_tokens) == (True, 1, 0)
+        assert (choice.hidden, choice.growth_pages, choice.read_ahead_tokens) == (True, 1, 0)
 
     @pytest.mark.parametrize("bad", [0, -1, 1.5])
     def test_mapping_no_page_ahead_is_refused(self, bad):
-        with pytest.raises(ConfigError, match="read_ahead"):
-            plan(LLAMA3_8B, driver="host", read_ahead=(1, bad))
+        with pytest.raises(ConfigError, match="growth_pages"):
+            plan(LLAMA3_8B, driver="host", growth_pages=(1, bad))
 
     def test_cumem_saves_no_call_by_mapping_ahead(self):
         alone, ahead = (candidate(LLAMA3_8B, "token", "2M", "cumem", ahead=n) for n in (1, 4))

@@ -17,7 +17,7 @@ from pyvattn.configs import remarks
 from pyvattn.machine import identify
 from pyvattn.planner import (
     DEFAULT_COSTS,
-    READ_AHEAD,
+    GROWTH_PAGES,
     Candidate,
     Plan,
     Workload,
@@ -50,9 +50,10 @@ _GUARD = next(field.default for field in fields(CacheSpec) if field.name == "gua
     help="Use this layout [auto].",
 )
 @click.option(
-    "--read-ahead",
+    "--growth",
+    "growth_pages",
     is_flag=True,
-    help="Show every read-ahead, not only the least that can be hidden.",
+    help="Show every number of pages that rows may grow by, not only the least that hides mapping.",
 )
 @click.option("--guard", "guard_tokens", type=int, help=f"Tokens of tail guard [{_GUARD}].")
 @click.option("--batch", type=int, help=f"Requests in a step [slots, up to {TYPICAL_BATCH}].")
@@ -88,7 +89,7 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
             name for name in drivers if options["page_size"] in default_costs(name).page_sizes
         ]
     calibration = options.pop("calibration")
-    ahead = READ_AHEAD if options.pop("read_ahead") else None
+    ahead = GROWTH_PAGES if options.pop("growth_pages") else None
     here = identify()
     plans = [
         plan(
@@ -96,7 +97,7 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
             driver=name,
             workload=load,
             costs=use_calibration(name, here, calibration),
-            read_ahead=ahead,
+            growth_pages=ahead,
             **options,
         )
         for name in drivers or ["host"]
@@ -200,7 +201,7 @@ def _row(candidate: Candidate, made: Plan) -> tuple[str, ...]:
 
 def _pages(candidate: Candidate) -> str:
     size = format_page_size(candidate.page_size)
-    return size if candidate.read_ahead == 1 else f"{candidate.read_ahead} x {size}"
+    return size if candidate.growth_pages == 1 else f"{candidate.growth_pages} x {size}"
 
 
 def _verdict(candidate: Candidate, made: Plan) -> str:

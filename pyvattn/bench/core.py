@@ -66,7 +66,7 @@ def _open(spec: CacheSpec, layout: str, page_size: int, memory: int) -> KVCache:
         page_size=page_size,
         layout=layout,
         memory=memory,
-        eager=False,
+        background=False,
         accounting=True,
     )
 
@@ -209,7 +209,9 @@ def _bytes_mapped_twice() -> int:
     mapped: set[int] = set()
     twice = 0
     # Little memory, so that pages are taken from slot to slot.
-    with KVCache.on_driver(_model(64), trace, layout="token", memory=4 * G, eager=False) as cache:
+    with KVCache.on_driver(
+        _model(64), trace, layout="token", memory=4 * G, background=False
+    ) as cache:
         _churn(cache, random.Random(2))
         for record in trace.records():
             pages = range(record.address, record.address + record.length, 64 * K)

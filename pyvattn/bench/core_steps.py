@@ -31,7 +31,7 @@ def open_cache(
     *,
     layers: int = 32,
     max_tokens: int = 16384,
-    eager: bool = False,
+    background: bool = False,
     read_ahead: int = 0,
 ) -> KVCache:
     """Open a cache of Llama-3-8B's heads in layout ``layer`` that counts pages only."""
@@ -42,7 +42,7 @@ def open_cache(
         page_size=_PAGE,
         layout="layer",
         memory=memory,
-        eager=eager,
+        background=background,
         read_ahead=read_ahead,
         accounting=True,
     )
@@ -133,7 +133,7 @@ def _come_and_go(slots: int) -> tuple[list[float], list[float]]:
     """Return seconds of calls of release and of acquire, less what the clock takes itself."""
     clock = summarise([cpu_seconds(_nothing) for _ in range(_CALLS)]).median
     released, acquired = [], []
-    with open_cache(slots, 4 * T, eager=True) as cache:
+    with open_cache(slots, 4 * T, background=True) as cache:
         live = [cache.acquire(_REQUEST) for _ in range(slots)]
         cache.step(dict.fromkeys(live, _REQUEST))
         for _ in range(_CALLS):

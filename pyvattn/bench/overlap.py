@@ -64,7 +64,7 @@ class Run:
             page_size=options.page_size,
             layout=options.layout,
             memory=2 * spec.max_slots * spec.row_bytes,
-            eager=mode == "prefetch",
+            background=mode == "prefetch",
         )
         source = random.Random(0)
         self._lengths = {

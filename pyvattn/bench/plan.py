@@ -129,7 +129,7 @@ def count(
     grouped = candidate.layers_per_arena if candidate.layout == "token" else None
     geometry = spec.geometry(candidate.layout, candidate.page_size, grouped)
     guard = spec.guard_tokens if costs.private_guard else 0
-    held, used, grown, extents = _totals(geometry, guard, visits, candidate.read_ahead)
+    held, used, grown, extents = _totals(geometry, guard, visits, candidate.growth_pages)
     steps = sum(visits)
     per_step = workload.batch * geometry.arenas / steps
     each = grown * geometry.page_size / extents if extents else geometry.page_size

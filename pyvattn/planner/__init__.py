@@ -9,14 +9,14 @@
 
 from pyvattn.planner.calibration import Calibration, read_calibration, use_calibration
 from pyvattn.planner.candidate import Candidate
-from pyvattn.planner.choose import READ_AHEAD, Plan, plan
+from pyvattn.planner.choose import GROWTH_PAGES, Plan, plan
 from pyvattn.planner.costs import DEFAULT_COSTS, DriverCosts, default_costs
 from pyvattn.planner.tlb import Losses, Verdict
 from pyvattn.planner.workload import Workload, typical_workload
 
 __all__ = [
     "DEFAULT_COSTS",
-    "READ_AHEAD",
+    "GROWTH_PAGES",
     "Calibration",
     "Candidate",
     "DriverCosts",

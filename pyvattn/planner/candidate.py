@@ -24,7 +24,7 @@ LEAST_LAYER_US = 10.0
 class Candidate:
     """What a page size, a layout and pages mapped ahead cost under a workload.
 
-    ``read_ahead`` pages are mapped at a time where a row grows: the one that is needed, and
+    ``growth_pages`` pages are mapped at a time where a row grows: the one that is needed, and
     those after it.
 
     Bytes and tokens of waste are those of one request, a private guard included;
@@ -39,7 +39,7 @@ class Candidate:
     layout_name: str
     layers_per_arena: int
     page_size: int
-    read_ahead: int
+    growth_pages: int
     arenas: int
     token_bytes: int
     tokens_per_page: float
@@ -67,9 +67,9 @@ class Candidate:
     @property
     def read_ahead_tokens(self) -> int:
         """Tokens of the pages that are mapped at a time; 0 where that is one page."""
-        if self.read_ahead == 1:
+        if self.growth_pages == 1:
             return 0
-        return round(self.read_ahead * max(1.0, self.tokens_per_page))
+        return round(self.growth_pages * max(1.0, self.tokens_per_page))
 
     @property
     def refused(self) -> bool:
@@ -98,19 +98,19 @@ def evaluate(
     geometry: Geometry,
     costs: DriverCosts,
     workload: Workload,
-    read_ahead: int = 1,
+    growth_pages: int = 1,
 ) -> Candidate:
-    """Return the costs of ``geometry`` with ``read_ahead`` pages mapped at a time."""
+    """Return the costs of ``geometry`` with ``growth_pages`` pages mapped at a time."""
     page, token = geometry.page_size, geometry.token_bytes
     # The end of a request falls on every multiple of gcd(page, token) alike.
     grain = gcd(page, token)
     guard = geometry.guard_tokens if costs.private_guard else 0
     # A token larger than a page takes several pages, neighbours in one extent.
     unit = max(page, token)
-    ahead = (read_ahead - 1) * unit
+    ahead = (growth_pages - 1) * unit
     waste_mean = geometry.arenas * ((page - grain + ahead) / 2 + guard * token)
-    growth = workload.batch * geometry.arenas * min(1.0, token / page) / read_ahead
-    step_calls, step_map_us = costs.map_cost(growth, read_ahead * unit, page)
+    growth = workload.batch * geometry.arenas * min(1.0, token / page) / growth_pages
+    step_calls, step_map_us = costs.map_cost(growth, growth_pages * unit, page)
     prompt_bytes = geometry.pages(workload.prompt + guard) * page
     admission_calls, admission_us = costs.map_cost(geometry.arenas, prompt_bytes, page)
     zeroed = workload.batch * spec.token_bytes
@@ -121,7 +121,7 @@ def evaluate(
         layout_name=geometry.layout_name,
         layers_per_arena=geometry.layers_per_arena,
         page_size=page,
-        read_ahead=read_ahead,
+        growth_pages=growth_pages,
         arenas=geometry.arenas,
         token_bytes=token,
         tokens_per_page=geometry.tokens_per_page,

@@ -35,7 +35,7 @@ _TIE = 0.001
 _NOTICEABLE = 0.02
 
 # Numbers of pages to map at a time where a row grows.
-READ_AHEAD = (1, 2, 4, 8, 16, 32)
+GROWTH_PAGES = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,14 @@ def plan(
     page_size: int | str = "auto",
     layout: str = "auto",
     layers_per_arena: int | None = None,
-    read_ahead: Sequence[int] | None = None,
+    growth_pages: Sequence[int] | None = None,
     workload: Workload | None = None,
     costs: DriverCosts | None = None,
 ) -> Plan:
     """Choose ``page_size`` and ``layout`` for ``spec`` on ``driver``; pure arithmetic.
 
     What is given by name is kept, and warned of where the rules would not have
-    it. ``read_ahead`` are numbers of pages to try that are mapped at a time where
+    it. ``growth_pages`` are numbers of pages to try that are mapped at a time where
     a row grows; by default each candidate has the least that hides its mapping.
     ``workload`` is by default the mean request of the Azure conversation trace,
     and ``costs`` are the built-in constants of ``driver``.
@@ -96,13 +96,13 @@ def plan(
     check_type("spec", spec, CacheSpec)
     check_type("workload", workload, Workload, type(None))
     check_type("costs", costs, DriverCosts, type(None))
-    check_type("read_ahead", read_ahead, Sequence, type(None))
+    check_type("growth_pages", growth_pages, Sequence, type(None))
     check_name("layout", layout, such_as="auto")
-    tried = READ_AHEAD if read_ahead is None else read_ahead
+    tried = GROWTH_PAGES if growth_pages is None else growth_pages
     if bad := [pages for pages in tried if (whole_number(pages) or 0) < 1]:
-        raise ConfigError(f"read_ahead={shown(bad[0])}: use whole numbers of pages from 1")
+        raise ConfigError(f"growth_pages={shown(bad[0])}: use whole numbers of pages from 1")
     if not tried:
-        raise ConfigError("read_ahead names no number of pages: give one at least, or None")
+        raise ConfigError("growth_pages names no number of pages: give one at least, or None")
     costs = costs or default_costs(driver)
     workload = workload or typical_workload(spec)
     if not isinstance(page_size, str):
@@ -122,7 +122,7 @@ def plan(
                 too_large = error
                 continue
             each = (evaluate(spec, geometry, costs, workload, pages) for pages in tried)
-            found += [_first_hidden(each)] if read_ahead is None else each
+            found += [_first_hidden(each)] if growth_pages is None else each
     if too_large and not found:
         raise too_large
     ranked = tuple(sorted(found, key=_preference))
@@ -181,7 +181,7 @@ def _preference(candidate: Candidate) -> tuple[float, ...]:
         0.0 if loss is None else round(loss / _TIE),
         candidate.calls_per_step,
         candidate.waste_mean_bytes,
-        candidate.read_ahead,
+        candidate.growth_pages,
     )
 
 

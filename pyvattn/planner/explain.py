@@ -29,8 +29,8 @@ def summary(spec: CacheSpec, costs: DriverCosts, workload: Workload, choice: Can
 def describe(candidate: Candidate) -> str:
     """Name a candidate: layout and page size."""
     name = f"layout {candidate.layout_name}, {format_page_size(candidate.page_size)} pages"
-    if candidate.read_ahead > 1:
-        return f"{name}, {candidate.read_ahead} mapped at a time"
+    if candidate.growth_pages > 1:
+        return f"{name}, {candidate.growth_pages} mapped at a time"
     return name
 
 
@@ -103,9 +103,9 @@ def _figures(
         )
     if choice.zero_us_per_step is not None:
         yield f"Zeroing what a step takes: {choice.zero_us_per_step / 1e3:.3g} ms on the device."
-    if choice.read_ahead > 1:
+    if choice.growth_pages > 1:
         yield (
-            f"Rows grow {choice.read_ahead} pages at a time where memory is free: "
+            f"Rows grow {choice.growth_pages} pages at a time where memory is free: "
             f'KVCache(read_ahead={choice.read_ahead_tokens}), which is what "auto" takes.'
         )
 

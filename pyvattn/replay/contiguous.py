@@ -42,7 +42,7 @@ class ContiguousAllocator:
             layout=layout,
             layers_per_arena=layers_per_arena,
             memory=memory_limit,
-            eager=False,
+            background=False,
             read_ahead=read_ahead,
         )
         self.label = self.name(spec, page_size, layout, layers_per_arena)

@@ -18,12 +18,14 @@ def small_spec(**changes):
 class Bench:
     """A cache on a checked driver whose calls can be made to fail."""
 
-    def __init__(self, spec, *, name="host", layout="layer", pages=256, eager=False, shares=False):
+    def __init__(
+        self, spec, *, name="host", layout="layer", pages=256, background=False, shares=False
+    ):
         page = _native.driver_capabilities(name).page_sizes[0]
         self.faults = _native.FaultAdaptor(_native.make_driver(name, page))
         self.checked = _native.CheckedAdaptor(self.faults)
         self.cache = KVCache.on_driver(
-            spec, self.checked, layout=layout, memory=pages * page, eager=eager
+            spec, self.checked, layout=layout, memory=pages * page, background=background
         )
         self.page = page
         # Whether requests are forked: a page may then be mapped at several addresses.

@@ -89,7 +89,9 @@ def test_a_step_says_that_it_would_have_to_wait_for_zeroing():
     spec = small_spec(max_tokens=8192, guard_tokens=0)
     page = 2 << 20
     driver = _native.make_driver("cumem-emulated", page)
-    with KVCache.on_driver(spec, driver, layout="layer", memory=8 * page, eager=False) as cache:
+    with KVCache.on_driver(
+        spec, driver, layout="layer", memory=8 * page, background=False
+    ) as cache:
         old = cache.admit(4096)
         stream = gpu.make_stream(0)
         address = cache.layer(0, np.from_dlpack)[0][old, :1].__array_interface__["data"][0]

@@ -13,7 +13,7 @@ from pyvattn import BusyError, KVCache, LengthError, OutOfMemory
 
 
 def test_prefetch_maps_what_the_next_step_needs(open_bench, driver_name):
-    bench = open_bench(name=driver_name, eager=True)
+    bench = open_bench(name=driver_name, background=True)
     slot = bench.cache.acquire()
     bench.cache.prefetch({slot: 500})
     bench.cache.drain()
@@ -27,7 +27,7 @@ def test_prefetch_maps_what_the_next_step_needs(open_bench, driver_name):
 
 def test_the_next_decode_step_finds_its_pages(open_bench):
     """64 tokens fill a page: token 65 is mapped while token 64 is computed."""
-    bench = open_bench(eager=True)
+    bench = open_bench(background=True)
     slot = bench.cache.acquire()
     bench.cache.step({slot: 63})
     bench.cache.drain()
@@ -41,7 +41,7 @@ def test_the_next_decode_step_finds_its_pages(open_bench):
 
 
 def test_the_next_admission_finds_its_pages(open_bench):
-    bench = open_bench(eager=True)
+    bench = open_bench(background=True)
     live = []
     for _ in range(3):
         live.append(bench.cache.acquire(300))
@@ -55,14 +55,14 @@ def test_the_next_admission_finds_its_pages(open_bench):
 
 
 def test_preparing_an_admission_takes_nothing_from_others(open_bench):
-    bench = open_bench(eager=True, pages=16)
+    bench = open_bench(background=True, pages=16)
     slot = bench.cache.acquire(200)
     bench.cache.step({slot: 200})
     bench.cache.drain()
     assert bench.check_books().pages_live == 16
 
 
-def test_without_eager_nothing_is_mapped_ahead(open_bench):
+def test_nothing_is_mapped_ahead_without_the_background(open_bench):
     bench = open_bench()
     slot = bench.cache.acquire()
     bench.cache.step({slot: 64})
@@ -72,14 +72,14 @@ def test_without_eager_nothing_is_mapped_ahead(open_bench):
 
 
 def test_prefetch_refuses_impossible_lengths_at_once(open_bench):
-    bench = open_bench(eager=True)
+    bench = open_bench(background=True)
     slot = bench.cache.acquire()
     with pytest.raises(LengthError):
         bench.cache.prefetch({slot: 2000})
 
 
 def test_what_prefetch_cannot_have_is_left_to_step(open_bench):
-    bench = open_bench(eager=True, pages=16)
+    bench = open_bench(background=True, pages=16)
     slot = bench.cache.acquire()
     bench.cache.prefetch({slot: 1024})
     bench.cache.drain()
@@ -90,7 +90,7 @@ def test_what_prefetch_cannot_have_is_left_to_step(open_bench):
 
 
 def test_a_released_slot_is_cleaned_in_the_background(open_bench):
-    bench = open_bench(eager=True)
+    bench = open_bench(background=True)
     slot = bench.cache.acquire()
     bench.cache.step({slot: 500})
     bench.arrays()[0][slot, :500] = 5
@@ -129,7 +129,7 @@ def test_two_threads_in_step_are_told(open_bench):
 
 def test_other_calls_beside_step(open_bench):
     """acquire, release, prefetch, stats and resize from a second thread."""
-    bench = open_bench(small_spec(max_slots=8), eager=True, pages=512)
+    bench = open_bench(small_spec(max_slots=8), background=True, pages=512)
     stop = threading.Event()
     errors = []
 

@@ -13,7 +13,7 @@ TOKENS = 64
 
 
 def opened(budget, **options):
-    options = {"page_size": PAGE, "layout": "layer", "eager": False, **options}
+    options = {"page_size": PAGE, "layout": "layer", "background": False, **options}
     return KVCache(small_spec(), device="cpu", memory=budget, **options)
 
 

@@ -141,7 +141,7 @@ def test_close_can_be_called_again(open_bench):
 
 
 def test_background_failures_are_counted_and_left_to_step(open_bench):
-    bench = open_bench(eager=True)
+    bench = open_bench(background=True)
     slot = bench.cache.acquire()
     bench.cache.drain()
     bench.faults.fail_nth(0)

@@ -116,10 +116,10 @@ class Request:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("eager", [False, True])
-def test_random_forks_read_what_an_unshared_cache_would(open_bench, seed, eager):
+@pytest.mark.parametrize("background", [False, True])
+def test_random_forks_read_what_an_unshared_cache_would(open_bench, seed, background):
     source = random.Random(seed)
-    bench = open_bench(small_spec(max_slots=6), shares=True, pages=200, eager=eager)
+    bench = open_bench(small_spec(max_slots=6), shares=True, pages=200, background=background)
     cache, keys = bench.cache, bench.arrays()[0]
     live: dict[object, Request] = {}
 

@@ -28,7 +28,9 @@ class Number:
 
 @pytest.fixture
 def cache():
-    with KVCache(small_spec(max_slots=512), device="cpu", memory="64MiB", eager=False) as cache:
+    with KVCache(
+        small_spec(max_slots=512), device="cpu", memory="64MiB", background=False
+    ) as cache:
         yield cache
 
 

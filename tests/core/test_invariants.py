@@ -70,9 +70,9 @@ def test_2_the_guard_cannot_be_written(tmp_path):
     assert done.returncode == -signal.SIGSEGV
 
 
-@pytest.mark.parametrize("eager", [False, True])
-def test_3_a_recycled_page_holds_zeros(open_bench, driver_name, eager):
-    bench = open_bench(name=driver_name, eager=eager)
+@pytest.mark.parametrize("background", [False, True])
+def test_3_a_recycled_page_holds_zeros(open_bench, driver_name, background):
+    bench = open_bench(name=driver_name, background=background)
     secret = bench.cache.acquire()
     bench.cache.step({secret: 700})
     for layer in range(2):

@@ -22,10 +22,12 @@ class CacheMachine(RuleBasedStateMachine):
     @initialize(
         name=st.sampled_from(["host", "cumem-emulated", "stock-uvm-emulated", "patched-emulated"]),
         layout=st.sampled_from(["layer", "token"]),
-        eager=st.booleans(),
+        background=st.booleans(),
     )
-    def open(self, name, layout, eager):
-        self.bench = Bench(small_spec(), name=name, layout=layout, eager=eager, pages=PAGES)
+    def open(self, name, layout, background):
+        self.bench = Bench(
+            small_spec(), name=name, layout=layout, background=background, pages=PAGES
+        )
         self.cache = self.bench.cache
         self.lengths = {}
         self.marks = {}

@@ -12,7 +12,7 @@ def opened(**changes):
     spec = CacheSpec(2, 4, 64, "float32", **{"max_slots": 64, "max_tokens": 16, "guard_tokens": 0,
                                              **changes})
     return KVCache(spec, device="cpu", memory="64MiB", layout="token", page_size="64K",
-                   eager=False)
+                   background=False)
 """
 
 # Makes mappings until the process may have no more.

@@ -16,7 +16,7 @@ from pyvattn import BusyError, CacheSpec, KVCache, _native
 emulated = _native.emulated_cuda
 driver = _native.make_driver("stock-uvm-emulated", 64 << 10)
 spec = CacheSpec(1, 1, 256, "float32", max_slots=2, max_tokens=640, guard_tokens=0)
-cache = KVCache.on_driver(spec, driver, layout="layer", memory=20 * 65536, eager=False)
+cache = KVCache.on_driver(spec, driver, layout="layer", memory=20 * 65536, background=False)
 used, slot = cache.acquire(), cache.acquire()
 cache.step({used: 640})
 stream = emulated.make_stream(0)

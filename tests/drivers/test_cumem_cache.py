@@ -30,8 +30,10 @@ def _fresh_gpu():
     assert (held.streams, held.events, held.contexts) == (0, 0, 0)
 
 
-def open_cache(layout: str = "layer", memory: str = "256MiB", eager: bool = False) -> KVCache:
-    return KVCache(SPEC, device="cpu", driver=DRIVER, layout=layout, memory=memory, eager=eager)
+def open_cache(layout: str = "layer", memory: str = "256MiB", background: bool = False) -> KVCache:
+    return KVCache(
+        SPEC, device="cpu", driver=DRIVER, layout=layout, memory=memory, background=background
+    )
 
 
 def keys(cache: KVCache, slot, tokens: int):
@@ -325,7 +327,7 @@ def test_an_event_that_was_never_recorded_is_refused():
 
 
 def test_the_mapper_thread_survives_failures_and_leaks_nothing():
-    with open_cache(eager=True) as cache:
+    with open_cache(background=True) as cache:
         slot = cache.acquire(100)
         cache.step({slot: 100})
         gpu.fail("cuMemMap", 1, LAUNCH_FAILED)

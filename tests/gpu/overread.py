@@ -75,7 +75,7 @@ def measure(kernel_name: str, head_dim: int, kind: str, driver: str) -> dict[str
     spec = CacheSpec(1, KV_HEADS, head_dim, dtype, max_slots=1, max_tokens=tokens, guard_tokens=0)
     cache = KVCache(
         spec, device=device, driver=driver, page_size="2M", layout="layer", memory="64MiB",
-        eager=False,
+        background=False,
     )  # fmt: skip
     slot = cache.acquire(tokens // 2)
     cache.step({slot: tokens // 2})

@@ -79,7 +79,7 @@ def test_memory_is_taken_by_steps_and_goes_back():
 
 @pytest.mark.alone
 def test_memory_that_torch_took_is_out_of_memory_and_the_cache_stays_as_it_was():
-    with open_cache(memory="64GiB", eager=False) as cache:
+    with open_cache(memory="64GiB", background=False) as cache:
         slot = cache.acquire(100)
         cache.step({slot: 100})
         k, _ = cache.layer(0)
@@ -101,7 +101,7 @@ def test_memory_that_torch_took_is_out_of_memory_and_the_cache_stays_as_it_was()
 @pytest.mark.parametrize("after", ["stream", "event", "current stream"])
 def test_a_slot_is_not_zeroed_under_a_running_kernel(after):
     """The copy sleeps first: a page zeroed or unmapped too early changes what it reads."""
-    with open_cache(eager=False) as cache:
+    with open_cache(background=False) as cache:
         slot = cache.acquire(8000)
         cache.step({slot: 8000})
         k, _ = cache.layer(0)
@@ -122,7 +122,7 @@ def test_a_slot_is_not_zeroed_under_a_running_kernel(after):
 
 
 def test_reclaimed_pages_leave_only_when_their_kernel_has_ended():
-    with open_cache(memory="160MiB", eager=False) as cache:
+    with open_cache(memory="160MiB", background=False) as cache:
         live, released = cache.acquire(5000), cache.acquire(5000)
         cache.step({live: 5000, released: 5000})
         k, _ = cache.layer(0)
@@ -214,7 +214,7 @@ def test_one_captured_append_serves_slots_that_grow_join_and_leave(layout):
 
 
 def test_mapping_goes_on_in_another_thread_while_a_graph_is_captured():
-    with open_cache(eager=False) as cache:
+    with open_cache(background=False) as cache:
         slot = cache.acquire(100)
         cache.step({slot: 100})
         data = torch.zeros(1000, device="cuda")

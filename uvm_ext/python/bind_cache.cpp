@@ -204,16 +204,17 @@ void bind_cache(py::module_& module) {
       .def(py::init([](const DriverPtr& driver, std::uint32_t arenas, std::uint32_t slots,
                        std::uint32_t max_tokens, std::uint32_t guard_tokens,
                        std::uint64_t token_bytes, const BudgetPtr& budget, std::size_t slab_bytes,
-                       bool eager, std::uint32_t read_ahead, bool strict) {
+                       bool background, std::uint32_t read_ahead, bool strict) {
              const Geometry geometry{arenas,       slots,       max_tokens,
                                      guard_tokens, token_bytes, driver->page_size()};
              const WithoutGil unlocked;
-             return Holder(new NumberedCache(driver, geometry, budget,
-                                             CacheOptions{slab_bytes, eager, read_ahead, strict}));
+             return Holder(
+                 new NumberedCache(driver, geometry, budget,
+                                   CacheOptions{slab_bytes, background, read_ahead, strict}));
            }),
            py::kw_only(), py::arg("driver"), py::arg("arenas"), py::arg("slots"),
            py::arg("max_tokens"), py::arg("guard_tokens"), py::arg("token_bytes"),
-           py::arg("budget").none(false), py::arg("slab_bytes") = 0, py::arg("eager") = true,
+           py::arg("budget").none(false), py::arg("slab_bytes") = 0, py::arg("background") = true,
            py::arg("read_ahead") = 0, py::arg("strict") = false)
       .def("acquire", &acquire, py::arg("tokens"))
       .def("admit", &admit, py::arg("tokens"))

@@ -85,7 +85,7 @@ class TestPatched(OnMachine):
             page_size="64K",
             layout="layer",
             memory="96MiB",
-            eager=False,
+            background=False,
             read_ahead=0,
         ) as cache:
             assert cache.driver == "patched"
