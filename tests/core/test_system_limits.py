@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 OPEN = """
 import ctypes, resource, pyvattn
 from pyvattn import CacheSpec, KVCache
@@ -51,6 +53,68 @@ cache.step(live)
         + """
 cache.close()
 assert cache.stats().pages_allocated == 0
+"""
+    )
+
+
+def test_a_resize_that_finds_no_mappings_left_leaves_enough_for_closing():
+    said = run(
+        """
+cache = opened()
+slots = [cache.acquire() for _ in range(64)]
+cache.step(dict.fromkeys(slots, 16))
+for slot in slots[::2]:
+    cache.release(slot)
+"""
+        + USE_UP
+        + """
+try:
+    cache.resize("2MiB")
+except pyvattn.Error as error:
+    print(error)
+cache.close()
+assert cache.stats().pages_allocated == 0
+"""
+    )
+    assert "vm.max_map_count" in said
+
+
+@pytest.mark.parametrize("layout", ["token", "layer"])
+def test_a_pool_with_rows_closes_where_there_are_no_mappings_left(layout):
+    run(
+        f"""
+spec = CacheSpec(20, 4, 64, "float32", max_slots=64, max_tokens=16, guard_tokens=0)
+pool = pyvattn.BlockPool(spec, device="cpu", layout={layout!r}, memory="64MiB", page_size="64K")
+rows = pyvattn.RowMap(pool)
+for _ in range(8):
+    rows.open(pool.allocate(1))
+rows.flush()
+"""
+        + USE_UP
+        + """
+pool.close()
+assert pool.stats().blocks_allocated == 0
+"""
+    )
+
+
+def test_a_child_of_a_process_without_mappings_left_keeps_its_writes_to_itself():
+    run(
+        """
+import os
+cache = opened()
+slot = cache.acquire(16)
+cache.step({slot: 16})
+key = cache.layer(0)[0][slot]
+"""
+        + USE_UP
+        + """
+child = os.fork()
+if child == 0:
+    key[:16] = 7
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert not key[:16].any()
 """
     )
 

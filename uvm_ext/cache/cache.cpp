@@ -117,18 +117,20 @@ void Cache::close() {
   closed_ = true;
   if (mapper_) mapper_->stop();
   const Lock lock(mutex_);
-  // Another thread may be zeroing a slot on its own behalf.
-  while (slots_.slots_in(SlotState::cleaning) > 0) settled_.wait(mutex_);
+  // Another thread may be zeroing a slot on its own behalf, or shortening one.
+  while (slots_.slots_in(SlotState::cleaning) > 0 || rows_.in_flight() > 0) settled_.wait(mutex_);
   std::exception_ptr failure;
+  try {
+    unmap_all(*driver_, *pool_, rows_);
+  } catch (const std::exception&) {
+    failure = std::current_exception();
+  }
   for (std::uint32_t slot = 0; slot < slots_.size(); ++slot) {
     SlotHead& head = slots_.head(slot);
     if (head.state == SlotState::live) ++head.generation;
     slots_.set_state(slot, SlotState::free);
-    try {
-      unmap_tail({slot, 0}, From::foreground);
-    } catch (const std::exception&) {
-      failure = std::current_exception();
-    }
+    slots_.set_blocks(slot, rows_.size(slot));
+    head.capacity = math_.capacity(rows_.size(slot));
   }
   tokens_used_ = 0;
   pool_->trim(0);

@@ -45,14 +45,41 @@ std::string remedy(int code) {
                           "max_tokens, or raise `ulimit -v`");
 }
 
-// Puts back what reserve() made: private, read-only and never touched, so that
-// every read finds the kernel's shared zero page.
+// What reserve() makes: private, read-only and never touched, so that every read finds the
+// kernel's shared zero page.
 void* map_zeros(void* where, std::size_t bytes, int flags) {
   return ::mmap(where, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | flags, -1,
                 0);
 }
 
+// Zero, or the errno of the failure.
+int put_zeros(Address address, std::size_t bytes) {
+  return map_zeros(pointer(address), bytes, MAP_FIXED) != MAP_FAILED ? 0 : errno;
+}
+
+int give_back(Address address, std::size_t bytes) {
+  return bytes == 0 || ::munmap(pointer(address), bytes) == 0 ? 0 : errno;
+}
+
 }  // namespace
+
+// The spare mappings for the length of a call: whatever happens, they are made again at its
+// end where that is possible.
+class HostDriver::Spares {
+ public:
+  explicit Spares(HostDriver& driver) : driver_(driver), kept_(keep()) {}
+  Spares(const Spares&) = delete;
+  Spares& operator=(const Spares&) = delete;
+  ~Spares() { keep(); }
+
+  // Whether they were there when the call began.
+  bool kept() const { return kept_; }
+  bool keep() noexcept { return driver_.spare_to_undo_.keep() && driver_.spare_mappings_.keep(); }
+
+ private:
+  HostDriver& driver_;
+  const bool kept_;
+};
 
 Capabilities HostDriver::describe() {
   Capabilities capabilities;
@@ -67,6 +94,7 @@ Capabilities HostDriver::describe() {
 HostDriver::HostDriver(std::size_t page_size) : page_size_(page_size) {}
 
 HostDriver::~HostDriver() {
+  spare_mappings_.give_up();
   for (const auto& [address, bytes] : reservations_) {
     keep_in_children(address);
     ::munmap(pointer(address), bytes);
@@ -77,14 +105,15 @@ HostDriver::~HostDriver() {
 Address HostDriver::reserve(std::size_t bytes, std::size_t alignment) {
   // mmap aligns to 4 KiB only: reserve more, then give back both ends.
   const std::size_t padded = bytes + alignment;
-  if (padded < bytes) fail_to_reserve(bytes, ENOMEM);
+  const Spares spares(*this);
+  if (padded < bytes || !spares.kept()) fail_to_reserve(bytes, ENOMEM);
   void* raw = map_zeros(nullptr, padded, 0);
   if (raw == MAP_FAILED) fail_to_reserve(bytes, errno);
   const Address start = reinterpret_cast<Address>(raw);
   const Address aligned = (start + alignment - 1) / alignment * alignment;
-  const Address end = start + padded;
-  if (aligned > start) ::munmap(raw, aligned - start);
-  if (end > aligned + bytes) ::munmap(pointer(aligned + bytes), end - (aligned + bytes));
+  const Address end = aligned + bytes;
+  spare_mappings_.make_room_for([&] { return give_back(start, aligned - start); });
+  spare_mappings_.make_room_for([&] { return give_back(end, start + padded - end); });
   reservations_.emplace(aligned, bytes);
   forget_in_children({aligned, bytes});
   return aligned;
@@ -93,10 +122,11 @@ Address HostDriver::reserve(std::size_t bytes, std::size_t alignment) {
 void HostDriver::release_reservation(Address address) {
   const auto found = reservations_.find(address);
   if (found == reservations_.end()) fail("release_reservation", address, 0, EINVAL);
+  const std::size_t bytes = found->second;
   keep_in_children(address);
-  if (::munmap(pointer(address), found->second) != 0) {
-    fail("release_reservation", address, found->second, errno);
-  }
+  const Spares spares(*this);
+  const int code = spare_mappings_.make_room_for([&] { return give_back(address, bytes); });
+  if (code != 0) fail("release_reservation", address, bytes, code);
   reservations_.erase(found);
 }
 
@@ -130,35 +160,40 @@ int HostDriver::map_one(const MapEntry& entry) const noexcept {
   return mapped == MAP_FAILED ? errno : 0;
 }
 
-// Where the process has too many mappings, those in reserve make room.
-int HostDriver::unmap_range(const Range& range) noexcept {
-  if (map_zeros(pointer(range.address), range.length, MAP_FIXED) != MAP_FAILED) return 0;
-  const int code = errno;
-  if (code != ENOMEM || !spare_mappings_.give_up()) return code;
-  return map_zeros(pointer(range.address), range.length, MAP_FIXED) != MAP_FAILED ? 0 : errno;
+void HostDriver::redo_map(const MapEntry& entry) noexcept {
+  spare_to_undo_.make_room_for([&] { return map_one(entry); });
 }
 
 void HostDriver::map(const std::vector<MapEntry>& batch) {
-  if (!batch.empty() && !spare_mappings_.keep()) {
-    fail("map", batch.front().address, batch.front().length, ENOMEM);
-  }
+  if (batch.empty()) return;
+  const Spares spares(*this);
+  if (!spares.kept()) fail("map", batch.front().address, batch.front().length, ENOMEM);
   all_or_nothing(
       batch,
       [this](const MapEntry& entry) {
         const int code = map_one(entry);
         if (code != 0) fail("map", entry.address, entry.length, code);
       },
-      [this](const MapEntry& entry) { unmap_range({entry.address, entry.length}); });
+      [this](const MapEntry& entry) {
+        spare_to_undo_.make_room_for([&] { return put_zeros(entry.address, entry.length); });
+      });
 }
 
 void HostDriver::unmap(const std::vector<MapEntry>& batch) {
+  if (batch.empty()) return;
+  Spares spares(*this);
   unmap_all_or_nothing(
       batch,
-      [this](const Range& range) {
-        const int code = unmap_range(range);
-        if (code != 0) fail("unmap", range.address, range.length, code);
+      [this](const Range& run) {
+        const int code =
+            spare_mappings_.make_room_for([&] { return put_zeros(run.address, run.length); });
+        if (code != 0) fail("unmap", run.address, run.length, code);
       },
-      [this](const MapEntry& entry) { map_one(entry); });
+      [this](const MapEntry& entry) { redo_map(entry); });
+  // A call that used the spare mappings up would leave none to close with.
+  if (!spares.kept() || spares.keep()) return;
+  for (const MapEntry& entry : batch) redo_map(entry);
+  fail("unmap", batch.front().address, batch.front().length, ENOMEM);
 }
 
 FencePtr HostDriver::zero(const std::vector<Range>& batch, const FencePtr& after) {

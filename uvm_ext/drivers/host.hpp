@@ -34,14 +34,18 @@ class HostDriver final : public Driver {
     std::size_t bytes = 0;
   };
 
+  class Spares;
+
   // Zero, or the errno of the failure.
   int map_one(const MapEntry& entry) const noexcept;
-  int unmap_range(const Range& range) noexcept;
+  void redo_map(const MapEntry& entry) noexcept;
 
   const Capabilities capabilities_ = describe();
   const std::size_t page_size_;
   SlabId next_slab_ = 1;
+  // For calls that take mappings away, and for undoing what they did.
   SpareMappings spare_mappings_;
+  SpareMappings spare_to_undo_;
   std::unordered_map<SlabId, Slab> slabs_;
   std::unordered_map<Address, std::size_t> reservations_;
 };

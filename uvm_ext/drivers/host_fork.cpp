@@ -28,7 +28,10 @@ void after_fork_in_parent() { ranges().mutex.unlock(); }
 // Only system calls: whatever else other threads were at stays half done here.
 void after_fork_in_child() {
   for (const Range& range : ranges().list) {
-    ::mmap(reinterpret_cast<void*>(range.address), range.length, PROT_READ | PROT_WRITE,
+    void* where = reinterpret_cast<void*>(range.address);
+    // First, because a process with all the mappings it may have gets no other in their place.
+    ::munmap(where, range.length);
+    ::mmap(where, range.length, PROT_READ | PROT_WRITE,
            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   }
   // From here on they are as any other memory of the child, also when it forks.

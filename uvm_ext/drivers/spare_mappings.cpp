@@ -58,8 +58,9 @@ bool SpareMappings::give_up() noexcept {
 
 bool mappings_used_up() {
   const std::size_t most = read_number("/proc/sys/vm/max_map_count");
-  // What a call that failed gave back is missing from the count.
-  return most > 0 && count_lines("/proc/self/maps") + 2 * kPages >= most;
+  // What a call that failed gave back, for itself and to undo it, is missing from the count.
+  constexpr std::size_t kGivenUp = 2 * kPages;
+  return most > 0 && count_lines("/proc/self/maps") + kGivenUp + kPages >= most;
 }
 
 }  // namespace pyvattn

@@ -143,6 +143,8 @@ void RowBatch::seal() {
     // Decoding adds a block at a time: not every one should move the row.
     if (size > blocks.capacity()) blocks.reserve(size + size / 8);
   }
+  std::sort(unmap_batch_.begin(), unmap_batch_.end(),
+            [](const MapEntry& a, const MapEntry& b) { return a.address < b.address; });
 }
 
 // --- the driver calls ---
@@ -219,6 +221,39 @@ void RowBatch::roll_back() noexcept {
     }
   }
   settle();
+}
+
+// --- the end of a table ---
+
+namespace {
+
+void unmap_rows(Driver& driver, BlockPool& pool, RowTable& table, std::uint32_t first,
+                std::uint32_t end) {
+  RowBatch batch(driver, pool, table);
+  for (std::uint32_t row = first; row < end; ++row) batch.cut({row, 0, table.size(row)});
+  batch.seal();
+  batch.execute();
+  batch.commit();
+}
+
+}  // namespace
+
+void unmap_all(Driver& driver, BlockPool& pool, RowTable& table) {
+  std::exception_ptr failure;
+  try {
+    unmap_rows(driver, pool, table, 0, table.rows());
+    return;
+  } catch (const std::exception&) {
+    failure = std::current_exception();
+  }
+  for (std::uint32_t row = 0; row < table.rows(); ++row) {
+    try {
+      unmap_rows(driver, pool, table, row, row + 1);
+    } catch (const std::exception&) {
+      // The first says why.
+    }
+  }
+  std::rethrow_exception(failure);
 }
 
 // --- reading the books ---

@@ -41,7 +41,9 @@ class RowBatch {
   void fill(std::uint32_t row, std::uint32_t count);
   // Waits for one more fence before anything is unmapped.
   void wait_for(FencePtr fence);
-  // Ends the plan. From here on commit() needs no memory.
+  // Ends the plan. From here on commit() needs no memory. Mappings are taken away in the order
+  // of their addresses: drivers join what lies side by side, and a system that must replace
+  // mappings splits none.
   void seal();
 
   // --- the driver calls ---
@@ -104,5 +106,9 @@ class RowBatch {
   bool unmapped_ = false;
   bool ended_ = false;
 };
+
+// Takes every mapping of the table away, in one batch; where that fails, row by row as far as
+// it goes, and throws the first failure. With the lock held, and no row in flight.
+void unmap_all(Driver& driver, BlockPool& pool, RowTable& table);
 
 }  // namespace pyvattn

@@ -224,21 +224,9 @@ void RowMap::zero(std::uint32_t row, std::uint32_t first, std::uint32_t count,
 
 void RowMap::unmap_everything() {
   while (table_.in_flight() > 0) store_->settled_.wait(store_->mutex_);
-  std::exception_ptr failure;
-  for (std::uint32_t row = 0; row < rows_.size(); ++row) {
-    rows_[row] = Row{};
-    try {
-      RowBatch batch(*store_->driver_, *store_->pool_, table_);
-      plan_cuts(row, 0, table_.size(row), batch);
-      batch.seal();
-      batch.execute();
-      batch.commit();
-    } catch (const std::exception&) {
-      failure = std::current_exception();
-    }
-  }
+  rows_.assign(rows_.size(), Row{});
   staged_.clear();
-  if (failure) std::rethrow_exception(failure);
+  unmap_all(*store_->driver_, *store_->pool_, table_);
   table_.drop_arenas();
 }
 

@@ -393,6 +393,25 @@ TEST(cache_closes_under_the_feet_of_other_threads) {
   });
 }
 
+// trim() takes blocks away without the lock: close() must not take the same ones.
+TEST(cache_closes_once_a_slot_has_been_shortened) {
+  WatchedCache cache(CacheShape{});
+  const SlotRef slot = cache->acquire(0);
+  const SlotLength whole = {slot, 30};
+  cache->step(&whole, 1);
+  const auto gate = std::make_shared<ManualFence>();
+  cache.watch->hold(Operation::unmap, gate);
+  Worker trimming([&] { cache->trim(slot, 4, nullptr); });
+  cache.watch->wait_for_held();
+  Worker closing([&] { cache->close(); });
+  for (int i = 0; i < 1000; ++i) std::this_thread::yield();
+  cache.watch->hold(Operation::unmap, nullptr);
+  gate->pass();
+  trimming.join();
+  closing.join();
+  cache.close();
+}
+
 TEST(blocks_on_their_way_to_a_free_slot_are_not_live) {
   CacheShape shape;
   shape.eager = true;
