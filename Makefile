@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # pyvattn's commands. `make demo` and `make test` set themselves up in .venv: nothing
 # needs to be activated or installed by hand beyond Python >= 3.10, g++ and make.
 #

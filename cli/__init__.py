@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command ``pyvattn``. Commands load what they need when they run, and not before."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The top-level group: the table of commands, and what becomes of errors."""
 
 from __future__ import annotations

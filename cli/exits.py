@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exit codes, and which errors mean which."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options whose defaults are written once: where the code is that they are for."""
 
 from __future__ import annotations

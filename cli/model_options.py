@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The options that describe a model: a Hugging Face config, or its shape by hand."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How results are shown: tables for people on stdout, JSON for programs, progress on stderr."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR GPL-2.0
 # The driver patch: build it, put it into a tree, take it out, check it. See driver_patch/README.md.
 DRIVER_SCRIPTS := driver_patch/scripts
 # Of Debian; all that check-driver knows where none is named.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An engine with a block manager of its own drives attention through pyvattn's rows.
 
 Two requests share the blocks of one prompt; each then decodes into blocks of its own.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A KV cache for LLM inference: contiguous in virtual memory, paged in physical memory.
 
 Names are loaded when they are first used, so that ``import pyvattn`` and the

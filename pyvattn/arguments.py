@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of arguments. Each raises an error of ours that names argument, value and remedy."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The end of the process: what is still open refuses calls, and its threads end."""
 
 from __future__ import annotations

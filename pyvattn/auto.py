@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``driver="auto"`` means: what the environment names, or else the best that is there."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much memory caches and block pools may hold: a number, or a budget that they share."""
 
 from __future__ import annotations

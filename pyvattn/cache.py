@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The KV cache: contiguous in virtual memory, paged in physical memory."""
 
 from __future__ import annotations

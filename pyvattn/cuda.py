@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Python asks of CUDA devices, through NVIDIA's cuda-python.
 
 The cache itself does not need this module: the C++ core talks to libcuda on its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The element types that a KV cache can hold, by their torch names."""
 
 from __future__ import annotations

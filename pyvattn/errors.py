@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every exception that pyvattn raises on purpose.
 
 All derive from :class:`Error`; each also derives from the built-in class that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `after=` may be: the work that must finish before memory is touched again."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading files that users name, which may be anything: a pipe, a device, a folder."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the tokens of a :class:`~pyvattn.spec.CacheSpec` lie: arenas, strides and offsets."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the benches on a GPU share: the device, CUDA-event timing, and caches to compare."""
 
 from __future__ import annotations

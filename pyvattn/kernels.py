@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The attention kernels that pyvattn knows: what each takes and needs. Nothing here imports one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tensors of a cache's layers, made through DLPack."""
 
 from __future__ import annotations

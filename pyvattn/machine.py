@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Describes the machine and the versions: for result files, and for what is measured on one."""
 
 from __future__ import annotations

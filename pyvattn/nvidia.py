@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What NVIDIA's kernel driver says of itself and of its GPUs, under /proc/driver/nvidia.
 
 The core has a reader of its own (``uvm_ext/drivers/nvidia/platform.cpp``), and

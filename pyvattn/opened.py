@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a cache and a block pool have in common: memory of a driver, from opening to end."""
 
 from __future__ import annotations

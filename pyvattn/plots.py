@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures of results, as PNG: memory over time, waste, and the measures of a bench."""
 
 from __future__ import annotations

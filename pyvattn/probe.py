@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Proves a page size of a driver: maps one page, writes, reads back, unmaps."""
 
 from __future__ import annotations

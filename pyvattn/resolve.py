@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From what a user writes to what the core opens: device, driver, page size and layout."""
 
 from __future__ import annotations

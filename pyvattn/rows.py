@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Blocks and rows, for engines that have a block manager of their own.
 
 :class:`BlockPool` is memory by the block, :class:`RowMap` says which block lies at which

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a cache holds at one moment, and what other allocations hold for the same requests."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a KV cache must hold: the shape of the model and the number of requests."""
 
 from __future__ import annotations

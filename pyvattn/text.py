@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text from elsewhere in messages of ours: one line, without what a terminal would act on."""
 
 from __future__ import annotations

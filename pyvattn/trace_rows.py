@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rows of a trace file, in the formats that people have.
 
 - Azure LLM inference traces: CSV with ``TIMESTAMP, ContextTokens,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Request traces: the lengths, and where known the arrival times, of real requests.
 
 :mod:`pyvattn.trace_rows` knows the formats. Where a file has no times, arrivals

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sizes as people write them: ``"60GiB"``, ``"64K"``, ``"2M"``.
 
 Suffixes are binary whatever their spelling: K, KB and KiB are all 1,024 bytes,

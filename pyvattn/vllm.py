@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What vLLM is told by name: ``vllm serve MODEL --worker-cls pyvattn.vllm.Worker``.
 
 Importing this module imports nothing of vLLM; its names do, when they are first used.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole numbers as users write them: ints, and everything else that has ``__index__``."""
 
 from __future__ import annotations

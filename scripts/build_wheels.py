@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build the sdist, and from it a manylinux wheel for every CPython that the package supports.
 
     build_wheels.py [--arch aarch64] [PYTHON ...]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check that no import and no #include points up: who may know whom.
 
 The tables below are read from the bottom of the house to its top. Rooms in one

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Check that fields of the C++ core are touched only with the mutex that they name, by
 # clang's thread-safety analysis: see uvm_ext/base/mutex.hpp. clang comes from PyPI, in
 # `ziglang`, with a C++ library of its own.

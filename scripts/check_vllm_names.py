@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check that what the plug-in relies on is in a release of vLLM, without importing it.
 
     check_vllm_names.py FOLDER_OR_WHEEL...

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Check the names that the plug-in relies on in the vLLM that is installed and in the newest
 # release that is known, whose wheel is downloaded without what it requires, and read, not imported.
 #

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check an installed wheel: what it ships, and that it works without torch and numpy."""
 
 import ctypes

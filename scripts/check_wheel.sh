@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Install a wheel into an environment of its own, away from the source tree, and use it
 # there. pip takes nothing but what the wheel itself requires.
 #

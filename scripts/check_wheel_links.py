@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check what the core in a wheel needs of a system and shows to others, from its ELF file.
 
 It must need nothing but glibc: a C++ library would meet the one that torch brings. It runs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draw docs/pictures/layers.svg: the layers, and who talks to whom.
 
 Usage: python3 scripts/draw_layers.py [OUTPUT]

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Fetch the tests of the installed transformers release from its source distribution into
 # build/peers, through pip. Where there is no network the tests say so and are skipped.
 set -euo pipefail

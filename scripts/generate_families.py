@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write the defaults of transformers' config classes to pyvattn/configs/families.py.
 
 Configs on disk leave out what their class has by default, and transformers is

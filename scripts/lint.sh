@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Check or fix style and types with the tools of .venv.
 #
 #   lint.sh check   ruff, ruff format, mypy --strict, layers, clang-format, locks; every one runs

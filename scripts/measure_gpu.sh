@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Run tests/gpu and the benches that need a GPU on this machine, and keep the results.
 #
 #   scripts/measure_gpu.sh STEP... [FOLDER]
@@ -12,7 +13,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 
-usage() { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '3,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 steps=()
 folder=
 for argument in "$@"; do

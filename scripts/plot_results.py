@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draw every JSON of docs/results/ that a bench wrote, into docs/pictures/results/.
 
 Usage: python scripts/plot_results.py [FILE...]

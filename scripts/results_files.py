@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where results lie, and how pages under docs/ refer to them."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Run tests/gpu on one commit and say what ran on what.
 
     python scripts/run_gpu_tests.py [--out FOLDER] [--jobs N] [--phase together|alone]

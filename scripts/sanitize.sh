@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Build the C++ core and its tests with a sanitizer, and run them.
 #
 #   sanitize.sh address,undefined

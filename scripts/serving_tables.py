@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tables of ``bench transformers``, and what README's first screen says of speed.
 
 Both go by what is there: docs/results/GPU/transformers-*.json.

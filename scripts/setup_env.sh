@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Set up .venv, one step at a time; the Makefile calls the steps that are out of date.
 #
 #   setup_env.sh tools   the virtual environment with the build tools and linters

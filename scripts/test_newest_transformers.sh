@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Run tests/integrations against the newest release of transformers that is known to work.
 # It is installed in an environment of its own, which takes everything else from .venv.
 #

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write the tables of README.md and of pages in docs/ from the JSON in docs/results/.
 
 Usage: python scripts/update_results.py [--check]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bad arguments: an error of ours, in one line, that names the value and what to use."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """pyvattn.attention on the host driver, against attention written out in float64 here."""
 
 from __future__ import annotations

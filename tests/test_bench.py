@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bench's parts: the baseline keeps its promises, ratios are paired, targets are judged."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``bench attention`` compares with."""
 
 # ruff: noqa: E402

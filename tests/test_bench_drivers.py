@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The benches of drivers and kernels: what of them a machine without a GPU can show."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The count behind ``bench plan``, against every step of every request one by one."""
 
 from __future__ import annotations

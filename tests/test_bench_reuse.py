@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``bench reuse``: what is cold, what is warm, and that the load is constant."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the C++ core is compiled: warnings stop developers, never a user's newer compiler."""
 
 from __future__ import annotations

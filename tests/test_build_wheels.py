@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which interpreters `make wheels` builds for, before it builds anything."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calibration: what is measured, what a file may say, and when it is used."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A calibration that is in the way of nothing: whatever lies where one is looked for."""
 
 from __future__ import annotations

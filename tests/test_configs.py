@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configs of real families: what their layers keep, or a refusal that names why."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo end to end with a tiny random model, and its parts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Detection on machines that are made of files, with a core that answers as told."""
 
 from typing import ClassVar

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every error that the core raises arrives in Python as the class that the
 documentation names, with its attributes, and is caught by the built-in class too."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What importing pyvattn, and asking its command line for help, loads: next to nothing."""
 
 from __future__ import annotations

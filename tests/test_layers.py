@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No arrow points up, in Python and in C++; and the check that says so notices one."""
 
 import subprocess

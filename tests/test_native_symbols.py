@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The C++ core shares no symbol with what else is loaded, such as libtorch."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The planner's arithmetic against brute force, and its choices against the rules it states."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """README and the pages say what docs/results/ says, and their links lead somewhere."""
 
 from __future__ import annotations

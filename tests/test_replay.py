@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replays against figures worked out by hand, and the real allocator against its promises."""
 
 from array import array

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From what a user writes to what is opened, on machines that have what this one lacks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """scripts/run_gpu_tests.py: a run counts only where something passed and nothing failed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The type stubs of the C++ core are those of the module that was built."""
 
 from __future__ import annotations

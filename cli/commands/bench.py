@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pyvattn bench``: one command for each bench of the registry."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pyvattn calibrate``: measure the constants that ``plan`` and "auto" use."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pyvattn demo``: a small model served from the contiguous cache, which checks itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pyvattn driver``: hands its arguments to the installer of the patched nvidia-uvm."""
 
 from __future__ import annotations

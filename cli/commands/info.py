@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pyvattn info``: which drivers there are, and why not the others."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pyvattn plan``: the planner's choice for a model, and why."""
 
 from __future__ import annotations

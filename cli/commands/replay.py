@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pyvattn replay``: a trace of requests through the allocator, without a model."""
 
 from __future__ import annotations

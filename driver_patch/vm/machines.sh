@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR GPL-2.0
 # Sourced by the scripts that run several machines.
 
 # side_by_side FUNCTION RELEASE…: FUNCTION for each release at once. Each line that one prints is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT OR GPL-2.0
 # The emulated machine that proves the patched module. See driver_patch/vm/README.md.
 VM := driver_patch/vm
 VM_RELEASES ?= 535.261.03 550.163.01

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention over the contiguous cache, by kernels as their authors wrote them.
 
 :func:`append` writes new tokens into slots, :func:`attend` lets queries attend

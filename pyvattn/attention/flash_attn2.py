@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FlashAttention-2, the `flash-attn` package, through flash_attn_with_kvcache.
 
 The cache goes in whole: ``cache_batch_idx`` names the slot of each row and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FlashAttention-3, the `flash_attn_interface` module, through flash_attn_with_kvcache.
 
 The cache goes in whole, as with FlashAttention-2. On Hopper the kernel loads K and

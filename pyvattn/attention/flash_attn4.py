@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FlashAttention-4, `flash_attn.cute`, through flash_attn_varlen_func.
 
 It takes no index of batch rows, so rows whose slots follow each other go in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FlashInfer's non-paged kernels: single_prefill_with_kv_cache, single_decode_with_kv_cache.
 
 A row's K and V are a view of its slot. The decode kernel takes packed tokens only,

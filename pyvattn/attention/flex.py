@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torch FlexAttention over the cache, with a score or mask function of the user's.
 
 .. code-block:: python

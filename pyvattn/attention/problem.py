@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a kernel is given, and what it must offer."""
 
 from __future__ import annotations

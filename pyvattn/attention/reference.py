@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention written out plainly in float64: what the other kernels are held to."""
 
 from __future__ import annotations

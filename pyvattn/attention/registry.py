@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernels that are known, and which one does a problem."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What kernels that take a whole batch share."""
 
 from __future__ import annotations

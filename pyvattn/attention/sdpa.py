@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torch.nn.functional.scaled_dot_product_attention on views of the cache.
 
 A row's K and V are a plain strided view of its slot, so no token is copied,

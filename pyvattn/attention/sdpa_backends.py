@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torch's attention held to one of its backends, to compare them.
 
 ``kernel="sdpa"`` lets torch choose; these refuse to run anything else than what they

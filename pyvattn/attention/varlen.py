@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torch's own FlashAttention on sequences of unequal length, torch.nn.attention.varlen.
 
 It comes with torch, so it runs where no other package is installed. A layer's K and V

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measurements: paired in one process, with median and spread, kept as JSON.
 
 One file for each bench; :mod:`pyvattn.bench.registry` lists them.

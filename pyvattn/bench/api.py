@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``bench api``: what each call to a driver costs, by extent size.
 
 The paper's table of API costs. The driver is called as the cache calls it; for

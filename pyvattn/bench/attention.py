@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``bench attention``: kernels on our memory, on cudaMalloc, and paged.
 
 Every kernel attends once to each of 32 layers, so that the TLB sees what it sees in a

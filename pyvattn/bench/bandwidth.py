@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``bench bandwidth``: bytes made usable in a second, by extent size.
 
 Extents are mapped at addresses that were used before, out of memory that is taken in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The baseline of ``bench core``: a block-table manager in plain Python, a dict of lists."""
 
 from __future__ import annotations

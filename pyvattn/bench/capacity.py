@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``bench capacity``: how many requests of a trace fit into a device's memory.
 
 Pure accounting with the real allocator, so it runs anywhere. Requests of the trace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``bench core``: the core's bookkeeping, its growth, a replay, and its own memory.
 
 Nothing here touches KV memory: the cache runs in accounting mode, so that the

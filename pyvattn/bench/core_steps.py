@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The part of ``bench core`` about large steps, and about requests that come and go.
 
 In accounting mode, like the rest: what is timed is the core's own work, by the CPU time of

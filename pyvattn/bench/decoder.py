@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A decoder of the shape of Llama-3-8B with random weights, for timing decode steps."""
 
 from __future__ import annotations

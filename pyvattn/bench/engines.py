@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two continuous-batching engines of ``bench transformers``: ours and the library's own.
 
 Each is set up once and serves one :class:`~pyvattn.bench.serving.Load` after the other.

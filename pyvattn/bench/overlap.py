@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``bench overlap``: what mapping adds to a decode step, and how much prefetch hides.
 
 The same decode step, of a stack shaped like Llama-3-8B, runs over three caches by

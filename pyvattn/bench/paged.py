@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The same tokens in the blocks of paged attention, for the libraries that have it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``bench plan``: the planner's choices, compared with what they cost on a trace.
 
 Pure arithmetic over the lengths that the requests of a trace pass through while they

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models of the library with random weights: what they compute costs as much as the real ones."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The list of benches: add one here, and ``pyvattn bench`` has it."""
 
 from __future__ import annotations

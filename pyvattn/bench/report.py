@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Results: measures with their targets, and the file they are kept in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``bench reuse``: driver calls for each admitted request, in a fresh cache and once warm.
 
 Pure accounting with the real allocator, so it runs anywhere. The load is constant: as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests to serve, when they arrive, and what a run of them says about an engine."""
 
 from __future__ import annotations

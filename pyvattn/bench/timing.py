@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Times alternatives side by side, so that what disturbs one disturbs the others too."""
 
 from __future__ import annotations

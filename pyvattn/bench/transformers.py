@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``bench transformers``: continuous batching through our cache and through the library's own.
 
 Both serve the same requests with the same model in one process, by turns: ours with the decode

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``bench vllm``: vLLM with our worker, and stock vLLM, with the same requests by turns.
 
 Both are alive at once, each in a process of its own. The first round warms up and is left out.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One of the engines that ``bench vllm`` compares: vLLM in a process of its own.
 
 Both live at once and take turns, so that what disturbs one disturbs the other too.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measures this machine's constants of the planner's cost model: ``pyvattn calibrate``.
 
 Calls and rates are measured on any driver, the host's included; what layouts cost

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One driver: its calls by extent size, and how fast its memory is read, copied and zeroed."""
 
 from __future__ import annotations

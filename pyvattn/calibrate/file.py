@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes what was measured as a calibration file."""
 
 from __future__ import annotations

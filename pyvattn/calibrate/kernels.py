@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What layouts and page-table entries cost attention on a GPU: the losses of the TLB rule.
 
 A decode step over all layers of a Llama-3-8B-shaped cache, on each kind of memory in turn,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads the KV cache's shape out of a Hugging Face ``config.json``.
 
 A :class:`~pyvattn.spec.CacheSpec` has layers that are alike. Where a model's

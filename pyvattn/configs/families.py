@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What configs leave out: the defaults of transformers' config classes.
 
 ``scripts/generate_families.py`` writes the table between the marks. A family

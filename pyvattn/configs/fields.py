@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads single fields of a config, and remembers which were read."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finds out what each layer of a model keeps: K and V, a state, both, or nothing.
 
 A config says it in one of many ways. Each reader below knows one of them and

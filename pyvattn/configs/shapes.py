@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finds out how wide the K and V of a layer are."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Refuses a config that says something about its cache that was not read.
 
 Model families invent names for layers that differ and for heads that are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finds the decoder's part of a Hugging Face config, on disk or parsed already."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo: a real language model served out of one contiguous cache, on any machine.
 
 SmolLM2-135M-Instruct answers 24 prompts by continuous batching over 8 slots,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the cache holds while requests run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the library itself generates with its own cache."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finds what the demo needs beyond pyvattn itself, without importing any of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The live view of the slots while the demo runs."""
 
 from __future__ import annotations

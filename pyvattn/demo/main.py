@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The main job: load, serve, check, report."""
 
 from __future__ import annotations

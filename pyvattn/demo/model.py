@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loads the demo's model from the GGUF file of the installed wheel."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo's prompts, from ``prompts.md``: a title line ``# ...``, then the text."""
 
 from __future__ import annotations

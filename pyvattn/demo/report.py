@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prints what the demo generated and what it cost."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The figures that a demo run comes to."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Serves the demo's prompts by continuous batching."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which drivers this machine offers, and why the others are not available.
 
 One file for each driver; the order is that of preference on a GPU.

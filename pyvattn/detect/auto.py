@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which driver ``auto`` takes, why, and what would be better."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Asks the native core which drivers it can offer here. Only the core opens devices."""
 
 from __future__ import annotations

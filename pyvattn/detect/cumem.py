@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ``cumem`` driver: CUDA's public virtual memory management."""
 
 from __future__ import annotations

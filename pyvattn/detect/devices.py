@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What CUDA says of its devices, through cuda-python; every failure is a reason, not an error."""
 
 from __future__ import annotations

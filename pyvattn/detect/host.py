@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ``host`` driver: ordinary memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the machine shows of NVIDIA's driver: device nodes and text files, nothing opened."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ``patched`` driver: our ioctls in a patched nvidia-uvm."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What detection says of one driver."""
 
 from __future__ import annotations

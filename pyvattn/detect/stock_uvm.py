@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ``stock-uvm`` driver: the stock kernel driver's own ioctls."""
 
 from __future__ import annotations

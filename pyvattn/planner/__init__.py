@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which page size and which layout: pure Python, free of devices.
 
 >>> from pyvattn import CacheSpec

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calibration files: this machine's constants of the cost model, as ``pyvattn calibrate`` writes.
 
 .. code-block:: json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One page size in one layout, with all that it costs."""
 
 from __future__ import annotations

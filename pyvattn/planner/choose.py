@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chooses a page size and a layout by a stated cost model.
 
 1. The TLB rule (:mod:`pyvattn.planner.tlb`) refuses what makes kernels crawl.

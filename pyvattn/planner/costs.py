@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What driver calls cost: the constants of the cost model, each with its source.
 
 The defaults are one machine's measurements. :mod:`pyvattn.planner.calibration`

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The TLB rule: a kernel that walks one layer must find enough of its tokens in each entry.
 
 Measured with FlashAttention-3 on one H200, 32 layers of 8 KV heads of 128, decode,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The load that a plan is made for."""
 
 from __future__ import annotations

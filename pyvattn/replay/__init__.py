@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs the requests of a trace through allocators, without a model and without memory.
 
 The contiguous cache is the real one in accounting mode; beside it stand static

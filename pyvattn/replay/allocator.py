@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a replay asks of an allocator, and the two that the cache is compared with."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One trace through many allocators: page sizes x layouts, static, and paged."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The contiguous cache as a replay's allocator: the real core, counting instead of mapping."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Continuous batching without a model: requests join, grow by a token a step, and leave.
 
 Requests are admitted in order of arrival as long as the allocator has room for

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cache full of random requests, and what attention over them must give.
 
 The expected values come from the K and V as they were before they went into the

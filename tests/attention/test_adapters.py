@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapters of packages that need a GPU, against stand-ins with the packages' own signatures.
 
 They show that slots, lengths, scale and causality arrive where each interface wants

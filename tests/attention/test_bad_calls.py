@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What attend() and append() refuse: an error of ours that names the argument."""
 
 # ruff: noqa: E402

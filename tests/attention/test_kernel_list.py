@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The list of kernels says without an import what the adapters say with one."""
 
 from __future__ import annotations

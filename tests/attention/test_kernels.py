@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every attention kernel that runs on a CPU, against float64 over random requests."""
 
 # ruff: noqa: E402

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cache that the tests of this folder work on."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Admission in one call, steps that do not wait, trimmed slots, and the strict mode."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The mapper thread: what it maps ahead, and that it never gets in the way."""
 
 from __future__ import annotations

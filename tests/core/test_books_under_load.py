@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a cache says of itself is right at every moment, also while its mapper works."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Budgets that caches and pools are given from outside, alone or together."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slots whose object is gone although nobody released them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """For every N, the Nth driver call of an operation fails: nothing has changed,
 nothing leaks, and the same call works afterwards (invariants 5 and 6)."""
 

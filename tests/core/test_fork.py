@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slots made of others: what they share and how they part."""
 
 from __future__ import annotations

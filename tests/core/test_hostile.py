@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arguments whose methods run Python code in the middle of a call."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The invariants of the design, each attacked on purpose."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fork, SIGKILL and the end of the interpreter, each in a process of its own."""
 
 from __future__ import annotations

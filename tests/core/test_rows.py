@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Blocks and rows as engines with a block manager of their own use them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which slot a request gets, and what released slots keep."""
 
 from __future__ import annotations

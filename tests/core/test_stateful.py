@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random sequences of calls against a model of a few lines."""
 
 from __future__ import annotations

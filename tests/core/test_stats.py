@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The core's counts and what Python calls them."""
 
 from __future__ import annotations

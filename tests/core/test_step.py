@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What step() promises: tokens below the length are backed, whole or not at all."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the operating system allows a process: mappings, open files, addresses."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors leave through DLPack: dtypes, strides, layouts, and who keeps what alive."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No call waits with the GIL held: other threads run while the core is busy."""
 
 from __future__ import annotations

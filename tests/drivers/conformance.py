@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every driver must do: subclass, name the driver, and the suite runs on it.
 
 Memory is reached through a ``view`` of the addresses, so the suite holds for

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds the emulated libcuda as a shared library called ``libcuda.so.1``.
 
 With it on ``LD_LIBRARY_PATH`` a process reaches the emulator as it would reach

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A driver on the emulated NVIDIA machine, with addresses and one slab, for tests."""
 
 from __future__ import annotations

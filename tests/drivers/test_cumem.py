@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `cumem` driver on the emulated libcuda: CUDA's rules, failures and ordering."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """uvm_ext/drivers/libcuda.hpp against NVIDIA's cuda.h, where one is installed.
 
 The package builds without CUDA, so it writes down the prototypes, constants and

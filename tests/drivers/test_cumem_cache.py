@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A whole KVCache on the emulated libcuda: faults, fences, contexts, leaks."""
 
 from __future__ import annotations

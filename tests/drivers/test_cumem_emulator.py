@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The emulated libcuda refuses what CUDA refuses: state by state, through its C interface."""
 
 from __future__ import annotations

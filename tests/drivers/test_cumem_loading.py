@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the `cumem` driver finds libcuda, and what it says of machines that cannot offer it.
 
 Each case runs in a process of its own with a library of ours on the search path.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The emulated NVIDIA machine refuses what NVIDIA's driver refuses, and by its names.
 
 A lenient emulator proves nothing: each rule that the drivers are tested against is

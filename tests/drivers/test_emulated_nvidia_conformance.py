@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every driver's suite on the emulated NVIDIA machine, on each layout of its ioctls."""
 
 from __future__ import annotations

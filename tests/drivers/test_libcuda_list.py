@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stand-ins for libcuda have every function that the core asks the library for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of NVIDIA's ioctl layouts: against the facts it is made from, and against C.
 
 The facts (one row per driver release) lie beside the repository where it is developed;

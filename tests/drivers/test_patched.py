@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `patched` driver and the detection of the patch, on the emulated NVIDIA machine."""
 
 from __future__ import annotations

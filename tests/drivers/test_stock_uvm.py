@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `stock-uvm` driver on the emulated NVIDIA machine: calls, failures, life and death."""
 
 from __future__ import annotations

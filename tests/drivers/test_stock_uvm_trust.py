@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether `stock-uvm` may be used: releases, refusals, the self-test."""
 
 from __future__ import annotations

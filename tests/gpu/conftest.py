@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tests that need an NVIDIA GPU; elsewhere each is skipped with the reason."""
 
 from __future__ import annotations

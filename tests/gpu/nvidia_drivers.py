@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the GPU tests of `stock-uvm` and `patched` share."""
 
 from __future__ import annotations

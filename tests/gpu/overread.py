@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far past a row's length one attention kernel reads: a program of its own.
 
 A fault ends the CUDA context, so each kernel, head dim and kind of queries gets a process:

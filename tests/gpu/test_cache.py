@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A KVCache on a GPU: memory, ordering, limits and CUDA graphs."""
 
 # ruff: noqa: E402

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `cumem` driver on a GPU: the conformance suite that every driver passes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every kernel that can be imported, on memory mapped by `cumem`, against float64."""
 
 # ruff: noqa: E402

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calibration on a GPU: every constant is there, and kernels are measured on every layout."""
 
 from __future__ import annotations

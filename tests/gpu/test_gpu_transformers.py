@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The transformers integration on a GPU: exact in float32, captured steps in bfloat16.
 
 In bfloat16 two kernels round differently, so where two tokens are nearly as likely either

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No kernel reads further past a row's length than its adapter says."""
 
 # ruff: noqa: E402

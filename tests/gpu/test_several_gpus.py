@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several GPUs in one process: caches on each, and copies from one straight into another.
 
 A copy onto memory without access ends the process, so each case has one of its own.

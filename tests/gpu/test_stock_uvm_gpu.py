@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`stock-uvm` and `patched` on a GPU: CUDA sees the memory, and nothing outlives its owner."""
 
 # ruff: noqa: E402

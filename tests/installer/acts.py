@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Install and uninstall as the command line does them once everybody has agreed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Let the Nth change to files below a root fail, or kill the process just before it.
 
 Python announces such calls to audit hooks before it makes them, whichever of its

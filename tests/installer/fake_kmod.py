@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the installer asks kmod, answered for made-up modules: depmod, modinfo and modprobe.
 
 The tests run where kmod is not installed. `test_installer_kmod.py` holds these answers against

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A made-up machine in a directory: modules, a driver, processes, and the programs it has."""
 
 from __future__ import annotations

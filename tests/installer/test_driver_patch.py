@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The script that puts the patch into a tree of NVIDIA's kernel modules and takes it out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pyvattn driver``: the installer's own command line, with a question before anything is done."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The DKMS configuration: one line and one patch file that DKMS applies to NVIDIA's source."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Install and uninstall in a scratch root: what is checked, what changes, what is put back."""
 
 from __future__ import annotations

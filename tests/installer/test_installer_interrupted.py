@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whatever happens in the middle of an install or uninstall, the way back stays open."""
 
 from __future__ import annotations

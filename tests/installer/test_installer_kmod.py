@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is asked of kmod: its answers are understood, and where it is missing, that is said."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``make install`` and ``make uninstall``, with a Python that has nothing but its library."""
 
 from __future__ import annotations

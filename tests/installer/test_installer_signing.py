@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Secure Boot: when a signature is asked for, with which key, and what is refused."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Status, reloading and reading modules."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Upgrades that nobody watches: what a package manager does to the driver under our module.
 
 Each replaces NVIDIA's files and runs depmod, as a package's scripts do, and leaves our module and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The installer and the patch as a wheel carries them: the same code, with nothing beside it."""
 
 from __future__ import annotations

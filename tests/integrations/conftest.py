@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures of the integration tests; the models need torch, so they are imported late."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models of other families through the engine: experts, norms of q and k, learned positions."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bench that serves the same requests through both engines, at a size for the CPU."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parts of the library's Cache API that move rows and lengths, against DynamicCache."""
 
 from __future__ import annotations

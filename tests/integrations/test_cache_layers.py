@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the layers of a VAttentionCache show, against those of DynamicCache."""
 
 from __future__ import annotations

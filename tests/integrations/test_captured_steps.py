@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Captured decode steps without a GPU: the work that a graph would hold is run again instead.
 
 What a graph cannot do is refused: no value of a tensor may reach the host, and the

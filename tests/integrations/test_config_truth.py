@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every causal language model that transformers has, built tiny: what its layers really keep.
 
 ``CacheSpec.from_hf_config`` reads the config and the model runs with its own

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Continuous batching against one-by-one generation with the library's own cache."""
 
 from __future__ import annotations

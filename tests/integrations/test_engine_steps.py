@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the engine's steps fit together: packed and chunked prompts, late reading, failures."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models that run compiled, offloaded, in another dtype or without a cache of their own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VAttentionCache in ``model.generate``, against the library's DynamicCache."""
 
 from __future__ import annotations

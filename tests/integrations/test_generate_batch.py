@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """generate_batch: many prompts in one call, and what it refuses."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models that attend in ways of their own: they work, or are refused by name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Padding wherever it stands: rows hold real tokens only, and say what the library says."""
 
 from __future__ import annotations

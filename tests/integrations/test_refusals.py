@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the cache cannot do is refused by name, and the cache stays usable."""
 
 from __future__ import annotations

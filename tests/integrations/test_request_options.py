@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generation options of each request, against model.generate with the same ones."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rotary frequencies that change with length: the tokens of a row alone, or a refusal."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tables of ``bench transformers`` are made of the JSON that it writes, where there is any."""
 
 from __future__ import annotations

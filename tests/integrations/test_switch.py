@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model attends as before once nothing of pyvattn holds it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small seeded models with random weights: wide enough that tokens vary, fast enough for CI.
 
 A test module that imports this one is skipped where torch or transformers is missing.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tests that the authors of the library wrote, and its own model classes, with our cache.
 
 `make test-peers` fetches the library's tests from its source distribution into build/peers;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loads the library's tests, and puts our cache in the place of its DynamicCache."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The families of models that the contiguous cache refuses, by reason."""
 
 from __future__ import annotations

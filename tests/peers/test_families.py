@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every causal language model of the library, small: token for token, or refused by name.
 
 Each goes through both, ``generate`` with our cache and ``generate_batch``.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The library's common tests of models, with our cache in the place of its DynamicCache.
 
 They run under torch.no_grad(), which many of them leave out: the cache carries no gradients.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tiny models of tests/integrations are what public calls get as a model."""
 
 from __future__ import annotations

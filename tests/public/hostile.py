@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Values that no argument of pyvattn is meant to be, and a few that some are."""
 
 from __future__ import annotations

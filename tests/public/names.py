@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The public names of pyvattn, read from the package itself: what `__all__` of a module holds."""
 
 from __future__ import annotations

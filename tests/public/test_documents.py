@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Python code of README and of the pages runs as it stands, on the CPU in place of a GPU."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every public call, given values that it is not made for: a result, or an error of ours.
 
 What is called is read from the package, so a new name is tried as soon as it is public. Afterwards

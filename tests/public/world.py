@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One of everything that the public calls of pyvattn take, small enough to make for each try."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The folder's settings for vLLM, which reads them when it is imported."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Engines of real vLLM in this process, one after the other, and what each of them said."""
 
 from __future__ import annotations

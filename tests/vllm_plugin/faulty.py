@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A worker whose driver calls fail on purpose: named to vLLM as ``faulty.Worker``."""
 
 from __future__ import annotations

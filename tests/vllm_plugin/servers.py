@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``vllm serve`` in processes of its own, with the plug-in, and clients that ask it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``bench vllm`` with engines that only say what they were asked."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The thread that maps while vLLM prepares a step."""
 
 from __future__ import annotations

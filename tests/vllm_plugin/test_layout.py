@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where pages have the tokens of a block, and which pages blocks fill."""
 
 from __future__ import annotations

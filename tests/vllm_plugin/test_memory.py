@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The KV memory of a worker, on the host driver, with calls that can fail."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user sets, what is refused, and that nothing happens on import."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests at places of vLLM's block table, and the virtual ids that kernels read."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runner V2, which needs a GPU, on a stand-in that makes its KV cache as vLLM does."""
 
 from __future__ import annotations

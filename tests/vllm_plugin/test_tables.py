@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM's block tables with ours mixed in, on stand-ins that keep what they are told.
 
 The stand-ins have the methods of vLLM 0.26 and 0.32; tests/vllm_plugin/test_names.py compares their

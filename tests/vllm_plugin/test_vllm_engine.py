@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real vLLM on a CPU: stock, and over rows, token for token."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An OpenAI client talks to ``vllm serve`` with the plug-in, whose engine is then killed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Llama of two small layers with a tokenizer of single characters, as files."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Base of the adaptors: drivers that wrap another driver and pass every call on.
 // Each adaptor overrides only what it is about; they compose in any order.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How much memory may be held: a number, or a lease on a share of it.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Verifies every precondition of driver.hpp before a call goes on, and keeps a
 // ledger of what is mapped. For tests and for authors of drivers.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Makes one chosen call fail, so that tests can ask of every call: and if that
 // one failed?
 #pragma once

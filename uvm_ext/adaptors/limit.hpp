@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Holds the bytes of all slabs to a budget.
 #pragma once
 

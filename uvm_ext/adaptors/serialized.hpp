@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Lets one call at a time through to the driver, so that a foreground step and
 // the mapper thread can share it. zero() goes beside the others, as driver.hpp
 // allows: it can take long.

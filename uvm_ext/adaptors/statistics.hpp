@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Counts what passes: calls, bytes, failures and seconds of every operation.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Keeps the last calls, failed ones too, so that a run can be looked at after
 // the fact and replayed as a benchmark.
 #pragma once

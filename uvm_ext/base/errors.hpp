@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Every error that the core reports. uvm_ext/python/errors.cpp gives each its
 // class in pyvattn.errors; messages name the value and the remedy.
 #pragma once

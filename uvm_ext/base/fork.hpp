@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Tells a process from the child that inherited its memory through fork().
 #pragma once
 

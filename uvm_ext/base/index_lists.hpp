@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Lists of indexes, such as slots, in which each is in one at most. To enter at the back, to
 // leave and to look at either end takes no search, and no memory after the start.
 #pragma once

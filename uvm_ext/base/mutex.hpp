@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Mutexes that clang can check: a field says which one guards it, a function which one it
 // wants held, and `make lint` holds the code to both.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The block pool: memory by the block, which is one page in every arena.
 //
 // Every token has bytes in each arena, so arenas grow together, and one number stands for

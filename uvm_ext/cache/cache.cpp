@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A cache from its opening to its end, and the limit in between.
 #include "cache/cache.hpp"
 

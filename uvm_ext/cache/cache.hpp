@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The cache: slots of rows, made resident step by step.
 //
 // Policy alone: who gets which blocks, when, and from whom. What maps and unmaps is

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Cleaning, and what the mapper thread does.
 #include "cache/cache.hpp"
 

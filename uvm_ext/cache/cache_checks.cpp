@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a cache refuses, before anything changes.
 #include "cache/cache.hpp"
 

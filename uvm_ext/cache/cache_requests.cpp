@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a request asks of a cache: acquire, step, prefetch, release.
 #include "cache/cache.hpp"
 

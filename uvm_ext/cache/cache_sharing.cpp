@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Slots that begin with the same blocks.
 //
 // Only whole blocks below both lengths are shared, and no length may fall below them again:

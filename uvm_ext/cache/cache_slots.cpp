@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What is done with one slot between its admission and its end.
 #include <algorithm>
 #include <cstring>

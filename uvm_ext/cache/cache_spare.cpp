@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Who can spare blocks, and who gets more of them than it needs now.
 #include "cache/cache.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a cache counts. pyvattn.stats.Stats says what each field means.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What to expect of the next requests, from those before; the newest count most.
 #pragma once
 

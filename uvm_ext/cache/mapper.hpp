@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The mapper thread: does work in the background while the caller computes.
 #pragma once
 

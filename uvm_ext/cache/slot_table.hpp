@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Slots: which are live, how many blocks each has, and which free one fits best.
 #pragma once
 

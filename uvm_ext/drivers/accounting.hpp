@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Counts instead of mapping: the `host` driver's accounting mode, in which a
 // replay runs the real allocator over a trace without touching memory.
 #pragma once

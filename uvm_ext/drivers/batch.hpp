@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Gives drivers that map one entry at a time the all-or-nothing batch.
 #pragma once
 

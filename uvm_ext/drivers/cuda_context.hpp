@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The primary context of one device, the one that torch and the CUDA runtime use.
 #pragma once
 

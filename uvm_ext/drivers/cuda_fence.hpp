@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Points in the work of a CUDA device, and streams of our own.
 #pragma once
 

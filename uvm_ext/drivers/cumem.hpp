@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The `cumem` driver: CUDA's public virtual memory management on any recent GPU.
 //
 // One handle of cuMemCreate is one page, and a slab is as many handles as it has pages. A

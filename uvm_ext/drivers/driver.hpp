@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The one interface through which memory is reserved, allocated and mapped.
 //
 // A driver holds no policy: it does what it is told, whole or not at all, and

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The `host` driver: memfd slabs mapped with mmap(MAP_FIXED) into ordinary
 // memory. Real pages, really unmapped, on any Linux machine.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a forked child gets of the host driver's memory.
 #pragma once
 

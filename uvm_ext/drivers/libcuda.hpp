@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The part of NVIDIA's driver library that pyvattn calls, as a table of functions.
 //
 // Nothing is linked and no CUDA header is needed: real_libcuda() opens libcuda.so.1

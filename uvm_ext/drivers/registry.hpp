@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The table of drivers by name. Those of this machine are in it from the start; others,
 // such as emulated ones, register themselves.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Mappings that are kept in reserve. Linux lets a process have so many (vm.max_map_count)
 // and refuses to replace one where there are more; a driver that keeps a few which it can
 // do without can always take its own away, and put back what it took.

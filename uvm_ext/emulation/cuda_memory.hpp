@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Memory of the emulated CUDA devices: real pages behind real addresses.
 //
 // As strict as CUDA's documentation, and in one thing stricter: cuMemRelease of a

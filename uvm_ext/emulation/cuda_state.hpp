@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The state behind the emulated libcuda: contexts, errors, injected failures.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Streams and events of the emulated CUDA devices.
 //
 // Nothing runs until a query or a wait: work that a driver forgot to wait for

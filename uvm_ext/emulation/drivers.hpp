@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The drivers of an emulated machine: the real ones, on libraries and ioctls of our own.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // An emulated libcuda with two devices, for tests on machines without a GPU. It is
 // reached through the driver name "cumem-emulated" only.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The emulated libcuda as the emulated nvidia-uvm sees it: each piece of memory that CUDA
 // maps is an external range of the address space, with a mapping in it.
 #include "emulation/cuda_state.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "emulation/nvidia_machine.hpp"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // An emulated machine with NVIDIA's kernel modules, for tests on machines without one:
 // /dev/nvidiactl, /dev/nvidiaN, /dev/nvidia-uvm and what /proc says of them, behind the
 // seam of drivers/nvidia/system.hpp, sharing its memory and contexts with the emulated

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The resource manager of the emulated machine: clients, devices, memory objects.
 #include <cerrno>
 #include <cstring>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // UVM's own ioctls on the emulated machine. Their numbers carry no size: parameters are
 // read by the layout of the machine's release, whatever the caller thought.
 #include <cerrno>

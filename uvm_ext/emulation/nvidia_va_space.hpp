@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The address space of the emulated nvidia-uvm: what is mapped where, with page-table
 // entries of which size.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The ioctls of driver_patch/ on the emulated machine, as uapi/uvm_vattn_ioctl.h says.
 #include <fcntl.h>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "python/arguments.hpp"
 #if PY_VERSION_HEX < 0x030B0000
 #include <longintrepr.h>

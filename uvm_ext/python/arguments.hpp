@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What Python objects stand for, with errors of our own for those that do not fit.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Fences of CUDA streams and events.
 #include <pybind11/stl.h>
 

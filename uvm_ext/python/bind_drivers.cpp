@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Drivers and adaptors as Python sees them: for detection, and for the tests that
 // hold every driver to the interface.
 #include <pybind11/stl.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The emulated drivers, and the controls of the emulated libcuda and NVIDIA machine.
 #include <pybind11/stl.h>
 

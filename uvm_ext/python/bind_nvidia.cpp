@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What NVIDIA's driver offers here.
 #include <pybind11/stl.h>
 

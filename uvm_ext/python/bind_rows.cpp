@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // BlockPool and RowMap in Python. Their classes in pyvattn/rows.py are what users see.
 #include <pybind11/stl.h>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The part of the DLPack ABI (versions 0 and 1) that a producer of strided tensors
 // needs. Layouts and numbers are those of the DLPack specification.
 #pragma once

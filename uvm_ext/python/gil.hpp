@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Letting other Python threads run while the core works.
 #pragma once
 

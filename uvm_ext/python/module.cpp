@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // pyvattn._native: the C++ core as a Python module.
 #include "python/bindings.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The slots and lengths that one call names.
 #pragma once
 

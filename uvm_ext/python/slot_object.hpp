@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // `Slot` in Python: the row of one request. A type of the C API rather than of
 // pybind11, because step() reads thousands of them.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "python/tensor_view.hpp"
 
 #include <pybind11/stl.h>

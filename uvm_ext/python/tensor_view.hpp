@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A strided view of an arena that any array library can take over through DLPack.
 #pragma once
 

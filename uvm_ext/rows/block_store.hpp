@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A block pool for engines that have a block manager of their own: blocks that the engine
 // holds by id, shared by row maps and threads.
 #pragma once

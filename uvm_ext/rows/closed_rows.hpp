@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The closed rows of a row map: which of them fits new blocks best.
 //
 // However many there are, few are looked at: those whose first block is the one that is

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The shape of a cache in addresses: equal arenas, each with one row per slot.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A batch: one transaction that maps blocks in rows and takes mappings away, whole or not
 // at all.
 //

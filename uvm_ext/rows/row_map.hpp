@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The row map: which block is mapped at each position of each row, for engines that have a
 // block manager of their own. It works on ids and knows no requests.
 //

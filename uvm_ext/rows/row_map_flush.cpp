@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How a row map carries out what was staged, and gives mappings back.
 #include <algorithm>
 #include <exception>

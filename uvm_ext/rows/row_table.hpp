@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The row table: which block is mapped at each position of each row. Books alone: what
 // maps and unmaps is RowBatch, and nothing else changes them.
 #pragma once

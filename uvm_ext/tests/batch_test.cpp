@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The helpers that make a batch whole or nothing, with every entry failing in turn.
 #include "drivers/batch.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The block pool against a model that knows each block by itself.
 #include "blocks/block_pool.hpp"
 

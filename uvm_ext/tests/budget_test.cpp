@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Caches and pools under budgets: of one, shared by two, and of a kind that grants and
 // withdraws memory while they work.
 #include <algorithm>

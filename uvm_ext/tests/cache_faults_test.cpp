@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // For every N the Nth driver call of an operation fails: the state is exactly what it was
 // before, and the same call works afterwards (invariant 6). Then two calls fail, the
 // second perhaps on the way back: the books still balance and nothing leaks.

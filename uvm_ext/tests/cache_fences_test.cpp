@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Which free slot a request gets while the device still uses some of them. The driver here
 // zeroes late: what was released keeps a fence.
 #include "cache/cache.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Forks: what is shared, what is not, and who zeroes it in the end.
 #include <cstring>
 

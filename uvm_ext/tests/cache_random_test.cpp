@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Random requests on one thread, against a model of what every slot was told.
 #include <algorithm>
 #include <cstring>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Which row a request gets, what is mapped ahead of it, and what is taken from whom.
 #include "cache/forecast.hpp"
 #include "tests/cache_support.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A cache on a driver that is watched: a ledger of every page under every address, calls
 // that fail on demand, and fences that a test passes by hand.
 #pragma once

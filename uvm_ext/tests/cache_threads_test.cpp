@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Everything at once: several threads with requests of their own, one that asks and
 // resizes, a device that passes fences late, and the mapper thread.
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A small test harness: tests with names, checks that show their values, and random
 // numbers that come out the same on every machine.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The emulated libcudas have every function that the core calls.
 #include "emulation/libcuda.hpp"
 #include "emulation/nvidia_machine.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Random schedules against a model that knows each row's blocks, with driver calls that
 // fail, and from two threads with batches in flight at once.
 #include <functional>

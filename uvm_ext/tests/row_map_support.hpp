@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A row map on a driver that is watched.
 #pragma once
 

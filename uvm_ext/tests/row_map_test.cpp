@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The row map's promises, each by itself.
 #include <thread>
 

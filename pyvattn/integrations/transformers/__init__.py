@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The contiguous cache in Hugging Face transformers.
 
 Importing this package registers the attention implementation ``"pyvattn"``

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What both caches have in common: the library's Cache over a KVCache."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cache that goes into ``model.generate(past_key_values=...)``."""
 
 from __future__ import annotations

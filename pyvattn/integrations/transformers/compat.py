@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What has another name in another release of the library."""
 
 from __future__ import annotations

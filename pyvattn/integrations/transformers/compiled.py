@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keeping the cache's own work out of what torch.compile compiles."""
 
 from __future__ import annotations

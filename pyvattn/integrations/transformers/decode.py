@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The state of all slots on the device, and the step that adds a token to some of them.
 
 Tokens and lengths are kept by slot, so a batch is only a list of slots: a request that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Continuous batching over the slots of a cache.
 
 Requests join as soon as a slot and its pages are there, and leave as soon as they are

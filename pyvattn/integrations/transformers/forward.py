@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one forward pass of the model reads and writes in the cache."""
 
 from __future__ import annotations

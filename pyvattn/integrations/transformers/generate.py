@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many prompts through one cache in one call."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CUDA graphs of the decode step: whether they can be, and making them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The attention implementation ``"pyvattn"``, as the library's registries want it.
 
 In one forward pass the library asks the cache for the sizes of the mask, makes

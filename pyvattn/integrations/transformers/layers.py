@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One layer of a contiguous cache, as the library's caches have them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tokens of the model's batch attend together, in one call of a kernel."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokens on their way from the device to the host."""
 
 from __future__ import annotations

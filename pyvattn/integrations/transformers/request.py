@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One request of the continuous-batching engine."""
 
 from __future__ import annotations

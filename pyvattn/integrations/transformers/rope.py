@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rotary embeddings that depend on more than the token's own position.
 
 The library picks their frequencies from the largest position in the forward pass, and keeps

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rows of a batch, each in a slot of a KVCache."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the next token is chosen from logits: by the library's own logits processors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which settings of a generation config continuous batching follows."""
 
 from __future__ import annotations

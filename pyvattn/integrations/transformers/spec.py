@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a transformers model to the cache it needs."""
 
 from __future__ import annotations

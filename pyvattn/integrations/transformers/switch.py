@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Having a model attend through pyvattn for a while, and leaving it as it was."""
 
 from __future__ import annotations

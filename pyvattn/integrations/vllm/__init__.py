@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM on contiguous rows: a worker class, found through vLLM's own entry points.
 
 ``pyvattn.vllm`` has the names that vLLM is told. vLLM calls :func:`register` in every

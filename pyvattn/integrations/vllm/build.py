@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From what vLLM decided to a :class:`RowMemory` and the tensors of its layers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Maps what is staged while vLLM prepares the step that needs it."""
 
 from __future__ import annotations

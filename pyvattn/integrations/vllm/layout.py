@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a page holds the tokens of one of vLLM's blocks, as vLLM's attention backends see it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The KV memory of one of vLLM's workers: its blocks are ours, mapped in rows."""
 
 from __future__ import annotations

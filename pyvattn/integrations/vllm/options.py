@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user may set: ``--additional-config '{"pyvattn": {…}}'``."""
 
 from __future__ import annotations

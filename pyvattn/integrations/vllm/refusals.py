@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is not supported, refused before anything is allocated, with the option to change."""
 
 from __future__ import annotations

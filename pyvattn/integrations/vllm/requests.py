@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which row each request of one of vLLM's block tables has."""
 
 from __future__ import annotations

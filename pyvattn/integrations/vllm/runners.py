@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM's model runners, with KV tensors in rows: what is mixed into the classes vLLM built."""
 
 from __future__ import annotations

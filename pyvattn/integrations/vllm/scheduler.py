@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM's schedulers, with blocks allocated as far ahead as kernels read past a length.
 
 FlashAttention reads whole tiles of contiguous rows. On ``cumem`` and ``stock-uvm`` a mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM's block tables, whose ids are positions of rows.
 
 The scheduler's ids stay what they are; here each is a block to map. The classes are mixed

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which releases of vLLM the plug-in knows."""
 
 from __future__ import annotations

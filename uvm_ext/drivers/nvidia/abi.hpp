@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Layouts of the structures that NVIDIA's driver takes, by release. The driver offers
 // them only to its own libraries and changes them at will, so a release that
 // is not in the table is not spoken to.

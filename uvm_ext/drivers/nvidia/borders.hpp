@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // CUDA makes one external range of UVM for each piece of memory that it maps, and no
 // ioctl may reach from one range into the next. Ours are chunks of one size, at multiples
 // of it (CudaReservations).

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Numbers of NVIDIA's interface that are the same in every release of the table; the
 // names are NVIDIA's (nv_escape.h, nvos.h, cl*.h, ctrl0000gpu.h, uvm_types.h).
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Writing and reading device memory through libcuda, on a stream of our own.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Addresses that belong to CUDA and to us.
 //
 // cudaMemcpy and its like look an address up in libcuda's own books before they touch

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Which 2 MiB regions of our reservations have small page-table entries.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The part of NVIDIA's management library that pyvattn calls, as a table of functions:
 // the public way to learn how a GPU is shared. Opened with dlopen; emulation fills the
 // table with functions of its own.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A zeroed parameter block whose fields lie where a Layout says.
 //
 // UVM's ioctl numbers carry no size: the module reads and writes as much as its own

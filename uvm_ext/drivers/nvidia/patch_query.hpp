@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Whether the loaded nvidia-uvm is the patched one.
 #pragma once
 

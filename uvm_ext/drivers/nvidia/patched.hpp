@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The `patched` driver: pages of 64K and more through the ioctls that driver_patch/ adds
 // to nvidia-uvm. A whole step is one call, and a page takes the place of the zeros that
 // were there in one write, so that the tail guard can be shared.

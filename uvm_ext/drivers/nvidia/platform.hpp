@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Where the NVIDIA drivers of pyvattn run, and whether they may: every reason to refuse
 // is found here, before anything is allocated.
 #pragma once

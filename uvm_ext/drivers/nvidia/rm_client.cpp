@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "drivers/nvidia/rm_client.hpp"
 
 #include <unistd.h>

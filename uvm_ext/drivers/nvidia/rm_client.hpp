@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A client of NVIDIA's resource manager: it allocates physical memory of one GPU.
 #pragma once
 

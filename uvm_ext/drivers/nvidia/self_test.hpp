@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Proves on the machine itself, before the first real use, that memory mapped by
 // stock-uvm is where it should be. A layout that is wrong in one field shows here.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What an ioctl of NVIDIA's driver answered: the return code of ioctl(2), then, only
 // where that is success, the status field of its parameters.
 #pragma once

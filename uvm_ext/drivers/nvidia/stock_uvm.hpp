@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The `stock-uvm` driver: pages from 64 KiB on NVIDIA's driver as it is, through the
 // ioctls that its own libraries use. docs/stock-uvm.md explains what it relies on.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The seam to the operating system: everything that the NVIDIA drivers open, read or
 // call goes through it. emulation/nvidia_machine.hpp stands behind it in tests.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The address space of this process in nvidia-uvm: the one that CUDA opened.
 #pragma once
 

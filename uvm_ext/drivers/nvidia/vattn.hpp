@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The ioctls of the patched nvidia-uvm (driver_patch/uapi/uvm_vattn_ioctl.h).
 #pragma once
 

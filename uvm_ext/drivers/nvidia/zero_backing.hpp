@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What lies behind reserved addresses while no page is mapped there: memory of ours that
 // is zero, shared by all of them and mapped read-only.
 //
