@@ -48,7 +48,7 @@ class Geometry:
     """All arenas of a cache are alike; this describes one, and where each layer is found.
 
     A slot's row begins at ``slot * row_bytes`` of every arena and takes
-    ``pages_per_row`` whole pages; a token takes ``token_bytes`` of it.
+    whole pages; a token takes ``token_bytes`` of it.
     """
 
     layout: str
@@ -67,11 +67,6 @@ class Geometry:
         """The layout in words: ``layer``, ``token``, or ``token by 4`` for arenas of 4 layers."""
         few = self.layout == "token" and self.arenas > 1
         return f"token by {self.layers_per_arena}" if few else self.layout
-
-    @property
-    def pages_per_row(self) -> int:
-        """Pages of a full row, the guard included."""
-        return self.row_bytes // self.page_size
 
     @property
     def arena_bytes(self) -> int:
@@ -109,7 +104,7 @@ def check_layout(layout: str) -> str:
 def build_geometry(
     spec: CacheSpec, layout: str, page_size: int | str, layers_per_arena: int | None = None
 ) -> Geometry:
-    """See :meth:`pyvattn.CacheSpec.geometry`."""
+    """Work out where ``spec`` lies: what :meth:`pyvattn.CacheSpec.geometry` returns."""
     page = check_page_size(page_size)
     group = _layers_per_arena(spec, check_layout(layout), layers_per_arena)
     # In layout `layer` K and V are apart; otherwise `group` layers share an arena.

@@ -195,7 +195,6 @@ class TestMeasuring:
         assert all(us > 0 for us in (*found.map_us.values(), *found.unmap_us.values()))
         assert found.zero_gb_per_s > 0
         assert found.read_gb_per_s > 0
-        assert found.copy_gb_per_s > 0
         if driver.endswith("emulated"):
             held = _native.emulated_cuda.holdings()
             assert (held.reservations, held.mappings) == (0, 0)

@@ -243,7 +243,7 @@ class TestGeometry:
     def test_a_row_is_whole_pages_and_holds_the_guard(self):
         geometry = llama(max_tokens=1000, guard_tokens=100).geometry("layer", "2M")
         assert geometry.row_bytes == 4 << 20
-        assert geometry.pages_per_row == 2
+        assert geometry.row_bytes == 2 * geometry.page_size
         assert geometry.pages(1000) == 1
         assert geometry.pages(1025) == 2
         assert geometry.pages(0) == 0

@@ -111,7 +111,6 @@ def _print(found: Sequence[Any]) -> None:
             for label, rate in (
                 ("zeroing", one.zero_gb_per_s),
                 ("reading", one.read_gb_per_s),
-                ("copying", one.copy_gb_per_s),
             )
             if rate is not None
         ]

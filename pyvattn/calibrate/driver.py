@@ -45,7 +45,6 @@ class DriverConstants:
     us_per_mib: float
     zero_gb_per_s: float
     read_gb_per_s: float | None
-    copy_gb_per_s: float | None
     losses: Losses | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
 
@@ -66,12 +65,11 @@ def measure_driver(name: str, options: Options) -> DriverConstants:
         zero = _median_rate(lambda: driver.zero([(memory.base, _TOTAL)]), _TOTAL, options.rounds)
         rates = make_rates(driver, memory.base, _TOTAL)
         read = _median_rate(rates.read, rates.bytes, options.rounds) if rates else None
-        copy = _median_rate(rates.copy, rates.bytes, options.rounds) if rates else None
         memory.unmap(_TOTAL)
     finally:
         memory.close()
     fixed, slope = _line(map_us)
-    return DriverConstants(name, page, map_us, unmap_us, fixed, slope * M, zero, read, copy)
+    return DriverConstants(name, page, map_us, unmap_us, fixed, slope * M, zero, read)
 
 
 class _Memory:

@@ -84,9 +84,8 @@ def _entry(found: DriverConstants) -> dict[str, Any]:
         "unmap_us": {str(size): us for size, us in found.unmap_us.items()},
         "zero_gb_per_s": found.zero_gb_per_s,
     }
-    for name in ("read_gb_per_s", "copy_gb_per_s"):
-        if getattr(found, name) is not None:
-            entry[name] = getattr(found, name)
+    if found.read_gb_per_s is not None:
+        entry["read_gb_per_s"] = found.read_gb_per_s
     if found.losses is not None:
         entry["losses"] = asdict(found.losses)
     return entry

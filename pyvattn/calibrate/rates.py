@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading and copying a driver's memory, on the CPU and on a GPU."""
+"""Reading a driver's memory, on the CPU and on a GPU."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ _CPU = 1  # DLPack's number
 
 
 class Rates(Protocol):
-    """``read`` passes over ``bytes`` of memory, ``copy`` reads and writes half as much each."""
+    """``read`` passes over ``bytes`` of memory."""
 
     bytes: int
 
     def read(self) -> None:
         """Read all of it, and wait."""
-
-    def copy(self) -> None:
-        """Copy one half to the other, and wait."""
 
 
 def make_rates(driver: _native.Driver, base: int, size: int) -> Rates | None:
@@ -46,11 +43,6 @@ class _HostRates:
         """Look for a byte that is not there: the memory is all zeros."""
         self._libc.memchr(self._base, 1, self.bytes)
 
-    def copy(self) -> None:
-        """Copy the first half over the second."""
-        half = self.bytes // 2
-        ctypes.memmove(self._base + half, self._base, half)
-
 
 class _DeviceRates:
     """The device, through torch, on memory of torch's own: page size does not slow streaming."""
@@ -68,10 +60,4 @@ class _DeviceRates:
     def read(self) -> None:
         """Take the largest element."""
         self._data.max()
-        self._torch.cuda.synchronize()
-
-    def copy(self) -> None:
-        """Copy the first half over the second."""
-        first, second = self._data.chunk(2)
-        second.copy_(first)
         self._torch.cuda.synchronize()

@@ -35,7 +35,7 @@ OFF = "off"
 # A file with every driver and page size, and all that was measured, has some ten thousand.
 _MOST_BYTES = 16 << 20
 
-_RATES = ("read_gb_per_s", "zero_gb_per_s", "copy_gb_per_s")
+_RATES = ("read_gb_per_s", "zero_gb_per_s")
 _CURVES = ("map_us", "unmap_us")
 # What reading constants of the wrong form raises.
 _UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)

@@ -78,11 +78,6 @@ class Candidate:
         return self.verdict is tlb.Verdict.REFUSE
 
     @property
-    def admissible(self) -> bool:
-        """Whether the planner may choose it freely."""
-        return self.hidden and not self.refused
-
-    @property
     def loss(self) -> float | None:
         """Share of decode throughput given up: memory wasted plus kernel time lost."""
         return None if self.kernel_loss is None else self.waste_share + self.kernel_loss

@@ -34,9 +34,9 @@ Curve = tuple[tuple[int, float], ...]
 class DriverCosts:
     """Costs of one driver's calls.
 
-    ``map_us`` and ``unmap_us`` are for an extent in one call; the latter, ``zero_gb_per_s``
-    and ``copy_gb_per_s`` are empty or None where they were not measured. ``losses`` are
-    those of kernels by layout and entries. ``ignored`` says why a calibration was not
+    ``map_us`` and ``unmap_us`` are for an extent in one call; the latter and ``zero_gb_per_s``
+    are empty or None where they were not measured. ``losses`` are those of kernels by layout
+    and entries. ``ignored`` says why a calibration was not
     used. ``extent_is_page`` says that an extent never
     spans pages: each page is a call of its own. ``one_call_per_step`` says
     that all of a step's extents go in one call, whose time beyond the
@@ -54,7 +54,6 @@ class DriverCosts:
     measured: bool = True
     unmap_us: Curve = ()
     zero_gb_per_s: float | None = None
-    copy_gb_per_s: float | None = None
     losses: Losses = MEASURED_LOSSES
     ignored: str = ""
     extent_is_page: bool = False

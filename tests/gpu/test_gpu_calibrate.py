@@ -28,7 +28,6 @@ def test_calls_and_rates(driver):
     found = measure_driver(driver, Options(rounds=5))
     assert all(us > 0 for us in (*found.map_us.values(), *found.unmap_us.values()))
     assert found.read_gb_per_s > 0
-    assert found.copy_gb_per_s > 0
     assert found.zero_gb_per_s > 0
 
 

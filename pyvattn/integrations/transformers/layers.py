@@ -73,19 +73,19 @@ class Layer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """See :meth:`ContiguousCache.update`."""
+        """Append K and V of this layer; return all that the layer holds."""
         return self._cache.update(key_states, value_states, self._index)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """See :meth:`ContiguousCache.get_mask_sizes`."""
+        """Return how many keys a mask covers, and where the first of them stands."""
         return self._cache.get_mask_sizes(query_length, self._index)
 
     def get_seq_length(self) -> int:
-        """See :meth:`ContiguousCache.get_seq_length`."""
+        """Return the tokens that this layer holds."""
         return self._cache.get_seq_length(self._index)
 
     def get_max_length(self) -> int:
-        """See :meth:`ContiguousCache.get_max_length`."""
+        """Return the most tokens that the layer can hold."""
         return self._cache.get_max_length(self._index)
 
     def reset(self) -> None:

@@ -52,11 +52,11 @@ class Span(Part):
     whole: ClassVar[bool] = False
 
     def take(self, q: Tensor) -> Tensor:
-        """See :meth:`Part.take`."""
+        """Return a view of the chunk's queries."""
         return q[:, self.span]
 
     def put(self, attended: Tensor, out: Tensor) -> None:
-        """See :meth:`Part.put`."""
+        """Write into the chunk's place."""
         out[:, self.span] = attended
 
 
@@ -73,11 +73,11 @@ class Group(Part):
     whole: ClassVar[bool] = False
 
     def take(self, q: Tensor) -> Tensor:
-        """See :meth:`Part.take`."""
+        """Gather the queries, row by row."""
         return q.flatten(0, 1)[self.tokens]
 
     def put(self, attended: Tensor, out: Tensor) -> None:
-        """See :meth:`Part.put`."""
+        """Scatter what is not padding."""
         out.flatten(0, 1)[self.tokens.flatten()[self.real]] = attended.flatten(0, 1)[self.real]
 
 

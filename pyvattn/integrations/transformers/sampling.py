@@ -84,11 +84,11 @@ class HistorySampler(Sampler):
         self._tokens = torch.zeros(1, most, dtype=torch.long, device=device)
 
     def start(self, tokens: Sequence[int]) -> None:
-        """See :meth:`Sampler.start`."""
+        """Take the tokens that the request begins with."""
         self._tokens[0, : len(tokens)] = upload(tokens, self._tokens.device)
 
     def choose(self, logits: Tensor, count: int) -> Tensor:
-        """See :meth:`Sampler.choose`; the token is added to those that are known."""
+        """Choose a token, and add it to those that are known."""
         new = self._choose(logits, self._tokens[:, :count])
         # Read one step late, a request may run past its last token, which is dropped.
         self._tokens[0, count : count + 1] = new
