@@ -99,18 +99,6 @@ static void count_call(uvm_va_space_t *va_space, unsigned int cmd,
 		uvm_vattn_state_count_call(state, cmd, status);
 }
 
-/* The process that allocates first makes the VA space its own. */
-static bool is_callers(uvm_va_space_t *va_space)
-{
-	struct uvm_vattn_va_space *state;
-
-	uvm_va_space_down_read(va_space);
-	state = uvm_vattn_state(va_space);
-	uvm_va_space_up_read(va_space);
-
-	return !state || uvm_vattn_account_is_callers(state->account);
-}
-
 static NV_STATUS dispatch(uvm_va_space_t *va_space, unsigned int cmd,
 			  union uvm_vattn_params *params)
 {
@@ -127,8 +115,6 @@ static NV_STATUS dispatch(uvm_va_space_t *va_space, unsigned int cmd,
 
 	if (cmd == UVM_VATTN_STATS)
 		return stats(va_space, &params->stats);
-	if (!is_callers(va_space))
-		return NV_ERR_INSUFFICIENT_PERMISSIONS;
 
 	switch (cmd) {
 	case UVM_VATTN_ALLOC:

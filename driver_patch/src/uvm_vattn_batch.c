@@ -3,7 +3,9 @@
  * What map and unmap have in common: a batch collects pieces while nothing is
  * changed that the GPU or the caller could see, then all of it is done at once.
  */
+#include <linux/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/slab.h>
 #include <linux/uaccess.h>
 
 #include "uvm_vattn_internal.h"
@@ -11,6 +13,7 @@
 NV_STATUS uvm_vattn_entries_copy(u64 user, u32 count, size_t entry_size,
 				 void **entries_out)
 {
+	size_t size = count * entry_size;
 	void *entries;
 
 	if (count == 0)
@@ -18,11 +21,12 @@ NV_STATUS uvm_vattn_entries_copy(u64 user, u32 count, size_t entry_size,
 	if (count > UVM_VATTN_MAX_BATCH)
 		return NV_ERR_INVALID_LIMIT;
 
-	entries = uvm_vattn_zalloc(count * entry_size);
+	/* On the caller's memory cgroup, as uvm_vattn_zalloc(). */
+	entries = kvmalloc(size, GFP_KERNEL_ACCOUNT);
 	if (!entries)
 		return NV_ERR_NO_MEMORY;
 
-	if (copy_from_user(entries, u64_to_user_ptr(user), count * entry_size)) {
+	if (copy_from_user(entries, u64_to_user_ptr(user), size)) {
 		kvfree(entries);
 		return NV_ERR_INVALID_POINTER;
 	}
@@ -34,15 +38,18 @@ NV_STATUS uvm_vattn_batch_init(struct uvm_vattn_batch *batch,
 			       uvm_va_space_t *va_space, const u8 *gpu_uuid,
 			       u32 entry_count)
 {
+	NV_STATUS status;
 	uvm_gpu_t *gpu;
-
-	uvm_assert_rwsem_locked_write(&va_space->lock);
 
 	memset(batch, 0, sizeof(*batch));
 	INIT_LIST_HEAD(&batch->pieces);
 	INIT_LIST_HEAD(&batch->tables);
 	uvm_range_tree_init(&batch->addresses);
 	batch->start = U64_MAX;
+
+	status = uvm_vattn_state_own(va_space, &batch->state);
+	if (status != NV_OK)
+		return status;
 
 	gpu = uvm_va_space_get_gpu_by_uuid_with_gpu_va_space(va_space,
 							     (void *)gpu_uuid);
@@ -55,7 +62,6 @@ NV_STATUS uvm_vattn_batch_init(struct uvm_vattn_batch *batch,
 		return NV_ERR_NO_MEMORY;
 
 	batch->va_space = va_space;
-	batch->state = uvm_vattn_state(va_space);
 	batch->gpu = gpu;
 	batch->tree = &uvm_gpu_va_space_get(va_space, gpu)->page_tables;
 	return NV_OK;
@@ -73,6 +79,7 @@ void uvm_vattn_batch_deinit(struct uvm_vattn_batch *batch)
 						 uvm_range_tree_node_size(&piece->map->node));
 		uvm_kvfree(piece->old);
 		kvfree(piece);
+		cond_resched();
 	}
 	uvm_vattn_tables_release(batch);
 	kvfree(batch->address_nodes);
@@ -88,10 +95,6 @@ NV_STATUS uvm_vattn_batch_claim(struct uvm_vattn_batch *batch, u32 index,
 {
 	uvm_range_tree_node_t *node = &batch->address_nodes[index];
 	struct uvm_vattn_ext_range *range;
-
-	if (fatal_signal_pending(current))
-		return NV_ERR_SIGNAL_PENDING;
-	cond_resched();
 
 	if (size == 0 || !IS_ALIGNED(start | size, page_size) ||
 	    start + size - 1 < start)
@@ -116,6 +119,11 @@ NV_STATUS uvm_vattn_batch_add(struct uvm_vattn_batch *batch,
 {
 	u64 page_size = map->pt_range_vec.page_size;
 	struct uvm_vattn_piece *piece;
+
+	/* Here and not for each entry: one may be of very many pieces. */
+	if (fatal_signal_pending(current))
+		return NV_ERR_SIGNAL_PENDING;
+	cond_resched();
 
 	batch->ptes += uvm_range_tree_node_size(&map->node) / page_size;
 	if (batch->ptes > UVM_VATTN_MAX_BATCH_PTES)
@@ -194,6 +202,7 @@ void uvm_vattn_batch_remove_maps(struct uvm_vattn_batch *batch, bool only_new)
 	list_for_each_entry(piece, &batch->pieces, node) {
 		if (piece->is_new || !only_new)
 			remove_map(batch, piece);
+		cond_resched();
 	}
 
 	/* Page tables that this emptied leave the GPU before the lock does. */

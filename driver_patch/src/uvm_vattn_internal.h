@@ -3,7 +3,7 @@
  * Shared by what allocates, maps and unmaps. Each file calls only those that
  * stand before it below, and any of them uvm_vattn_state.c and _account.c.
  *
- * There is no lock of our own: everything below hangs off a VA space and follows
+ * No lock is declared here: everything below hangs off a VA space and follows
  * its lock (order: see uvm_lock.h), which map, unmap and free take in write mode.
  * Counters are atomic because mappings are also freed from UVM's deferred free
  * lists, after that lock was dropped.

@@ -273,6 +273,7 @@ static void commit(struct uvm_vattn_batch *batch, struct list_head *deferred)
 		else
 			uvm_vattn_detach(piece->map);
 		uvm_vattn_attach(piece->pages, piece->map);
+		cond_resched();
 	}
 }
 

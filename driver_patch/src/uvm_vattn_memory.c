@@ -88,9 +88,11 @@ void uvm_vattn_chunks_free(struct uvm_vattn_pages *pages)
 {
 	size_t i;
 
-	for (i = 0; i < pages->chunk_count; i++)
+	for (i = 0; i < pages->chunk_count; i++) {
 		uvm_pmm_gpu_free(&pages->mem_handle.gpu->pmm, pages->chunks[i],
 				 NULL);
+		cond_resched();
+	}
 	kvfree(pages->chunks);
 	pages->chunks = NULL;
 }

@@ -229,8 +229,9 @@ out:
 
 NV_STATUS uvm_vattn_free(uvm_va_space_t *va_space, struct uvm_vattn_free *params)
 {
+	struct uvm_vattn_va_space *state;
 	struct uvm_vattn_pages *pages;
-	NV_STATUS status = NV_OK;
+	NV_STATUS status;
 	uvm_gpu_t *gpu;
 
 	if (params->flags)
@@ -238,7 +239,11 @@ NV_STATUS uvm_vattn_free(uvm_va_space_t *va_space, struct uvm_vattn_free *params
 
 	uvm_va_space_down_write(va_space);
 
-	pages = uvm_vattn_pages_find(uvm_vattn_state(va_space), params->handle);
+	status = uvm_vattn_state_own(va_space, &state);
+	if (status != NV_OK)
+		goto out;
+
+	pages = uvm_vattn_pages_find(state, params->handle);
 	if (!pages) {
 		status = NV_ERR_INVALID_OBJECT_HANDLE;
 		goto out;

@@ -167,6 +167,12 @@ static u64 make_pte(struct pte_writer *writer, struct uvm_vattn_piece *piece,
 	if (!piece->pages)
 		return 0;
 
+	/*
+	 * Access counters stay as UVM has them in its own entries. Where entries
+	 * can switch them off (Hopper), RM does so in its entries; but what they
+	 * count is accesses to other memory than this GPU's own (MIMC), and what
+	 * others do to this memory by its physical address (MOMC).
+	 */
 	return tree->hal->make_pte(UVM_APERTURE_VID,
 				   uvm_vattn_pages_address(piece->pages,
 							   piece->offset + offset),

@@ -14,14 +14,30 @@ struct uvm_vattn_va_space *uvm_vattn_state(uvm_va_space_t *va_space)
 	return va_space->vattn;
 }
 
+NV_STATUS uvm_vattn_state_own(uvm_va_space_t *va_space,
+			      struct uvm_vattn_va_space **state_out)
+{
+	struct uvm_vattn_va_space *state = va_space->vattn;
+
+	uvm_assert_rwsem_locked_write(&va_space->lock);
+
+	if (state && !uvm_vattn_account_is_callers(state->account))
+		return NV_ERR_INSUFFICIENT_PERMISSIONS;
+	*state_out = state;
+	return NV_OK;
+}
+
 NV_STATUS uvm_vattn_state_create(uvm_va_space_t *va_space,
 				 struct uvm_vattn_va_space **state_out)
 {
 	struct uvm_vattn_va_space *state;
+	NV_STATUS status;
 
-	uvm_assert_rwsem_locked_write(&va_space->lock);
+	status = uvm_vattn_state_own(va_space, &state);
+	if (status != NV_OK)
+		return status;
 
-	if (!va_space->vattn) {
+	if (!state) {
 		state = uvm_vattn_zalloc(sizeof(*state));
 		if (!state)
 			return NV_ERR_NO_MEMORY;
@@ -34,7 +50,7 @@ NV_STATUS uvm_vattn_state_create(uvm_va_space_t *va_space,
 		get_random_bytes(&state->cookie, sizeof(state->cookie));
 		va_space->vattn = state;
 	}
-	*state_out = va_space->vattn;
+	*state_out = state;
 	return NV_OK;
 }
 

@@ -56,6 +56,13 @@ struct uvm_vattn_va_space {
 };
 
 struct uvm_vattn_va_space *uvm_vattn_state(uvm_va_space_t *va_space);
+
+/*
+ * For calls that change it, under the lock in write mode, so that nobody becomes
+ * the owner between the check and what it is for. NULL before any allocation.
+ */
+NV_STATUS uvm_vattn_state_own(uvm_va_space_t *va_space,
+			      struct uvm_vattn_va_space **state_out);
 NV_STATUS uvm_vattn_state_create(uvm_va_space_t *va_space,
 				 struct uvm_vattn_va_space **state_out);
 void uvm_vattn_state_count_call(struct uvm_vattn_va_space *state,

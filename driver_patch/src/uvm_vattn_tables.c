@@ -125,6 +125,7 @@ NV_STATUS uvm_vattn_tables_get(struct uvm_vattn_batch *batch,
 			uvm_vattn_tables_put(vec);
 			return status;
 		}
+		cond_resched();
 	}
 	return NV_OK;
 }
@@ -159,6 +160,7 @@ void uvm_vattn_tables_release(struct uvm_vattn_batch *batch)
 		uvm_page_tree_put_ptes_async(batch->tree, &table->ptes);
 		uvm_page_tree_put_ptes_async(batch->tree, &table->parent);
 		kvfree(table);
+		cond_resched();
 	}
 
 	/* They leave the GPU before the VA space's lock is dropped. */

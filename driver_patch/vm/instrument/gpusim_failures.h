@@ -15,9 +15,12 @@
 bool gpusim_fails(const char *name);
 void gpusim_passes(const char *name);
 
+#undef kvmalloc
+#define kvmalloc(size, flags) \
+	(gpusim_fails("kvmalloc") ? NULL : kvmalloc_node(size, flags, NUMA_NO_NODE))
+
 #undef kvzalloc
-#define kvzalloc(size, flags) \
-	(gpusim_fails("kvmalloc") ? NULL : kvmalloc(size, (flags) | __GFP_ZERO))
+#define kvzalloc(size, flags) kvmalloc(size, (flags) | __GFP_ZERO)
 
 #define __uvm_push_begin_acquire_with_info(...)		\
 	(gpusim_fails("push") ? NV_ERR_NO_MEMORY :	\

@@ -32,7 +32,7 @@ CALLS = (
                 "!IS_ALIGNED(start | size, page_size))",
             ),
         ),
-        "map_refuses",
+        "unmap_refuses",
     ),
     Mutant(
         "the end of the range is not checked",
@@ -116,6 +116,8 @@ CALLS = (
             ("	uvm_va_space_down_write(va_space);", "	uvm_va_space_down_read(va_space);"),
             ("	uvm_va_space_up_write(va_space);", "	uvm_va_space_up_read(va_space);"),
         ),
+        "every_page_size_in_one_batch",
+        flavour="checked",
     ),
     Mutant(
         "map does not lock the range's mappings",
@@ -124,6 +126,8 @@ CALLS = (
             ("			uvm_mutex_lock(&entry.tree->lock);\n", ""),
             ("			uvm_mutex_unlock(&entry.tree->lock);\n", ""),
         ),
+        "every_page_size_in_one_batch",
+        flavour="checked",
     ),
     Mutant(
         "unmap takes mappings that are not ours",
@@ -286,6 +290,23 @@ CALLS = (
             ),
         ),
         "killed_in_a_batch",
+    ),
+    Mutant(
+        "a killed process goes on with the pieces of an entry",
+        "uvm_vattn_batch.c",
+        (
+            (
+                "	if (fatal_signal_pending(current))\n"
+                "		return NV_ERR_SIGNAL_PENDING;\n	cond_resched();\n\n	batch->ptes +=",
+                "	batch->ptes +=",
+            ),
+            (
+                "	if (size == 0 ||",
+                "	if (fatal_signal_pending(current))\n"
+                "		return NV_ERR_SIGNAL_PENDING;\n	if (size == 0 ||",
+            ),
+        ),
+        "killed_in_one_entry_of_a_batch",
     ),
     Mutant(
         "an unmap without a membar",

@@ -107,9 +107,10 @@ struct gpusim_inject {
 	char last[GPUSIM_CALL_NAME];	/* out: the function that failed last */
 };
 
-/* The next call of an interface function waits until the next request; "" lets go. */
+/* A call of an interface function waits until the next request; "" lets go. */
 struct gpusim_pause {
 	char name[GPUSIM_CALL_NAME];
+	__u32 skip;	/* in: so many calls pass before one waits */
 	__u32 paused;	/* out, of GPUSIM_PAUSED: a call is waiting */
 };
 

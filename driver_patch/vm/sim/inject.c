@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /*
- * Failure injection: the nth call of an interface function returns an error; and a pause: the
- * next call of one waits until it is let go, or its process is killed.
+ * Failure injection: the nth call of an interface function returns an error; and a pause: a call
+ * of one waits until it is let go, or its process is killed.
  */
 #include <linux/spinlock.h>
 #include <linux/wait.h>
@@ -13,18 +13,31 @@ static struct gpusim_inject sim_armed;
 
 static DECLARE_WAIT_QUEUE_HEAD(sim_pause_queue);
 static char sim_pause_at[GPUSIM_CALL_NAME];
+static u32 sim_pause_skip;
 static bool sim_paused;
 
-static void pause_at(const char *name)
+static bool begins_pause(const char *name)
 {
-	spin_lock(&sim_inject_lock);
-	if (!sim_pause_at[0] || strcmp(sim_pause_at, name)) {
-		spin_unlock(&sim_inject_lock);
-		return;
+	if (strcmp(sim_pause_at, name))
+		return false;
+	if (sim_pause_skip) {
+		sim_pause_skip--;
+		return false;
 	}
 	sim_pause_at[0] = 0;
 	sim_paused = true;
+	return true;
+}
+
+static void pause_at(const char *name)
+{
+	bool begins;
+
+	spin_lock(&sim_inject_lock);
+	begins = begins_pause(name);
 	spin_unlock(&sim_inject_lock);
+	if (!begins)
+		return;
 	wait_event_killable(sim_pause_queue, !READ_ONCE(sim_paused));
 	WRITE_ONCE(sim_paused, false);
 }
@@ -35,6 +48,7 @@ int sim_pause_arm(const struct gpusim_pause *request)
 		return -EINVAL;
 	spin_lock(&sim_inject_lock);
 	strscpy(sim_pause_at, request->name, sizeof(sim_pause_at));
+	sim_pause_skip = request->skip;
 	sim_paused = false;
 	spin_unlock(&sim_inject_lock);
 	wake_up_all(&sim_pause_queue);

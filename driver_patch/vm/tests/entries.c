@@ -11,19 +11,25 @@ typedef uint64_t u64;
 
 /*
  * What an entry says besides the address: valid, aperture, caching, privilege, read-only, atomics,
- * kind. In version 3 of the format there is a bit more, 7, in which UVM's own entries and ours differ
- * from RM's: accesses to memory of RM are not counted.
+ * kind. In version 3 of the format there is a bit more, in which UVM's own entries and ours differ
+ * from RM's: RM has no accesses to its memory counted.
  */
 #define ATTRIBUTES_2 0xff000000000000ffULL
-#define ATTRIBUTES_3 0xf7fULL
+#define ATTRIBUTES_3 0xfffULL
+#define NOT_COUNTED_3 0x80ULL
 
-static uint64_t attributes(struct gpu *gpu, uint64_t va)
+static uint64_t all_attributes(struct gpu *gpu, uint64_t va)
 {
 	struct gpusim_pte pte;
 
 	CHECK_EQ(dump_ptes(gpu, va, PAGE_64K, &pte, 1), 1);
 	CHECK_EQ(pte.aperture, 0);
 	return pte.raw & (chip().page_tables == 3 ? ATTRIBUTES_3 : ATTRIBUTES_2);
+}
+
+static uint64_t attributes(struct gpu *gpu, uint64_t va)
+{
+	return all_attributes(gpu, va) & ~(chip().page_tables == 3 ? NOT_COUNTED_3 : 0);
 }
 
 /* Those of RM, for the same access to the same kind of memory. */
@@ -46,6 +52,19 @@ PATCH_TEST(attributes_are_those_of_stock_mappings)
 	CHECK_EQ(try_map_external(&gpu, large, PAGE_2M, 0, slab_2m, UvmGpuMappingTypeReadWriteAtomic), NV_OK);
 	map_one(&gpu, large + PAGE_2M, vattn_alloc(&gpu, PAGE_2M, 1), 0, 1);
 	CHECK_EQ(attributes(&gpu, large + PAGE_2M), attributes(&gpu, large));
+}
+
+/* Those of UVM's own entries for memory of the GPU, to the bit. */
+PATCH_TEST(attributes_are_those_of_managed_memory)
+{
+	struct gpu gpu = open_gpu(0);
+	uint64_t base = external_range(&gpu, PAGE_2M);
+	void *memory = managed(&gpu, PAGE_2M);
+
+	memset(memory, 1, PAGE_2M);
+	CHECK_EQ(try_migrate(&gpu, memory, PAGE_2M, true), NV_OK);
+	map_one(&gpu, base, vattn_alloc(&gpu, PAGE_2M, 1), 0, 1);
+	CHECK_EQ(all_attributes(&gpu, base), all_attributes(&gpu, (uintptr_t)memory));
 }
 
 /* Every field, after calls of which each moves some of them by a number of its own. */

@@ -424,12 +424,17 @@ void inject_off(void)
 	inject("", 0);
 }
 
-void pause_next(const char *name)
+void pause_later(const char *name, uint32_t skip)
 {
-	struct gpusim_pause request = { .paused = 0 };
+	struct gpusim_pause request = { .skip = skip };
 
 	snprintf(request.name, sizeof(request.name), "%s", name);
 	sim_call(GPUSIM_PAUSE, &request);
+}
+
+void pause_next(const char *name)
+{
+	pause_later(name, 0);
 }
 
 void wait_for_pause(void)

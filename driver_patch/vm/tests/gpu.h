@@ -72,6 +72,7 @@ struct gpusim_chip chip(void);	/* which chip is simulated */
 void inject(const char *name, uint32_t nth);	/* name "": any function */
 void inject_off(void);
 void pause_next(const char *name);	/* the next call of that name, of whatever process */
+void pause_later(const char *name, uint32_t skip);	/* the one after so many */
 void wait_for_pause(void);
 void let_go(void);	/* what is paused, or would be */
 void sim_parameter(const char *name, const char *value);	/* of the simulator's module */

@@ -109,6 +109,24 @@ static void map_many(struct gpu *gpu)
 	try_map(gpu, entries, ENTRIES);
 }
 
+/* One entry, but as many pieces as there are mappings in it. */
+static void unmap_many(struct gpu *gpu)
+{
+	enum { MAPPINGS = 500 };
+	static struct uvm_vattn_map_entry entries[MAPPINGS];
+	uint64_t base = external_range(gpu, MAPPINGS * PAGE_64K), handle = vattn_alloc(gpu, PAGE_64K, 1);
+	unsigned int i;
+
+	for (i = 0; i < MAPPINGS; i++)
+		entries[i] = (struct uvm_vattn_map_entry){
+			.address = base + i * PAGE_64K, .handle = handle, .page_count = 1,
+		};
+	CHECK_EQ(try_map(gpu, entries, MAPPINGS), NV_OK);
+	/* The entries, the addresses, and some pieces. */
+	pause_later("kvmalloc", 5);
+	try_unmap_one(gpu, base, MAPPINGS * PAGE_64K);
+}
+
 /*
  * Kills a process that waits at the next call of name, and lets no more of counted be made than
  * the call may still make that hears of it.
@@ -144,6 +162,11 @@ PATCH_TEST(killed_in_an_allocation)
 PATCH_TEST(killed_in_a_batch)
 {
 	kill_in_the_middle(map_many, NULL, "kvmalloc", 30);
+}
+
+PATCH_TEST(killed_in_one_entry_of_a_batch)
+{
+	kill_in_the_middle(unmap_many, NULL, "kvmalloc", 30);
 }
 
 static void alloc_small(struct gpu *gpu)
