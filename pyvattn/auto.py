@@ -7,6 +7,9 @@ import os
 from collections.abc import Callable
 
 from pyvattn.errors import DriverUnavailable
+from pyvattn.logs import logger_of
+
+_log = logger_of(__name__)
 
 VARIABLE = "PYVATTN_DRIVER"
 
@@ -31,7 +34,8 @@ def first_available(on_cuda: bool, ask: Callable[[str], object]) -> str:
     for name in better:
         try:
             ask(name)
-        except DriverUnavailable:
+        except DriverUnavailable as error:
+            _log.debug("driver %s is passed over: %s", name, error)
             continue
         return name
     ask(last)

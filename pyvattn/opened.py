@@ -13,8 +13,11 @@ from pyvattn.at_exit import Core, is_left_open, left_open_text, retire_at_exit
 from pyvattn.errors import CopyError, DriverError
 from pyvattn.fences import fence_after
 from pyvattn.geometry import Geometry
+from pyvattn.logs import logger_of
 from pyvattn.spec import CacheSpec
 from pyvattn.units import format_page_size, parse_size
+
+_log = logger_of(__name__)
 
 _Self = TypeVar("_Self", bound="Opened")
 
@@ -88,7 +91,9 @@ class Opened:
         budget that is shared moves for all who share it. Raises
         :class:`~pyvattn.errors.LimitError` where more is held.
         """
-        return self._core.resize(parse_size(memory, "memory"))
+        held = self._core.resize(parse_size(memory, "memory"))
+        _log.info("memory limit %s: %d bytes stay allocated", memory, held)
+        return held
 
     def give_back(self) -> int:
         """Give back what the budget no longer allows; return the bytes that stay allocated.
@@ -113,6 +118,7 @@ class Opened:
                     fence.wait()
         # Again after a close that failed: it gives back the rest.
         self._core.close()
+        _log.debug("closed %r", self)
 
     def _bytes_allocated(self) -> int:
         raise NotImplementedError

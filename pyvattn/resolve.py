@@ -13,11 +13,15 @@ from pyvattn.arguments import check_flag, check_name, check_type
 from pyvattn.auto import ON_CUDA, first_available, named_by_environment
 from pyvattn.errors import CalibrationError, ConfigError, DriverUnavailable, PlanWarning
 from pyvattn.geometry import Geometry
+from pyvattn.logs import logger_of
 from pyvattn.machine import MadeOn, identify
 from pyvattn.planner import plan, use_calibration
 from pyvattn.planner.costs import DriverCosts, default_costs
 from pyvattn.spec import CacheSpec
 from pyvattn.text import shown
+from pyvattn.units import format_page_size
+
+_log = logger_of(__name__)
 
 # Drivers that lend another's costs to the planner: they behave like it.
 _PLANNED_AS = {"host-accounting": "host"}
@@ -88,6 +92,14 @@ def open_driver(
 def _open(chosen: Resolved, peer_access: bool) -> Opened:
     page_size = chosen.geometry.page_size
     driver = _native.make_driver(chosen.driver, page_size, chosen.device, peer_access)
+    _log.info(
+        "opened %s on device %d: pages of %s, layout %s, %d tokens read ahead",
+        chosen.driver,
+        chosen.device,
+        format_page_size(page_size),
+        chosen.geometry.layout_name,
+        chosen.read_ahead,
+    )
     return Opened(driver, chosen.geometry, chosen.read_ahead)
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 PYTHON = (  # pyvattn/ and cli/
     # one exception for each way to fail; the core
     ("errors", "_native"),
-    # words and numbers; the attention kernels that are known
-    ("kernels", "text", "whole_numbers"),
+    # words and numbers; the attention kernels that are known; what is logged
+    ("kernels", "logs", "text", "whole_numbers"),
     # what callers may pass
     ("arguments",),
     # sizes, dtypes, samples; CUDA and NVIDIA's text files

@@ -16,6 +16,9 @@ from pyvattn.attention.sdpa_backends import sdpa_backends
 from pyvattn.attention.varlen import VarlenKernel
 from pyvattn.errors import ConfigError, UnsupportedError
 from pyvattn.kernels import KernelInfo
+from pyvattn.logs import logger_of
+
+_log = logger_of(__name__)
 
 # "auto" takes the first that is available and can do the problem.
 _KERNELS: dict[str, Kernel] = {}
@@ -40,6 +43,7 @@ def register(kernel: Kernel, before: str | None = None) -> None:
     order.insert(place, kernel)
     _KERNELS.clear()
     _KERNELS.update({each.name: each for each in order})
+    _log.debug("kernel %s is registered, number %d of %d", kernel.name, place + 1, len(order))
 
 
 def kernel_infos() -> list[KernelInfo]:

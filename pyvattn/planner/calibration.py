@@ -24,6 +24,7 @@ from typing import Any
 from pyvattn.arguments import check_name, check_path, check_type
 from pyvattn.errors import CalibrationError
 from pyvattn.files import read_text
+from pyvattn.logs import logger_of
 from pyvattn.machine import MadeOn
 from pyvattn.planner.costs import Curve, DriverCosts, curve_of, default_costs
 from pyvattn.planner.tlb import Losses
@@ -32,6 +33,8 @@ from pyvattn.text import printable
 VERSION = 1
 VARIABLE = "PYVATTN_CALIBRATION"
 OFF = "off"
+_log = logger_of(__name__)
+
 # A file with every driver and page size, and all that was measured, has some ten thousand.
 _MOST_BYTES = 16 << 20
 
@@ -155,6 +158,7 @@ def use_calibration(
     except CalibrationError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return default_costs(driver)
+        _log.warning("planning with built-in constants: %s", error)
         return replace(default_costs(driver), ignored=str(error))
 
 

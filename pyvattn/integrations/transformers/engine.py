@@ -30,6 +30,7 @@ from pyvattn.integrations.transformers.sampling import Samplers
 from pyvattn.integrations.transformers.settings import stop_tokens_of
 from pyvattn.integrations.transformers.spec import check_fit, check_model
 from pyvattn.integrations.transformers.switch import attend_through
+from pyvattn.logs import logger_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pyvattn.cache import Slot
+
+_log = logger_of(__name__)
 
 
 class Engine:
@@ -234,6 +237,7 @@ class Engine:
         if len(self.running) < before:
             return
         youngest = self.running[-1]
+        _log.debug("no memory: a request of %d tokens waits again", youngest.length)
         self._leave(youngest)
         if not self.running:
             raise _too_large(youngest)
