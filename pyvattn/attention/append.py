@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from pyvattn.attention.problem import check_cache
 from pyvattn.errors import TensorError
 from pyvattn.text import shown
+
+_WHOLE = (torch.int64, torch.int32)
 
 if TYPE_CHECKING:
     from pyvattn.cache import KVCache
@@ -28,7 +31,7 @@ def append(
     The call reads no value on the host and can be captured in a CUDA graph.
 
     ``cache.step`` must have backed the positions: writing past what it backed
-    is a fault of the process, as with any wild pointer.
+    is a fault of the process, as with any wild pointer. Numbers below 0 count from the end.
 
     Raises :class:`~pyvattn.errors.ArgumentError` for what is no cache, and
     :class:`~pyvattn.errors.TensorError` for tensors that do not fit.
@@ -38,16 +41,47 @@ def append(
     for name, value in given.items():
         if not isinstance(value, Tensor):
             raise TensorError(f"{name} is {shown(value)}: use a tensor of torch")
+    for name, places in (("slots", slots), ("positions", positions)):
+        if places.dtype not in _WHOLE:  # booleans would be a mask
+            raise TensorError(f"{name} is a tensor of {places.dtype}: use torch.int64")
     k_cache, v_cache = cache.layer(layer)
-    for new, cached in ((k, k_cache), (v, v_cache)):
-        if new.shape[-2:] != cached.shape[-2:]:
-            raise TensorError(
-                f"new tokens have shape {list(new.shape)}, the cache has heads of "
-                f"{list(cached.shape[-2:])}: use [..., kv_heads, head_dim]"
-            )
-        if new.dtype != cached.dtype or new.device != cached.device:
-            raise TensorError(
-                f"new tokens are {new.dtype} on {new.device}, the cache {cached.dtype} on "
-                f"{cached.device}: convert them, or make the cache with that dtype and device"
-            )
-        cached.index_put_((slots, positions), new)
+    _check_new("k", k, k_cache)
+    _check_new("v", v, v_cache)
+    if k.shape[:-2] != v.shape[:-2]:
+        raise TensorError(f"k is {list(k.shape)} and v {list(v.shape)}: give both for each token")
+    try:
+        k_cache.index_put_((slots, positions), k)
+        v_cache.index_put_((slots, positions), v)
+    except IndexError as error:  # only where the host reads the places
+        raise TensorError(f"slots or positions are outside the cache: {error}") from error
+    except RuntimeError as error:
+        if _has_room(slots, positions, k):
+            raise
+        raise TensorError(
+            f"slots of shape {list(slots.shape)} and positions of {list(positions.shape)} name no "
+            f"place for each token of k, which is {list(k.shape)}: they must broadcast to its "
+            "leading dimensions"
+        ) from error
+
+
+def _check_new(name: str, new: Tensor, cached: Tensor) -> None:
+    if new.shape[-2:] != cached.shape[-2:]:
+        raise TensorError(
+            f"new tokens' {name} has shape {list(new.shape)}, the cache has heads of "
+            f"{list(cached.shape[-2:])}: use [..., kv_heads, head_dim]"
+        )
+    if new.dtype != cached.dtype or new.device != cached.device:
+        raise TensorError(
+            f"new tokens' {name} is {new.dtype} on {new.device}, the cache {cached.dtype} on "
+            f"{cached.device}: convert it, or make the cache with that dtype and device"
+        )
+
+
+def _has_room(slots: Tensor, positions: Tensor, new: Tensor) -> bool:
+    """Whether there is a place for each new token."""
+    try:
+        places = torch.broadcast_shapes(slots.shape, positions.shape)
+        needed = torch.broadcast_shapes(places, new.shape[:-2])
+    except RuntimeError:
+        return False
+    return tuple(needed) == tuple(places)

@@ -21,10 +21,17 @@ BAD = {
     "kernel": ["nope", 3, None],
 }
 BAD_APPENDS = {
-    "slots": [[0], 0, None],
-    "positions": [[0], None],
-    "k": [3, None],
-    "v": [[[1.0]], None],
+    "slots": [[0], 0, None, FLOATS, torch.tensor([True]), torch.tensor(9)],
+    "positions": [[0], None, FLOATS, torch.tensor([64])],
+    "k": [
+        3,
+        None,
+        torch.ones(2),
+        torch.ones(1, 3, 16),
+        torch.ones(2, 2, 16),
+        torch.ones(1, 2, 16).half(),
+    ],
+    "v": [[[1.0]], None, torch.ones(1, 2, 8), torch.ones(3, 2, 16), torch.ones(1, 2, 16).double()],
 }
 
 
@@ -54,9 +61,20 @@ def test_append_refuses_it_by_name_and_writes_nothing(backed, name, value):
     cache, row = backed
     where, new = torch.tensor([row]), torch.ones(1, 2, 16)
     given = {"slots": where, "positions": torch.tensor([0]), "k": new, "v": new}
-    with pytest.raises(Error, match=name):
+    with pytest.raises(Error, match=name) as caught:
         append(cache, 0, **{**given, name: value})
-    assert not cache.layer(0)[0][row, :4].any()
+    assert str(caught.value).isprintable()
+    assert not any(tensor[row, :4].any() for tensor in cache.layer(0))
+
+
+@pytest.mark.parametrize("tokens", [2, 3])
+def test_append_refuses_tokens_without_a_place(backed, tokens):
+    cache, row = backed
+    new = torch.ones(tokens, 2, 16)
+    slots, positions = torch.tensor([[row]]), torch.tensor([0, 1, 2, 3])
+    with pytest.raises(Error, match="name no place for each token of k"):
+        append(cache, 0, slots, positions, new, new)
+    assert not any(tensor[row, :4].any() for tensor in cache.layer(0))
 
 
 @pytest.mark.parametrize("cache", [3, None, "cache"])
