@@ -34,8 +34,9 @@ class KVCache(Opened):
     side by side, or groups of ``layers_per_arena``) or ``"auto"``; ``memory``
     is the most physical memory that the cache takes, or a budget that it shares with others
     (:class:`pyvattn.MemoryLimit`). With ``peer_access`` the other
-    GPUs of the process that can reach its memory may read and write it, so that a tensor
-    on one of them can be copied straight into the cache; each map then takes far longer.
+    GPUs of the process that can reach its memory may read and write it (:attr:`peers`), so
+    that a tensor on one of them can be copied straight into the cache. Each map call then
+    takes milliseconds, so it is off by default; see :meth:`layer` for copies without it.
 
     With ``background`` a mapper thread maps the next decode step's pages and cleans
     released slots while the caller computes. Where memory is free, a slot that
@@ -339,6 +340,11 @@ class KVCache(Opened):
         GPU it is an illegal memory access or is lost, and where it meets a page that
         already lies there, nobody zeroes it for the next request. ``torch.save`` of a
         slice writes the whole storage, all reserved addresses: save a ``.clone()``.
+
+        Copy from another GPU by way of torch's memory, ``k[...].copy_(other.to(k.device))``,
+        unless that GPU is one of :attr:`peers`. torch does not ask whether it may write here:
+        a straight copy fails with "invalid argument", or ends the process with an illegal
+        memory access.
 
         ``from_dlpack`` makes the tensors (default: ``torch.from_dlpack``;
         ``numpy.from_dlpack``, ``cupy.from_dlpack`` … work as well where they

@@ -19,6 +19,9 @@ from pyvattn.units import format_page_size, parse_size
 
 _log = logger_of(__name__)
 
+# kDLCUDA of DLPack's device types.
+_DLPACK_CUDA = 2
+
 _Self = TypeVar("_Self", bound="Opened")
 
 
@@ -67,6 +70,17 @@ class Opened:
     def driver(self) -> str:
         """Name of the driver in use."""
         return self._driver.capabilities.name
+
+    @property
+    def device(self) -> str:
+        """Where its memory lies: ``"cpu"``, or ``"cuda:0"`` …"""
+        kind, ordinal = self._driver.capabilities.dlpack_device
+        return f"cuda:{ordinal}" if kind == _DLPACK_CUDA else "cpu"
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """The other GPUs that may read and write its memory; none without ``peer_access``."""
+        return tuple(f"cuda:{ordinal}" for ordinal in self._driver.capabilities.peers)
 
     @property
     def page_size(self) -> int:

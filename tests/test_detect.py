@@ -7,7 +7,7 @@ import pytest
 
 from pyvattn import CacheSpec, DriverError, DriverUnavailable, _native, cuda
 from pyvattn.detect import auto_driver, choose_auto, detect_drivers, read_machine
-from pyvattn.detect.core import ask_core
+from pyvattn.detect.core import Offer, ask_core
 from pyvattn.detect.devices import describe_cuda
 from pyvattn.detect.machine import Machine
 from pyvattn.errors import MissingDependency
@@ -33,14 +33,14 @@ def machine(tmp_path, version="", nodes=()):
     return read_machine(tmp_path)
 
 
-def core(*offered):
+def core(*offered, peers=()):
     sizes = {"patched": (64 * K, 2 * M), "stock-uvm": (64 * K, 2 * M), "cumem": (2 * M,),
              "host": (64 * K,)}  # fmt: skip
 
     def ask(driver):
         if driver not in offered:
             raise DriverUnavailable(f"the core says no to {driver}")
-        return sizes[driver]
+        return Offer(sizes[driver], peers if driver == "cumem" else ())
 
     return ask
 
@@ -87,6 +87,15 @@ class TestReports:
         assert "PYVATTN_DRIVER=stock-uvm" in found["stock-uvm"].advice
         assert not found["patched"].available
         assert "no to patched" in found["patched"].reason
+
+    def test_cumem_names_the_gpus_that_a_cache_can_be_opened_to(self):
+        found = detect_drivers(0, GPU, core("cumem", "host", peers=(1, 2)))
+        advice = {report.name: (report.peers, report.advice) for report in found}
+        assert advice["cumem"][0] == (1, 2)
+        assert advice["cumem"][1].startswith("cuda:1, cuda:2 can copy straight into a cache")
+        assert "peer_access=True" in advice["cumem"][1]
+        assert advice["host"] == ((), "")
+        assert reports(GPU, "cumem")["cumem"].advice == ""
 
     def test_what_speaks_against_the_fine_drivers(self):
         no_uvm = Machine("580.159.04", True, ("/dev/nvidia0",), control_node=True)
@@ -219,7 +228,7 @@ class TestCuda:
 
 class TestTheCoreItself:
     def test_it_offers_host_pages_from_64k_to_2m(self):
-        sizes = ask_core()("host")
+        sizes = ask_core()("host").page_sizes
         assert min(sizes) == 64 * K
         assert max(sizes) == 2 * M
 
@@ -228,7 +237,7 @@ class TestTheCoreItself:
             ask_core()("nonesuch")
 
     def test_a_probe_of_every_host_page_succeeds(self):
-        for size in ask_core()("host"):
+        for size in ask_core()("host").page_sizes:
             assert probe_page("host", size).ok
 
     def test_a_probe_of_what_is_not_there_says_why(self):

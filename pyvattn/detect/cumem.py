@@ -16,7 +16,22 @@ def detect(machine: Machine, ask: Ask) -> DriverReport:
     if (reason := machine.no_gpu_reason) is not None:
         return DriverReport(NAME, False, reason)
     try:
-        sizes = ask(NAME)
+        offer = ask(NAME)
     except DriverUnavailable as error:
         return DriverReport(NAME, False, str(error))
-    return DriverReport(NAME, True, "CUDA's virtual memory management, on any CUDA GPU", sizes)
+    return DriverReport(
+        NAME,
+        True,
+        "CUDA's virtual memory management, on any CUDA GPU",
+        offer.page_sizes,
+        advice=_access(offer.peers),
+        peers=offer.peers,
+    )
+
+
+def _access(peers: tuple[int, ...]) -> str:
+    """Say which GPUs a cache can be opened to; none by itself, because that costs map calls."""
+    if not peers:
+        return ""
+    names = ", ".join(f"cuda:{peer}" for peer in peers)
+    return f"{names} can copy straight into a cache that is opened with peer_access=True"

@@ -18,7 +18,7 @@ def detect(_machine: Machine, ask: Ask) -> DriverReport:
     if not hasattr(os, "memfd_create"):
         return DriverReport(NAME, False, "this system has no memfd_create: Linux is needed")
     try:
-        sizes = ask(NAME)
+        offer = ask(NAME)
     except DriverUnavailable as error:
         return DriverReport(NAME, False, str(error))
-    return DriverReport(NAME, True, "memfd and mmap on ordinary memory", sizes)
+    return DriverReport(NAME, True, "memfd and mmap on ordinary memory", offer.page_sizes)

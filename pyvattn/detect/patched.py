@@ -27,7 +27,7 @@ def detect(machine: Machine, ask: Ask) -> DriverReport:
             "open kernel modules",
         )
     try:
-        sizes = ask(NAME)
+        offer = ask(NAME)
     except DriverUnavailable as error:
         return DriverReport(NAME, False, str(error), advice=_HOW)
-    return DriverReport(NAME, True, "the patched nvidia-uvm is loaded", sizes)
+    return DriverReport(NAME, True, "the patched nvidia-uvm is loaded", offer.page_sizes)

@@ -11,7 +11,8 @@ class DriverReport:
     """Whether this machine offers a driver, and the reason in one line either way.
 
     ``page_sizes`` are in bytes and empty where the driver is not available;
-    ``advice`` says what would help, or how to ask for it.
+    ``advice`` says what would help, or how to ask for it. ``peers`` are the other CUDA
+    devices that can be given access to its memory, by ordinal.
     """
 
     name: str
@@ -19,3 +20,4 @@ class DriverReport:
     reason: str
     page_sizes: tuple[int, ...] = ()
     advice: str = ""
+    peers: tuple[int, ...] = ()

@@ -16,7 +16,7 @@ def detect(machine: Machine, ask: Ask) -> DriverReport:
     if (reason := _refusal(machine)) is not None:
         return DriverReport(NAME, False, reason)
     try:
-        sizes = ask(NAME)
+        offer = ask(NAME)
     except DriverUnavailable as error:
         return DriverReport(NAME, False, str(error))
     return DriverReport(
@@ -24,7 +24,7 @@ def detect(machine: Machine, ask: Ask) -> DriverReport:
         True,
         f"the ioctls of NVIDIA driver {machine.release} are known; the self-test runs when it is "
         "opened, and with --probe",
-        sizes,
+        offer.page_sizes,
         advice="never chosen by itself: ask with driver='stock-uvm' or PYVATTN_DRIVER=stock-uvm",
     )
 

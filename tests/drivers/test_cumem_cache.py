@@ -77,6 +77,13 @@ def test_a_copy_from_the_other_device_reaches_tokens_and_guard(layout, source, t
     del driver
 
 
+@pytest.mark.parametrize(("access", "peers"), [(True, ("cuda:1",)), (False, ())])
+def test_a_cache_tells_which_devices_may_copy_into_it(access, peers):
+    options = {"driver": DRIVER, "layout": "layer", "memory": "64MiB", "peer_access": access}
+    with KVCache(SPEC, device="cpu", **options) as cache:
+        assert (cache.device, cache.peers) == ("cpu", peers)
+
+
 def test_a_steps_pages_cost_one_set_access_for_each_arena():
     with open_cache() as cache:
         slot = cache.acquire(8192)

@@ -39,6 +39,8 @@ def open_cache(device):
     spec = CacheSpec(**{spec!r}, max_slots=2, max_tokens=4096)
     return KVCache(spec, device=f"cuda:{{device}}", **options)
 with open_cache(source) as first, open_cache(target) as second:
+    assert (first.device, second.device) == (f"cuda:{{source}}", f"cuda:{{target}}")
+    assert (first.device in second.peers) == options["peer_access"]
     for cache in (first, second):
         slots = [cache.acquire(3000), cache.acquire(3000)]
         cache.step(dict.fromkeys(slots, 3000))

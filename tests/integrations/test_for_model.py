@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 from tiny_models import assert_same, dynamic, generate, left_padded, reference, torch
 
-from pyvattn import errors
-from pyvattn.integrations.transformers import VAttentionCache
+from pyvattn import KVCache, errors
+from pyvattn.integrations.transformers import Engine, VAttentionCache, generate_batch, spec_for
 
 ROOM = {"max_batch": 4, "max_tokens": 128, "memory": "64MiB"}
 
@@ -57,6 +59,60 @@ def test_an_offloaded_model(llama, inputs):
         VAttentionCache.for_model(model, **ROOM)
     with VAttentionCache.for_model(model, **ROOM, device="cpu") as cache:
         assert_same(generate(model, inputs, cache), expected)
+
+
+def test_an_offloaded_model_in_continuous_batching(llama, prompts):
+    accelerate = pytest.importorskip("accelerate", reason="offloading is accelerate's")
+    model = accelerate.cpu_offload(llama, execution_device=torch.device("cpu"))
+    with pytest.raises(errors.UnsupportedError, match="weights are offloaded"):
+        generate_batch(model, prompts, max_new_tokens=2, memory="64MiB")
+    spec = spec_for(model, max_slots=3, max_tokens=128)
+    with (
+        KVCache(spec, device="cpu", memory="64MiB") as cache,
+        pytest.raises(errors.UnsupportedError, match="weights are offloaded"),
+    ):
+        Engine(model, cache)
+
+
+@pytest.mark.parametrize(
+    "placed",
+    [
+        {"model.embed_tokens": 0, "model.layers.0": 0, "model.layers.1": 1},
+        {"model.layers": "cuda:0", "lm_head": torch.device("cuda:1")},
+    ],
+)
+def test_a_model_spread_over_two_gpus_is_refused(llama, prompts, placed):
+    llama.hf_device_map = placed  # as accelerate leaves it
+    refusal = pytest.raises(errors.UnsupportedError, match=r"lie on cuda:0, cuda:1.*device_map")
+    with refusal:
+        VAttentionCache.for_model(llama, **ROOM)
+    with refusal:
+        generate_batch(llama, prompts, max_new_tokens=2, memory="64MiB")
+
+
+@pytest.mark.parametrize(
+    "placed", [{"": "cpu"}, {"model": 0, "lm_head": "cuda:0"}, {"model": 0, "lm_head": "disk"}]
+)
+def test_a_model_that_computes_in_one_place_is_not(llama, placed):
+    llama.hf_device_map = placed
+    assert spec_for(llama, max_slots=1, max_tokens=64).layers == 3
+
+
+def test_an_engine_over_a_cache_on_another_device(llama):
+    spec = spec_for(llama, max_slots=3, max_tokens=128)
+    with KVCache(spec, device="cpu", memory="64MiB") as cache:
+        with (
+            mock.patch.object(KVCache, "device", "cuda:1"),
+            pytest.raises(errors.SpecError, match="on cuda:1 and the model on cpu: open the cache"),
+        ):
+            Engine(llama, cache)
+        assert llama.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("option", ["device", "spec", "colour"])
+def test_what_is_no_option_of_the_cache(llama, prompts, option):
+    with pytest.raises(errors.ConfigError, match=f"no option {option}: use driver"):
+        generate_batch(llama, prompts, max_new_tokens=2, memory="64MiB", **{option: "cpu"})
 
 
 def test_generate_without_a_cache_is_refused_in_one_sentence(llama, inputs):

@@ -91,7 +91,7 @@ class Engine:
         max_prefill_tokens = check_count("max_prefill_tokens", max_prefill_tokens)
         if lookahead is not None:
             check_flag("lookahead", lookahead)
-        check_fit(model, cache.spec)
+        check_fit(model, cache)
         self.graphs = wants_graphs(model, cache, graphs)
         self._samplers = Samplers(model, _config_of(generation_config, stop_tokens))
         self.model = model

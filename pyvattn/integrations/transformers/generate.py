@@ -13,7 +13,12 @@ from pyvattn.cache import KVCache
 from pyvattn.errors import ArgumentError, ConfigError, SpecError
 from pyvattn.integrations.transformers.engine import Engine
 from pyvattn.integrations.transformers.request import Request, check_count
-from pyvattn.integrations.transformers.spec import check_cache_options, check_model, spec_for
+from pyvattn.integrations.transformers.spec import (
+    check_cache_options,
+    check_loaded,
+    check_model,
+    spec_for,
+)
 from pyvattn.text import shown
 
 if TYPE_CHECKING:
@@ -36,7 +41,7 @@ def generate_batch(
     """Generate from lists of token ids by continuous batching, as the library's method does.
 
     Returns a request for each prompt, in their order; ``request.output`` are its new tokens,
-    with the end-of-sequence token where the model said it.
+    with the end-of-sequence token where the model generated it.
 
     ``generation_config`` is one for all or one for each prompt, by default the model's own. It
     says which tokens end a request (``eos_token_id``) and how tokens are chosen: greedily or
@@ -156,6 +161,7 @@ def _open(
             "there is no cache and no memory for one: pass cache, or memory such as '20GiB'"
         )
     longest = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
+    check_loaded(model)
     slots = max(1, min(max_batch, len(prompts))) + 1
     spec = spec_for(model, max_slots=slots, max_tokens=max(longest, 1))
     return KVCache(spec, device=str(model.device), memory=memory, **options)

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+# Arguments of a KVCache that the model decides, or that callers have a parameter of their own for.
+_SET_BY_THE_MODEL = {"spec", "memory", "device"}
+
+
 def spec_for(
     model: PreTrainedModel,
     max_slots: int,
@@ -32,10 +36,12 @@ def spec_for(
 
     Its tail guard is what the attention kernels of this machine need. Raises
     :class:`~pyvattn.errors.UnsupportedError` for a model with other layers than
-    full attention or with rotary frequencies that ``max_tokens`` would change, and
+    full attention, with rotary frequencies that ``max_tokens`` would change or with layers
+    on several GPUs, and
     :class:`~pyvattn.errors.SpecError` for a config that says too little.
     """
     check_model(model)
+    _check_one_device(model)
     config = model.config.get_text_config(decoder=True)
     _check_layers(config)
     spec = CacheSpec.from_hf_config(
@@ -61,16 +67,33 @@ def check_model(model: object) -> None:
 
 
 def check_cache_options(options: Mapping[str, Any]) -> None:
-    """Raise :class:`~pyvattn.errors.ConfigError` for what is no option of a KVCache."""
-    if unknown := set(options) - set(signature(KVCache).parameters):
+    """Raise :class:`~pyvattn.errors.ConfigError` for what is no option of a model's KVCache."""
+    known = set(signature(KVCache).parameters) - _SET_BY_THE_MODEL
+    if unknown := set(options) - known:
         raise ConfigError(
-            f"a KVCache has no option {', '.join(sorted(unknown))}: use driver, page_size, layout "
-            "and the others of pyvattn.KVCache"
+            f"a model's KVCache has no option {', '.join(sorted(unknown))}: use driver, page_size, "
+            "layout and the others of pyvattn.KVCache"
         )
 
 
-def check_fit(model: PreTrainedModel, spec: CacheSpec) -> None:
-    """Raise :class:`~pyvattn.errors.SpecError` where a cache of ``spec`` is not for ``model``."""
+def check_loaded(model: PreTrainedModel) -> None:
+    """Raise :class:`~pyvattn.errors.UnsupportedError` where weights are not on their device."""
+    if model.device.type == "meta":
+        raise UnsupportedError(
+            "the model's weights are offloaded, and continuous batching needs them on the device: "
+            "load the model there, or use generate with VAttentionCache.for_model(device=...)"
+        )
+
+
+def check_fit(model: PreTrainedModel, cache: KVCache) -> None:
+    """Raise :class:`~pyvattn.errors.SpecError` where ``cache`` is not for ``model``."""
+    check_loaded(model)
+    if (where := str(model.device)) != cache.device:
+        raise SpecError(
+            f"the cache is on {cache.device} and the model on {where}: open the cache with "
+            f"device={where!r}"
+        )
+    spec = cache.spec
     wanted = spec_for(model, max_slots=spec.max_slots, max_tokens=spec.max_tokens)
     for name in ("kind", "layers", "kv_heads", "head_dim", "dtype"):
         has, needs = getattr(spec, name), getattr(wanted, name)
@@ -87,6 +110,18 @@ def positions_of(model: PreTrainedModel) -> int | None:
     if getattr(config, "rope_parameters", None) is not None:
         return None
     return getattr(config, "max_position_embeddings", None)
+
+
+def _check_one_device(model: PreTrainedModel) -> None:
+    """Refuse a model that accelerate spread over GPUs; what it offloads computes on one."""
+    placed = map(str, (getattr(model, "hf_device_map", None) or {}).values())
+    names = {f"cuda:{name}" if name.isdigit() else name for name in placed}
+    computing = sorted(names - {"cpu", "disk", "meta"})
+    if len(computing) > 1:
+        raise UnsupportedError(
+            f"the model's layers lie on {', '.join(computing)}, and a KVCache lies on one GPU: "
+            "load the model with device_map={'': 0}, or use the library's DynamicCache"
+        )
 
 
 def _check_layers(config: PreTrainedConfig) -> None:
