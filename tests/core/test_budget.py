@@ -7,6 +7,7 @@ import pytest
 from checked_cache import PAGE, small_spec
 
 from pyvattn import BlockPool, ConfigError, KVCache, LimitError, MemoryLimit, OutOfMemory
+from pyvattn.budget import Budget, budget_of
 
 # One page in each of the four arenas.
 BLOCK = 4 * PAGE
@@ -90,3 +91,10 @@ def test_a_budget_takes_sizes_as_memory_does():
         MemoryLimit("lots")
     with pytest.raises(ConfigError, match="memory"):
         opened(None)
+
+
+def test_a_number_is_a_budget_of_its_own_and_a_budget_is_itself():
+    shared = MemoryLimit("4MiB")
+    assert budget_of(shared) is shared
+    assert isinstance(budget_of(shared), Budget)
+    assert budget_of("4MiB").limit == budget_of(4 << 20).limit == shared.limit == 4 << 20

@@ -251,3 +251,18 @@ def test_an_arena_is_all_its_bytes_for_layouts_of_the_engines_own(open_engine):
     assert engine.keys()[row, engine.tokens(), 0, 0].tobytes()[0] == 0x3F
     with pytest.raises(ArgumentError, match="arena 4: use a whole number from 0 to 3"):
         engine.rows.arena(4)
+
+
+def test_a_block_is_free_once_everybody_who_retained_it_let_go(open_engine):
+    engine = open_engine()
+    pool = engine.pool
+    assert pool.blocks_for(engine.tokens() + 1) == 2
+    free = pool.stats().blocks_available
+    blocks = pool.allocate(2)
+    pool.retain(blocks[:1])
+    pool.release(blocks)
+    assert pool.stats().blocks_available == free - 1
+    pool.release(blocks[:1])
+    assert pool.stats().blocks_available == free
+    with pytest.raises(BlockError):
+        pool.retain(blocks[:1])

@@ -18,6 +18,7 @@ from pyvattn.integrations.transformers import Engine, Request, spec_for
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+IMPORT = re.compile(r"^from pyvattn\S* import (?:\([^)]*\)|[^(\n]+)$", re.MULTILINE)
 # The host stands in for a GPU and its drivers.
 ON_THE_CPU = {
     r'device="cuda(:0)?"': 'device="cpu"',
@@ -76,7 +77,7 @@ def blocks() -> Iterator[object]:
 @pytest.mark.parametrize(("page", "code"), list(blocks()))
 def test_the_code_of_a_page_runs(names, page, code):
     before = dict(names)
-    for line in re.findall(r"^from pyvattn.*import.*$", page.read_text(), re.MULTILINE):
+    for line in IMPORT.findall(page.read_text()):
         exec(line, names)
     for ours, here in ON_THE_CPU.items():
         code = re.sub(ours, here, code)
