@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pyvattn.cuda_graphs import GraphPool
 from pyvattn.errors import DriverUnavailable, MissingDependency
 
 
@@ -76,33 +77,16 @@ def in_graphs(
     ``torch.OutOfMemoryError`` where a call or its graph has no room.
     """
     torch = require_torch()
-    stream = torch.cuda.current_stream()
-    pool = torch.cuda.graph_pool_handle()
+    pool = GraphPool(torch)
     replays: dict[str, Callable[[], object]] = {}
     for name, call in alternatives.items():
-        _call_beside(call)  # what is compiled or loaded at a first call cannot be captured
-        graph = torch.cuda.CUDAGraph()
         try:
-            # A cache's mapper thread may make calls that no capture of this thread allows.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                call()
+            replays[name] = pool.capture(call)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:  # a kernel that waits for the device, say
-            torch.cuda.set_stream(stream)  # torch stays on its own where a capture ends badly
             return None
-        replays[name] = graph.replay
     return replays
-
-
-def _call_beside(call: Callable[[], object]) -> None:
-    """Call on another stream than torch's current one, which a capture takes as well."""
-    torch = require_torch()
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        call()
-    torch.cuda.current_stream().wait_stream(beside)
 
 
 def _time_on_gpu(call: Callable[[], object], calls: int) -> float:

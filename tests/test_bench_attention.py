@@ -97,29 +97,27 @@ class FakeCuda:
     """torch.cuda as far as a capture needs it; a capture that fails leaves its stream current."""
 
     def __init__(self):
-        self.current, self.replayed = "before", []
+        self.current, self.replayed, self.pools = "before", [], []
 
-    def current_stream(self):
+    def current_stream(self, _device=None):
         return SimpleNamespace(name=self.current, wait_stream=lambda _: None)
 
     def set_stream(self, stream):
         self.current = stream.name
 
-    def Stream(self):
+    def Stream(self, _device=None):
         return SimpleNamespace(name="beside", wait_stream=lambda _: None)
 
     def stream(self, _stream):
         return nullcontext()
 
-    def graph_pool_handle(self):
-        return 1
-
     def CUDAGraph(self):
-        return SimpleNamespace(replay=lambda: self.replayed.append("graph"))
+        return SimpleNamespace(replay=lambda: self.replayed.append("graph"), pool=lambda: "pool")
 
     @contextmanager
     def graph(self, _graph, *, pool, capture_error_mode):
         assert capture_error_mode == "thread_local"
+        self.pools.append(pool)
         self.current = "capture"
         yield
         self.current = "before"
@@ -145,6 +143,7 @@ def test_calls_are_replayed_where_all_can_be_captured(cuda):
     for replay in replays.values():
         replay()
     assert cuda.replayed == ["graph", "graph"]
+    assert cuda.pools == [None, "pool"]  # the second shares the memory of the first
 
 
 def test_where_one_call_cannot_be_captured_none_is_and_the_stream_is_as_before(cuda):

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from pyvattn.arguments import check_flag
 from pyvattn.attention.problem import Kernel, Problem
 from pyvattn.attention.registry import choose
+from pyvattn.cuda_graphs import GraphPool
 from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.transformers.rope import varying
 
@@ -65,36 +66,23 @@ def decode_kernel(model: PreTrainedModel, cache: KVCache) -> Kernel:
 
 
 class Recorder:
-    """Captures work as CUDA graphs, which share memory: no two of them may run at once."""
+    """Captures decode steps as CUDA graphs."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pool: Any = None
+        self._graphs = GraphPool(torch, device)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Run ``work`` once, then capture it; returns what replays it on the current stream.
 
         Raises :class:`~pyvattn.errors.UnsupportedError` where it cannot be captured.
         """
-        graph = torch.cuda.CUDAGraph()
-        here, side = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
-        side.wait_stream(here)
         try:
-            # The first run loads kernels and sets libraries up, which no capture may do.
-            with torch.cuda.stream(side):
-                work()
-            here.wait_stream(side)
-            # The capture is of this thread alone: the mapper thread goes on mapping meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                work()
+            return self._graphs.capture(work)
         except RuntimeError as error:
             raise UnsupportedError(
                 f"the model's decode step cannot be captured in a CUDA graph "
                 f"({str(error).strip().splitlines()[0]}): use graphs=False"
             ) from error
-        self._pool = graph.pool()
-        replay: Callable[[], None] = graph.replay
-        return replay
 
 
 def on_device(device: torch.device) -> AbstractContextManager[None]:
