@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 
 import pytest
@@ -204,26 +203,6 @@ def test_the_zeros_cannot_be_written(space):
     assert writable() == []
 
 
-def test_no_call_goes_from_one_reservation_into_the_next():
-    """Reservations may lie side by side; here they do."""
-    space = Space(NAME, PAGE, regions=2)
-    page = space.page
-    first = space.driver.reserve(2 * space.bytes, REGION)
-    second = space.driver.reserve(2 * space.bytes, REGION)
-    assert second == first + 2 * space.bytes
-    batch = [
-        _native.MapEntry(second - page, page, space.slab, 0),
-        _native.MapEntry(second, page, space.slab, page),
-    ]
-    space.driver.map(batch)
-    space.driver.zero([(second - page, page), (second, page)])
-    space.driver.unmap(batch)
-    for address in (first, second):
-        space.driver.release_reservation(address)
-    space.close()
-    assert held() == NOTHING
-
-
 # --- failures ---
 
 
@@ -260,25 +239,6 @@ def test_out_of_memory_names_the_size(space):
     assert caught.value.requested == 64 << 20
 
 
-@pytest.mark.parametrize("name", ["UVM_VATTN_QUERY", ALLOC, "UVM_UNMAP_EXTERNAL"])
-def test_a_start_that_fails_at_any_call_leaves_nothing(name):
-    nth, failures = 1, 0
-    while True:
-        start()
-        emulated_nvidia.fail_call(name, nth, errno.EIO)
-        try:
-            driver = _native.make_driver(NAME, PAGE)
-        except (DriverError, DriverUnavailable):
-            failures += 1
-        else:
-            if emulated_nvidia.calls(name) < nth:
-                break
-            del driver  # the watcher refused the probe, as it always does
-        assert held() == NOTHING
-        nth += 1
-    assert failures > 0
-
-
 @pytest.mark.parametrize("nth", range(1, 5))
 def test_a_reservation_that_fails_leaves_nothing(nth):
     driver = _native.make_driver(NAME, PAGE)
@@ -286,21 +246,6 @@ def test_a_reservation_that_fails_leaves_nothing(nth):
     emulated_nvidia.fail(MAP, 1, GPU_IS_LOST)
     with pytest.raises(DriverError):
         driver.reserve(nth * CHUNK, REGION)
-    assert held() == before
-
-
-@pytest.mark.parametrize("nth", [1, 2, 3])
-def test_a_release_that_fails_leaves_the_reservation_as_it_was(nth):
-    driver = _native.make_driver(NAME, PAGE)
-    before = held()
-    base = driver.reserve(3 * CHUNK, REGION)
-    emulated_nvidia.fail("UVM_UNMAP_EXTERNAL", nth, GPU_IS_LOST)
-    with pytest.raises(DriverError, match="release_reservation"):
-        driver.release_reservation(base)
-    assert all(
-        ctypes.string_at(base + place, 64) == bytes(64) for place in range(0, 3 * CHUNK, REGION)
-    )
-    driver.release_reservation(base)
     assert held() == before
 
 

@@ -27,7 +27,7 @@ from nvidia_machine import (
 )
 
 from pyvattn import _native
-from pyvattn.errors import ConfigError, DriverError, DriverUnavailable, OutOfMemory
+from pyvattn.errors import ConfigError, DriverError, OutOfMemory
 
 emulated_cuda, emulated_nvidia = _native.emulated_cuda, _native.emulated_nvidia
 
@@ -163,26 +163,6 @@ def test_two_drivers_in_one_process_do_not_see_each_other():
     assert held() == NOTHING
 
 
-def test_no_call_goes_from_one_reservation_into_the_next():
-    """Reservations may lie side by side; here they do."""
-    space = Space(NAME, PAGE, regions=2)
-    page = space.page
-    first = space.driver.reserve(2 * space.bytes, REGION)
-    second = space.driver.reserve(2 * space.bytes, REGION)
-    assert second == first + 2 * space.bytes
-    batch = [
-        _native.MapEntry(second - page, page, space.slab, 0),
-        _native.MapEntry(second, page, space.slab, page),
-    ]
-    space.driver.map(batch)
-    space.driver.zero([(second - page, page), (second, page)])
-    space.driver.unmap(batch)
-    for address in (first, second):
-        space.driver.release_reservation(address)
-    space.close()
-    assert held() == NOTHING
-
-
 # --- failures ---
 
 
@@ -282,21 +262,6 @@ def test_a_reservation_that_cuda_refuses_leaves_nothing(function, nth):
     assert held() == before
 
 
-@pytest.mark.parametrize("nth", [1, 2, 3])
-def test_a_release_that_fails_leaves_the_reservation_as_it_was(nth):
-    driver = _native.make_driver(NAME, PAGE)
-    before = held()
-    base = driver.reserve(3 * CHUNK, REGION)
-    emulated_nvidia.fail(UNMAP, nth, GPU_IS_LOST)
-    with pytest.raises(DriverError, match="release_reservation"):
-        driver.release_reservation(base)
-    assert all(
-        ctypes.string_at(base + place, 64) == bytes(64) for place in range(0, 3 * CHUNK, REGION)
-    )
-    driver.release_reservation(base)
-    assert held() == before
-
-
 @pytest.mark.parametrize("name", ["NV_ESC_RM_ALLOC", MAP, UNMAP])
 def test_a_slab_that_fails_leaves_nothing(space, name):
     before = held()
@@ -312,27 +277,6 @@ def test_a_slab_that_the_driver_will_not_free_is_kept(space):
         space.driver.free_slab(space.slab)
     space.driver.map([space.entry(0)])
     space.driver.unmap([space.entry(0)])
-
-
-@pytest.mark.parametrize(
-    "name", ["NV_ESC_REGISTER_FD", "NV_ESC_RM_ALLOC", "NV_ESC_RM_CONTROL", MAP, UNMAP]
-)
-def test_a_start_that_fails_at_any_call_leaves_nothing(name):
-    nth, failures = 1, 0
-    while True:
-        start()
-        emulated_nvidia.fail_call(name, nth, errno.EIO)
-        try:
-            driver = _native.make_driver(NAME, PAGE)
-        except (DriverError, DriverUnavailable):
-            failures += 1
-        else:
-            if emulated_nvidia.calls(name) < nth:
-                break
-            del driver  # the watcher refused the probe, as it always does
-        assert held() == NOTHING
-        nth += 1
-    assert failures > 0
 
 
 def test_a_roll_back_that_fails_closes_the_driver_for_good():
