@@ -311,12 +311,11 @@ class KVCache(Opened):
 
     def _recover_dropped(self) -> None:
         """Release what was dropped before its first step, and report the rest."""
-        _report(self._lost_slots())
+        if self._native.any_dropped:
+            _report(self._lost_slots())
 
     def _lost_slots(self) -> list[Slot]:
         """Return slots with tokens that were dropped since the last call; release others."""
-        if not self._native.any_dropped:
-            return []
         live = self.live_slots()
         self._dropped = [slot for slot in self._dropped if slot in live]
         lost = []

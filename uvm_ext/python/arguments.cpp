@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "python/arguments.hpp"
-#if PY_VERSION_HEX < 0x030B0000
-#include <longintrepr.h>
-#endif
 
 #include <cstring>
 
@@ -10,21 +7,6 @@ namespace pyvattn::python {
 namespace {
 
 constexpr std::size_t kMostShown = 80;
-
-// Whether `value` is an int of one digit, and what it is: lengths nearly always are,
-// and reading them through PyLong_AsLongLong is half the cost of a steady step.
-bool is_one_digit(PyObject* value, std::int64_t& number) {
-  if (!PyLong_CheckExact(value)) return false;
-  auto* digits = reinterpret_cast<PyLongObject*>(value);
-#if PY_VERSION_HEX >= 0x030C0000
-  if (PyUnstable_Long_IsCompact(digits) == 0) return false;
-  number = PyUnstable_Long_CompactValue(digits);
-#else
-  if (Py_SIZE(value) != 1) return false;
-  number = static_cast<std::int64_t>(digits->ob_digit[0]);
-#endif
-  return true;
-}
 
 std::string without_control_characters(const std::string& text) {
   std::string plain;

@@ -7,6 +7,9 @@
 
 #include "base/errors.hpp"
 #include "python/bindings.hpp"
+#if PY_VERSION_HEX < 0x030B0000
+#include <longintrepr.h>
+#endif
 
 namespace pyvattn::python {
 
@@ -18,6 +21,21 @@ class ArgumentError : public Error {
 // The repr of an object for a message: one line, not too long, without control characters.
 // Runs Python code.
 std::string shown(py::handle object);
+
+// Whether `value` is an int of one digit, and what it is. Lengths nearly always are, and a
+// call for each of them would be half the cost of a steady step.
+inline bool is_one_digit(PyObject* value, std::int64_t& number) {
+  if (!PyLong_CheckExact(value)) return false;
+  auto* digits = reinterpret_cast<PyLongObject*>(value);
+#if PY_VERSION_HEX >= 0x030C0000
+  if (PyUnstable_Long_IsCompact(digits) == 0) return false;
+  number = PyUnstable_Long_CompactValue(digits);
+#else
+  if (Py_SIZE(value) != 1) return false;
+  number = static_cast<std::int64_t>(digits->ob_digit[0]);
+#endif
+  return true;
+}
 
 // The length that an int of any kind stands for, if it can be read without running Python
 // code and fits.

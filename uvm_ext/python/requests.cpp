@@ -18,10 +18,8 @@ std::vector<SlotLength>& spare() {
 
 }  // namespace
 
-Requests::Requests() {
-  list_.swap(spare());
-  list_.clear();
-}
+// What the last call left there is overwritten: to clear it would mean writing all of it twice.
+Requests::Requests() { list_.swap(spare()); }
 
 Requests::~Requests() {
   if (list_.capacity() > spare().capacity()) list_.swap(spare());
@@ -41,7 +39,7 @@ bool Requests::read_plain(const py::dict& lengths, std::uint64_t cache) {
   Py_ssize_t position = 0;
   while (PyDict_Next(lengths.ptr(), &position, &key, &value) != 0) {
     next->slot = slot_ref(key, cache);
-    if (!read_plain_length(value, next->length)) return false;
+    if (!is_one_digit(value, next->length) && !read_plain_length(value, next->length)) return false;
     ++next;
   }
   return true;
