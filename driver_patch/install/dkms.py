@@ -14,9 +14,10 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from driver_patch.install.install import Plan
+from driver_patch.install.install import Plan, plan_undo
 from driver_patch.install.journal import DKMS_JOURNAL, Journal
 from driver_patch.install.machine import Machine, Refused, Unavailable
 from driver_patch.install.sources import script
@@ -98,14 +99,9 @@ def plan_install(machine: Machine) -> Plan:
         config: existing + line.encode(),
     }
     about = {"release": package.version, "rebuild": package.commands("KERNEL")}
-
-    def install() -> list[str]:
-        journal.apply(files, about, check=None)
-        return []
-
     return Plan(
         "Let DKMS build the patched nvidia-uvm",
-        install,
+        partial(journal.apply, files, about),
         facts=[("DKMS package", f"{package.name} {package.version} ({package.tree})")],
         steps=[f"write {path}" for path in files],
         notes=[
@@ -119,24 +115,14 @@ def plan_install(machine: Machine) -> Plan:
 
 def plan_uninstall(machine: Machine) -> Plan:
     """Work out how the DKMS configuration is put back as it was, and touch nothing."""
-    plan = Plan("Let DKMS build nvidia-uvm as NVIDIA made it")
     journal = Journal(machine, DKMS_JOURNAL)
-    record = journal.read()
-    if record is None:
-        plan.notes.append("pyvattn has changed no DKMS configuration.")
-        return plan
-    journal.require_ours(record)
-    plan.steps += [f"{'put back' if e.before else 'remove'} {e.path}" for e in record.entries]
+    plan, record = plan_undo("Let DKMS build nvidia-uvm as NVIDIA made it", journal)
     plan.notes.append(
         "Modules that DKMS has built stay until you build them anew: "
         f"{record.about.get('rebuild', '')} for each kernel."
+        if record
+        else "pyvattn has changed no DKMS configuration."
     )
-
-    def uninstall() -> list[str]:
-        journal.undo()
-        return []
-
-    plan.carry_out = uninstall
     return plan
 
 

@@ -35,7 +35,7 @@ class Plan:
     """
 
     title: str
-    carry_out: Callable[[], Sequence[str]] = tuple
+    carry_out: Callable[[], Sequence[str] | None] = tuple
     facts: list[tuple[str, str]] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -52,7 +52,7 @@ def carry_out(machine: Machine, make_plan: Callable[[], Plan]) -> Sequence[str]:
         plan = make_plan()
         if plan.steps and (denied := machine.denied()):
             raise Refused(denied)
-        return plan.carry_out()
+        return plan.carry_out() or ()
 
 
 def plan_install(machine: Machine, request: Request) -> Plan:
@@ -159,18 +159,14 @@ def plan_uninstall(machine: Machine, allow_in_use: bool = False, reload: bool = 
         Refused: something stands in the way; says what, and the remedy.
     """
     journal = Journal(machine)
-    record = journal.read()
-    plan = Plan(f"Remove the patched nvidia-uvm for kernel {machine.kernel}")
+    plan, record = plan_undo(f"Remove the patched nvidia-uvm for kernel {machine.kernel}", journal)
     if record is None:
-        plan.carry_out = journal.sweep
         plan.notes.append(f"pyvattn has installed no module for kernel {machine.kernel}.")
         if Journal(machine, DKMS_JOURNAL).read() is not None:
             plan.notes.append("DKMS builds the patch: --dkms (make DKMS=1) takes that back.")
         return plan
-    journal.require_ours(record)
     staged = _is_staging(machine, record)
     plan.facts.append(("installed", _earlier(record)))
-    plan.steps += [f"{'put back' if e.before else 'remove'} {e.path}" for e in record.entries]
     if not staged:
         plan.steps.append("run depmod")
         if record.state == INSTALLED:
@@ -192,6 +188,16 @@ def plan_uninstall(machine: Machine, allow_in_use: bool = False, reload: bool = 
 
     plan.carry_out = uninstall
     return plan
+
+
+def plan_undo(title: str, journal: Journal) -> tuple[Plan, Record | None]:
+    """Begin a plan that puts back what ``journal`` has changed, and return what it says."""
+    plan, record = Plan(title, journal.sweep), journal.read()
+    if record is not None:
+        journal.require_ours(record)
+        plan.carry_out = journal.undo
+        plan.steps += [f"{'put back' if e.before else 'remove'} {e.path}" for e in record.entries]
+    return plan, record
 
 
 def our_files(machine: Machine, stem: str) -> tuple[Path, Path]:

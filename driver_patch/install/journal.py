@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -86,7 +87,10 @@ class Journal:
             ) from error
 
     def apply(
-        self, files: Mapping[Path, bytes], about: dict[str, str], check: Callable[[], None] | None
+        self,
+        files: Mapping[Path, bytes],
+        about: dict[str, str],
+        check: Callable[[], None] | None = None,
     ) -> None:
         """Write ``files`` and call ``check``; if anything fails, undo it all.
 
@@ -172,7 +176,7 @@ class Journal:
             raise
         for entry in entries:
             if entry.before:
-                _write(entry.backup, entry.path.read_bytes(), entry.path.stat())
+                _copy(entry.path, entry.backup)
 
     def _undo(self) -> None:
         record = self.read()
@@ -184,7 +188,7 @@ class Journal:
             if not entry.before:
                 _remove(entry.path)
             elif entry.backup.exists():
-                _write(entry.path, entry.backup.read_bytes(), entry.backup.stat())
+                _copy(entry.backup, entry.path)
         folders = list(record.directories)
         modules = self._machine.modules
         if (modules / "modules.dep").exists():
@@ -207,12 +211,11 @@ class Journal:
             raise Failed(f"{self._path}: vanished while it was needed")
         self._write_record(replace(record, state=state))
 
-    def sweep(self) -> tuple[str, ...]:
+    def sweep(self) -> None:
         """Where there is no record: remove what a run left that died before it wrote one."""
         _remove(self._path)
         folder = self._machine.path(_FOLDER)
         _remove_empty([folder.parent, folder, self._home])
-        return ()
 
     def _stay_inside(self, path: Path) -> None:
         root = self._machine.root
@@ -283,23 +286,24 @@ def _partial(path: Path) -> Path:
     return path.with_name(path.name + _PARTIAL_SUFFIX)
 
 
-def _write(path: Path, data: bytes, like: os.stat_result | None = None) -> None:
-    """Replace ``path`` as one step that is on disk when this returns.
+def _copy(source: Path, path: Path) -> None:
+    """Replace ``path`` by a copy with mode, owner and times of ``source``."""
+    _write(path, source.read_bytes(), source)
 
-    Mode, owner and modification time are those of ``like``.
-    """
+
+def _write(path: Path, data: bytes, like: Path | None = None) -> None:
+    """Replace ``path`` as one step that is on disk when this returns."""
     temporary = _partial(path)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(descriptor, 0o644 if like is None else like.st_mode & 0o7777)
-            if like is not None:
-                if os.geteuid() == 0:
-                    os.fchown(descriptor, like.st_uid, like.st_gid)
-                os.utime(descriptor, ns=(like.st_mtime_ns, like.st_mtime_ns))
-            os.fsync(descriptor)
+        temporary.touch(0o600)
+        temporary.write_bytes(data)
+        if like is None:
+            temporary.chmod(0o644)
+        else:
+            if os.geteuid() == 0:
+                shutil.chown(temporary, like.stat().st_uid, like.stat().st_gid)
+            shutil.copystat(like, temporary)
+        _sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -315,9 +319,9 @@ def _remove(path: Path) -> None:
         _sync(path.parent)
 
 
-def _sync(folder: Path) -> None:
-    """Bring the names in a directory to disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: Path) -> None:
+    """Bring a file, or the names in a directory, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

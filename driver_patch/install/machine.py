@@ -206,16 +206,18 @@ class Machine:
             Refused: a process does.
         """
         if users := self.gpu_users().blocking:
-            raise Refused(
-                f"the GPU is in use by {'; '.join(users)}. Stop them first, or let the change take "
-                "effect at the next boot (--allow-in-use, make ALLOW_IN_USE=1)."
-            )
-        if (loaded := self.loaded_uvm()) and loaded.references:
-            raise Refused(
+            why = f"the GPU is in use by {'; '.join(users)}. Stop them first"
+        elif (loaded := self.loaded_uvm()) and loaded.references:
+            why = (
                 f"nvidia_uvm is in use {loaded.references} times by processes that cannot be seen "
-                "from here (not root, or in another container). Run this as root on the host, or "
-                "let the change take effect at the next boot (--allow-in-use, make ALLOW_IN_USE=1)."
+                "from here (not root, or in another container). Run this as root on the host"
             )
+        else:
+            return
+        raise Refused(
+            f"{why}, or let the change take effect at the next boot (--allow-in-use, make "
+            "ALLOW_IN_USE=1)."
+        )
 
     def denied(self) -> str:
         """Say which places may not be written to; an empty string where all may."""
