@@ -42,17 +42,6 @@ RELIED_ON = [
     ("v1/core/sched/scheduler.py", "Scheduler", "__init__", ()),
     ("v1/core/sched/async_scheduler.py", "AsyncScheduler", "", ()),
     ("v1/kv_cache_interface.py", "FullAttentionSpec", "", ()),
-    # Its KV cache manager, whose free queue is put in order.
-    ("v1/core/kv_cache_manager.py", "KVCacheManager", "allocate_slots", (
-        "request", "num_new_tokens", "num_new_computed_tokens", "new_computed_blocks",
-        "num_lookahead_tokens")),
-    ("v1/core/kv_cache_manager.py", "KVCacheManager", "free", ("request",)),
-    ("v1/core/kv_cache_manager.py", "KVCacheManager", "pop_blocks_for_free", ("request",)),
-    ("v1/core/kv_cache_manager.py", "KVCacheManager", "get_blocks", ("request_id",)),
-    ("v1/core/kv_cache_manager.py", "KVCacheBlocks", "get_block_ids", ()),
-    ("v1/core/kv_cache_utils.py", "FreeKVCacheBlockQueue", "remove", ("block",)),
-    ("v1/core/kv_cache_utils.py", "FreeKVCacheBlockQueue", "prepend_n", ("blocks",)),
-    ("v1/core/block_pool.py", "BlockPool", "get_num_free_blocks", ()),
 ]  # fmt: skip
 
 # Attributes that are read or set, as they stand in the text of a file.
@@ -68,9 +57,6 @@ MENTIONED = [
     ("v1/worker/gpu_model_runner.py", "self.input_batch.block_table"),
     ("v1/worker/block_table.py", "self.num_blocks_per_row"),
     ("v1/core/sched/scheduler.py", "self.num_lookahead_tokens"),
-    ("v1/core/sched/scheduler.py", "self.kv_cache_manager"),
-    ("v1/core/kv_cache_manager.py", "self.block_pool"),
-    ("v1/core/kv_cache_utils.py", "self.fake_free_list_head"),
 ]
 
 

@@ -15,14 +15,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,28 +88,14 @@ def run_phase(phase: str, jobs: int, folder: Path, limit: float | None, more: li
         command += ["-n", str(jobs), "--dist", "loadgroup", "--max-worker-restart", "2"]
     print(f"\n######## {phase}: {' '.join(command)}", flush=True)
     began = time.monotonic()
-    code = run_alone(command, limit or LIMITS[phase])
+    try:
+        code = subprocess.run(command, cwd=ROOT, timeout=limit or LIMITS[phase]).returncode
+    except subprocess.TimeoutExpired:
+        code = 124
     outcome = Outcome(phase, code, time.monotonic() - began)
     if report.is_file():
         read_report(report, outcome)
     return outcome
-
-
-def run_alone(command: list[str], limit: float) -> int:
-    """Run a command; what it started is killed with it, or would hold the GPU's memory.
-
-    xdist's workers outlive a pytest that is killed, and tests start processes of their own.
-    Returns 124 where the command took longer than ``limit`` seconds.
-    """
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
-    try:
-        return process.wait(limit)
-    except subprocess.TimeoutExpired:
-        return 124
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def read_report(report: Path, outcome: Outcome) -> None:
@@ -168,6 +152,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # So that a run that is ended from outside takes its tests with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

@@ -294,7 +294,7 @@ class TestCommand:
         said = self.call("plan", *shape, "--driver", "host").output
         assert "pyvattn calibrate" in " ".join(said.split())
 
-    def test_info_names_the_constants_that_plans_use(self):
+    def test_info_says_whose_constants_plans_reckon_with(self):
         def plans():
             return json.loads(self.call("info", "--json").stdout)["plans"]["cpu"]
 

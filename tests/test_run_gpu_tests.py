@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
@@ -62,23 +61,3 @@ def test_a_run_that_does_not_count(runner, monkeypatch, tmp_path, capsys, tests,
     options = ("--phase", "together", *(("--limit", "6") if "waits" in tests else ()))
     assert run(runner, monkeypatch, tmp_path, tests, *options) == 1
     assert said in capsys.readouterr().out
-
-
-STARTS_A_PROCESS = """
-import subprocess, sys
-def test_starts_one():
-    left = "import time; time.sleep(100); print('nobody ended me')"
-    subprocess.Popen([sys.executable, "-c", left], stdout=open({pipe!r}, "w"))
-"""
-
-
-def test_what_tests_started_ends_with_them(runner, monkeypatch, tmp_path):
-    pipe = str(tmp_path / "pipe")
-    os.mkfifo(pipe)
-    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        run(runner, monkeypatch, tmp_path, STARTS_A_PROCESS.format(pipe=pipe))
-        os.set_blocking(reading, True)
-        assert os.read(reading, 100) == b""  # the end: nothing holds it open for writing
-    finally:
-        os.close(reading)

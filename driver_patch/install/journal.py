@@ -265,7 +265,7 @@ def locked(machine: Machine) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
-        raise Refused("another install or uninstall is running: wait until it ends.") from error
+        raise Refused("another install or uninstall is at work; wait for it.") from error
     finally:
         os.close(descriptor)
 

@@ -207,7 +207,7 @@ class Machine:
         """
         if users := self.gpu_users().blocking:
             raise Refused(
-                f"the GPU is in use by {'; '.join(users)}. Stop them first, or let the change take "
+                f"the GPU is in use by {'; '.join(users)}. End these first, or let the change take "
                 "effect at the next boot (--allow-in-use, make ALLOW_IN_USE=1)."
             )
         if (loaded := self.loaded_uvm()) and loaded.references:

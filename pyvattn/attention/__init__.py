@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from pyvattn.attention.append import append
 from pyvattn.attention.attend import attend
+from pyvattn.attention.features import Feature
 from pyvattn.attention.flex import FlexKernel
-from pyvattn.attention.problem import Kernel, Problem
+from pyvattn.attention.kernel import Kernel
+from pyvattn.attention.problem import Problem
 from pyvattn.attention.registry import guard_needed, kernel_infos, register
 from pyvattn.kernels import KernelInfo
 
 __all__ = [
+    "Feature",
     "FlexKernel",
     "Kernel",
     "KernelInfo",

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
 
 from pyvattn.arguments import check_flag, is_number
-from pyvattn.attention.problem import Indices, Problem, check_cache
+from pyvattn.attention.indices import Indices
+from pyvattn.attention.kernel import Kernel
+from pyvattn.attention.problem import UNLIMITED, Problem, check_by_head, check_cache
 from pyvattn.attention.registry import choose
 from pyvattn.errors import ConfigError, UnsupportedError
 from pyvattn.text import shown
@@ -18,6 +20,48 @@ from pyvattn.text import shown
 if TYPE_CHECKING:
     from pyvattn.cache import KVCache
     from pyvattn.rows import RowMap
+
+
+@overload
+def attend(
+    q: Tensor,
+    cache: KVCache | RowMap,
+    layer: int,
+    slots: Indices,
+    lengths: Indices,
+    causal: bool = ...,
+    scale: float | None = ...,
+    kernel: str = ...,
+    *,
+    window_size: tuple[int, int] = ...,
+    softcap: float = ...,
+    starts: Indices | None = ...,
+    alibi_slopes: Tensor | None = ...,
+    sinks: Tensor | None = ...,
+    query_counts: Indices | None = ...,
+    return_lse: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def attend(
+    q: Tensor,
+    cache: KVCache | RowMap,
+    layer: int,
+    slots: Indices,
+    lengths: Indices,
+    causal: bool = ...,
+    scale: float | None = ...,
+    kernel: str = ...,
+    *,
+    window_size: tuple[int, int] = ...,
+    softcap: float = ...,
+    starts: Indices | None = ...,
+    alibi_slopes: Tensor | None = ...,
+    sinks: Tensor | None = ...,
+    query_counts: Indices | None = ...,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 
 
 def attend(
@@ -29,7 +73,15 @@ def attend(
     causal: bool = True,
     scale: float | None = None,
     kernel: str = "auto",
-) -> Tensor:
+    *,
+    window_size: tuple[int, int] = (UNLIMITED, UNLIMITED),
+    softcap: float = 0.0,
+    starts: Indices | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    query_counts: Indices | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Attend the queries of a batch of slots to one layer of the cache.
 
     ``q`` is ``[batch, queries, q_heads, head_dim]``; the result has its shape.
@@ -44,15 +96,35 @@ def attend(
     ``scale`` defaults to ``head_dim ** -0.5``. ``kernel="auto"`` takes the
     fastest one that can do the problem.
 
+    What some models need besides; names and meaning are FlashAttention's:
+
+    - ``window_size``: how many tokens a query sees to its left and to its right, itself
+      aside; -1 is no limit. A sliding window of W tokens is ``(W - 1, 0)``.
+    - ``softcap``: scores ``s`` become ``softcap * tanh(s / softcap)``; 0 is none.
+    - ``starts``: row ``i`` attends to tokens ``starts[i]`` to ``lengths[i] - 1`` only.
+      Nothing before them is read.
+    - ``alibi_slopes``: float32 ``[q_heads]`` or ``[batch, q_heads]``; the slope times the
+      distance between a query and a token is taken off their score.
+    - ``sinks``: float32 ``[q_heads]``, a score that takes part in each softmax and has no
+      value.
+    - ``query_counts``: row ``i`` has so many queries, which lie one row after the other in
+      ``q``, ``[total, q_heads, head_dim]``.
+
+    With ``return_lse=True`` the result is a pair: the second tensor, float32 ``[batch,
+    q_heads, queries]`` or, with ``query_counts``, ``[q_heads, total]``, is the natural
+    logarithm of the sum of the exponentials of each query's scores, sinks left out; minus
+    infinity where a query sees nothing.
+
     Raises :class:`~pyvattn.errors.ArgumentError` for what is no cache,
     :class:`~pyvattn.errors.TensorError` for shapes that do not fit,
-    :class:`~pyvattn.errors.ConfigError` for an unknown kernel or a
-    scale that is no number, and
+    :class:`~pyvattn.errors.ConfigError` for an unknown kernel, a window that is none, or a
+    scale or softcap that is no number, and
     :class:`~pyvattn.errors.UnsupportedError` for one that cannot do it, be it for
     the cache's ``guard_tokens``.
     """
     check_cache(cache)
     check_flag("causal", causal)
+    check_flag("return_lse", return_lse)
     if cache.spec.kind != "kv":
         raise UnsupportedError(
             f"attend() needs K and V heads; this cache has kind={cache.spec.kind!r}: "
@@ -60,13 +132,51 @@ def attend(
         )
     k, v = cache.layer(layer)
     scale = k.shape[-1] ** -0.5 if scale is None else scale
-    if not is_number(scale):
-        raise ConfigError(f"scale {shown(scale)}: use a number, or None for head_dim ** -0.5")
-    problem = Problem(q, k, v, slots, lengths, causal, float(scale))
+    for name, value in (("scale", scale), ("softcap", softcap)):
+        if not is_number(value):
+            raise ConfigError(f"{name} {shown(value)}: use a number, or leave it out")
+    problem = Problem(
+        q,
+        k,
+        v,
+        slots,
+        lengths,
+        causal,
+        float(scale),
+        window_size,
+        float(softcap),
+        starts,
+        alibi_slopes,
+        query_counts,
+    )
     problem.check()
-    chosen = choose(kernel, problem, cache.spec.guard_tokens)
-    if q.numel() == 0:
-        return torch.empty_like(q)
+    if sinks is not None:
+        check_by_head("sinks", sinks, q)
+    with_lse = return_lse or sinks is not None
+    chosen = choose(kernel, problem, cache.spec.guard_tokens, with_lse)
     # Kernels launch on torch's current device, which may be another one of several.
     with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
-        return chosen.attend(problem)
+        if not with_lse:
+            return _attend(chosen, problem)
+        out, lse = _attend_with_lse(chosen, problem)
+        out = out if sinks is None else _with_sinks(out, lse, sinks)
+    return (out, lse) if return_lse else out
+
+
+def _attend(kernel: Kernel, problem: Problem) -> Tensor:
+    if problem.q.numel() == 0:
+        return torch.empty_like(problem.q)
+    return kernel.attend(problem)
+
+
+def _attend_with_lse(kernel: Kernel, problem: Problem) -> tuple[Tensor, Tensor]:
+    if problem.q.numel() == 0:
+        out = torch.empty_like(problem.q)
+        return out, out.new_empty(out.shape[:-1], dtype=torch.float32).transpose(-1, -2)
+    return kernel.attend_with_lse(problem)
+
+
+def _with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
+    """Scale the result by the share of its softmax that the sinks leave."""
+    share = torch.sigmoid(lse - sinks[:, None])
+    return out * share.transpose(-1, -2)[..., None].to(out.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyvattn.attention.optional import ListedKernel, why_not_flash
 from pyvattn.attention.problem import Problem
-from pyvattn.attention.rows import blank_padding, consecutive
+from pyvattn.attention.rows import blank, consecutive
 from pyvattn.kernels import kernel_named
 
 _HEAD_DIMS = (64, 96, 128)
@@ -37,7 +37,7 @@ class FlashAttention4Kernel(ListedKernel):
         for first, end in consecutive(slots):
             rows, cached = slice(first, end), slice(slots[first], slots[first] + end - first)
             out[rows] = self._attend(problem, rows, cached)
-        return blank_padding(out, problem)
+        return blank(out, problem)
 
     def _attend(self, problem: Problem, rows: slice, cached: slice) -> Tensor:
         result = self.module().flash_attn_varlen_func(

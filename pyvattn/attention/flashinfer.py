@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pyvattn.attention.features import Feature
 from pyvattn.attention.optional import ListedKernel, why_not_flash
-from pyvattn.attention.problem import Problem, by_row
+from pyvattn.attention.problem import Problem
+from pyvattn.attention.rows import by_row
 from pyvattn.kernels import kernel_named
 
 _HEAD_DIMS = (64, 128, 256)
@@ -21,6 +23,7 @@ class FlashInferKernel(ListedKernel):
     """FlashInfer, one call for each row."""
 
     known = kernel_named("flashinfer")
+    features = frozenset((Feature.STARTS, Feature.PACKED))
 
     def unsupported(self, problem: Problem) -> str | None:
         """Say what FlashInfer does not take."""
@@ -28,7 +31,7 @@ class FlashInferKernel(ListedKernel):
 
     def attend(self, problem: Problem) -> Tensor:
         """Attend to one row after the other."""
-        return by_row(problem, lambda q, k, v: self._attend(problem, q, k, v))
+        return by_row(problem, lambda row: self._attend(problem, row.q, row.k, row.v))
 
     def _attend(self, problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         library = self.module()

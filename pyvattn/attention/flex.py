@@ -23,10 +23,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
 from pyvattn.arguments import check_callable, check_name, check_type
-from pyvattn.attention.problem import TORCH_DTYPES, Kernel, Problem, by_row
+from pyvattn.attention.features import Feature
+from pyvattn.attention.kernel import Kernel
+from pyvattn.attention.problem import TORCH_DTYPES, UNLIMITED, Problem
+from pyvattn.attention.rows import Row, by_row, by_row_with_lse
 from pyvattn.kernels import kernel_named
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -40,6 +43,7 @@ class FlexKernel(Kernel):
     """FlexAttention, one call for each row; compiled on CUDA, plain torch on the CPU."""
 
     supports = kernel_named("flex").supports
+    features = frozenset(Feature)
     guard_tokens = 0
 
     def __init__(
@@ -66,42 +70,62 @@ class FlexKernel(Kernel):
     def attend(self, problem: Problem) -> Tensor:
         """Attend to one row after the other."""
         check_type("problem", problem, Problem)
-        attended = iter([row for row, length in enumerate(problem.host_lengths) if length])
-        return by_row(problem, lambda q, k, v: self._attend(problem, next(attended), q, k, v))
+        return by_row(problem, lambda row: self._attend(problem, row)[0].transpose(0, 1))
 
-    def _attend(self, problem: Problem, row: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend_with_lse(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        """Attend to one row after the other."""
+        check_type("problem", problem, Problem)
+
+        def attend_row(row: Row) -> tuple[Tensor, Tensor]:
+            out, aux = self._attend(problem, row, return_aux=AuxRequest(lse=True))
+            return out[0].transpose(0, 1), aux.lse[0]
+
+        return by_row_with_lse(problem, attend_row)
+
+    def _attend(self, problem: Problem, row: Row, **options: Any) -> Any:
+        q, k, v = row.q, row.k, row.v
         on_cuda = q.device.type == "cuda"
         call = _compiled() if on_cuda else flex_attention
         # The kernel for decode takes all queries of a KV head as one block, which spills
         # registers where they are many: the general kernel is far faster there.
         many = on_cuda and q.shape[0] * q.shape[1] > _MOST_DECODED * k.shape[1]
-        # Tensors, so that new values do not compile the kernel again; filled on the device,
-        # because a copy from the host would make each row wait for the one before.
-        first = torch.full((), k.shape[0] - q.shape[0], device=q.device)
-        batch = torch.full((), row, device=q.device)
-        out: Tensor = call(
+        return call(
             q.transpose(0, 1)[None],
             k.transpose(0, 1)[None],
             v.transpose(0, 1)[None],
-            score_mod=self._at_positions(problem.causal, first, batch),
+            score_mod=self._at_positions(problem, row),
             scale=problem.scale,
             enable_gqa=q.shape[1] != k.shape[1],
             kernel_options={"BACKEND": "TRITON"} if many else None,
+            **options,
         )
-        return out[0].transpose(0, 1)
 
-    def _at_positions(self, causal: bool, first: Tensor, batch: Tensor) -> ScoreMod:
-        """Return the user's functions and the causal mask as one, on token positions."""
+    def _at_positions(self, problem: Problem, row: Row) -> ScoreMod:
+        """Return the user's functions and the problem's own as one, on token positions."""
         score_mod, mask_mod = self._score_mod, self._mask_mod
+        left, right = problem.bounds
+        softcap, slopes = problem.softcap, row.slopes(problem)
+        # Tensors, so that new values do not compile the kernel again; filled on the device,
+        # because a copy from the host would make each row wait for the one before.
+        start, first, batch = (
+            torch.full((), value, device=row.q.device)
+            for value in (row.start, row.start + row.first, row.index)
+        )
 
         def modified(score: Tensor, _: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            position = query + first
+            position, token = query + first, key + start
+            if softcap:
+                score = softcap * torch.tanh(score / softcap)
             if score_mod is not None:
-                score = score_mod(score, batch, head, position, key)
+                score = score_mod(score, batch, head, position, token)
+            if slopes is not None:
+                score = score - slopes[head] * (position - token).abs()
             if mask_mod is not None:
-                score = torch.where(mask_mod(batch, head, position, key), score, -float("inf"))
-            if causal:
-                score = torch.where(position >= key, score, -float("inf"))
+                score = torch.where(mask_mod(batch, head, position, token), score, -float("inf"))
+            if left != UNLIMITED:
+                score = torch.where(position - token <= left, score, -float("inf"))
+            if right != UNLIMITED:
+                score = torch.where(token - position <= right, score, -float("inf"))
             return score
 
         return modified

@@ -9,7 +9,8 @@ from types import ModuleType
 
 import torch
 
-from pyvattn.attention.problem import Kernel, Problem
+from pyvattn.attention.kernel import Kernel
+from pyvattn.attention.problem import Problem
 from pyvattn.kernels import KnownKernel, not_installed, why_not_capable
 
 FLASH_DTYPES = (torch.float16, torch.bfloat16)

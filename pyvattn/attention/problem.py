@@ -1,57 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a kernel is given, and what it must offer."""
+"""What a kernel is given."""
 
 from __future__ import annotations
 
-import operator
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from pyvattn.errors import ArgumentError, TensorError
+from pyvattn.attention.features import Feature
+from pyvattn.attention.indices import Indices, check_indices, outside, to_device, to_host
+from pyvattn.errors import ArgumentError, ConfigError, TensorError
 from pyvattn.text import shown
-
-# Slots and lengths come from an engine's bookkeeping (ints) or, where a CUDA
-# graph is captured, live in tensors whose values the host never reads.
-Indices = Sequence[int] | Tensor
 
 # What torch's own attention takes, on every device.
 TORCH_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-
-class KnownIndices(tuple[int, ...]):
-    """Indices that the host knows and that lie on a device as well.
-
-    Kernels of either kind read them without a transfer. ``tensor`` is int32.
-    """
-
-    tensor: Tensor
-
-    @classmethod
-    def of(cls, values: Sequence[int], tensor: Tensor) -> KnownIndices:
-        """Join ``values`` and the tensor that holds the same."""
-        indices = cls(values)
-        indices.tensor = tensor.to(torch.int32)
-        return indices
+# A side of a window that has no end.
+UNLIMITED = -1
 
 
 @dataclass(frozen=True)
 class Problem:
     """One layer's attention for a batch of slots.
 
-    ``q`` is ``[batch, queries, q_heads, head_dim]``; ``k`` and ``v`` are a
-    layer's ``[slots, tokens, kv_heads, head_dim]`` with any strides but a
-    contiguous last dimension. Row ``i`` attends to the first ``lengths[i]``
-    tokens of slot ``slots[i]``.
+    ``q`` is ``[batch, queries, q_heads, head_dim]`` or, packed, ``[total, q_heads,
+    head_dim]`` with ``query_counts[i]`` queries of row ``i``, one row after the other;
+    ``k`` and ``v`` are a layer's ``[slots, tokens, kv_heads, head_dim]`` with any strides
+    but a contiguous last dimension. Row ``i`` attends to tokens ``starts[i]`` (default 0)
+    to ``lengths[i] - 1`` of slot ``slots[i]``.
 
-    Queries are right-aligned: the last one stands at token ``lengths[i] - 1``.
-    Where ``causal``, a row with fewer tokens than queries has queries before its
-    first token; they see nothing, and their result is zero. Otherwise every query
-    sees all tokens of its row. A row of no tokens is zero.
+    Queries are right-aligned: the last one of a row stands at token ``lengths[i] - 1``.
+    Where ``causal``, a row with fewer tokens than queries has queries before its first
+    token; they see nothing, and their result is zero. Otherwise every query sees all
+    tokens of its row. A row of no tokens is zero.
+
+    A query at token ``p`` sees tokens ``p - left`` to ``p + right`` of ``window_size =
+    (left, right)``, -1 for no limit. A score ``s`` becomes ``softcap * tanh(s /
+    softcap)``, unless that is zero, and ``slope * |p - token|`` is taken off it, with
+    ``alibi_slopes`` of ``[q_heads]`` or ``[batch, q_heads]``, float32.
     """
 
     q: Tensor
@@ -61,44 +51,111 @@ class Problem:
     lengths: Indices
     causal: bool
     scale: float
+    window_size: tuple[int, int] = (UNLIMITED, UNLIMITED)
+    softcap: float = 0.0
+    starts: Indices | None = None
+    alibi_slopes: Tensor | None = None
+    query_counts: Indices | None = None
+
+    @property
+    def packed(self) -> bool:
+        """Whether rows may have unequal numbers of queries."""
+        return self.query_counts is not None
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What a kernel must have to do this, the log-sum-exp aside."""
+        asked = {
+            Feature.WINDOW: self.window_size != (UNLIMITED, UNLIMITED),
+            Feature.STARTS: self.starts is not None,
+            Feature.SOFTCAP: self.softcap != 0,
+            Feature.ALIBI: self.alibi_slopes is not None,
+            Feature.PACKED: self.packed,
+        }
+        return frozenset(feature for feature, wanted in asked.items() if wanted)
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """How far a query sees to the left and to the right, causality included; -1: no limit."""
+        left, right = self.window_size
+        return left, 0 if self.causal else right
 
     @cached_property
     def host_slots(self) -> tuple[int, ...]:
         """The slots as ints; waits for the device where they are a tensor on one."""
-        return _to_host(self.slots)
+        return to_host(self.slots)
 
     @cached_property
     def host_lengths(self) -> tuple[int, ...]:
         """The lengths as ints; waits for the device where they are a tensor on one."""
-        return _to_host(self.lengths)
+        return to_host(self.lengths)
+
+    @cached_property
+    def host_starts(self) -> tuple[int, ...]:
+        """The starts as ints, zeros where there are none; waits likewise."""
+        return (0,) * len(self.lengths) if self.starts is None else to_host(self.starts)
+
+    @cached_property
+    def host_counts(self) -> tuple[int, ...]:
+        """How many queries each row has; waits likewise."""
+        if self.query_counts is None:
+            return (self.q.shape[1],) * len(self.lengths)
+        return to_host(self.query_counts)
 
     @cached_property
     def device_slots(self) -> Tensor:
         """The slots as an int32 tensor on the device of the queries."""
-        return _to_device(self.slots, self.q.device)
+        return to_device(self.slots, self.q.device)
 
     @cached_property
     def device_lengths(self) -> Tensor:
         """The lengths as an int32 tensor on the device of the queries."""
-        return _to_device(self.lengths, self.q.device)
+        return to_device(self.lengths, self.q.device)
+
+    @cached_property
+    def device_starts(self) -> Tensor | None:
+        """The starts as an int32 tensor on the device of the queries."""
+        return None if self.starts is None else to_device(self.starts, self.q.device)
+
+    @cached_property
+    def query_ends(self) -> Tensor:
+        """Where each row's queries begin in the packed ones, and the end: ``[batch + 1]``, int32.
+
+        Queries that are not packed count as if they were.
+        """
+        if self.query_counts is None:
+            batch, queries = self.q.shape[:2]
+            return torch.arange(batch + 1, dtype=torch.int32, device=self.q.device) * queries
+        counts = to_device(self.query_counts, self.q.device)
+        return pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
+
+    @property
+    def most_queries(self) -> int:
+        """The most queries of a row; of counts that the host does not know, their sum."""
+        if isinstance(self.query_counts, Tensor):
+            return self.q.shape[0]
+        return max(self.host_counts, default=0)
 
     def check(self) -> None:
-        """Raise :class:`~pyvattn.errors.TensorError` where the tensors do not fit together."""
+        """Raise a typed error where the parts do not fit together.
+
+        :class:`~pyvattn.errors.TensorError` for tensors and indices,
+        :class:`~pyvattn.errors.ConfigError` for a window or softcap that is none.
+        """
+        self._check_queries()
+        self._check_indices()
+        self._check_scores()
+
+    def _check_queries(self) -> None:
         if not isinstance(self.q, Tensor):
             raise TensorError(f"q is {shown(self.q)}: use a tensor of torch")
-        if self.q.dim() != 4:
+        counted = "total" if self.packed else "batch, queries"
+        if self.q.dim() != (3 if self.packed else 4):
             raise TensorError(
-                f"q has shape {_shape(self.q)}: use [batch, queries, q_heads, head_dim]"
+                f"q has shape {list(self.q.shape)}: use [{counted}, q_heads, head_dim]"
             )
-        for name, indices in (("slots", self.slots), ("lengths", self.lengths)):
-            _check_indices(name, indices)
-        batch, _, q_heads, head_dim = self.q.shape
-        if not batch == len(self.slots) == len(self.lengths):
-            raise TensorError(
-                f"q has {batch} rows, but there are {len(self.slots)} slots and "
-                f"{len(self.lengths)} lengths: give one of each for every row"
-            )
-        slots, tokens, kv_heads, cached_dim = self.k.shape
+        q_heads, head_dim = self.q.shape[-2:]
+        kv_heads, cached_dim = self.k.shape[-2:]
         if head_dim != cached_dim or q_heads % kv_heads:
             raise TensorError(
                 f"q has {q_heads} heads of {head_dim}, the cache {kv_heads} KV heads of "
@@ -109,103 +166,67 @@ class Problem:
                 f"q is {self.q.dtype} on {self.q.device}, the cache {self.k.dtype} on "
                 f"{self.k.device}: convert q, or make the cache with that dtype and device"
             )
-        if not isinstance(self.slots, Tensor) and (slot := _outside(self.host_slots, slots - 1)):
-            raise TensorError(f"slot {slot} is outside 0 to {slots - 1}, the cache's slots")
-        if not isinstance(self.lengths, Tensor) and (length := _outside(self.host_lengths, tokens)):
-            raise TensorError(f"length {length} is outside 0 to max_tokens={tokens}")
+
+    def _check_indices(self) -> None:
+        slots, tokens = self.k.shape[:2]
+        check_indices("slots", self.slots, None if self.packed else self.q.shape[0])
+        for name, indices, most, limit in (
+            ("slot", self.slots, slots - 1, "the cache's slots"),
+            ("length", self.lengths, tokens, "max_tokens"),
+            ("start", self.starts, tokens, "max_tokens"),
+            ("query_count", self.query_counts, self.q.shape[0], "the queries of q"),
+        ):
+            if indices is None and name in ("start", "query_count"):
+                continue
+            whole = check_indices(f"{name}s", indices, len(self.slots))
+            # A device is not waited for.
+            if isinstance(whole, Tensor):
+                continue
+            if (value := outside(to_host(whole), most)) is not None:
+                raise TensorError(f"{name} {value} is outside 0 to {most}, {limit}")
+        self._check_sum()
+
+    def _check_sum(self) -> None:
+        if self.query_counts is None or isinstance(self.query_counts, Tensor):
+            return
+        if sum(self.host_counts) != self.q.shape[0]:
+            raise TensorError(
+                f"query_counts: {sum(self.host_counts)} in all, q has {self.q.shape[0]}: "
+                "count every query once"
+            )
+
+    def _check_scores(self) -> None:
+        if not _is_window(self.window_size):
+            raise ConfigError(
+                f"window_size {shown(self.window_size)}: use (left, right) in tokens, "
+                "-1 for no limit"
+            )
+        if not (math.isfinite(self.softcap) and self.softcap >= 0):
+            raise ConfigError(f"softcap {self.softcap}: use a positive number, or 0 for none")
+        if self.alibi_slopes is not None:
+            check_by_head("alibi_slopes", self.alibi_slopes, self.q, len(self.lengths))
 
 
-class Kernel(ABC):
-    """One attention kernel; each lies in a file of its own."""
-
-    #: What ``attend(kernel=...)`` takes.
-    name: str
-    #: What the kernel takes, in a few words for people.
-    supports: str
-    #: Whether slots and lengths are read on the device only, so that a CUDA graph can hold a call.
-    capturable = False
-    #: How many tokens past a row's length the kernel may read: the cache must guard as many.
-    #: tests/gpu/overread.py measures it; what was not measured gets a cache's default guard.
-    guard_tokens = 192
-
-    def unavailable(self) -> str | None:
-        """Say why the kernel cannot run on this machine, or return ``None``."""
-        return None
-
-    def unsupported(self, problem: Problem) -> str | None:
-        """Say why the kernel cannot do ``problem``, or return ``None``."""
-        return None
-
-    @abstractmethod
-    def attend(self, problem: Problem) -> Tensor:
-        """Return the result in the shape of ``problem.q``, which has rows and queries.
-
-        The device of the queries is torch's current one.
-        """
+def check_by_head(name: str, values: object, q: Tensor, rows: int | None = None) -> None:
+    """Refuse what is not float32 ``[q_heads]`` or, with ``rows``, ``[rows, q_heads]`` beside q."""
+    heads = q.shape[-2]
+    shapes = [(heads,)] if rows is None else [(heads,), (rows, heads)]
+    wanted = " or ".join(str(list(shape)) for shape in shapes)
+    if not isinstance(values, Tensor) or tuple(values.shape) not in shapes:
+        raise TensorError(f"{name} {shown(values)}: use a tensor of shape {wanted}")
+    if values.dtype != torch.float32 or values.device != q.device:
+        raise TensorError(f"{name} is {values.dtype} on {values.device}: use float32 on {q.device}")
 
 
-def by_row(problem: Problem, attend_row: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-    """Attend row by row, for kernels that take one length at a time.
-
-    ``attend_row`` gets the queries of a row that see a token,
-    ``[queries, q_heads, dim]``, and views of its tokens' K and V,
-    ``[tokens, kv_heads, dim]``; it returns the shape of the queries. There are
-    more queries than tokens only where the problem is not causal.
-    """
-    out = torch.zeros_like(problem.q)
-    queries = problem.q.shape[1]
-    rows = zip(problem.host_slots, problem.host_lengths, strict=True)
-    for row, (slot, length) in enumerate(rows):
-        if length:
-            count = min(queries, length) if problem.causal else queries
-            k, v = problem.k[slot, :length], problem.v[slot, :length]
-            out[row, -count:] = attend_row(problem.q[row, -count:], k, v)
-    return out
+def _is_window(window_size: object) -> bool:
+    return (
+        isinstance(window_size, tuple)
+        and len(window_size) == 2
+        and all(type(side) is int and side >= UNLIMITED for side in window_size)
+    )
 
 
 def check_cache(cache: object) -> None:
     """Refuse what has no layers to attend to; benches bring caches of their own."""
     if not (hasattr(cache, "spec") and hasattr(cache, "layer")):
         raise ArgumentError(f"cache={shown(cache)}: pass a KVCache or a RowMap")
-
-
-def _check_indices(name: str, indices: Indices) -> None:
-    """Refuse what is no list of whole numbers, without waiting for a device."""
-    if isinstance(indices, KnownIndices):
-        return
-    if isinstance(indices, Tensor):
-        whole = indices.dim() == 1 and not (indices.is_floating_point() or indices.is_complex())
-    else:
-        try:
-            whole = len([operator.index(index) for index in indices]) == len(indices)
-        except TypeError:
-            whole = False
-    if not whole:
-        raise TensorError(f"{name} {shown(indices)}: use whole numbers, one for each row of q")
-
-
-def _outside(values: tuple[int, ...], most: int) -> int | None:
-    """Return a value outside 0 to ``most``, or ``None``; quick where there are none."""
-    if not values or (min(values) >= 0 and max(values) <= most):
-        return None
-    return min(values) if min(values) < 0 else max(values)
-
-
-def _to_host(indices: Indices) -> tuple[int, ...]:
-    if isinstance(indices, KnownIndices):
-        return indices
-    if isinstance(indices, Tensor):
-        indices = indices.tolist()  # one transfer for all
-    return tuple(operator.index(index) for index in indices)
-
-
-def _to_device(indices: Indices, device: torch.device) -> Tensor:
-    if isinstance(indices, KnownIndices):
-        indices = indices.tensor
-    if isinstance(indices, Tensor):
-        return indices.to(device=device, dtype=torch.int32)
-    return torch.tensor(_to_host(indices), dtype=torch.int32, device=device)
-
-
-def _shape(tensor: Tensor) -> list[int]:
-    return list(tensor.shape)

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from pyvattn.arguments import check_name, check_type
+from pyvattn.attention.features import Feature, named
 from pyvattn.attention.flash_attn2 import FlashAttention2Kernel
 from pyvattn.attention.flash_attn3 import FlashAttention3Kernel
 from pyvattn.attention.flash_attn4 import FlashAttention4Kernel
 from pyvattn.attention.flashinfer import FlashInferKernel
 from pyvattn.attention.flex import FlexKernel
-from pyvattn.attention.problem import Kernel, Problem
+from pyvattn.attention.kernel import Kernel
+from pyvattn.attention.problem import Problem
 from pyvattn.attention.reference import ReferenceKernel
 from pyvattn.attention.sdpa import SdpaKernel
 from pyvattn.attention.sdpa_backends import sdpa_backends
@@ -64,21 +66,25 @@ def guard_needed() -> int:
     )
 
 
-def choose(name: str, problem: Problem, guard_tokens: int | None = None) -> Kernel:
+def choose(
+    name: str, problem: Problem, guard_tokens: int | None = None, with_lse: bool = False
+) -> Kernel:
     """Return the kernel called ``name``, or for ``auto`` the first that can do ``problem``.
 
     ``guard_tokens`` are those of the cache; a kernel that reads further past a row's
-    length cannot do the problem. ``None`` is for memory that needs no guard.
+    length cannot do the problem. ``None`` is for memory that needs no guard. ``with_lse``
+    asks for one that returns the log-sum-exp.
     """
     check_name("kernel", name, such_as="auto")
+    features = problem.features | ({Feature.LSE} if with_lse else set())
     if name != "auto":
         kernel = _find(name)
-        if reason := _objection(kernel, problem, guard_tokens):
+        if reason := _objection(kernel, problem, features, guard_tokens):
             raise UnsupportedError(f"kernel {name!r}: {reason}; use kernel='auto'")
         return kernel
     objections = []
     for kernel in _KERNELS.values():
-        reason = _objection(kernel, problem, guard_tokens)
+        reason = _objection(kernel, problem, features, guard_tokens)
         if reason is None:
             return kernel
         objections.append(f"{kernel.name}: {reason}")
@@ -92,8 +98,14 @@ def _find(name: str) -> Kernel:
     return _KERNELS[name]
 
 
-def _objection(kernel: Kernel, problem: Problem, guard_tokens: int | None) -> str | None:
-    if reason := kernel.unavailable() or kernel.unsupported(problem):
+def _objection(
+    kernel: Kernel, problem: Problem, features: frozenset[Feature], guard_tokens: int | None
+) -> str | None:
+    if reason := kernel.unavailable():
+        return reason
+    if lacking := features - kernel.features:
+        return f"does not do {named(lacking)}"
+    if reason := kernel.unsupported(problem):
         return reason
     if guard_tokens is not None and kernel.guard_tokens > guard_tokens:
         return (

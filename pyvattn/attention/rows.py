@@ -1,28 +1,136 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kernels that take a whole batch share."""
+"""A batch taken row by row, and what kernels that take it whole share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pyvattn.attention.problem import Problem
+from pyvattn.attention.problem import UNLIMITED, Problem
 
 
-def blank_padding(out: Tensor, problem: Problem) -> Tensor:
-    """Return ``out`` with zeros where a query stands before its row's first token.
+@dataclass(frozen=True)
+class Row:
+    """One row's queries, ``[queries, q_heads, dim]``, and views of the tokens that it attends to.
 
-    Without a causal mask it sees its row all the same, and ``out`` stays as it is. The
-    host reads no value, so the call can be captured.
+    ``k`` and ``v`` are ``[tokens, kv_heads, dim]``. ``index`` is the row's place in the batch,
+    ``start`` the token of the slot at which ``k`` begins.
     """
-    queries = out.shape[1]
-    if queries == 1 or not problem.causal:
+
+    index: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    start: int
+
+    @property
+    def first(self) -> int:
+        """Where the first query stands among the tokens of ``k``, the last at the last of them."""
+        return self.k.shape[0] - self.q.shape[0]
+
+    def slopes(self, problem: Problem) -> Tensor | None:
+        """The ALiBi slopes of the row, ``[q_heads]``."""
+        slopes = problem.alibi_slopes
+        return slopes[self.index] if slopes is not None and slopes.dim() == 2 else slopes
+
+
+def by_row(problem: Problem, attend_row: Callable[[Row], Tensor]) -> Tensor:
+    """Attend row by row, for kernels that take one length at a time.
+
+    ``attend_row`` returns the shape of the row's queries. Where the problem is causal it
+    gets those that stand at a token; otherwise all of them.
+    """
+    out = torch.zeros_like(problem.q)
+    for row, place in _rows(problem, out):
+        place.copy_(attend_row(row))
+    return out
+
+
+def by_row_with_lse(
+    problem: Problem, attend_row: Callable[[Row], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """As :func:`by_row`; ``attend_row`` also returns the log-sum-exp, ``[q_heads, queries]``."""
+    out = torch.zeros_like(problem.q)
+    # of queries in the order of q, as `out` has them; heads come to the front at the end
+    sums = torch.full(
+        problem.q.shape[:-1], -torch.inf, dtype=torch.float32, device=problem.q.device
+    )
+    for (row, place), (_, its_sums) in zip(_rows(problem, out), _rows(problem, sums), strict=True):
+        attended, lse = attend_row(row)
+        place.copy_(attended)
+        its_sums.copy_(lse.transpose(0, 1))
+    return out, sums.transpose(-1, -2)
+
+
+def _rows(problem: Problem, out: Tensor) -> Iterator[tuple[Row, Tensor]]:
+    """Yield each row that has queries and tokens, and where in ``out`` its result belongs."""
+    end = 0
+    numbers = zip(
+        problem.host_slots,
+        problem.host_starts,
+        problem.host_lengths,
+        problem.host_counts,
+        strict=True,
+    )
+    for index, (slot, start, length, queries) in enumerate(numbers):
+        end += queries
+        tokens = length - start
+        count = min(queries, tokens) if problem.causal else queries
+        if tokens <= 0 or count == 0:
+            continue
+        if problem.packed:
+            q, place = problem.q[end - count : end], out[end - count : end]
+        else:
+            q, place = problem.q[index, -count:], out[index, -count:]
+        seen = slice(start, length)
+        yield Row(index, q, problem.k[slot, seen], problem.v[slot, seen], start), place
+
+
+def blank(out: Tensor, problem: Problem) -> Tensor:
+    """Return ``out`` with zeros for queries that see nothing; the host reads no value."""
+    if (unseeing := _unseeing(problem)) is None:
         return out
-    first = queries - problem.device_lengths[:, None]
-    padding = torch.arange(queries, device=out.device)[None, :] < first
-    return out.masked_fill(padding[:, :, None, None], 0)
+    return out.masked_fill(unseeing[..., None, None], 0)
+
+
+def blank_lse(lse: Tensor, problem: Problem) -> Tensor:
+    """Return ``lse``, heads before queries, with minus infinity for queries that see nothing."""
+    if (unseeing := _unseeing(problem)) is None:
+        unseeing = (problem.device_lengths <= 0)[:, None]
+    return lse.masked_fill(unseeing[..., None, :], -torch.inf)
+
+
+def _unseeing(problem: Problem) -> Tensor | None:
+    """Return which queries see no token, ``[batch, queries]`` or ``[total]``.
+
+    ``None`` where that is only those of rows without tokens, which kernels know by themselves.
+    """
+    left, right = problem.bounds
+    if problem.most_queries == 1 and problem.starts is None:
+        return None
+    if not problem.causal and (left, right) == (UNLIMITED, UNLIMITED) and problem.starts is None:
+        return None
+    position, starts, lengths = _positions(problem)
+    last = lengths - 1 if right == UNLIMITED else torch.minimum(position + right, lengths - 1)
+    first = starts if left == UNLIMITED else torch.maximum(position - left, starts)
+    return last < first
+
+
+def _positions(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where each query stands in its slot, and its row's start and length beside it."""
+    lengths = problem.device_lengths
+    starts = torch.zeros_like(lengths) if problem.device_starts is None else problem.device_starts
+    ends = problem.query_ends
+    if not problem.packed:
+        queries = problem.q.shape[1]
+        behind = queries - torch.arange(queries, device=lengths.device)
+        return lengths[:, None] - behind, starts[:, None], lengths[:, None]
+    query = torch.arange(problem.q.shape[0], dtype=torch.int32, device=lengths.device)
+    row = torch.searchsorted(ends[1:], query, right=True)
+    return lengths[row] - (ends[1:][row] - query), starts[row], lengths[row]
 
 
 def consecutive(slots: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -8,12 +8,14 @@ and none pays for the longest.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from pyvattn.attention.features import Feature
 from pyvattn.attention.optional import ListedKernel
-from pyvattn.attention.problem import TORCH_DTYPES, Problem, by_row
+from pyvattn.attention.problem import TORCH_DTYPES, Problem
+from pyvattn.attention.rows import Row, by_row
+from pyvattn.attention.scores import alibi, visible
 from pyvattn.kernels import kernel_named
 
 
@@ -21,6 +23,7 @@ class SdpaKernel(ListedKernel):
     """torch's own attention: runs wherever torch does."""
 
     known = kernel_named("sdpa")
+    features = frozenset((Feature.WINDOW, Feature.STARTS, Feature.ALIBI, Feature.PACKED))
 
     def unsupported(self, problem: Problem) -> str | None:
         """Say which dtype torch does not take."""
@@ -30,22 +33,23 @@ class SdpaKernel(ListedKernel):
 
     def attend(self, problem: Problem) -> Tensor:
         """Attend to one row after the other."""
-        return by_row(problem, lambda q, k, v: _attend_row(q, k, v, problem.causal, problem.scale))
+        return by_row(problem, lambda row: _attend_row(row, problem))
 
 
-def _attend_row(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
-    """Attend ``[queries, q_heads, dim]`` to ``[tokens, kv_heads, dim]``."""
-    if q.shape[0] == 1:
-        return _attend_one(q, k, v, scale)
-    mask = _causal_mask(q.shape[0], k.shape[0], q.device) if causal else None
+def _attend_row(row: Row, problem: Problem) -> Tensor:
+    unmasked = not problem.features & {Feature.WINDOW, Feature.ALIBI}
+    if unmasked and row.q.shape[0] == 1:
+        return _attend_one(row.q, row.k, row.v, problem.scale)
+    # torch's own flag for causality aligns the first query with the first token.
+    square = unmasked and problem.causal and row.first == 0
     out = scaled_dot_product_attention(
-        q.transpose(0, 1)[None],
-        k.transpose(0, 1)[None],
-        v.transpose(0, 1)[None],
-        attn_mask=mask,
-        is_causal=causal and mask is None,
-        scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
+        row.q.transpose(0, 1)[None],
+        row.k.transpose(0, 1)[None],
+        row.v.transpose(0, 1)[None],
+        attn_mask=None if square else _mask(row, problem),
+        is_causal=square,
+        scale=problem.scale,
+        enable_gqa=row.q.shape[1] != row.k.shape[1],
     )
     return out[0].transpose(0, 1)
 
@@ -63,8 +67,11 @@ def _attend_one(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return out.reshape(1, q_heads, dim)
 
 
-def _causal_mask(queries: int, tokens: int, device: torch.device) -> Tensor | None:
-    """Return a lower-right causal mask, or ``None`` where torch's own flag does the same."""
-    if queries == tokens:
-        return None
-    return torch.ones(queries, tokens, dtype=torch.bool, device=device).tril(tokens - queries)
+def _mask(row: Row, problem: Problem) -> Tensor | None:
+    """Return torch's mask: what is seen or, with ALiBi, what is added to the scores."""
+    seen, bias = visible(row, problem), alibi(row, problem)
+    if bias is None:
+        return seen
+    if seen is not None:
+        bias = bias.masked_fill(~seen, float("-inf"))
+    return bias.to(row.q.dtype)

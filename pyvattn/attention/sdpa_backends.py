@@ -13,8 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
+from pyvattn.attention.features import Feature
 from pyvattn.attention.optional import ListedKernel
-from pyvattn.attention.problem import TORCH_DTYPES, Problem, by_row
+from pyvattn.attention.problem import TORCH_DTYPES, Problem
+from pyvattn.attention.rows import by_row
 from pyvattn.errors import UnsupportedError
 from pyvattn.kernels import KnownKernel, kernel_named
 
@@ -31,6 +33,8 @@ _HALF = (torch.float16, torch.bfloat16)
 class SdpaBackendKernel(ListedKernel):
     """scaled_dot_product_attention with one backend, one call for each row."""
 
+    features = frozenset((Feature.STARTS, Feature.PACKED))
+
     def __init__(self, known: KnownKernel, backend: SDPBackend) -> None:
         self.known = known
         super().__init__()
@@ -46,21 +50,21 @@ class SdpaBackendKernel(ListedKernel):
         if problem.q.dtype not in takes:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in takes)
             return f"takes {names}, q is {problem.q.dtype}"
-        if self._backend == SDPBackend.CUDNN_ATTENTION and 1 in problem.host_lengths:
+        if self._backend == SDPBackend.CUDNN_ATTENTION and _has_row_of_one(problem):
             return "cuDNN takes no row of one token"
         return None
 
     def attend(self, problem: Problem) -> Tensor:
         """Attend to one row after the other; what torch itself refuses is an error that says so."""
         try:
-            return by_row(problem, lambda q, k, v: self._attend(problem, q, k, v))
+            return by_row(problem, lambda row: self._attend(problem, row.q, row.k, row.v))
         except RuntimeError as error:
             # torch alone knows what else a backend refuses, and says only that.
             if "No available kernel" not in str(error):
                 raise
             raise UnsupportedError(
-                f"kernel {self.name!r}: torch's backend does not take {problem.q.shape[2]} query "
-                f"and {problem.k.shape[2]} KV heads of {problem.q.shape[3]} in {problem.q.dtype} "
+                f"kernel {self.name!r}: torch's backend does not take {problem.q.shape[-2]} query "
+                f"and {problem.k.shape[2]} KV heads of {problem.q.shape[-1]} in {problem.q.dtype} "
                 f"on {problem.q.device}; use kernel='auto'"
             ) from error
 
@@ -86,6 +90,11 @@ class SdpaBackendKernel(ListedKernel):
                 enable_gqa=grouped and not apart,
             )
         return out.reshape(q.shape[1], queries, -1).transpose(0, 1)
+
+
+def _has_row_of_one(problem: Problem) -> bool:
+    rows = zip(problem.host_starts, problem.host_lengths, strict=True)
+    return any(length - start == 1 for start, length in rows)
 
 
 def _as_batch(tensor: Tensor, kv_heads: int, q_heads: int = 0) -> Tensor:

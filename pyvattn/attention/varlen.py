@@ -12,14 +12,16 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pyvattn.attention.features import Feature
 from pyvattn.attention.optional import ListedKernel, why_not_flash
 from pyvattn.attention.problem import Problem
-from pyvattn.attention.rows import blank_padding
+from pyvattn.attention.rows import blank, blank_lse
 from pyvattn.kernels import kernel_named
 
 _MODULE = "torch.nn.attention.varlen"
@@ -31,6 +33,7 @@ class VarlenKernel(ListedKernel):
     """FlashAttention as torch brings it, with a start and a length for each row."""
 
     known = kernel_named("torch-varlen")
+    features = frozenset((Feature.WINDOW, Feature.STARTS, Feature.PACKED, Feature.LSE))
     capturable = True
 
     def unsupported(self, problem: Problem) -> str | None:
@@ -44,58 +47,68 @@ class VarlenKernel(ListedKernel):
 
     def attend(self, problem: Problem) -> Tensor:
         """Attend with one call, told where each row begins."""
-        batch, queries, q_heads, head_dim = problem.q.shape
-        starts_q = torch.arange(batch + 1, dtype=torch.int32, device=problem.q.device) * queries
+        out: Tensor = _attend(problem)
+        return blank(out.view(problem.q.shape), problem)
+
+    def attend_with_lse(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        """Attend with one call, told where each row begins."""
+        out, lse = _attend(problem, with_lse=True)
+        if not problem.packed:
+            lse = lse.unflatten(1, problem.q.shape[:2]).transpose(0, 1)
+        return blank(out.view(problem.q.shape), problem), blank_lse(lse, problem)
+
+
+def _attend(problem: Problem, with_lse: bool = False) -> Any:
+    """Return the result for queries one after the other, and the log-sum-exp, heads first."""
+    begins = problem.device_slots * (problem.k.stride(0) // problem.k.stride(1))
+    lengths = problem.device_lengths
+    if problem.device_starts is not None:
+        begins, lengths = begins + problem.device_starts, lengths - problem.device_starts
+    batch = (
+        problem.q.reshape(-1, *problem.q.shape[-2:]),
+        _one_run(problem.k),
+        _one_run(problem.v),
+        problem.query_ends,
         # Only the starts are read where seqused_k is given; the last entry is an end.
-        spacing = problem.k.stride(0) // problem.k.stride(1)
-        starts_k = pad(problem.device_slots * spacing, (0, 1))
-        out = _varlen(
-            problem.q.reshape(batch * queries, q_heads, head_dim),
-            _one_run(problem.k),
-            _one_run(problem.v),
-            starts_q,
-            starts_k,
-            queries,
-            problem,
-        )
-        return blank_padding(out.view(problem.q.shape), problem)
-
-
-def _varlen(
-    q: Tensor, k: Tensor, v: Tensor, starts_q: Tensor, starts_k: Tensor, most: int, of: Problem
-) -> Tensor:
-    """Call varlen_attn, or the operator beneath it where torch's function lacks ``seqused_k``."""
-    longest = of.k.shape[1]
-    if _takes_lengths():
-        out: Tensor = import_module(_MODULE).varlen_attn(
-            q,
-            k,
-            v,
-            starts_q,
-            starts_k,
-            most,
-            longest,
-            scale=of.scale,
-            window_size=(-1, 0) if of.causal else (-1, -1),
-            enable_gqa=True,
-            seqused_k=of.device_lengths,
-        )
-        return out
-    out, *_ = torch.ops.aten._flash_attention_forward(
-        q,
-        k,
-        v,
-        starts_q,
-        starts_k,
-        most,
-        longest,
-        0.0,  # dropout
-        of.causal,
-        False,  # return_debug_mask
-        scale=of.scale,
-        seqused_k=of.device_lengths,
+        pad(begins, (0, 1)),
+        problem.most_queries,
+        problem.k.shape[1],
     )
-    return out
+    if _takes_lengths():
+        return _call(batch, problem, lengths, with_lse)
+    out, lse, *_ = _call_operator(batch, problem, lengths)
+    return (out, lse) if with_lse else out
+
+
+def _call(batch: tuple[Any, ...], problem: Problem, lengths: Tensor, with_lse: bool) -> Any:
+    module = import_module(_MODULE)
+    return module.varlen_attn(
+        *batch,
+        scale=problem.scale,
+        window_size=problem.bounds,
+        enable_gqa=True,
+        seqused_k=lengths,
+        **({"return_aux": module.AuxRequest(lse=True)} if with_lse else {}),
+    )
+
+
+def _call_operator(batch: tuple[Any, ...], problem: Problem, lengths: Tensor) -> Any:
+    """Call what lies beneath varlen_attn, where torch's function lacks ``seqused_k``."""
+    window = {}
+    if Feature.WINDOW in problem.features:
+        window = {
+            f"window_size_{side}": bound
+            for side, bound in zip(("left", "right"), problem.bounds, strict=True)
+        }
+    return torch.ops.aten._flash_attention_forward(
+        *batch,
+        0.0,  # dropout
+        problem.causal,
+        False,  # return_debug_mask
+        scale=problem.scale,
+        seqused_k=lengths,
+        **window,
+    )
 
 
 def _one_run(cached: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pyvattn.cache import KVCache
 from pyvattn.gpu_timing import in_graphs
 
 if TYPE_CHECKING:
-    from pyvattn.attention.problem import Kernel
+    from pyvattn.attention.kernel import Kernel
 
 _HIDDEN, _FEED, _VOCABULARY = 4096, 14336, 128256
 

@@ -8,14 +8,18 @@ them. What the real kernels give is shown in tests/gpu/test_gpu_attention.py.
 # ruff: noqa: E402
 from __future__ import annotations
 
+import itertools
 import sys
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
 import attention_cases
+from feature_cases import Asked, expected
 
 from pyvattn.attention import optional, varlen
 from pyvattn.attention.flash_attn2 import FlashAttention2Kernel
@@ -28,27 +32,79 @@ from pyvattn.attention.varlen import VarlenKernel
 
 def attend_row(q, k, v, scale, causal):
     """[queries, q_heads, dim] on [tokens, kv_heads, dim]; the last query sees the last token."""
+    return attend_window(q, k, v, scale, causal)[0]
+
+
+def attend_window(q, k, v, scale, causal, window=(-1, -1), softcap=0.0, slopes=None):
+    """The same with what FlashAttention has besides; and the log-sum-exp, [q_heads, queries]."""
     group = q.shape[1] // k.shape[1]
     k, v = k.double().repeat_interleave(group, 1), v.double().repeat_interleave(group, 1)
     scores = torch.einsum("qhd,khd->hqk", q.double(), k) * scale
-    if causal:
-        seen = torch.ones(q.shape[0], k.shape[0], dtype=torch.bool)
-        scores = scores.masked_fill(~seen.tril(k.shape[0] - q.shape[0]), -torch.inf)
-    out = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v)
-    return out.nan_to_num(0.0).to(q.dtype)  # a query that sees nothing gives zero
+    if softcap:
+        scores = softcap * (scores / softcap).tanh()
+    ahead = torch.arange(k.shape[0]) - torch.arange(q.shape[0])[:, None] - (len(k) - len(q))
+    if slopes is not None:
+        scores = scores - slopes[:, None, None].double() * ahead.abs()
+    left, right = window[0], 0 if causal else window[1]
+    seen = torch.ones_like(ahead, dtype=torch.bool)
+    seen &= (ahead >= -left) if left >= 0 else seen
+    seen &= (ahead <= right) if right >= 0 else seen
+    scores = scores.masked_fill(~seen, -torch.inf)
+    out = torch.einsum("hqk,khd->qhd", scores.softmax(-1).nan_to_num(0.0), v)
+    # FlashAttention's own mark of a query that sees nothing
+    lse = scores.logsumexp(-1).float().masked_fill(~seen.any(-1), torch.inf)
+    return out.to(q.dtype), lse
 
 
 def flash_attn_with_kvcache(
-    q, k_cache, v_cache, *, cache_seqlens, cache_batch_idx, softmax_scale, causal
+    q,
+    k_cache,
+    v_cache,
+    *,
+    cache_seqlens,
+    cache_batch_idx,
+    softmax_scale,
+    causal,
+    cache_leftpad=None,
+    window_size=(-1, -1),
+    softcap=0.0,
+    return_softmax_lse=False,
+    alibi_slopes=None,
+    cu_seqlens_q=None,
+    max_seqlen_q=None,
 ):
     assert cache_seqlens.dtype == cache_batch_idx.dtype == torch.int32
-    rows = zip(q, cache_batch_idx.tolist(), cache_seqlens.tolist(), strict=True)
-    return torch.stack(
-        [
-            attend_row(row, k_cache[slot, :n], v_cache[slot, :n], softmax_scale, causal)
-            for row, slot, n in rows
-        ]
-    )
+    if cu_seqlens_q is not None:
+        assert cu_seqlens_q.dtype == torch.int32
+        ends = cu_seqlens_q.tolist()
+        assert max_seqlen_q == max(b - a for a, b in itertools.pairwise(ends))
+        queries = [q[a:b] for a, b in itertools.pairwise(ends)]
+    else:
+        queries = list(q)
+    rows = []
+    for row, (slot, n) in enumerate(
+        zip(cache_batch_idx.tolist(), cache_seqlens.tolist(), strict=True)
+    ):
+        first = 0
+        if cache_leftpad is not None:
+            assert cache_leftpad.dtype == torch.int32
+            first = int(cache_leftpad[row])
+        slopes = alibi_slopes
+        if slopes is not None and slopes.dim() == 2:
+            slopes = slopes[row]
+        keys, values = k_cache[slot, first:n], v_cache[slot, first:n]
+        rows.append(
+            attend_window(
+                queries[row], keys, values, softmax_scale, causal, window_size, softcap, slopes
+            )
+        )
+    join = torch.stack if cu_seqlens_q is None else torch.cat
+    out = join([row[0] for row in rows])
+    if not return_softmax_lse:
+        return out
+    if cu_seqlens_q is None:
+        return out, torch.stack([row[1] for row in rows])
+    return out, torch.cat([row[1] for row in rows], dim=1)
 
 
 def flash_attn_varlen_func(q, k, v, *, seqused_k, softmax_scale, causal):
@@ -84,11 +140,17 @@ def varlen_attn(
     window_size,
     enable_gqa,
     seqused_k,
+    return_aux=None,
 ):
-    assert window_size in ((-1, 0), (-1, -1))
     assert enable_gqa
-    causal = window_size == (-1, 0)
-    return unequal_rows(query, key, value, cu_seq_q, cu_seq_k, max_q, scale, causal, seqused_k)
+    out, lse = unequal_rows(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, scale, False, seqused_k, window_size
+    )
+    return out if return_aux is None else (out, lse)
+
+
+class AuxRequest(NamedTuple):
+    lse: bool
 
 
 def varlen_attn_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):
@@ -96,24 +158,43 @@ def varlen_attn_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, sca
 
 
 def flash_attention_forward(
-    q, k, v, starts_q, starts_k, max_q, max_k, dropout, causal, debug, *, scale, seqused_k
+    q,
+    k,
+    v,
+    starts_q,
+    starts_k,
+    max_q,
+    max_k,
+    dropout,
+    causal,
+    debug,
+    *,
+    scale,
+    seqused_k,
+    window_size_left=-1,
+    window_size_right=-1,
 ):
     assert not dropout
     assert not debug
-    return unequal_rows(q, k, v, starts_q, starts_k, max_q, scale, causal, seqused_k), None
+    window = (window_size_left, window_size_right)
+    out, lse = unequal_rows(q, k, v, starts_q, starts_k, max_q, scale, causal, seqused_k, window)
+    return out, lse, None, None, None
 
 
-def unequal_rows(q, k, v, starts_q, starts_k, max_q, scale, causal, lengths):
+def unequal_rows(q, k, v, starts_q, starts_k, max_q, scale, causal, lengths, window):
     """What the kernel does with starts and lengths: it reads no other end of a row's keys."""
     assert starts_q.dtype == starts_k.dtype == lengths.dtype == torch.int32
     assert len(starts_q) == len(starts_k) == len(lengths) + 1
     out = torch.empty_like(q)
+    lse = torch.empty(q.shape[1], q.shape[0])
     for row, length in enumerate(lengths.tolist()):
         first, end = starts_q[row : row + 2].tolist()
-        assert end - first == max_q
+        assert end - first <= max_q
         keys = slice(starts_k[row], starts_k[row] + length)
-        out[first:end] = attend_row(q[first:end], k[keys], v[keys], scale, causal)
-    return out
+        out[first:end], lse[:, first:end] = attend_window(
+            q[first:end], k[keys], v[keys], scale, causal, window
+        )
+    return out, lse
 
 
 STAND_INS = {
@@ -159,6 +240,30 @@ def test_adapters_hand_over_slots_lengths_and_scale(kernel, layout, queries, cau
         torch.testing.assert_close(out.double(), case.expected(q, causal), atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.parametrize("kernel", [FlashAttention2Kernel(), FlashAttention3Kernel()])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("seed", range(6))
+def test_adapters_hand_over_every_feature_that_they_have(kernel, causal, seed):
+    check_features(kernel, causal, seed)
+
+
+def check_features(kernel, causal, seed):
+    case = attention_cases.open_case("layer", 2, 4, 32, guard_tokens=64, seed=seed)
+    with case.cache:
+        case.fill(4, 24)
+        asked = Asked(causal, kernel.features, seed)
+        q = asked.draw(case, 24)
+        asked.options.pop("sinks", None)  # not the kernel's to add
+        k, v = case.cache.layer(case.layer)
+        problem = Problem(q, k, v, case.slots, case.lengths, causal, asked.scale, **asked.options)
+        problem.check()
+        wanted, sums = expected(case, q, asked)
+        out, lse = kernel.attend_with_lse(problem)
+        for result in (out, kernel.attend(problem)):
+            torch.testing.assert_close(result.double(), wanted, atol=2e-5, rtol=2e-5)
+        torch.testing.assert_close(lse.double(), sums, atol=2e-5, rtol=2e-5)
+
+
 def test_flash_attention_4_by_itself_is_not_taken_for_2(monkeypatch, tmp_path):
     """Its package lies in a folder `flash_attn`, which Python imports without a module there."""
     (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
@@ -191,14 +296,29 @@ def test_the_device_of_the_queries_counts_and_not_the_current_one(monkeypatch, k
 @pytest.mark.parametrize("queries", [1, 4, 120])
 @pytest.mark.parametrize("causal", [True, False])
 def test_torchs_own_kernel_gets_where_rows_begin(monkeypatch, newer, layout, queries, causal):
+    with torch_of(newer, monkeypatch):
+        test_adapters_hand_over_slots_lengths_and_scale(VarlenKernel(), layout, queries, causal)
+
+
+@pytest.mark.parametrize("newer", [True, False], ids=["torch 2.13", "torch 2.11"])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("seed", range(6))
+def test_torchs_own_kernel_gets_every_feature_that_it_has(monkeypatch, newer, causal, seed):
+    with torch_of(newer, monkeypatch):
+        check_features(VarlenKernel(), causal, seed)
+
+
+@contextmanager
+def torch_of(newer, monkeypatch):
     module = ModuleType("torch.nn.attention.varlen")
     module.varlen_attn = varlen_attn if newer else varlen_attn_2_11
+    module.AuxRequest = AuxRequest
     monkeypatch.setitem(sys.modules, module.__name__, module)
     if not newer:
         monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash_attention_forward)
     varlen._takes_lengths.cache_clear()
     try:
-        test_adapters_hand_over_slots_lengths_and_scale(VarlenKernel(), layout, queries, causal)
+        yield
     finally:
         varlen._takes_lengths.cache_clear()
 

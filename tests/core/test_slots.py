@@ -47,7 +47,7 @@ def test_a_warm_cache_maps_nothing_for_a_request_like_the_last(open_bench):
     assert cache.stats().map_calls == calls
 
 
-def test_pages_of_released_slots_serve_those_that_need_them(open_bench):
+def test_pages_of_released_slots_go_to_whoever_needs_them(open_bench):
     bench = open_bench(pages=64)
     run_request(bench.cache, 1024)
     assert bench.cache.stats().pages_retained == 64

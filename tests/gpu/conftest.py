@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 # JAX would take most of the GPU's memory, from other tests as well.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-# What torch and the kernels' packages warn of in their own modules is not ours to fix.
+# What torch and the kernels' packages warn of in their own modules is not ours to mend.
 WARNINGS = (
     "ignore",
     "error:::pyvattn",

@@ -20,7 +20,8 @@ import torch
 
 from pyvattn import CacheSpec, KVCache
 from pyvattn.attention import kernel_infos
-from pyvattn.attention.problem import Kernel, Problem
+from pyvattn.attention.kernel import Kernel
+from pyvattn.attention.problem import Problem
 from pyvattn.attention.registry import choose
 from pyvattn.errors import DriverError, UnsupportedError
 

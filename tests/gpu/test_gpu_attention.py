@@ -14,8 +14,10 @@ torch = pytest.importorskip("torch")
 sys.path.insert(0, str(Path(__file__).parents[1] / "attention"))
 
 import attention_cases
+from feature_cases import Asked, expected
 
 from pyvattn.attention import append, attend, kernel_infos
+from pyvattn.attention.registry import _KERNELS
 from pyvattn.errors import UnsupportedError
 
 KERNELS = [info.name for info in kernel_infos() if info.unavailable is None] or ["none"]
@@ -86,6 +88,31 @@ def test_more_queries_than_tokens_and_rows_of_none(kernel, causal, queries):
         case.fill(4, 40)
         case.empty(1)
         check(case, case.queries(queries), kernel, causal)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("seed", range(8))
+def test_every_feature_that_a_kernel_has(kernel, causal, head_dim, seed):
+    """By turns each of them alone and all of them together."""
+    has = sorted(_KERNELS[kernel].features, key=lambda feature: feature.name)
+    if not has:
+        pytest.skip(f"{kernel} attends to whole rows only")
+    chosen = has if seed >= len(has) else [has[seed]]
+    case = open_case("layer", 2, 8, head_dim, seed=seed)
+    with case.cache:
+        case.fill(4, 300)
+        asked = Asked(causal, frozenset(chosen), seed)
+        q = asked.draw(case, 70)
+        place = (case.cache, case.layer, case.slots, case.lengths)
+        call = {"causal": causal, "scale": asked.scale, "kernel": kernel, **asked.options}
+        try:
+            out = attend(q, *place, **call)
+        except UnsupportedError as error:
+            pytest.skip(str(error))
+        wanted, _ = expected(case, q, asked)
+        torch.testing.assert_close(out.double().cpu(), wanted, atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.parametrize("kernel", ["auto", *KERNELS])

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without:Us
 NOT_TRIED = {
     # Subclasses are what is called.
     "attention.Kernel.attend": "abstract",
+    "attention.Kernel.attend_with_lse": "refuses everything: not every kernel has it",
     "attention.Kernel.unsupported": "answers None to everything",
     # A token's place is a wild pointer where no step backed it, as the docstring says.
     "attention.append": "tests/attention/test_bad_calls.py has what can be checked",

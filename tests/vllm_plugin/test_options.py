@@ -33,8 +33,6 @@ def test_options_are_read_from_additional_config():
         ({"page_size": "3K"}, "page size '3K'"),
         ({"driver": 7}, "driver=7: use a driver's name"),
         ({"map_in_background": "no"}, "map_in_background='no': use true or false"),
-        ({"order_blocks": 1}, "order_blocks=1: use true or false"),
-        ({"guard_tokens": -1}, "guard_tokens=-1: use a whole number from 0"),
         ("fast", "pyvattn='fast': use an object of options"),
     ],
 )

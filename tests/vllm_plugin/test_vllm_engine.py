@@ -8,7 +8,6 @@ from engines import WORKER, engine, generate, run
 
 from pyvattn import DriverError, UnsupportedError
 
-SCHEDULER = "pyvattn.vllm.Scheduler"
 # Room for a few of the twelve requests that may run at once: eviction and preemption.
 SCARCE = {"num_gpu_blocks_override": 13}
 
@@ -49,21 +48,8 @@ def test_scarce_memory_evicts_and_preempts(tiny_llama, stock_scarce):
 
 
 def test_blocks_for_the_guard_change_no_token(tiny_llama, stock):
-    ours = run(
-        tiny_llama,
-        worker_cls=WORKER,
-        scheduler_cls=SCHEDULER,
-        additional_config={"pyvattn": {"guard_tokens": 192, "order_blocks": False}},
-    )
+    ours = run(tiny_llama, worker_cls=WORKER, scheduler_cls="pyvattn.vllm.Scheduler")
     assert ours.tokens == stock.tokens
-
-
-def test_blocks_in_the_order_of_rows_change_no_token_and_are_mapped_less(tiny_llama, stock_scarce):
-    ours = run(tiny_llama, worker_cls=WORKER, scheduler_cls=SCHEDULER, **SCARCE)
-    vllms_order = run(tiny_llama, worker_cls=WORKER, **SCARCE)
-    assert ours.tokens == stock_scarce.tokens
-    assert ours.cached >= 0.99 * stock_scarce.cached
-    assert ours.stats["map_calls"] < vllms_order.stats["map_calls"]
 
 
 def test_map_calls_that_fail(tiny_llama, stock):

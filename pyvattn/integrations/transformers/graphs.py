@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from pyvattn.arguments import check_flag
-from pyvattn.attention.problem import Kernel, Problem
+from pyvattn.attention.kernel import Kernel
+from pyvattn.attention.problem import Problem
 from pyvattn.attention.registry import choose
 from pyvattn.cuda_graphs import GraphPool
 from pyvattn.errors import UnsupportedError

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pyvattn.attention.problem import Indices, KnownIndices
+from pyvattn.attention.indices import Indices, KnownIndices
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def _sizes(runner: Any, spec: Any, blocks: int, options: Options) -> Sizes:
         dtype=dtype,
         block_size=spec.block_size,
         blocks=blocks,
-        rows=options.row_count(config.scheduler_config.max_num_seqs),
+        rows=options.rows or 2 * config.scheduler_config.max_num_seqs + 1,
         max_blocks=-(-runner.max_model_len // spec.block_size),
     )
 

@@ -24,22 +24,12 @@ class Options:
     ``rows``: address rows, by default two for each of ``--max-num-seqs``, so that a request
     seldom waits for a row that kernels still read. ``map_in_background``: map in a thread
     from the moment block ids arrive.
-
-    The last two are the scheduler's, which ``--scheduler-cls`` names. ``order_blocks``: hand out
-    blocks in the order of rows that have them. ``guard_tokens``: how far past every length there
-    are blocks, for kernels that read whole tiles.
     """
 
     driver: str = "auto"
     page_size: int | str = "auto"
     rows: int | None = None
     map_in_background: bool = True
-    order_blocks: bool = True
-    guard_tokens: int = 0
-
-    def row_count(self, requests: int) -> int:
-        """Return how many rows there are where so many requests run at once."""
-        return self.rows or 2 * requests + 1
 
     @classmethod
     def of(cls, additional_config: object) -> Options:
@@ -64,11 +54,8 @@ class Options:
             check_page_size(self.page_size)
         if self.rows is not None and (whole_number(self.rows) or 0) < 2:
             raise ConfigError(f"{_KEY} option rows={shown(self.rows)}: use a whole number from 2")
-        for name in ("map_in_background", "order_blocks"):
-            if not isinstance(given := getattr(self, name), bool):
-                raise ConfigError(f"{_KEY} option {name}={shown(given)}: use true or false")
-        if whole_number(self.guard_tokens) is None or self.guard_tokens < 0:
-            given = shown(self.guard_tokens)
-            raise ConfigError(f"{_KEY} option guard_tokens={given}: use a whole number from 0")
+        if not isinstance(self.map_in_background, bool):
+            given = shown(self.map_in_background)
+            raise ConfigError(f"{_KEY} option map_in_background={given}: use true or false")
         if not isinstance(self.driver, str):
             raise ConfigError(f"{_KEY} option driver={shown(self.driver)}: use a driver's name")

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""flash_attn_with_kvcache, which FlashAttention-2 and -3 both have.
+
+The cache goes in whole: ``cache_batch_idx`` names the slot of each row,
+``cache_seqlens`` its length and ``cache_leftpad`` its start. All stay on the device,
+so a call can be captured in a CUDA graph. Queries that see nothing come out as zero.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+from pyvattn.attention.optional import ListedKernel, why_not_flash
+from pyvattn.attention.problem import UNLIMITED, Problem
+from pyvattn.attention.rows import blank_lse
+
+_HEAD_DIMS = tuple(range(8, 257, 8))
+
+
+class FlashKvcacheKernel(ListedKernel):
+    """What both versions share: one call for the whole batch."""
+
+    capturable = True
+
+    def unsupported(self, problem: Problem) -> str | None:
+        """Say what of a batch the kernel does not take."""
+        return why_not_flash(self.known, problem, _HEAD_DIMS)
+
+    def attend(self, problem: Problem) -> Tensor:
+        """Attend with one call."""
+        out: Tensor = self._call(problem)
+        return out
+
+    def attend_with_lse(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        """Attend with one call."""
+        out, lse, *_ = self._call(problem, return_softmax_lse=True)
+        return out, blank_lse(lse, problem)
+
+    @abstractmethod
+    def options(self, problem: Problem) -> dict[str, Any]:
+        """Return the arguments that only this version takes."""
+
+    def _call(self, problem: Problem, **options: Any) -> Any:
+        # What was not asked for is not named: the call is then the one that was measured.
+        if problem.window_size != (UNLIMITED, UNLIMITED):
+            options["window_size"] = problem.bounds
+        if problem.softcap:
+            options["softcap"] = problem.softcap
+        if problem.device_starts is not None:
+            options["cache_leftpad"] = problem.device_starts
+        return self.module().flash_attn_with_kvcache(
+            problem.q,
+            problem.k,
+            problem.v,
+            cache_seqlens=problem.device_lengths,
+            cache_batch_idx=problem.device_slots,
+            softmax_scale=problem.scale,
+            causal=problem.causal,
+            **self.options(problem),
+            **options,
+        )
