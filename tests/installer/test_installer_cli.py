@@ -144,3 +144,24 @@ def test_an_installation_without_the_installer_says_so(tmp_path: Path, monkeypat
     monkeypatch.setattr(driver, "__file__", str(tmp_path / "pyvattn/cli/commands/driver.py"))
     with pytest.raises(DriverUnavailable, match="lacks the kernel patch and its installer"):
         driver.find_installer()
+
+
+def test_an_install_passes_through_eight_rooms_at_most(scratch, monkeypatch):
+    """Who changes how something is installed has that much to read."""
+    folder = Path(sources.__file__).parent
+    rooms = set()
+
+    def note(frame, _event, _argument):
+        path = Path(frame.f_code.co_filename)
+        if path.parent == folder:
+            rooms.add(path.stem)
+
+    monkeypatch.setattr(front_end, "find_built", lambda _machine: scratch.built)
+    sys.setprofile(note)
+    try:
+        assert call(scratch, "install", "--yes") == 0
+    finally:
+        sys.setprofile(None)
+    rooms.add("sources")  # where it would have found what is built
+    assert {"main", "install", "journal", "kmod"} < rooms
+    assert len(rooms) <= 8
