@@ -5,9 +5,10 @@ from .calls import CALLS
 from .gpu import GPU
 from .handles import HANDLES
 from .interface import INTERFACE
+from .life import LIFE
 from .memory import MEMORY
 from .mutant import Mutant
 
-MUTANTS = (*INTERFACE, *CALLS, *HANDLES, *MEMORY, *GPU)
+MUTANTS = (*INTERFACE, *CALLS, *HANDLES, *MEMORY, *LIFE, *GPU)
 
 __all__ = ["MUTANTS", "Mutant"]

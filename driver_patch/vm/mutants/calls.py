@@ -281,34 +281,6 @@ CALLS = (
         "sparse_range_is_not_replaced",
     ),
     Mutant(
-        "a killed process goes on with its batch",
-        "uvm_vattn_batch.c",
-        (
-            (
-                "	if (fatal_signal_pending(current))\n		return NV_ERR_SIGNAL_PENDING;\n",
-                "",
-            ),
-        ),
-        "killed_in_a_batch",
-    ),
-    Mutant(
-        "a killed process goes on with the pieces of an entry",
-        "uvm_vattn_batch.c",
-        (
-            (
-                "	if (fatal_signal_pending(current))\n"
-                "		return NV_ERR_SIGNAL_PENDING;\n	cond_resched();\n\n	batch->ptes +=",
-                "	batch->ptes +=",
-            ),
-            (
-                "	if (size == 0 ||",
-                "	if (fatal_signal_pending(current))\n"
-                "		return NV_ERR_SIGNAL_PENDING;\n	if (size == 0 ||",
-            ),
-        ),
-        "killed_in_one_entry_of_a_batch",
-    ),
-    Mutant(
         "an unmap without a membar",
         "uvm_vattn_unmap.c",
         (

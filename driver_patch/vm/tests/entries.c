@@ -236,7 +236,11 @@ PATCH_TEST(table_beside_other_ranges)
 	map_one(&gpu, alone, handle, 0, 1);	/* what lies above the tables is there */
 	pushes = counters(0).pushes;
 	ours = vattn_stats(&gpu).pte_pushes;
-	map_one(&gpu, base + MB, handle, 0, 32);
+	map_one(&gpu, base + PAGE_2M, handle, 16, 16);	/* managed memory may come after it */
+	CHECK(counters(0).pushes - pushes > vattn_stats(&gpu).pte_pushes - ours);
+	pushes = counters(0).pushes;
+	ours = vattn_stats(&gpu).pte_pushes;
+	map_one(&gpu, base + MB, handle, 0, 16);	/* and before */
 	CHECK(counters(0).pushes - pushes > vattn_stats(&gpu).pte_pushes - ours);
 	gpu_fill(&gpu, base + MB, PAGE_2M, 4);
 	gpu_check(&gpu, base + MB, PAGE_2M, 4);

@@ -99,6 +99,66 @@ PATCH_TEST(fork_with_mappings)
 	CHECK_EQ(vattn_stats(&gpu).handles, 4);
 }
 
+static void allocate_one(void *argument)
+{
+	vattn_alloc(argument, PAGE_64K, 1);
+}
+
+static void be_refused(void *argument)
+{
+	uint64_t handle;
+
+	CHECK_EQ(try_alloc(argument, PAGE_64K, 1, &handle), NV_ERR_INSUFFICIENT_PERMISSIONS);
+}
+
+/* Nor from its address in the kernel, which the next process has again. */
+PATCH_TEST(nobody_inherits_from_a_process_that_is_gone)
+{
+	struct gpu gpu = open_gpu_on(open_shared_uvm(), 0);
+	unsigned int i;
+
+	CHECK_EQ(in_child(allocate_one, &gpu), 0);
+	for (i = 0; i < 40; i++)
+		CHECK_EQ(in_child(be_refused, &gpu), 0);
+}
+
+static long address_spaces_of_the_kernel(void)
+{
+	FILE *shrink = fopen("/sys/kernel/slab/mm_struct/shrink", "w"), *slabs;
+	char line[512];
+	long active = -1;
+
+	/* What its CPUs keep for the next process counts as used otherwise. */
+	CHECK(shrink && fputs("1", shrink) >= 0 && !fclose(shrink));
+	slabs = fopen("/proc/slabinfo", "r");
+	CHECK(slabs);
+	while (active < 0 && fgets(line, sizeof(line), slabs))
+		if (sscanf(line, "mm_struct %ld", &active) != 1)
+			active = -1;
+	fclose(slabs);
+	CHECK(active > 0);
+	return active;
+}
+
+static void allocate_in_a_file_of_its_own(void *unused)
+{
+	struct gpu gpu = open_gpu(0);
+
+	vattn_alloc(&gpu, PAGE_64K, 1);
+}
+
+PATCH_TEST(accounts_end_with_their_files)
+{
+	enum { PROCESSES = 16 };
+	long before = address_spaces_of_the_kernel();
+	unsigned int i;
+
+	for (i = 0; i < PROCESSES; i++)
+		CHECK_EQ(in_child(allocate_in_a_file_of_its_own, NULL), 0);
+	/* Others than ours come and go. */
+	CHECK(address_spaces_of_the_kernel() - before < PROCESSES / 2);
+}
+
 PATCH_TEST(unregister_vaspace_with_mappings)
 {
 	struct gpu gpu = busy_gpu();

@@ -57,6 +57,22 @@ static void take_all(void *unused)
 	CHECK_EQ(vattn_stats(&gpu).process_bytes, 10 * MB);
 }
 
+PATCH_TEST(stale_handle_stays_unknown)
+{
+	struct gpu gpu = open_gpu(0);
+	uint64_t stale = vattn_alloc(&gpu, PAGE_64K, 1);
+	unsigned int i;
+
+	vattn_free(&gpu, stale);
+	for (i = 0; i < 50; i++) {
+		uint64_t handle = vattn_alloc(&gpu, PAGE_64K, 1);
+
+		CHECK(handle != stale);
+		CHECK_EQ(try_free(&gpu, stale), NV_ERR_INVALID_OBJECT_HANDLE);
+		vattn_free(&gpu, handle);
+	}
+}
+
 PATCH_TEST(another_process_has_a_limit_of_its_own)
 {
 	struct gpu gpu = open_gpu(0);
