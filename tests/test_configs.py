@@ -35,6 +35,22 @@ NEMOTRON_H_8B = {
     "ssm_state_size": 128,
     "conv_kernel": 4,
 }
+# The file in the hub: fields of the language model beside those of the whole.
+QWEN2_VL_7B = {
+    "model_type": "qwen2_vl",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "sliding_window": 32768,
+    "torch_dtype": "bfloat16",
+    "use_sliding_window": False,
+    "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16},
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+}
 DBRX = {
     "model_type": "dbrx",
     "d_model": 6144,
@@ -214,6 +230,8 @@ FIGURES = {
     "Jamba": (JAMBA, 4, 16384),
     "Falcon-H1-3B": (FALCON_H1, 36, 36864),
     "ChatGLM": (CHATGLM, 28, 28672),
+    "Qwen2-VL-7B": (QWEN2_VL_7B, 28, 57344),
+    "Qwen2.5-VL-7B": ({**QWEN2_VL_7B, "model_type": "qwen2_5_vl"}, 28, 57344),
 }
 
 
@@ -228,6 +246,12 @@ def test_what_a_nested_config_leaves_out_has_the_default_of_its_class():
     spec = CacheSpec.from_hf_config({"model_type": "gemma3", "text_config": text})
     assert (spec.layers, spec.kv_heads, spec.head_dim) == (34, 4, 256)
     assert spec.max_tokens == 131072
+
+
+def test_a_part_that_does_not_say_its_type_has_its_familys():
+    text = {"hidden_size": 2560, "num_hidden_layers": 34}
+    spec = CacheSpec.from_hf_config({"model_type": "gemma3", "text_config": text})
+    assert (spec.layers, spec.kv_heads, spec.head_dim) == (34, 4, 256)
 
 
 def test_a_null_is_not_a_missing_field():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvattn.arguments import check_path
+from pyvattn.configs.families import DEFAULTS
 from pyvattn.errors import ArgumentError, ConfigError, SpecError
 from pyvattn.files import read_text
 from pyvattn.text import printable, shown
@@ -41,7 +42,7 @@ def decoder_config(
         text = part
     if whole.get("is_encoder_decoder") or text.get("is_encoder_decoder"):
         raise SpecError("encoder-decoder models are not supported: give a decoder's config")
-    return text, whole
+    return _of_the_part(text, whole), whole
 
 
 def _path(config: str | PathLike[str]) -> Path:
@@ -66,6 +67,18 @@ def _load(path: Path) -> Mapping[str, Any]:
     if not isinstance(parsed, dict):
         raise SpecError(f"{where} is not a model config: it holds no JSON object")
     return parsed
+
+
+def _of_the_part(text: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return ``text`` with the model type of its family's language model.
+
+    Classes of multimodal models also take files without a part for the language model, as
+    Qwen2-VL's are, and parts that do not say what they are.
+    """
+    kind = text.get("model_type", whole.get("model_type"))
+    if kind in DEFAULTS or f"{kind}_text" not in DEFAULTS:
+        return text
+    return {**text, "model_type": f"{kind}_text"}
 
 
 def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
