@@ -4,7 +4,9 @@
 - Azure LLM inference traces: CSV with ``TIMESTAMP, ContextTokens,
   GeneratedTokens``. A time without an offset is UTC.
 - Lengths alone, as in the vAttention evaluation: CSV with
-  ``num_prefill_tokens, num_decode_tokens``.
+  ``num_prefill_tokens, num_decode_tokens``; Vidur's files have ``arrived_at`` as
+  well, in seconds.
+- BurstGPT: CSV with ``Timestamp`` (seconds), ``Request tokens, Response tokens``.
 - Mooncake: a JSON object a line with ``timestamp`` (milliseconds),
   ``input_length`` and ``output_length``. The Qwen-Bailian traces have the same
   names, a ``chat_id``, and seconds. What else a line holds is left aside.
@@ -13,21 +15,25 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from pyvattn.errors import TraceError
 from pyvattn.files import read_text
-from pyvattn.text import printable
+from pyvattn.text import printable, shown
 
 # Traces of a million requests have some 100 MB.
 _MOST_BYTES = 4 << 30
+
+# Times from here on, in ms or s, are mistakes, and so are lengths.
+_NO_TIME = 1e15
+_MOST_TOKENS = 2**31 - 1
 
 # Python 3.10 reads three or six digits of a second and no Z; traces have seven.
 _MOMENT = re.compile(r"(.+?)(?:\.(\d+))?(Z|[+-]\d\d:?\d\d)?", re.ASCII)
@@ -53,12 +59,13 @@ def read_rows(file: Path) -> list[Row]:
     be read; ``FileNotFoundError`` is left to the caller.
     """
     try:
-        lines = read_text(file, _MOST_BYTES).splitlines()
-        if not any(lines):
+        text = read_text(file, _MOST_BYTES)
+        if not text.strip():
             raise ValueError("it is empty")
-        if lines[0].startswith("{"):
-            return list(_json_rows(lines, file.name))
-        return list(_csv_rows(csv.DictReader(lines), file.name))
+        if text.lstrip().startswith("{"):
+            # Not splitlines(): JSON may hold other ends of lines inside strings.
+            return list(_json_rows(text.split("\n"), file.name))
+        return list(_csv_rows(csv.DictReader(io.StringIO(text, newline="")), file.name))
     except TraceError:
         raise
     except (ValueError, csv.Error) as error:
@@ -88,8 +95,22 @@ def _lengths(row: Mapping[str, str | None], where: str, line: int) -> Row:
     return Row(line, None, prompt, _tokens(row, "num_decode_tokens", where))
 
 
+def _vidur(row: Mapping[str, str | None], where: str, line: int) -> Row:
+    lengths = _lengths(row, where, line)
+    return replace(lengths, nanoseconds=_seconds(row, "arrived_at", where))
+
+
+def _burst(row: Mapping[str, str | None], where: str, line: int) -> Row:
+    prompt = _tokens(row, "Request tokens", where)
+    generated = _tokens(row, "Response tokens", where)
+    return Row(line, _seconds(row, "Timestamp", where), prompt, generated)
+
+
+# The first whose columns are all there.
 _CSV: dict[tuple[str, ...], Callable[[Mapping[str, str | None], str, int], Row]] = {
     ("TIMESTAMP", "ContextTokens", "GeneratedTokens"): _azure,
+    ("Timestamp", "Request tokens", "Response tokens"): _burst,
+    ("arrived_at", "num_prefill_tokens", "num_decode_tokens"): _vidur,
     ("num_prefill_tokens", "num_decode_tokens"): _lengths,
 }
 
@@ -120,29 +141,48 @@ def _moment(text: str, where: str) -> int:
         whole, fraction, offset = parts.groups()
         moment = datetime.fromisoformat(whole).replace(tzinfo=timezone.utc)
         zone = datetime.strptime((offset or "Z").replace(":", ""), "%z").utcoffset()
-    except ValueError:
+        assert zone is not None
+        seconds = int((moment - zone).timestamp())
+    except (ValueError, OverflowError):  # the latter at either end of the calendar
         raise TraceError(f"{where}: TIMESTAMP {text!r} is not a time") from None
-    assert zone is not None
-    return int((moment - zone).timestamp()) * 10**9 + int(f"{fraction or 0:0<9}"[:9])
+    return seconds * 10**9 + int(f"{fraction or 0:0<9}"[:9])
+
+
+def _seconds(row: Mapping[str, str | None], column: str, where: str) -> int:
+    text = (row[column] or "").strip()
+    try:
+        return _nanoseconds(float(text), 10**9)
+    except ValueError:
+        raise TraceError(f"{where}: {column} {text!r} is not a number of seconds") from None
+
+
+def _nanoseconds(value: float, unit: int) -> int:
+    """Return a time in units of ``unit`` ns; raises ValueError for one that no clock shows."""
+    if not abs(value) < _NO_TIME:
+        raise ValueError
+    return round(value * unit)
 
 
 def _timestamp(row: Mapping[str, Any], where: str) -> int:
     value = row.get("timestamp")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise TraceError(f"{where}: timestamp {value!r} is not a number")
-    return round(value * 10**9) if "chat_id" in row else round(value * 10**6)
+    try:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError
+        return _nanoseconds(value, 10**9 if "chat_id" in row else 10**6)
+    except ValueError:
+        raise TraceError(f"{where}: timestamp {shown(value)} is not a time") from None
 
 
 def _length(row: Mapping[str, Any], name: str, where: str) -> int:
     value = row.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_TOKENS:
         raise _no_tokens(name, value, where)
     return value
 
 
 def _tokens(row: Mapping[str, str | None], column: str, where: str) -> int:
     text = (row[column] or "").strip()
-    if not text.isascii() or not text.isdigit() or int(text) == 0:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _MOST_TOKENS:
         raise _no_tokens(column, text, where)
     return int(text)
 

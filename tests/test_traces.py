@@ -84,6 +84,30 @@ def test_traces_of_chats_are_in_seconds(tmp_path):
     assert [r.arrival for r in trace.requests] == pytest.approx([0, 0.386])
 
 
+def test_the_times_of_vidurs_files_are_read(tmp_path):
+    text = "arrived_at,num_prefill_tokens,num_decode_tokens\n0.5,100,20\n1.25,50,10\n"
+    trace = read_trace(write(tmp_path, text))
+    assert [r.arrival for r in trace.requests] == [0, 0.75]
+    assert trace.arrivals == "as recorded"
+
+
+def test_burst_gpt_is_in_seconds(tmp_path):
+    header = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type"
+    rows = "5,ChatGPT,472,18,490,Conversation log\n45.5,GPT-4,1087,230,1317,API log\n"
+    trace = read_trace(write(tmp_path, f"{header}\n{rows}"))
+    assert [(r.arrival, r.prompt, r.generated) for r in trace.requests] == [
+        (0, 472, 18),
+        (40.5, 1087, 230),
+    ]
+
+
+def test_only_the_end_of_a_line_ends_it(tmp_path):
+    text = f'\n{MOONCAKE.splitlines()[0][:-1]}, "prompt": "one\u2028two\x85three"}}\r\n'
+    path = tmp_path / "trace.jsonl"
+    path.write_text(text, encoding="utf-8")
+    assert [r.prompt for r in read_trace(path).requests] == [6955]
+
+
 def test_a_byte_order_mark_is_skipped(tmp_path):
     for text in (AZURE, MOONCAKE):
         path = tmp_path / "trace"
@@ -110,6 +134,15 @@ def test_a_limit_takes_the_first_requests(tmp_path):
         (MOONCAKE.replace("52", "5.2"), "line 1: output_length 5.2"),
         (MOONCAKE.replace("30535", '"soon"'), "line 2: timestamp 'soon'"),
         (MOONCAKE.replace("30535", "NaN"), "line 2: timestamp nan"),
+        (MOONCAKE.replace("30535", "9" * 400), "line 2: timestamp 99"),
+        (MOONCAKE.replace("30535", "1e16"), "line 2: timestamp 1e.16"),
+        (MOONCAKE.replace("6955", "9" * 40), "line 1: input_length 99"),
+        (
+            AZURE.replace("2023-11-16 18:16:51", "0001-01-01 00:00:00+23:00"),
+            "line 4: TIMESTAMP '0001",
+        ),
+        ("arrived_at,num_prefill_tokens,num_decode_tokens\nsoon,1,1\n", "2: arrived_at 'soon'"),
+        ("arrived_at,num_prefill_tokens,num_decode_tokens\ninf,1,1\n", "2: arrived_at 'inf'"),
         (MOONCAKE + "{", "line 4 is not a JSON object"),
         (MOONCAKE + "[1]", "line 4 is not a JSON object"),
     ],

@@ -78,10 +78,10 @@ def command(
 ) -> None:
     """Run the requests of TRACE through the allocator, and through static and paged allocation.
 
-    TRACE is a CSV file of the Azure LLM inference traces, one with the columns
-    num_prefill_tokens and num_decode_tokens, or JSON lines as in the Mooncake
-    traces. Where it is left out, a SYNTHETIC trace is made up, and every output
-    says so. No memory is touched: the real allocator counts what it would map.
+    TRACE is a CSV file of the Azure LLM inference traces, of BurstGPT or Vidur, or
+    one of lengths alone, or JSON lines as in the Mooncake traces. Where it is left
+    out, a SYNTHETIC trace is made up, and every output says so. No memory is
+    touched: the real allocator counts what it would map.
     """
     requests = _read(trace, options)
     spec = read_model(config, default=_MODEL, **{name: options[name] for name in _SHAPE})
