@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "scripts/check_layers.py"
+SCRIPT = Path(__file__).parents[2] / "scripts/check_layers.py"
 
 
 def check(*args):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts/build_wheels.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts/build_wheels.py"
 VERSION = f"3.{sys.version_info.minor}"
 
 

@@ -15,7 +15,7 @@ from pyvattn import CacheSpec, KVCache
 from pyvattn.auto import first_available
 from pyvattn.errors import DriverUnavailable
 
-PACKAGE = Path(__file__).resolve().parents[1] / "pyvattn"
+PACKAGE = Path(__file__).resolve().parents[2] / "pyvattn"
 # A program of its own, which shows what it does. pyvattn/cli is a link to cli/.
 PROGRAMS = ("demo", "cli")
 # vLLM configures the loggers below "vllm", and an engine's user looks there.

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-GENERATE = Path(__file__).parent.parent / "scripts" / "generate_stubs.py"
+GENERATE = Path(__file__).parents[2] / "scripts" / "generate_stubs.py"
 
 
 def test_stubs_are_those_of_the_built_module():

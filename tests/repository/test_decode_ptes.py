@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "decode_ptes"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "decode_ptes"
 
 DUMP = """\
 [   12.3] something else

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (".ci", "cli", "driver_patch", "examples", "pyvattn", "scripts", "tests", "uvm_ext")
 SUFFIXES = [
     ".c",
