@@ -12,7 +12,7 @@ from pyvattn._native import Slot
 from pyvattn.arguments import check_flag, check_name, check_type
 from pyvattn.at_exit import is_left_open
 from pyvattn.budget import Budget, budget_of
-from pyvattn.errors import ArgumentError, ConfigError, OutOfMemory
+from pyvattn.errors import ArgumentError, ConfigError, LengthError, OutOfMemory
 from pyvattn.geometry import Geometry
 from pyvattn.layers import LayerTensors
 from pyvattn.opened import Opened
@@ -262,16 +262,42 @@ class KVCache(Opened):
             self._recover_dropped()
             raise
 
-    def trim(self, slot: Slot, length: int, after: object = None) -> None:
-        """Shorten a slot to ``length`` tokens and give the pages past them back, zeroed.
+    def trim(
+        self,
+        slot: Slot,
+        length: int | None = None,
+        after: object = None,
+        *,
+        front: int | None = None,
+    ) -> None:
+        """Give pages of a slot back: past ``length`` tokens, below ``front`` tokens, or both.
 
-        Waits for ``after``, as :meth:`release` takes it, and for the zeros. (A
-        :meth:`step` to a smaller length keeps the pages.) Raises
-        :class:`~pyvattn.errors.SlotError`, :class:`~pyvattn.errors.LengthError` for more
-        tokens than the slot has, and :class:`~pyvattn.errors.DriverError`, after which the
-        slot is shortened but keeps its pages.
+        Without either: those past its length. ``length`` shortens the slot. It waits for
+        ``after``, as :meth:`release` takes it, and for zeros; a :meth:`step` to a smaller
+        length keeps the pages instead.
+
+        ``front`` says that the first so many tokens are not read any more once ``after`` has
+        passed, as below a sliding window. Whole pages of them go back then, which is not waited
+        for: the slot's own growth takes them first, without zeroing, and the mapper thread gives
+        the rest to the pool. What others share only loses a holder. Lengths count on from the
+        start of the row, and none may fall below ``front`` again. What is read there is the
+        caller's fault: zeros, old tokens or, where nothing is mapped on a GPU, an illegal
+        access; with ``strict`` NaN as long as it is mapped.
+
+        Raises :class:`~pyvattn.errors.SlotError`, :class:`~pyvattn.errors.LengthError` for more
+        tokens than the slot has, both with nothing changed, and
+        :class:`~pyvattn.errors.DriverError`, after which the slot is shortened but keeps its
+        pages.
         """
-        self._native.trim(slot, length, self._fence(after))
+        if length is None and front is None:
+            length = self._native.length(slot)
+        fence = self._fence(after)
+        if length is not None and front is not None:
+            _check_front(front, length)
+        if length is not None:
+            self._native.trim(slot, length, fence)
+        if front is not None:
+            self._native.trim_front(slot, front, fence)
 
     def prefetch(self, lengths: Mapping[Slot, int]) -> None:
         """Ask for the pages of a later :meth:`step`, to be mapped in the background.
@@ -378,6 +404,12 @@ def _report(lost: list[Slot]) -> None:
             ResourceWarning,
             stacklevel=4,
         )
+
+
+def _check_front(front: object, length: object) -> None:
+    begin, end = whole_number(front), whole_number(length)
+    if begin is None or end is None or begin > end:
+        raise LengthError(f"front={shown(front)} is not a number of tokens to {shown(length)}")
 
 
 def _dict_of(lengths: Mapping[Slot, int]) -> dict[Slot, int]:

@@ -20,10 +20,10 @@ class Stats:
       need; ``pages_retained`` are left over from earlier requests, clean, and go
       to slots that need them; ``pages_ahead`` of these lie under live slots, read
       ahead or inherited.
-    * ``pages_quarantined``: of released slots, not zeroed yet or still within
-      reach of running kernels.
-    * ``bytes_used``: tokens below the lengths of live slots, for each slot; pages that
-      forks share count once.
+    * ``pages_quarantined``: of released slots and of trimmed fronts, not zeroed yet or still
+      within reach of running kernels.
+    * ``bytes_used``: tokens below the lengths of live slots that were not trimmed, for each
+      slot; pages that forks share count once.
     * ``map_calls``: one for each extent; ``map_batches``: one for each time
       that the driver was asked; ``map_bytes``: what they mapped in all.
     * ``map_seconds_blocking``: what ``step`` waited for pages;

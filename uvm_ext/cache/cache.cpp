@@ -120,6 +120,7 @@ void Cache::close() {
   const Lock lock(mutex_);
   // Another thread may be zeroing a slot on its own behalf, or shortening one.
   while (slots_.slots_in(SlotState::cleaning) > 0 || rows_.in_flight() > 0) settled_.wait(mutex_);
+  behind_.clear();
   std::exception_ptr failure;
   try {
     unmap_all(*driver_, *pool_, rows_);
@@ -130,7 +131,7 @@ void Cache::close() {
     SlotHead& head = slots_.head(slot);
     if (head.state == SlotState::live) ++head.generation;
     slots_.set_state(slot, SlotState::free);
-    slots_.set_blocks(slot, rows_.size(slot));
+    slots_.set_extent(slot, 0, rows_.size(slot));
     head.capacity = math_.capacity(rows_.size(slot));
   }
   tokens_used_ = 0;

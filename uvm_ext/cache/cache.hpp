@@ -10,6 +10,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "adaptors/budget.hpp"
@@ -59,6 +60,10 @@ class Cache {
   // passed and they are zeroed. Throws SlotError, LengthError where it is shorter; after a
   // DriverError it is shortened, and still has its blocks.
   void trim(const SlotRef& slot, std::int64_t length, FencePtr after);
+  // Nobody reads a slot's first `tokens` tokens any more once `after` has passed: whole blocks
+  // of them go back then, which this does not wait for. Lengths count on from the row's start,
+  // and no length falls below. Throws SlotError, LengthError where it is shorter.
+  void trim_front(const SlotRef& slot, std::int64_t tokens, FencePtr after);
   // Asks for the same in the background and returns at once; what cannot be mapped is
   // left to step(). Throws SlotError, LengthError.
   void prefetch(const SlotLength* requests, std::size_t count);
@@ -106,6 +111,12 @@ class Cache {
     std::uint32_t kept = 0;
   };
 
+  // Blocks of a live slot, from its front to `end`, that are to go once the fence has passed.
+  struct Behind {
+    std::uint32_t end = 0;
+    FencePtr after;
+  };
+
   // Blocks that are counted more than once, of live slots and of released ones.
   struct Doubles {
     std::uint64_t live = 0;
@@ -118,16 +129,19 @@ class Cache {
   // cache_sharing.cpp
   std::uint32_t share(const SlotRef& from, std::uint32_t to, std::uint32_t length) REQUIRES(mutex_);
   std::uint32_t cleanable_slot() REQUIRES(mutex_);
-  std::vector<Positions> own_dirty_positions(std::uint32_t slot) const REQUIRES(mutex_);
-  void clean_shared(std::uint32_t slot) REQUIRES(mutex_);
-  void zero_own_blocks(std::uint32_t slot, const FencePtr& after) REQUIRES(mutex_);
+  std::vector<Positions> own_dirty_positions(const Positions& among) const REQUIRES(mutex_);
+  void forget_lowest(std::uint32_t slot) REQUIRES(mutex_);
+  void raise_lowest(std::uint32_t slot, std::uint32_t tokens) REQUIRES(mutex_);
+  void clean_out(std::uint32_t slot) REQUIRES(mutex_);
+  void mark_written(std::uint32_t slot, std::uint32_t first, std::uint32_t end) REQUIRES(mutex_);
+  void zero_own_blocks(const Positions& positions) REQUIRES(mutex_);
   Doubles doubles() const REQUIRES(mutex_);
 
   // cache_checks.cpp
   void check_usable() const;
   std::uint32_t check_live(const SlotRef& slot) const REQUIRES(mutex_);
   std::uint32_t check_length(std::int64_t length) const;
-  void check_shared(std::uint32_t slot, std::uint32_t length) const REQUIRES(mutex_);
+  void check_lowest(std::uint32_t slot, std::uint32_t length) const REQUIRES(mutex_);
   [[noreturn]] void refuse(const SlotLength& request) const REQUIRES(mutex_);
   void next_call() REQUIRES(mutex_);
   std::vector<Target> check_step(const SlotLength* requests, std::size_t count) REQUIRES(mutex_);
@@ -161,8 +175,22 @@ class Cache {
       REQUIRES(mutex_);
 
   // cache_slots.cpp
-  void cut_tail(std::uint32_t slot, std::uint32_t kept, const FencePtr& after) REQUIRES(mutex_);
   void poison(std::uint32_t slot) REQUIRES(mutex_);
+
+  // cache_trim.cpp
+  void cut_tail(std::uint32_t slot, std::uint32_t kept, const FencePtr& after) REQUIRES(mutex_);
+  std::uint32_t whole_blocks(std::uint32_t tokens) const;
+  std::uint32_t behind_end(std::uint32_t slot) const REQUIRES(mutex_);
+  std::uint32_t passed_end(std::uint32_t slot) const REQUIRES(mutex_);
+  void front_is_gone(std::uint32_t slot, std::uint32_t end) REQUIRES(mutex_);
+  void drop_front(std::uint32_t slot) REQUIRES(mutex_);
+  bool drop_some_front() REQUIRES(mutex_);
+  void drop_fronts() REQUIRES(mutex_);
+  std::uint64_t blocks_behind() const REQUIRES(mutex_);
+  std::vector<std::uint32_t> own_fronts(const std::vector<Target>& targets) const REQUIRES(mutex_);
+  void plan_move(RowBatch& batch, std::uint32_t slot, std::uint32_t count) REQUIRES(mutex_);
+  void moved_front(std::uint32_t slot, std::uint32_t end, std::uint32_t count) REQUIRES(mutex_);
+  void poison_front(std::uint32_t slot) REQUIRES(mutex_);
 
   // cache_spare.cpp
   std::uint32_t blocks_kept(std::uint32_t slot) const REQUIRES(mutex_);
@@ -218,10 +246,12 @@ class Cache {
   SlotTable slots_ GUARDED_BY(mutex_);
   // Slots with a length that the background was asked for.
   std::vector<std::uint32_t> wanted_slots_ GUARDED_BY(mutex_);
+  // Of live slots, in the order in which they were trimmed.
+  std::unordered_map<std::uint32_t, std::vector<Behind>> behind_ GUARDED_BY(mutex_);
   bool admission_wanted_ GUARDED_BY(mutex_) = false;
   Forecast forecast_ GUARDED_BY(mutex_);
 
-  // Slots that share blocks with others, or did.
+  // Slots with a lowest length: that share blocks with others, or did, or were trimmed.
   std::uint32_t sharing_ GUARDED_BY(mutex_) = 0;
   std::uint32_t call_ GUARDED_BY(mutex_) = 0;
   std::uint64_t tokens_used_ GUARDED_BY(mutex_) = 0;

@@ -13,7 +13,8 @@ namespace pyvattn {
 
 // Blocks that hold any token which the slot's request, or its last one, may have written.
 std::uint32_t Cache::blocks_written(std::uint32_t slot) const {
-  return std::min(math_.pages_touched(slots_.head(slot).written), slots_.blocks(slot));
+  const std::uint32_t written = math_.pages_touched(slots_.head(slot).written);
+  return std::min(std::max(written, slots_.moved(slot)), slots_.blocks(slot));
 }
 
 std::vector<Positions> Cache::dirty_positions(std::uint32_t slot) const {
@@ -21,6 +22,7 @@ std::vector<Positions> Cache::dirty_positions(std::uint32_t slot) const {
   const std::vector<BlockId>& blocks = rows_.blocks(slot);
   const std::uint32_t written = blocks_written(slot);
   for (std::uint32_t i = 0; i < blocks.size(); ++i) {
+    if (blocks[i] == RowTable::kHole) continue;
     if (i >= written && !pool_->is_dirty(blocks[i])) continue;
     if (dirty.empty() || dirty.back().first + dirty.back().count < i) dirty.push_back({slot, i, 0});
     ++dirty.back().count;
@@ -30,7 +32,7 @@ std::vector<Positions> Cache::dirty_positions(std::uint32_t slot) const {
 
 // Zeroes a released slot's blocks, without the lock meanwhile.
 void Cache::clean(std::uint32_t slot) {
-  if (slots_.head(slot).shared > 0) return clean_shared(slot);
+  if (slots_.head(slot).lowest > 0) return clean_out(slot);
   std::vector<Range> ranges;
   for (const Positions& positions : dirty_positions(slot)) {
     const std::vector<Range> some = rows_.ranges(positions);
@@ -54,9 +56,10 @@ void Cache::clean(std::uint32_t slot) {
   settled_.notify_all();
 }
 
-// Waits for what the background is at, and cleans released slots at once. The lock is
-// released meanwhile: throws ClosedError where the cache was closed.
+// Waits for what the background is at, cleans released slots at once and takes trimmed fronts
+// away. The lock is released meanwhile: throws ClosedError where the cache was closed.
 void Cache::settle() {
+  drop_fronts();
   while (slots_.slots_in(SlotState::released) > 0) clean(slots_.first(SlotState::released));
   while (slots_.slots_in(SlotState::cleaning) > 0 || rows_.in_flight() > 0) settled_.wait(mutex_);
   check_usable();
@@ -89,7 +92,7 @@ bool Cache::do_background_work() {
       clean(released);
       return true;
     }
-    if (give_back_some()) return true;
+    if (drop_some_front() || give_back_some()) return true;
     return prepare_admission();
   } catch (const std::exception&) {
     // What the background cannot do, for want of the process's own memory as well, is

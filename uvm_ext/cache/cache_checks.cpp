@@ -43,11 +43,16 @@ std::uint32_t Cache::check_length(std::int64_t length) const {
   return static_cast<std::uint32_t>(length);
 }
 
-// A slot that got shorter than what it shares would write there next.
-void Cache::check_shared(std::uint32_t slot, std::uint32_t length) const {
-  const std::uint32_t shared = slots_.head(slot).shared;
-  if (length >= shared) return;
-  throw LengthError("slot " + std::to_string(slot) + " shares its first " + std::to_string(shared) +
+// A slot that got shorter than what it shares, or than what is gone, would write there next.
+void Cache::check_lowest(std::uint32_t slot, std::uint32_t length) const {
+  const std::uint32_t lowest = slots_.head(slot).lowest;
+  if (length >= lowest) return;
+  if (length < slots_.trimmed(slot)) {
+    throw LengthError("the first " + std::to_string(slots_.trimmed(slot)) + " tokens of slot " +
+                      std::to_string(slot) + " were trimmed, so its length cannot be " +
+                      std::to_string(length) + ": trim() less while lengths may still fall");
+  }
+  throw LengthError("slot " + std::to_string(slot) + " shares its first " + std::to_string(lowest) +
                     " tokens with a fork and cannot have a length of " + std::to_string(length) +
                     ": release() it, and acquire() another");
 }
@@ -56,7 +61,7 @@ void Cache::check_shared(std::uint32_t slot, std::uint32_t length) const {
 void Cache::refuse(const SlotLength& request) const {
   check_live(request.slot);
   const std::uint32_t length = check_length(request.length);
-  check_shared(request.slot.index, length);
+  check_lowest(request.slot.index, length);
   throw SlotError("slot " + std::to_string(request.slot.index) + " is named twice in one call");
 }
 
@@ -84,7 +89,7 @@ std::vector<Cache::Target> Cache::check_step(const SlotLength* requests, std::si
     const bool current =
         request.slot.generation == head.generation || request.slot.generation == SlotRef::kCurrent;
     if (!current || head.state != SlotState::live || head.stamp == call ||
-        static_cast<std::uint64_t>(request.length) > max_tokens || request.length < head.shared) {
+        static_cast<std::uint64_t>(request.length) > max_tokens || request.length < head.lowest) {
       refuse(request);
     }
     head.stamp = call;

@@ -3,6 +3,7 @@
 #include "cache/cache.hpp"
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 
 #include "base/errors.hpp"
@@ -32,15 +33,17 @@ std::uint64_t Cache::blocks_needed(const std::vector<Target>& targets) const {
   return blocks;
 }
 
-// Takes at most `from_pool` blocks from the pool, with some more to read ahead where it
-// has room, and the rest from tails that other slots can spare. False where those hold too
-// little.
+// Takes what slots have behind them, at most `from_pool` blocks from the pool, with some more to
+// read ahead where it has room, and the rest from tails that other slots can spare. False where
+// those hold too little.
 bool Cache::try_grow(const std::vector<Target>& wanted, std::uint64_t from_pool, From from) {
   RowBatch batch(*driver_, *pool_, rows_);
   for (const Target& target : wanted) batch.claim(target.slot);
   std::vector<Target> targets = wanted;
   std::vector<Tail> tails;
-  const std::uint64_t needed = blocks_needed(wanted);
+  const std::vector<std::uint32_t> own = own_fronts(wanted);
+  const std::uint64_t moved = std::accumulate(own.begin(), own.end(), std::uint64_t{0});
+  const std::uint64_t needed = blocks_needed(wanted) - moved;
   if (needed > from_pool) {
     tails = spare_tails(needed - from_pool);
     if (blocks_of(tails) < needed - from_pool) return false;
@@ -49,16 +52,24 @@ bool Cache::try_grow(const std::vector<Target>& wanted, std::uint64_t from_pool,
     }
   } else {
     std::vector<Target> ahead = with_read_ahead(wanted);
-    if (blocks_needed(ahead) <= from_pool) targets = std::move(ahead);
+    if (blocks_needed(ahead) - moved <= from_pool) targets = std::move(ahead);
   }
-  for (const Target& target : targets) {
-    batch.fill(target.slot, target.blocks - slots_.blocks(target.slot));
+  for (std::size_t i = 0; i < targets.size(); ++i) {
+    const std::uint32_t slot = targets[i].slot;
+    const std::uint32_t end = slots_.blocks(slot) + own[i];
+    if (own[i] > 0) plan_move(batch, slot, own[i]);
+    if (targets[i].blocks > end) batch.fill(slot, end, targets[i].blocks - end);
   }
   batch.seal();
   // While the lock is released, no step must count on blocks that are about to go.
   for (const auto& [slot, kept] : tails) slots_.head(slot).capacity = math_.capacity(kept);
   const bool is_free = slots_.head(wanted.front().slot).state == SlotState::free;
+  std::vector<std::uint32_t> ends;
+  for (const Target& target : wanted) ends.push_back(slots_.blocks(target.slot));
   run(batch, from, is_free ? free_in_flight_ : live_in_flight_);
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    if (own[i] > 0) moved_front(wanted[i].slot, ends[i], own[i]);
+  }
   reclaimed_blocks_ += batch.blocks_lent();
   return true;
 }
@@ -90,15 +101,17 @@ void Cache::run(RowBatch& batch, From from, std::uint64_t& in_flight) {
 // Brings the slots up to what a batch has made of their rows.
 void Cache::follow(const RowBatch& batch) {
   for (std::uint32_t slot : batch.rows()) {
-    slots_.set_blocks(slot, rows_.size(slot));
-    slots_.head(slot).capacity = math_.capacity(rows_.size(slot));
+    const std::uint32_t front = slots_.front(slot);
+    const std::uint32_t blocks = std::max(front, rows_.size(slot));
+    slots_.set_extent(slot, front, blocks);
+    slots_.head(slot).capacity = math_.capacity(blocks);
   }
   settled_.notify_all();
 }
 
 // Unmaps blocks that are not in use and gives them to the pool.
 void Cache::unmap_tail(const Tail& tail, From from) {
-  const std::uint32_t blocks = slots_.blocks(tail.slot);
+  const std::uint32_t blocks = rows_.size(tail.slot);
   if (tail.kept >= blocks) return;
   RowBatch batch(*driver_, *pool_, rows_);
   batch.cut({tail.slot, tail.kept, blocks - tail.kept});
@@ -174,7 +187,9 @@ bool Cache::grow_now(const SlotLength* requests, std::size_t count) {
   for (const Target& target : growing) {
     if (rows_.is_in_flight(target.slot)) return false;
   }
-  const std::uint64_t needed = blocks_needed(growing);
+  const std::vector<std::uint32_t> own = own_fronts(growing);
+  const std::uint64_t needed =
+      blocks_needed(growing) - std::accumulate(own.begin(), own.end(), std::uint64_t{0});
   const std::uint64_t in_pool = pool_->blocks_available();
   const std::uint64_t lacking = needed - std::min(needed, in_pool);
   const std::vector<Tail> tails = spare_tails(lacking);
@@ -182,8 +197,8 @@ bool Cache::grow_now(const SlotLength* requests, std::size_t count) {
   const auto is_ready = [this](const Tail& tail)
                             REQUIRES(mutex_) { return rows_.is_ready(tail.slot); };
   if (!enough || !std::all_of(tails.begin(), tails.end(), is_ready)) {
-    const std::uint64_t to_come =
-        slots_.blocks_in(SlotState::released) + slots_.blocks_in(SlotState::cleaning);
+    const std::uint64_t to_come = slots_.blocks_in(SlotState::released) +
+                                  slots_.blocks_in(SlotState::cleaning) + blocks_behind();
     const bool in_flight = rows_.in_flight() > 0;
     if (!in_flight && needed > in_pool + spare_blocks() + to_come) throw_out_of_memory(needed, "");
     return false;

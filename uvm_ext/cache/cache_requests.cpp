@@ -10,6 +10,7 @@
 
 #include "base/errors.hpp"
 #include "base/stopwatch.hpp"
+#include "drivers/both_fences.hpp"
 
 namespace pyvattn {
 namespace {
@@ -82,6 +83,8 @@ SlotRef Cache::take_slot(std::uint32_t tokens) {
   head.length = 0;
   head.written = 0;
   head.claimed = 0;
+  slots_.trimmed(slot) = 0;
+  slots_.moved(slot) = 0;
   if (strict_) poison(slot);
   forecast_.acquired(tokens);
   admission_wanted_ = true;
@@ -102,12 +105,19 @@ SlotRef Cache::acquire(std::int64_t tokens) {
 // how far, and clean() looks at the blocks themselves, which are in no cache by now.
 void Cache::end_request(std::uint32_t slot, FencePtr after) {
   SlotHead& head = slots_.head(slot);
+  tokens_used_ += slots_.trimmed(slot);
   tokens_used_ -= head.length;
   head.length = 0;
+  const auto behind = behind_.find(slot);
+  if (behind != behind_.end()) {
+    for (const Behind& each : behind->second) after = both(std::move(after), each.after);
+    behind_.erase(behind);
+  }
   rows_.set_fence(slot, std::move(after));
   std::uint32_t& wanted = slots_.wanted(slot);
   if (wanted != 0) wanted = 1;
   const bool is_dirty = blocks_written(slot) > 0 || (strict_ && !dirty_positions(slot).empty());
+  if (!is_dirty) forget_lowest(slot);
   slots_.set_state(slot, is_dirty ? SlotState::released : SlotState::free);
 }
 
@@ -127,7 +137,7 @@ void Cache::release(const SlotRef& ref, FencePtr after) {
 void Cache::clean_soon(std::uint32_t slot) {
   if (slots_.head(slot).state == SlotState::free) return;
   if (mapper_) return nudge_mapper();
-  if (slots_.head(slot).shared > 0 && !rows_.is_ready(slot)) return;
+  if (slots_.head(slot).lowest > 0 && !rows_.is_ready(slot)) return;
   try {
     clean(slot);
   } catch (const std::exception&) {
@@ -261,7 +271,7 @@ bool Cache::can_admit(std::int64_t tokens) {
 bool Cache::can_have(std::uint64_t blocks) const {
   const std::uint64_t in_pool_or_released =
       pool_->blocks_available() + slots_.blocks_in(SlotState::released) +
-      slots_.blocks_in(SlotState::cleaning) - doubles().released;
+      slots_.blocks_in(SlotState::cleaning) - doubles().released + blocks_behind();
   // Live slots are many: they are looked at only where the others have too little.
   if (blocks <= in_pool_or_released + slots_.blocks_in(SlotState::free)) return true;
   return blocks <= in_pool_or_released + spare_blocks();

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <string>
 #include <unordered_set>
-#include <utility>
 
 #include "base/errors.hpp"
 #include "cache/cache.hpp"
@@ -15,7 +14,7 @@
 namespace pyvattn {
 namespace {
 
-// A slot that shares so many tokens. Without keep() it shares what it did before.
+// A slot whose length may not fall below so many tokens. Without keep() that is as before.
 class Sharing {
  public:
   Sharing(SlotTable& slots, std::uint32_t& sharing, std::uint32_t slot, std::uint32_t tokens)
@@ -23,7 +22,7 @@ class Sharing {
         sharing_(sharing),
         slot_(slot),
         generation_(slots.head(slot).generation),
-        before_(slots.head(slot).shared) {
+        before_(slots.head(slot).lowest) {
     set(std::max(before_, tokens));
   }
   Sharing(const Sharing&) = delete;
@@ -38,9 +37,9 @@ class Sharing {
 
  private:
   void set(std::uint32_t tokens) {
-    std::uint32_t& shared = slots_.head(slot_).shared;
-    sharing_ += (tokens > 0) - (shared > 0);
-    shared = tokens;
+    std::uint32_t& lowest = slots_.head(slot_).lowest;
+    sharing_ += (tokens > 0) - (lowest > 0);
+    lowest = tokens;
   }
 
   SlotTable& slots_;
@@ -68,6 +67,7 @@ Fork Cache::fork(const SlotRef& ref, std::int64_t tokens) {
   std::uint32_t blocks = 0;
   try {
     blocks = share(ref, slot, length);
+    raise_lowest(slot, slots_.trimmed(slot));
     const auto shared = static_cast<std::uint32_t>(
         Geometry::divide_up(blocks * geometry_.page_size, geometry_.token_bytes));
     Sharing fork(slots_, sharing_, slot, shared);
@@ -96,51 +96,82 @@ std::uint32_t Cache::share(const SlotRef& from, std::uint32_t to, std::uint32_t 
                       std::to_string(slots_.head(slot).length) +
                       " tokens and cannot be forked at " + std::to_string(length));
   }
+  if (length < slots_.trimmed(slot)) check_lowest(slot, length);
   unmap_tail({to, 0}, From::foreground);
-  const auto blocks =
-      static_cast<std::uint32_t>(length * geometry_.token_bytes / geometry_.page_size);
+  const std::uint32_t front = behind_end(slot);
+  const std::uint32_t blocks = whole_blocks(length);
+  slots_.trimmed(to) = slots_.trimmed(slot);
+  tokens_used_ -= slots_.trimmed(to);
   if (blocks == 0) return 0;
-  RowBatch batch(*driver_, *pool_, rows_);
-  batch.put(to, 0, rows_.blocks(slot).data(), blocks);
-  batch.seal();
-  run(batch, From::foreground, live_in_flight_);
   // From here on these blocks are needed.
   slots_.head(to).written = length;
+  slots_.set_extent(to, front, front);
+  slots_.head(to).capacity = math_.capacity(front);
+  if (blocks == front) return blocks;
+  RowBatch batch(*driver_, *pool_, rows_);
+  batch.put(to, front, rows_.blocks(slot).data() + front, blocks - front);
+  batch.seal();
+  run(batch, From::foreground, live_in_flight_);
   return blocks;
 }
 
+void Cache::raise_lowest(std::uint32_t slot, std::uint32_t tokens) {
+  std::uint32_t& lowest = slots_.head(slot).lowest;
+  if (tokens <= lowest) return;
+  sharing_ += lowest == 0;
+  lowest = tokens;
+}
+
+void Cache::forget_lowest(std::uint32_t slot) {
+  std::uint32_t& lowest = slots_.head(slot).lowest;
+  sharing_ -= lowest > 0;
+  lowest = 0;
+}
+
 // A released slot that can be cleaned without waiting for the device, or kNone; of those that
-// share blocks only a few are asked.
+// are cleaned out only a few are asked.
 std::uint32_t Cache::cleanable_slot() {
   constexpr int kMostLooks = 64;
   std::uint32_t slot = slots_.first(SlotState::released);
   for (int looks = 0; slot != SlotTable::kNone; ++looks) {
-    if (slots_.head(slot).shared == 0) return slot;
+    if (slots_.head(slot).lowest == 0) return slot;
     if (looks < kMostLooks && rows_.is_ready(slot)) return slot;
     slot = slots_.next(SlotState::released, slot);
   }
   return SlotTable::kNone;
 }
 
-// Dirty blocks of a slot that nobody else holds.
-std::vector<Positions> Cache::own_dirty_positions(std::uint32_t slot) const {
+// Dirty blocks that nobody else holds.
+std::vector<Positions> Cache::own_dirty_positions(const Positions& among) const {
   std::vector<Positions> own;
-  const std::vector<BlockId>& blocks = rows_.blocks(slot);
-  for (std::uint32_t i = 0; i < blocks.size(); ++i) {
-    if (pool_->is_dirty(blocks[i]) && pool_->holders(blocks[i]) == 1) own.push_back({slot, i, 1});
+  for (std::uint32_t i = among.first; i < among.first + among.count; ++i) {
+    const BlockId block = rows_.block(among.row, i);
+    if (pool_->holders(block) == 1 && pool_->is_dirty(block)) own.push_back({among.row, i, 1});
   }
   return own;
 }
 
-// Empties the row of a released slot that shares blocks: what it alone holds is zeroed first,
-// and the rest is for the last who lets go of it.
-void Cache::clean_shared(std::uint32_t slot) {
+// What a request wrote at positions [first, end) of its row is dirty.
+void Cache::mark_written(std::uint32_t slot, std::uint32_t first, std::uint32_t end) {
+  const std::uint32_t written = std::min(end, blocks_written(slot));
+  for (std::uint32_t i = first; i < written; ++i) {
+    if (rows_.block(slot, i) != RowTable::kHole) pool_->mark_dirty({rows_.block(slot, i), 1});
+  }
+}
+
+// Empties the row of a released slot that shares blocks or lacks its front, so that it does not
+// fit another request: what it alone holds is zeroed first, and the rest is for the last who
+// lets go of it.
+void Cache::clean_out(std::uint32_t slot) {
   const FencePtr after = rows_.fence(slot);
-  const std::uint32_t written = blocks_written(slot);
-  for (std::uint32_t i = 0; i < written; ++i) pool_->mark_dirty({rows_.block(slot, i), 1});
+  mark_written(slot, 0, slots_.blocks(slot));
   slots_.set_state(slot, SlotState::cleaning);
   try {
-    zero_own_blocks(slot, after);
+    if (after) {
+      const Unlocked unlocked(mutex_);
+      after->wait();
+    }
+    zero_own_blocks({slot, 0, slots_.blocks(slot)});
     unmap_tail({slot, 0}, From::foreground);
   } catch (...) {
     slots_.set_state(slot, SlotState::released);
@@ -148,26 +179,23 @@ void Cache::clean_shared(std::uint32_t slot) {
     throw;
   }
   rows_.set_fence(slot, nullptr);
+  slots_.set_extent(slot, 0, 0);
   SlotHead& head = slots_.head(slot);
+  head.capacity = 0;
   head.written = 0;
-  head.shared = 0;
-  --sharing_;
+  forget_lowest(slot);
   slots_.set_state(slot, SlotState::free);
   settled_.notify_all();
 }
 
 // Others may let go of a block while the lock is released for the others: until none is left.
-void Cache::zero_own_blocks(std::uint32_t slot, const FencePtr& after) {
-  if (after) {
-    const Unlocked unlocked(mutex_);
-    after->wait();
-  }
+void Cache::zero_own_blocks(const Positions& positions) {
   while (true) {
-    const std::vector<Positions> own = own_dirty_positions(slot);
+    const std::vector<Positions> own = own_dirty_positions(positions);
     if (own.empty()) return;
     std::vector<Range> ranges;
-    for (const Positions& positions : own) {
-      const std::vector<Range> some = rows_.ranges(positions);
+    for (const Positions& each : own) {
+      const std::vector<Range> some = rows_.ranges(each);
       ranges.insert(ranges.end(), some.begin(), some.end());
     }
     {
@@ -175,7 +203,9 @@ void Cache::zero_own_blocks(std::uint32_t slot, const FencePtr& after) {
       const FencePtr done = driver_->zero(ranges, nullptr);
       if (done) done->wait();
     }
-    for (const Positions& each : own) pool_->mark_clean({rows_.block(slot, each.first), 1});
+    for (const Positions& each : own) {
+      pool_->mark_clean({rows_.block(each.row, each.first), 1});
+    }
   }
 }
 
@@ -189,7 +219,7 @@ Cache::Doubles Cache::doubles() const {
     std::uint64_t& count = state == SlotState::live ? doubles.live : doubles.released;
     for (std::uint32_t slot = slots_.first(state); slot != SlotTable::kNone;
          slot = slots_.next(state, slot)) {
-      if (slots_.head(slot).shared == 0) continue;
+      if (slots_.head(slot).lowest == 0) continue;
       for (const BlockId block : rows_.blocks(slot)) {
         if (pool_->holders(block) > 1) count += !seen.insert(block).second;
       }

@@ -13,7 +13,8 @@ std::uint32_t Cache::blocks_kept(std::uint32_t slot) const {
   const std::uint32_t blocks = slots_.blocks(slot);
   if (head.state == SlotState::free) return 0;
   if (head.state != SlotState::live) return blocks;
-  return std::min(blocks, math_.pages_for(std::max(head.written, head.claimed)));
+  const std::uint32_t needed = math_.pages_for(std::max(head.written, head.claimed));
+  return std::min(blocks, std::max(needed, slots_.moved(slot)));
 }
 
 // What a live slot of `length` tokens will probably come to need, as far as is read ahead;

@@ -17,14 +17,16 @@ CacheStats Cache::stats() {
   // Once: a fence may pass at any time.
   const std::uint64_t fenced = slots_.blocks_fenced();
   const Doubles twice = doubles();
+  const std::uint64_t behind = blocks_behind();
   CacheStats s;
   s.page_size = geometry_.page_size;
   s.pages_allocated = pool_->blocks_allocated() * pages;
   s.pages_free = pool_->blocks_free() * pages;
   s.pages_live =
-      (slots_.blocks_in(SlotState::live) + free - spare + live_in_flight_ - twice.live) * pages;
+      (slots_.blocks_in(SlotState::live) + free - spare + live_in_flight_ - twice.live - behind) *
+      pages;
   s.pages_quarantined = (slots_.blocks_in(SlotState::released) +
-                         slots_.blocks_in(SlotState::cleaning) + fenced - twice.released) *
+                         slots_.blocks_in(SlotState::cleaning) + fenced - twice.released + behind) *
                         pages;
   s.pages_retained = (spare - fenced + free_in_flight_) * pages;
   s.pages_ahead = (spare - free) * pages;

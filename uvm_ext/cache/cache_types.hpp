@@ -54,6 +54,7 @@ struct LiveSlot {
   std::uint32_t length = 0;
   // The longest length so far.
   std::uint32_t written = 0;
+  // RowTable::kHole where its front was trimmed.
   std::vector<BlockId> blocks;
 };
 

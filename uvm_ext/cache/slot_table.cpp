@@ -32,7 +32,7 @@ void SlotTable::enter(std::uint32_t slot) {
   const std::uint32_t state = list_of(heads_[slot].state);
   const std::uint32_t blocks = books_[slot].blocks;
   ++slot_counts_[state];
-  block_counts_[state] += blocks;
+  block_counts_[state] += held(slot);
   const bool is_free = heads_[slot].state == SlotState::free;
   if (!is_free || blocks > 0) by_state_.push_back(state, slot);
   if (!is_free) return;
@@ -44,7 +44,7 @@ void SlotTable::leave(std::uint32_t slot) {
   const std::uint32_t state = list_of(heads_[slot].state);
   const std::uint32_t blocks = books_[slot].blocks;
   --slot_counts_[state];
-  block_counts_[state] -= blocks;
+  block_counts_[state] -= held(slot);
   const bool is_free = heads_[slot].state == SlotState::free;
   if (!is_free || blocks > 0) by_state_.remove(state, slot);
   if (!is_free) return;
@@ -60,18 +60,18 @@ void SlotTable::set_state(std::uint32_t slot, SlotState state) {
   enter(slot);
 }
 
-void SlotTable::set_blocks(std::uint32_t slot, std::uint32_t blocks) {
-  if (blocks == books_[slot].blocks) return;
-  if (heads_[slot].state != SlotState::free) {
-    // The order of the lists is that of requests, not of growth.
-    block_counts_[list_of(heads_[slot].state)] += blocks;
-    block_counts_[list_of(heads_[slot].state)] -= books_[slot].blocks;
-    books_[slot].blocks = blocks;
-    return;
-  }
-  leave(slot);
-  books_[slot].blocks = blocks;
-  enter(slot);
+void SlotTable::set_extent(std::uint32_t slot, std::uint32_t front, std::uint32_t blocks) {
+  Books& books = books_[slot];
+  if (blocks == books.blocks && front == books.front) return;
+  // The order of the lists is that of requests, not of growth.
+  const bool relist = heads_[slot].state == SlotState::free;
+  std::uint64_t& count = block_counts_[list_of(heads_[slot].state)];
+  if (relist) leave(slot);
+  if (!relist) count -= held(slot);
+  books.front = front;
+  books.blocks = blocks;
+  if (!relist) count += held(slot);
+  if (relist) enter(slot);
 }
 
 // --- finding a free slot ---

@@ -25,7 +25,7 @@ struct alignas(32) SlotHead {
   std::uint32_t capacity = 0;
   std::uint32_t written = 0;  // the longest length of this request
   std::uint32_t claimed = 0;  // a length that a call asks for: its blocks are not spare
-  std::uint32_t shared = 0;   // tokens in blocks that other slots may have too
+  std::uint32_t lowest = 0;   // no length below: tokens that others have too, or that are gone
   std::uint32_t stamp = 0;    // the last call to name it, to notice a slot named twice
   SlotState state = SlotState::free;
 };
@@ -49,9 +49,18 @@ class SlotTable {
   // The length asked for in the background; zero: none.
   std::uint32_t& wanted(std::uint32_t slot) { return books_[slot].wanted; }
 
-  // Blocks of a slot, as of the last call of set_blocks(), which follows every change of its row.
+  // Where the blocks of a slot end, counted from its row's start, and where they begin: of live
+  // slots alone the front may be gone. As of the last call of set_extent(), which follows every
+  // change of the row.
   std::uint32_t blocks(std::uint32_t slot) const { return books_[slot].blocks; }
-  void set_blocks(std::uint32_t slot, std::uint32_t blocks);
+  std::uint32_t front(std::uint32_t slot) const { return books_[slot].front; }
+  void set_extent(std::uint32_t slot, std::uint32_t front, std::uint32_t blocks);
+  // Tokens at the front that nobody reads any more.
+  std::uint32_t& trimmed(std::uint32_t slot) { return books_[slot].trimmed; }
+  std::uint32_t trimmed(std::uint32_t slot) const { return books_[slot].trimmed; }
+  // Where the last block ends that the slot had at its front before, and was not zeroed.
+  std::uint32_t& moved(std::uint32_t slot) { return books_[slot].moved; }
+  std::uint32_t moved(std::uint32_t slot) const { return books_[slot].moved; }
   void set_state(std::uint32_t slot, SlotState state);
 
   enum class Among { all, ready };
@@ -81,10 +90,14 @@ class SlotTable {
  private:
   struct Books {
     std::uint32_t blocks = 0;
+    std::uint32_t front = 0;
+    std::uint32_t trimmed = 0;
+    std::uint32_t moved = 0;
     std::uint32_t asked = 0;
     std::uint32_t wanted = 0;
   };
 
+  std::uint32_t held(std::uint32_t slot) const { return books_[slot].blocks - books_[slot].front; }
   static std::uint32_t list_of(SlotState state) { return static_cast<std::uint32_t>(state); }
   void enter(std::uint32_t slot);
   void leave(std::uint32_t slot);

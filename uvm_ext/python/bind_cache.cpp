@@ -101,6 +101,14 @@ void trim(NumberedCache& self, const py::object& slot, const py::object& tokens,
   self.cache.trim(ref, length, after);
 }
 
+void trim_front(NumberedCache& self, const py::object& slot, const py::object& tokens,
+                const FencePtr& after) {
+  const SlotRef ref = slot_ref(slot.ptr(), self.number);
+  const std::int64_t front = length_of(tokens);
+  const WithoutGil unlocked;
+  self.cache.trim_front(ref, front, after);
+}
+
 void release(NumberedCache& self, const py::object& slot, const FencePtr& after) {
   const SlotRef ref = slot_ref(slot.ptr(), self.number);
   {
@@ -139,8 +147,9 @@ py::list live_pages(NumberedCache& self) {
   py::list found;
   const std::size_t arenas = self.cache.geometry().arenas;
   for (const LiveSlot& each : live(self)) {
-    found.append(py::make_tuple(slot_object(self.number, each.slot, self.slots),
-                                each.blocks.size() * arenas));
+    const auto holes = std::count(each.blocks.begin(), each.blocks.end(), RowTable::kHole);
+    const std::size_t mapped = each.blocks.size() - static_cast<std::size_t>(holes);
+    found.append(py::make_tuple(slot_object(self.number, each.slot, self.slots), mapped * arenas));
   }
   return found;
 }
@@ -223,6 +232,8 @@ void bind_cache(py::module_& module) {
            "A new Slot, and the bytes [first, end) of each row that are yet to be copied.")
       .def("try_step", &try_step, py::arg("lengths"))
       .def("trim", &trim, py::arg("slot"), py::arg("tokens"), py::arg("after") = py::none())
+      .def("trim_front", &trim_front, py::arg("slot"), py::arg("tokens"),
+           py::arg("after") = py::none())
       .def("release", &release, py::arg("slot"), py::arg("after") = py::none())
       .def("step", &step, py::arg("lengths"))
       .def("step_rows", &step_rows, py::arg("rows"), py::arg("lengths"))

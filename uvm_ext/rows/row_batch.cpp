@@ -117,18 +117,18 @@ void RowBatch::put(std::uint32_t row, std::uint32_t position, const BlockId* blo
   add_entries(row, position, blocks, count, map_batch_);
 }
 
-void RowBatch::fill(std::uint32_t row, std::uint32_t count) {
+void RowBatch::fill(std::uint32_t row, std::uint32_t position, std::uint32_t count) {
   claim(row);
-  const std::uint32_t have = table_.size(row);
-  const BlockId after = have > 0 ? table_.block(row, have - 1) : BlockPool::kAnywhere;
+  const BlockId last = position > 0 ? table_.block(row, position - 1) : RowTable::kHole;
+  const BlockId after = last == RowTable::kHole ? BlockPool::kAnywhere : last;
   const std::size_t first_run = held_.size();
   pool_.allocate(count, after, held_);
   filled_ += count;
-  puts_.push_back({row, have, put_blocks_.size(), count});
+  puts_.push_back({row, position, put_blocks_.size(), count});
   for (std::size_t i = first_run; i < held_.size(); ++i) {
     for (std::uint32_t b = 0; b < held_[i].count; ++b) put_blocks_.push_back(held_[i].first + b);
   }
-  add_entries(row, have, put_blocks_.data() + puts_.back().first, count, map_batch_);
+  add_entries(row, position, put_blocks_.data() + puts_.back().first, count, map_batch_);
 }
 
 void RowBatch::wait_for(FencePtr fence) {

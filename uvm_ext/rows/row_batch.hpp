@@ -38,8 +38,8 @@ class RowBatch {
   // Maps blocks from `position` on, where nothing is mapped or it was cut in this batch:
   // the row becomes one more holder of each.
   void put(std::uint32_t row, std::uint32_t position, const BlockId* blocks, std::uint32_t count);
-  // Maps `count` blocks of the pool behind the last position.
-  void fill(std::uint32_t row, std::uint32_t count);
+  // Maps `count` blocks of the pool from `position` on, where the row ends.
+  void fill(std::uint32_t row, std::uint32_t position, std::uint32_t count);
   // Waits for one more fence before anything is unmapped.
   void wait_for(FencePtr fence);
   // Ends the plan. From here on commit() needs no memory. Mappings are taken away in the order

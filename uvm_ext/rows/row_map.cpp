@@ -7,28 +7,9 @@
 #include <utility>
 
 #include "base/errors.hpp"
+#include "drivers/both_fences.hpp"
 
 namespace pyvattn {
-namespace {
-
-// Has passed once two others have.
-class BothFences final : public Fence {
- public:
-  BothFences(FencePtr first, FencePtr second)
-      : first_(std::move(first)), second_(std::move(second)) {}
-  bool passed() override { return first_->passed() && second_->passed(); }
-  void wait() override {
-    first_->wait();
-    second_->wait();
-  }
-
- private:
-  const FencePtr first_;
-  const FencePtr second_;
-};
-
-}  // namespace
-
 RowMap::RowMap(BlockStorePtr store, const Geometry& geometry)
     : store_(std::move(store)),
       geometry_(geometry),
@@ -88,8 +69,8 @@ void RowMap::stage(std::uint32_t row) {
 // No mapping of the row is taken away before the fence has passed.
 void RowMap::guard(std::uint32_t row, const FencePtr& after) {
   if (!after) return;
-  const bool ready = table_.is_ready(row);
-  table_.set_fence(row, ready ? after : std::make_shared<BothFences>(table_.fence(row), after));
+  static_cast<void>(table_.is_ready(row));
+  table_.set_fence(row, both(table_.fence(row), after));
 }
 
 std::uint32_t RowMap::open(const std::vector<BlockId>& blocks) {

@@ -31,8 +31,10 @@ class Requests {
   Requests(WatchedCache& cache, Random& random) : cache_(cache), random_(random) {}
 
   void one_operation() {
-    const std::uint64_t choice = random_.below(22);
-    if (choice >= 20) {
+    const std::uint64_t choice = random_.below(24);
+    if (choice >= 22) {
+      trim_front();
+    } else if (choice >= 20) {
       fork();
     } else if (choice < 4) {
       acquire();
@@ -58,8 +60,9 @@ class Requests {
     // is a fork of as well.
     unsigned char mark = 0;
     std::vector<unsigned char> tokens;
-    // Tokens below which its length may not fall.
+    // Tokens below which its length may not fall, and those that it has no more.
     std::uint64_t shared = 0;
+    std::uint64_t front = 0;
 
     std::uint64_t written() const { return tokens.size(); }
   };
@@ -83,7 +86,7 @@ class Requests {
   void fork() {
     if (live_.empty() || live_.size() == cache_.shape.slots) return;
     Request& parent = live_[random_.below(live_.size())];
-    const std::uint64_t tokens = random_.below(parent.length + 1);
+    const std::uint64_t tokens = random_.between(parent.front, parent.length);
     CHECK_THROWS(LengthError, cache_->fork(parent.slot, parent.length + 1));
     Fork made;
     try {
@@ -95,7 +98,7 @@ class Requests {
     const std::uint64_t shared = tokens - tokens % cache_.shape.tokens_per_page;
     CHECK_EQUAL(made.first, shared * cache_.cache->geometry().token_bytes);
     CHECK_EQUAL(made.end, tokens * cache_.cache->geometry().token_bytes);
-    for (std::uint32_t arena = 0; arena < cache_.shape.arenas; ++arena) {
+    for (std::uint32_t arena = 0; arena < cache_.shape.arenas && made.end > made.first; ++arena) {
       std::memcpy(cache_.token(arena, made.slot, shared), cache_.token(arena, parent.slot, shared),
                   made.end - made.first);
     }
@@ -103,12 +106,21 @@ class Requests {
     Request request;
     request.slot = made.slot;
     request.length = tokens;
-    request.shared = shared;
+    request.shared = std::max(shared, parent.front);
+    request.front = parent.front;
     request.mark = static_cast<unsigned char>(random_.between(1, 255));
     request.tokens.assign(parent.tokens.begin(),
                           parent.tokens.begin() + static_cast<std::ptrdiff_t>(tokens));
     check_new_tokens(request, tokens);
     live_.push_back(request);
+  }
+
+  void trim_front() {
+    if (live_.empty()) return;
+    Request& request = live_[random_.below(live_.size())];
+    request.front = random_.between(request.front, request.length);
+    request.shared = std::max(request.shared, request.front);
+    cache_->trim_front(request.slot, static_cast<std::int64_t>(request.front), nullptr);
   }
 
   void release() {
@@ -161,16 +173,23 @@ class Requests {
     if (length > request.written()) request.tokens.resize(length, request.mark);
   }
 
-  // What this request did not write reads as zeros, into the guard (invariants 2 and 3).
+  // What this request did not write reads as zeros, into the guard (invariants 2 and 3), or as
+  // what it wrote at its front and has no more.
   // No kernel reads the row of a request without tokens: a private guard leaves it bare.
   void check_new_tokens(const Request& request, std::uint64_t length) {
     if (length == 0 && !cache_.watch->capabilities().zero_backed) return;
     for (std::uint32_t arena = 0; arena < cache_.shape.arenas; ++arena) {
       for (std::uint64_t t = request.written(); t < length + cache_.shape.guard_tokens; ++t) {
         const unsigned char* bytes = cache_.token(arena, request.slot, t);
-        CHECK(reads_as_zeros(bytes));
+        CHECK(reads_as_zeros(bytes) || is_gone(request, bytes[0]));
       }
     }
+  }
+
+  static bool is_gone(const Request& request, unsigned char mark) {
+    const auto begin = request.tokens.begin();
+    const auto end = begin + static_cast<std::ptrdiff_t>(request.front);
+    return std::find(begin, end, mark) != end;
   }
 
   void prefetch() {
@@ -195,10 +214,11 @@ class Requests {
   void check_live() {
     std::uint64_t used = 0;
     for (const Request& request : live_) {
-      used += request.length;
+      used += request.length - request.front;
       CHECK_EQUAL(static_cast<std::uint64_t>(cache_->length(request.slot)), request.length);
       for (std::uint32_t arena = 0; arena < cache_.shape.arenas; ++arena) {
-        for (std::uint64_t t = 0; t < request.written(); t += 1 + request.written() / 4) {
+        for (std::uint64_t t = request.front; t < request.written();
+             t += 1 + request.written() / 4) {
           CHECK_EQUAL(unsigned{cache_.token(arena, request.slot, t)[0]},
                       unsigned{request.tokens[t]});
         }

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+// Live slots that give blocks back: from their end, and from their front.
+//
+// Blocks at the front that nobody reads any more are behind: still mapped, until the fence has
+// passed that they were trimmed with. Then the slot's own growth takes them as they are, or the
+// background zeroes them and lets go of them. No length falls below what was trimmed.
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <string>
+
+#include "base/errors.hpp"
+#include "cache/cache.hpp"
+
+namespace pyvattn {
+
+// --- the end ---
+
+void Cache::trim(const SlotRef& ref, std::int64_t tokens, FencePtr after) {
+  const std::uint32_t length = check_length(tokens);
+  check_usable();
+  const Lock lock(mutex_);
+  check_usable();
+  std::uint32_t slot = check_live(ref);
+  wait_not_in_flight(slot);
+  slot = check_live(ref);
+  SlotHead& head = slots_.head(slot);
+  if (length > head.length) {
+    throw LengthError("slot " + std::to_string(slot) + " has " + std::to_string(head.length) +
+                      " tokens and cannot be shortened to " + std::to_string(length) +
+                      ": step() is what makes it longer");
+  }
+  check_lowest(slot, length);
+  tokens_used_ -= head.length - length;
+  head.length = length;
+  head.claimed = length;
+  const std::uint32_t kept = math_.pages_for(length);
+  if (kept < slots_.blocks(slot)) cut_tail(slot, kept, after);
+}
+
+// Gives a live slot's blocks from `kept` on to the pool, zeroed.
+void Cache::cut_tail(std::uint32_t slot, std::uint32_t kept, const FencePtr& after) {
+  SlotHead& head = slots_.head(slot);
+  const std::uint32_t blocks = slots_.blocks(slot);
+  const std::uint32_t dirty = std::max(kept, strict_ ? blocks : blocks_written(slot));
+  const Positions tail = {slot, kept, blocks - kept};
+  const std::vector<Range> ranges = rows_.ranges({slot, kept, dirty - kept});
+  RowBatch batch(*driver_, *pool_, rows_);
+  batch.cut(tail);
+  batch.seal();
+  // While the lock is released, no step must count on blocks that are about to go.
+  head.capacity = math_.capacity(kept);
+  try {
+    const Unlocked unlocked(mutex_);
+    if (after) after->wait();
+    if (dirty > kept) {
+      const FencePtr done = driver_->zero(ranges, nullptr);
+      if (done) done->wait();
+    }
+    batch.execute();
+  } catch (...) {
+    batch.roll_back();
+    follow(batch);
+    throw;
+  }
+  for (std::uint32_t i = kept; i < dirty; ++i) pool_->mark_clean({rows_.block(slot, i), 1});
+  batch.commit();
+  follow(batch);
+  // What was written is now no longer than what is kept.
+  const std::uint64_t most = Geometry::divide_up(kept * geometry_.page_size, geometry_.token_bytes);
+  head.written = static_cast<std::uint32_t>(std::min<std::uint64_t>(head.written, most));
+  slots_.moved(slot) = std::min(slots_.moved(slot), kept);
+}
+
+// --- the front ---
+
+void Cache::trim_front(const SlotRef& ref, std::int64_t tokens, FencePtr after) {
+  const std::uint32_t front = check_length(tokens);
+  check_usable();
+  const Lock lock(mutex_);
+  check_usable();
+  const std::uint32_t slot = check_live(ref);
+  SlotHead& head = slots_.head(slot);
+  if (front > head.length) {
+    throw LengthError("slot " + std::to_string(slot) + " has " + std::to_string(head.length) +
+                      " tokens and cannot lose the first " + std::to_string(front));
+  }
+  std::uint32_t& trimmed = slots_.trimmed(slot);
+  if (front <= trimmed) return;
+  const std::uint32_t end = whole_blocks(front);
+  if (end > behind_end(slot)) behind_[slot].push_back({end, after});
+  tokens_used_ -= front - trimmed;
+  trimmed = front;
+  raise_lowest(slot, front);
+  if (strict_ && (!after || after->passed())) poison_front(slot);
+  if (mapper_) return nudge_mapper();
+  try {
+    drop_front(slot);
+  } catch (const std::exception&) {
+    // The blocks stay behind: growth takes them, or reports why not.
+  }
+}
+
+// Blocks that the first `tokens` tokens fill.
+std::uint32_t Cache::whole_blocks(std::uint32_t tokens) const {
+  return static_cast<std::uint32_t>(tokens * geometry_.token_bytes / geometry_.page_size);
+}
+
+// Where the blocks of a live slot begin that may still be read.
+std::uint32_t Cache::behind_end(std::uint32_t slot) const {
+  const auto found = behind_.find(slot);
+  return found == behind_.end() ? slots_.front(slot) : found->second.back().end;
+}
+
+// Where those behind end whose fences have passed.
+std::uint32_t Cache::passed_end(std::uint32_t slot) const {
+  std::uint32_t end = slots_.front(slot);
+  const auto found = behind_.find(slot);
+  if (found == behind_.end()) return end;
+  for (const Behind& each : found->second) {
+    if (each.after && !each.after->passed()) break;
+    end = each.end;
+  }
+  return end;
+}
+
+// A slot's blocks before `end` are in its row no more.
+void Cache::front_is_gone(std::uint32_t slot, std::uint32_t end) {
+  slots_.set_extent(slot, end, std::max(end, slots_.blocks(slot)));
+  const auto found = behind_.find(slot);
+  if (found == behind_.end()) return;
+  std::vector<Behind>& left = found->second;
+  left.erase(std::remove_if(left.begin(), left.end(),
+                            [end](const Behind& each) { return each.end <= end; }),
+             left.end());
+  if (left.empty()) behind_.erase(found);
+}
+
+// Takes what is behind and no longer read out of a live slot's row: zeroed where nobody else
+// holds it, and otherwise left to those who do.
+void Cache::drop_front(std::uint32_t slot) {
+  const std::uint32_t front = slots_.front(slot);
+  const std::uint32_t end = passed_end(slot);
+  if (end == front || rows_.is_in_flight(slot)) return;
+  RowBatch batch(*driver_, *pool_, rows_);
+  batch.claim(slot);
+  try {
+    mark_written(slot, front, end);
+    zero_own_blocks({slot, front, end - front});
+    batch.cut({slot, front, end - front});
+    batch.seal();
+    batch.execute();
+  } catch (...) {
+    batch.roll_back();
+    follow(batch);
+    throw;
+  }
+  batch.commit();
+  front_is_gone(slot, end);
+  follow(batch);
+}
+
+// For the background: one slot's front, where that waits for nobody.
+bool Cache::drop_some_front() {
+  for (const auto& each : behind_) {
+    const std::uint32_t slot = each.first;
+    if (rows_.is_in_flight(slot) || passed_end(slot) == slots_.front(slot)) continue;
+    drop_front(slot);
+    return true;
+  }
+  return false;
+}
+
+// Waits for the fences. The lock is released meanwhile.
+void Cache::drop_fronts() {
+  while (!behind_.empty()) {
+    const std::uint32_t slot = behind_.begin()->first;
+    const FencePtr after = behind_.begin()->second.front().after;
+    if (rows_.is_in_flight(slot)) {
+      wait_not_in_flight(slot);
+    } else if (after && !after->passed()) {
+      const Unlocked unlocked(mutex_);
+      after->wait();
+    } else {
+      drop_front(slot);
+    }
+  }
+}
+
+// What is behind and held by nobody else.
+std::uint64_t Cache::blocks_behind() const {
+  std::uint64_t blocks = 0;
+  for (const auto& [slot, waiting] : behind_) {
+    for (std::uint32_t i = slots_.front(slot); i < waiting.back().end; ++i) {
+      blocks += pool_->holders(rows_.block(slot, i)) == 1;
+    }
+  }
+  return blocks;
+}
+
+// How many blocks each target can take from its own front, as they are: they held the same
+// request's tokens.
+std::vector<std::uint32_t> Cache::own_fronts(const std::vector<Target>& targets) const {
+  std::vector<std::uint32_t> counts(targets.size(), 0);
+  for (std::size_t i = 0; !behind_.empty() && i < targets.size(); ++i) {
+    const std::uint32_t slot = targets[i].slot;
+    const std::uint32_t front = slots_.front(slot);
+    const std::uint32_t most = std::min(passed_end(slot) - front,  //
+                                        targets[i].blocks - slots_.blocks(slot));
+    const auto is_own = [&](std::uint32_t p)
+                            REQUIRES(mutex_) { return pool_->holders(rows_.block(slot, p)) == 1; };
+    while (counts[i] < most && is_own(front + counts[i])) ++counts[i];
+  }
+  return counts;
+}
+
+// Plans to map the first `count` blocks of a row behind its last instead.
+void Cache::plan_move(RowBatch& batch, std::uint32_t slot, std::uint32_t count) {
+  const std::uint32_t front = slots_.front(slot);
+  batch.cut({slot, front, count});
+  batch.put(slot, slots_.blocks(slot), rows_.blocks(slot).data() + front, count);
+}
+
+// That was done, and the slot is as long as it is now.
+void Cache::moved_front(std::uint32_t slot, std::uint32_t end, std::uint32_t count) {
+  for (std::uint32_t i = end; i < end + count; ++i) pool_->mark_dirty({rows_.block(slot, i), 1});
+  slots_.moved(slot) = end + count;
+  front_is_gone(slot, slots_.front(slot) + count);
+}
+
+// What lies below a trimmed front is NaN where nobody else has it.
+void Cache::poison_front(std::uint32_t slot) {
+  constexpr int kPoison = 0xff;
+  if (rows_.is_in_flight(slot)) return;
+  const std::uint64_t gone = slots_.trimmed(slot) * geometry_.token_bytes;
+  for (std::uint32_t i = slots_.front(slot); i * geometry_.page_size < gone; ++i) {
+    if (pool_->holders(rows_.block(slot, i)) > 1) continue;
+    const std::size_t bytes =
+        std::min<std::uint64_t>(geometry_.page_size, gone - i * geometry_.page_size);
+    for (std::uint32_t arena = 0; arena < geometry_.arenas; ++arena) {
+      std::memset(reinterpret_cast<void*>(rows_.address(arena, slot, i)), kPoison, bytes);
+    }
+  }
+}
+
+}  // namespace pyvattn
