@@ -113,6 +113,23 @@ static NV_STATUS prepare_takeover(struct uvm_vattn_batch *batch,
 	return NV_ERR_NO_MEMORY;
 }
 
+/* May the entry take the place of a mapping that it meets? */
+static NV_STATUS check_replace(struct uvm_vattn_batch *batch,
+			       const struct map_entry *entry,
+			       const uvm_ext_gpu_map_t *map)
+{
+	if (!entry->replace)
+		return NV_ERR_UVM_ADDRESS_IN_USE;
+
+	/* Other memory (sparse, system, peer) is unmapped in other ways. */
+	if (!map->mem_handle || map->owning_gpu != batch->gpu || map->is_sysmem)
+		return NV_ERR_UVM_ADDRESS_IN_USE;
+
+	if (map->pt_range_vec.page_size != entry->pte_page_size)
+		return NV_ERR_INVALID_ADDRESS;
+	return NV_OK;
+}
+
 /*
  * *map contains entry address start. Its page tables stay, so that the entries
  * go from the old page to the new one without a gap.
@@ -123,17 +140,6 @@ static NV_STATUS prepare_replace(struct uvm_vattn_batch *batch,
 {
 	struct uvm_vattn_piece *piece;
 	NV_STATUS status;
-
-	if (!entry->replace)
-		return NV_ERR_UVM_ADDRESS_IN_USE;
-
-	/* Other memory (sparse, system, peer) is unmapped in other ways. */
-	if (!(*map)->mem_handle || (*map)->owning_gpu != batch->gpu ||
-	    (*map)->is_sysmem)
-		return NV_ERR_UVM_ADDRESS_IN_USE;
-
-	if ((*map)->pt_range_vec.page_size != entry->pte_page_size)
-		return NV_ERR_INVALID_ADDRESS;
 
 	status = uvm_vattn_batch_isolate(entry->tree, map, start, entry->end);
 	if (status != NV_OK)
@@ -164,6 +170,12 @@ static NV_STATUS prepare_pieces(struct uvm_vattn_batch *batch,
 	while (start <= entry->end) {
 		map = uvm_ext_gpu_map_iter_first(entry->range, batch->gpu, start,
 						 entry->end);
+
+		/* Also one behind a hole, which is of whole entries then. */
+		status = map ? check_replace(batch, entry, map) : NV_OK;
+		if (status != NV_OK)
+			return status;
+
 		if (map && map->node.start <= start) {
 			status = prepare_replace(batch, entry, &map, start);
 			end = map->node.end;

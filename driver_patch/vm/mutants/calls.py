@@ -85,7 +85,7 @@ CALLS = (
         "uvm_vattn_map.c",
         (
             (
-                "	if ((*map)->pt_range_vec.page_size != entry->pte_page_size)\n"
+                "	if (map->pt_range_vec.page_size != entry->pte_page_size)\n"
                 "		return NV_ERR_INVALID_ADDRESS;\n",
                 "",
             ),
@@ -262,8 +262,8 @@ CALLS = (
         "uvm_vattn_map.c",
         (
             (
-                "(*map)->owning_gpu != batch->gpu ||\n	    (*map)->is_sysmem)",
-                "(*map)->owning_gpu != batch->gpu)",
+                "map->owning_gpu != batch->gpu || map->is_sysmem)",
+                "map->owning_gpu != batch->gpu)",
             ),
         ),
         "other_memory_is_not_replaced",
@@ -273,9 +273,8 @@ CALLS = (
         "uvm_vattn_map.c",
         (
             (
-                "	if (!(*map)->mem_handle || (*map)->owning_gpu != batch->gpu ||\n"
-                "	    (*map)->is_sysmem)",
-                "	if ((*map)->is_sysmem)",
+                "	if (!map->mem_handle || map->owning_gpu != batch->gpu || map->is_sysmem)",
+                "	if (map->is_sysmem)",
             ),
         ),
         "sparse_range_is_not_replaced",

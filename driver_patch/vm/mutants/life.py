@@ -88,6 +88,21 @@ LIFE = (
         "free_range_with_mappings",
     ),
     Mutant(
+        "a hole before entries of another size is filled",
+        "uvm_vattn_map.c",
+        (
+            (
+                "		status = map ? check_replace(batch, entry, map) : NV_OK;\n"
+                "		if (status != NV_OK)\n			return status;\n",
+                "		status = map && map->node.start <= start ?\n"
+                "			 check_replace(batch, entry, map) : NV_OK;\n"
+                "		if (status != NV_OK)\n			return status;\n",
+            ),
+        ),
+        "replace_needs_entries_of_the_same_size",
+        flavour="checked",
+    ),
+    Mutant(
         "a handle's first page is the one that is mapped",
         "uvm_vattn_map.c",
         (

@@ -381,6 +381,10 @@ PATCH_TEST(replace_needs_entries_of_the_same_size)
 	unmap_one(&gpu, base, PAGE_2M);
 	map_one(&gpu, base, small, 0, 32);
 	CHECK_EQ(try_map_one(&gpu, base, big, 0, 1, UVM_VATTN_MAP_REPLACE), NV_ERR_INVALID_ADDRESS);
+	/* Behind a hole, which is no whole entry of 2M: UVM's assertions see what is made of it. */
+	unmap_one(&gpu, base, PAGE_64K);
+	CHECK_EQ(try_map_one(&gpu, base, big, 0, 1, UVM_VATTN_MAP_REPLACE), NV_ERR_INVALID_ADDRESS);
+	CHECK_EQ(try_map_one(&gpu, base, big, 0, 1, 0), NV_ERR_UVM_ADDRESS_IN_USE);
 }
 
 /* UVM's own calls work on our mappings as on any other. */
