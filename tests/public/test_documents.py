@@ -13,6 +13,7 @@ from tiny_models import VOCABULARY, make_llama, torch, transformers
 
 import pyvattn
 from pyvattn import CacheSpec, KVCache
+from pyvattn.attention import registry
 from pyvattn.integrations.transformers import Engine, Request, spec_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +41,12 @@ class Tokenizer:
 
     def decode(self, tokens):
         return " ".join(map(str, tokens))
+
+
+@pytest.fixture(autouse=True)
+def _kernels_as_before(monkeypatch):
+    """What a page registers is gone after it: other tests of the process list the kernels."""
+    monkeypatch.setattr(registry, "_KERNELS", dict(registry._KERNELS))
 
 
 @pytest.fixture
