@@ -115,6 +115,11 @@ def _torch_from_dlpack(dtype: str) -> Callable[[Any], Any]:
             "KVCache.layer() makes torch tensors by default: pip install 'pyvattn[torch]', or "
             "pass from_dlpack=numpy.from_dlpack"
         ) from error
-    if dtype not in _AS_BYTES:
-        return from_dlpack
-    return lambda view: from_dlpack(view).view(getattr(torch, dtype))
+
+    def make(view: Any) -> Any:
+        # The tensor outlives a caller's inference mode, after which nobody could write to it.
+        with torch.inference_mode(False):
+            made = from_dlpack(view)
+            return made.view(getattr(torch, dtype)) if dtype in _AS_BYTES else made
+
+    return make

@@ -95,6 +95,19 @@ def test_torch_gets_no_tensors_of_a_closed_cache():
         cache.layer(1)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float8_e5m2"])
+def test_tensors_made_in_inference_mode_can_be_written_outside(dtype):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    spec = CacheSpec(2, 2, 16, dtype, max_slots=2, max_tokens=64)
+    with KVCache(spec, device="cpu", memory="16MiB") as cache:
+        row = cache.admit(4).index
+        with torch.inference_mode():
+            cache.layer(0)[0][row, :2] = 1.0
+        k, _ = cache.layer(0)
+        k[row, 2:4] = 1.0
+        assert (k[row, :4].float() == 1).all()
+
+
 def test_what_a_caller_does_to_its_tensor_is_its_own():
     pytest.importorskip("torch", reason="torch is not installed")
     with KVCache(small_spec(), device="cpu", memory="16MiB") as cache:
