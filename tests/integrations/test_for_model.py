@@ -131,3 +131,22 @@ def test_a_forward_pass_that_returns_no_cache_fills_it(llama, inputs):
         real = inputs["attention_mask"].bool()
         torch.testing.assert_close(logits[real], expected[real], atol=1e-4, rtol=0)
         assert cache.lengths == tuple(inputs["attention_mask"].sum(dim=1).tolist())
+
+
+def test_any_default_device_of_torch(llama, inputs, prompts):
+    """What belongs on the host is made there; "meta" stands for "cuda", which scripts set."""
+    expected = reference(llama, inputs, max_new_tokens=6)
+    with VAttentionCache.for_model(llama, **ROOM) as cache, torch.no_grad():
+        whole = llama(**inputs, past_key_values=cache).logits
+        cache.reset()
+        with torch.device("meta"):
+            assert torch.equal(llama(**inputs, past_key_values=cache).logits, whole)
+            cache.batch_select_indices([2, 0])
+            cache.crop(-1)
+            assert len(cache.lengths) == 2
+    with KVCache(spec_for(llama, 3, 128), device="cpu", memory="64MiB") as kv:
+        engine = Engine(llama, kv, max_prefill_tokens=11)
+        requests = [engine.submit(prompt, 6) for prompt in prompts]
+        with torch.device("meta"):
+            engine.run()
+    assert [request.output for request in requests] == expected.sequences[:, -6:].tolist()

@@ -53,7 +53,7 @@ class VAttentionCache(ContiguousCache):
         self._rows = Rows(kv)
         # Which of the positions that the library counts are real, [batch, seen].
         # It stays on the host: the lengths of the rows come from it.
-        self._real = torch.zeros(0, 0, dtype=torch.bool)
+        self._real = torch.zeros(0, 0, dtype=torch.bool, device="cpu")
         self._real_after = self._real
 
     @classmethod
@@ -191,7 +191,7 @@ class VAttentionCache(ContiguousCache):
 
     def reset(self) -> None:
         """Release every slot; the cache is as new. Pages stay mapped for the next batch."""
-        self._set_real(torch.zeros(0, 0, dtype=torch.bool))
+        self._set_real(torch.zeros(0, 0, dtype=torch.bool, device="cpu"))
         self.changes.forget()
         self._rows.release()
 
@@ -239,7 +239,7 @@ class VAttentionCache(ContiguousCache):
             )
         if mask is None:
             self._rows.check_length(seen + queries)
-            mask = torch.ones(batch_size, seen + queries, dtype=torch.bool)
+            mask = torch.ones(batch_size, seen + queries, dtype=torch.bool, device="cpu")
         if mask.dim() != 2 or mask.shape[0] != batch_size or mask.shape[1] < seen + queries:
             raise TensorError(
                 f"the attention mask has shape {list(mask.shape)}: it must cover the {seen} "

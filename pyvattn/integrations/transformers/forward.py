@@ -13,7 +13,14 @@ from torch import Tensor
 from pyvattn.attention import append, attend
 from pyvattn.errors import TensorError, UnsupportedError
 from pyvattn.integrations.transformers.compiled import outside_graphs
-from pyvattn.integrations.transformers.parts import Chunk, Part, parts_of, parts_of_rows, upload
+from pyvattn.integrations.transformers.parts import (
+    Chunk,
+    Part,
+    host,
+    parts_of,
+    parts_of_rows,
+    upload,
+)
 from pyvattn.text import shown
 
 if TYPE_CHECKING:
@@ -58,7 +65,7 @@ class ForwardPass:
         tells which of the new tokens are real; the rest is padding, wherever it stands.
         """
         parts = parts_of_rows(slots, lengths, real, device)
-        ends, rows = torch.tensor(lengths)[:, None], torch.tensor(slots)[:, None]
+        ends, rows = host(lengths)[:, None], host(slots)[:, None]
         at = ends - real.sum(dim=1, keepdim=True) + real.cumsum(dim=1) - 1
         queries = real.shape[1]
         if real.all():
@@ -86,8 +93,12 @@ class ForwardPass:
 
         See :func:`~pyvattn.integrations.transformers.parts.parts_of` for ``grouped``.
         """
-        slots = torch.cat([torch.full((chunk.count,), chunk.slot) for chunk in chunks])
-        positions = torch.cat([torch.arange(chunk.first, chunk.end) for chunk in chunks])
+        slots = torch.cat(
+            [torch.full((chunk.count,), chunk.slot, device="cpu") for chunk in chunks]
+        )
+        positions = torch.cat(
+            [torch.arange(chunk.first, chunk.end, device="cpu") for chunk in chunks]
+        )
         return cls(
             kv,
             len(slots),

@@ -108,7 +108,7 @@ def parts_of_rows(
     One part where padding stands before the first token of a row only. What follows a token
     attends as well, as in the library: to the tokens of its row that stand before it.
     """
-    before = torch.tensor(lengths)[:, None] - real.sum(dim=1, keepdim=True) + real.cumsum(dim=1)
+    before = host(lengths)[:, None] - real.sum(dim=1, keepdim=True) + real.cumsum(dim=1)
     padding = ~real & (before > 0)
     if not padding.any():
         return [Part(known(slots, device), known(lengths, device))]
@@ -117,7 +117,7 @@ def parts_of_rows(
         known([slots[row] for row in rows.tolist()], device),
         known(before[padding].tolist(), device),
         upload(places, device),
-        upload(torch.arange(len(places)), device),
+        upload(torch.arange(len(places), device="cpu"), device),
     )
     return [alone, *_aligned(slots, lengths, real, device)]
 
@@ -130,8 +130,8 @@ def _aligned(
     most = int(counts.max())
     if not most:
         return []
-    used = torch.arange(most) >= most - counts[:, None]
-    tokens = torch.zeros(used.shape, dtype=torch.long)
+    used = torch.arange(most, device="cpu") >= most - counts[:, None]
+    tokens = torch.zeros(used.shape, dtype=torch.long, device="cpu")
     tokens[used] = real.flatten().nonzero()[:, 0]
     places = used.flatten().nonzero()[:, 0]
     group = known(slots, device), known(lengths, device)
@@ -146,9 +146,9 @@ def _part(chunks: list[Chunk], offsets: list[int], device: torch.device, of: int
     if len(chunks) == 1:
         return Span(slots, lengths, slice(offsets[0], offsets[0] + chunks[0].count))
     most = max(chunk.count for chunk in chunks)
-    ends = torch.tensor(offsets) + torch.tensor([chunk.count for chunk in chunks])
-    starts = torch.tensor(offsets)[:, None]
-    tokens = ends[:, None] + torch.arange(-most, 0)
+    ends = host(offsets) + host([chunk.count for chunk in chunks])
+    starts = host(offsets)[:, None]
+    tokens = ends[:, None] + torch.arange(-most, 0, device="cpu")
     real = (tokens >= starts).flatten().nonzero()[:, 0]
     tokens = tokens.maximum(starts)
     return Group(slots, lengths, upload(tokens, device), upload(real, device))
@@ -159,9 +159,14 @@ def known(values: Sequence[int], device: torch.device) -> KnownIndices:
     return KnownIndices.of(values, upload(values, device))
 
 
+def host(values: Sequence[int] | Tensor) -> Tensor:
+    """Return ``values`` as an int64 tensor on the host, whatever torch's default device is."""
+    return torch.as_tensor(values, dtype=torch.long, device="cpu")
+
+
 def upload(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
     """Return ``values`` as an int64 tensor on ``device``, without waiting for the device."""
-    tensor = torch.as_tensor(values, dtype=torch.long)
+    tensor = host(values)
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

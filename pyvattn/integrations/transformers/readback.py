@@ -25,7 +25,9 @@ class Readback:
 
     def add(self, requests: Sequence[Request], tokens: Tensor) -> None:
         """Begin to copy ``[requests]`` tokens, which may be overwritten by later work."""
-        host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=tokens.is_cuda)
+        host = torch.empty(
+            tokens.shape, dtype=tokens.dtype, device="cpu", pin_memory=tokens.is_cuda
+        )
         host.copy_(tokens, non_blocking=True)
         self._on_device = tokens.is_cuda
         self._host.append(host)

@@ -95,7 +95,7 @@ class Rows:
     def keep(self, row: int, tokens: Tensor) -> None:
         """Drop all but ``tokens`` of a row (int64, ascending, on the host)."""
         slot, count = int(self.slots[row]), len(tokens)
-        stay = int((tokens == torch.arange(count)).sum())
+        stay = int((tokens == torch.arange(count, device="cpu")).sum())
         for layer in range(self.kv.spec.layers if stay < count else 0):
             for tensor in self.kv.layer(layer):
                 tensor[slot, stay:count] = tensor[slot, tokens[stay:].to(tensor.device)]

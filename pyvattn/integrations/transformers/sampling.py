@@ -59,7 +59,7 @@ class Sampler:
         ``count`` is the number of tokens so far, where there is one row only.
         """
         # The processors read no token ids; their type wants a tensor.
-        return self._choose(logits, torch.empty(0, dtype=torch.long))
+        return self._choose(logits, torch.empty(0, dtype=torch.long, device="cpu"))
 
     def _choose(self, logits: Tensor, tokens: Tensor) -> Tensor:
         if not self._processors and not self._draws:
@@ -179,9 +179,10 @@ class Samplers:
             )
             # Some look at their settings only when they are called.
             tokens = torch.zeros(1, prompt_tokens, dtype=torch.long, device=model.device)
-            scores = torch.zeros(1, model.config.get_text_config(decoder=True).vocab_size)
+            vocabulary = model.config.get_text_config(decoder=True).vocab_size
+            scores = torch.zeros(1, vocabulary, dtype=torch.float32, device=model.device)
             call: Any = processors
-            call(tokens, scores.to(model.device))
+            call(tokens, scores)
         except Exception as error:  # whatever settings of another type make them run into
             raise _bad_setting(error) from error
         return processors

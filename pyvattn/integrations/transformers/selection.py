@@ -50,7 +50,7 @@ def whole_number(name: str, value: Any) -> int:
 def _listed(indices: Any) -> Any:
     """Return a tensor, a sequence of numbers, or one of tensors with one, as a list."""
     try:
-        return torch.as_tensor(indices).tolist()
+        return torch.as_tensor(indices, device="cpu").tolist()
     except (TypeError, ValueError, RuntimeError, OverflowError):  # the third on device "meta"
         raise TensorError(
             f"rows are named by a tensor or list of numbers, not {shown(indices)}"
