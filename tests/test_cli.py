@@ -245,6 +245,31 @@ class TestInfo:
         assert result.exit_code == 1
         assert "lost a byte" in result.output
 
+    @pytest.mark.parametrize(
+        ("torch", "devices", "reason"),
+        [
+            ("2.13.0", [(0, (9, 0))], None),
+            ("2.13.0", [(0, (9, 0)), (1, (7, 5))], None),
+            ("2.13.0", [(0, (7, 5))], "the device has 7.5"),
+            ("2.13.0", [], "its device is not known (no cuda-python): --probe asks torch"),
+            ("2.13.0+cpu", [(0, (9, 0))], "torch sees none"),
+        ],
+    )
+    def test_kernels_are_judged_by_the_device_and_the_build_of_torch(
+        self, monkeypatch, torch, devices, reason
+    ):
+        pytest.importorskip("torch")
+        from pyvattn.cli.commands import info
+        from pyvattn.detect import Machine
+        from pyvattn.detect.devices import CudaReport, DeviceReport
+
+        monkeypatch.setattr(info, "_version", lambda _package: torch)
+        gpus = tuple(DeviceReport(n, "a GPU", "", of, None, 1, None) for n, of in devices)
+        machine = Machine(release="580.1", gpus=("/dev/nvidia0",), control_node=True)
+        kernels = info._kernels(CudaReport(None, gpus, "no cuda-python"), machine, 0, False)
+        (varlen,) = (kernel for kernel in kernels if kernel.name == "torch-varlen")
+        assert varlen.unavailable == reason or reason in varlen.unavailable
+
     def test_the_table_says_why(self):
         output = call("info").output
         assert "host" in output
