@@ -5,14 +5,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from pyvattn import _native
 from pyvattn._native import Slot
 from pyvattn.arguments import check_flag, check_name, check_type
 from pyvattn.at_exit import is_left_open
 from pyvattn.budget import Budget, budget_of
-from pyvattn.errors import ArgumentError, ConfigError, LengthError, OutOfMemory
+from pyvattn.errors import (
+    ArgumentError,
+    ConfigError,
+    LengthError,
+    LimitError,
+    OutOfMemory,
+    OutOfSlots,
+)
 from pyvattn.geometry import Geometry
 from pyvattn.layers import LayerTensors
 from pyvattn.opened import Opened
@@ -23,6 +30,19 @@ from pyvattn.text import shown
 from pyvattn.whole_numbers import whole_number
 
 __all__ = ["KVCache", "Slot", "Stats"]
+
+
+_T = TypeVar("_T")
+
+
+class Keeper(Protocol):
+    """Holds slots of a cache for no request, as an index of prefixes does."""
+
+    def give_up(self) -> bool:
+        """Release a slot; ``False`` where none is held."""
+
+    def kept_pages(self) -> int:
+        """Return how many pages lie under the rows that are held."""
 
 
 class KVCache(Opened):
@@ -142,6 +162,7 @@ class KVCache(Opened):
                 f"read_ahead={shown(read_ahead)}: use a number of tokens, 0 for none, or 'auto'"
             )
         self._dropped: list[Slot] = []
+        self._keepers: list[Keeper] = []
         self._native = _native.Cache(
             driver=driver,
             arenas=geometry.arenas,
@@ -171,7 +192,7 @@ class KVCache(Opened):
         :meth:`can_admit` or :meth:`close`, and where a step runs out of memory.
         """
         self._recover_dropped()
-        return self._native.acquire(tokens)
+        return self._with_room(lambda: self._native.acquire(tokens))
 
     def admit(self, tokens: int) -> Slot:
         """:meth:`acquire` and :meth:`step` in one call: a slot whose first tokens are backed.
@@ -180,7 +201,7 @@ class KVCache(Opened):
         Raises what the two raise, but never :class:`~pyvattn.errors.BusyError`.
         """
         self._recover_dropped()
-        return self._native.admit(tokens)
+        return self._with_room(lambda: self._native.admit(tokens))
 
     def fork(self, slot: Slot, tokens: int | None = None) -> Slot:
         """Return a slot that begins with the first ``tokens`` tokens of ``slot``, by default all.
@@ -197,7 +218,7 @@ class KVCache(Opened):
         """
         self._recover_dropped()
         count = self._native.length(slot) if tokens is None else tokens
-        fork, first, end = self._native.fork(slot, count)
+        fork, first, end = self._with_room(lambda: self._native.fork(slot, count))
         if first < end and self.driver != "host-accounting":
             try:
                 self._tensors.copy(slot.index, fork.index, first, end)
@@ -229,11 +250,14 @@ class KVCache(Opened):
         :class:`~pyvattn.errors.BusyError` or
         :class:`~pyvattn.errors.DriverError`, with the cache unchanged.
         """
+        wanted = lengths if type(lengths) is dict else _dict_of(lengths)
         try:
-            self._native.step(lengths if type(lengths) is dict else _dict_of(lengths))
+            self._native.step(wanted)
         except OutOfMemory:
             self._recover_dropped()
-            raise
+            if not self._give_up():
+                raise
+            self._with_room(lambda: self._native.step(wanted))
 
     def step_array(self, rows: Any, lengths: Any) -> None:
         """:meth:`step` for arrays: ``rows[i]`` gets ``lengths[i]`` tokens.
@@ -246,7 +270,9 @@ class KVCache(Opened):
             self._native.step_rows(rows, lengths)
         except OutOfMemory:
             self._recover_dropped()
-            raise
+            if not self._give_up():
+                raise
+            self._with_room(lambda: self._native.step_rows(rows, lengths))
 
     def try_step(self, lengths: Mapping[Slot, int]) -> bool:
         """:meth:`step` where nothing has to be waited for but the driver; say if it was done.
@@ -256,11 +282,14 @@ class KVCache(Opened):
         again. Raises what :meth:`step` raises, and
         :class:`~pyvattn.errors.OutOfMemory` only where waiting would not help.
         """
+        wanted = lengths if type(lengths) is dict else _dict_of(lengths)
         try:
-            return self._native.try_step(lengths if type(lengths) is dict else _dict_of(lengths))
+            return self._native.try_step(wanted)
         except OutOfMemory:
             self._recover_dropped()
-            raise
+            if not self._give_up():
+                raise
+            return self._with_room(lambda: self._native.try_step(wanted))
 
     def trim(
         self,
@@ -315,7 +344,55 @@ class KVCache(Opened):
     def can_admit(self, tokens: int) -> bool:
         """Whether a request of ``tokens`` would find a slot and pages now."""
         self._recover_dropped()
-        return self._native.can_admit(tokens)
+        while not self._native.can_admit(tokens):
+            if not self._could_have(tokens) or not self._give_up():
+                return False
+        return True
+
+    def add_keeper(self, keeper: Keeper) -> None:
+        """Let ``keeper`` hold slots that it gives up where the cache needs what they have."""
+        self._keepers.append(keeper)
+
+    def remove_keeper(self, keeper: Keeper) -> None:
+        """Ask ``keeper`` no more."""
+        if keeper in self._keepers:
+            self._keepers.remove(keeper)
+
+    def resize(self, memory: int | str) -> int:
+        """See :meth:`pyvattn.opened.Opened.resize`; slots that keepers hold are given up first."""
+        while True:
+            try:
+                return super().resize(memory)
+            except LimitError:
+                if not self._give_up():
+                    raise
+
+    def give_back(self) -> int:
+        """See :meth:`pyvattn.opened.Opened.give_back`; slots that keepers hold are given up."""
+        allocated = super().give_back()
+        while allocated > self.stats().memory_limit and self._give_up():
+            allocated = super().give_back()
+        return allocated
+
+    def _give_up(self) -> bool:
+        return any(keeper.give_up() for keeper in self._keepers)
+
+    def _with_room(self, call: Callable[[], _T]) -> _T:
+        """Call until it finds memory and a row, or no keeper has anything left."""
+        while True:
+            try:
+                return call()
+            except (OutOfMemory, OutOfSlots):
+                if not self._give_up():
+                    raise
+
+    def _could_have(self, tokens: int) -> bool:
+        """Whether there would be room for ``tokens`` if every keeper gave up what it holds."""
+        s, g = self.stats(), self._geometry
+        kept = sum(keeper.kept_pages() for keeper in self._keepers)
+        to_come = s.memory_limit // s.page_size - s.pages_allocated
+        room = to_come + s.pages_free + s.pages_retained + s.pages_quarantined + kept
+        return -(-tokens * g.token_bytes // g.page_size) * g.arenas <= room
 
     def length(self, slot: Slot) -> int:
         """Return the tokens that the last step backed for a live slot."""

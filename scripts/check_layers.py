@@ -45,6 +45,8 @@ PYTHON = (  # pyvattn/ and cli/
     # K and V of a layer as tensors; what owns memory until it is closed
     ("layers", "opened"),
     ("cache", "rows"),
+    # prompts that begin alike
+    ("prefix",),
     # what runs over a cache
     ("attention", "probe", "replay"),
     # measuring this machine; other people's engines
