@@ -31,6 +31,7 @@ from pyvattn.integrations.transformers.settings import stop_tokens_of
 from pyvattn.integrations.transformers.spec import check_fit, check_model
 from pyvattn.integrations.transformers.switch import attend_through
 from pyvattn.logs import logger_of
+from pyvattn.prefix import PrefixIndex
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -64,6 +65,10 @@ class Engine:
     read after the next step was launched; a request that generates a stop token then runs one
     token further, which is dropped. It is on by default on CUDA.
 
+    Prompts that begin alike share what they have in common, whole blocks of it, with requests
+    that run or ran before: ``prefixes`` finds it (:class:`pyvattn.prefix.PrefixIndex`), and its
+    ``stats()`` count it. It is ``None`` with ``prefix_reuse=False``.
+
     Raises :class:`~pyvattn.errors.UnsupportedError` if ``graphs=True`` is not possible,
     :class:`~pyvattn.errors.SpecError` for numbers out of range and a cache that does not fit
     the model, and :class:`~pyvattn.errors.ArgumentError` or
@@ -82,6 +87,7 @@ class Engine:
         max_prefill_tokens: int = 8192,
         graphs: bool | None = None,
         lookahead: bool | None = None,
+        prefix_reuse: bool = True,
     ) -> None:
         check_model(model)
         check_type("cache", cache, KVCache)
@@ -91,6 +97,7 @@ class Engine:
         max_prefill_tokens = check_count("max_prefill_tokens", max_prefill_tokens)
         if lookahead is not None:
             check_flag("lookahead", lookahead)
+        check_flag("prefix_reuse", prefix_reuse)
         check_fit(model, cache)
         self.graphs = wants_graphs(model, cache, graphs)
         self._samplers = Samplers(model, _config_of(generation_config, stop_tokens))
@@ -107,6 +114,7 @@ class Engine:
         self._scratch = self._take_scratch() if self.graphs else None
         self._batch = DeviceBatch(model, cache, self._samplers.common, self._scratch)
         self._release_model = attend_through(model, self)
+        self.prefixes = PrefixIndex(cache) if prefix_reuse else None
 
     @property
     def busy(self) -> bool:
@@ -118,9 +126,16 @@ class Engine:
         prompt: Sequence[int],
         max_new_tokens: int,
         generation_config: GenerationConfig | None = None,
+        *,
+        reuse: bool = True,
+        salt: bytes | str = b"",
         **options: Any,
     ) -> Request:
         """Queue a prompt of token ids; it runs from one of the next steps on.
+
+        It shares its beginning with requests of the same ``salt``, or, with ``reuse=False``, with
+        none. Give tenants, adapters and prompts whose K and V come from more than their tokens
+        a salt of their own. ``request.reused`` says how many tokens were there already.
 
         ``generation_config`` takes the place of the engine's for this request, and ``options``
         are settings laid over it, such as ``temperature=0.7`` or ``repetition_penalty=1.1``.
@@ -131,13 +146,26 @@ class Engine:
         :class:`~pyvattn.errors.UnsupportedError` for settings of another kind of generation.
         """
         max_new_tokens = check_count("max_new_tokens", max_new_tokens)
+        check_flag("reuse", reuse)
+        check_type("salt", salt, bytes, str)
         check_type("generation_config", generation_config, GenerationConfig, type(None))
         tokens = prompt_for(self.model, prompt, max_new_tokens, self.cache.spec.max_tokens)
         config = self._samplers.config_for(generation_config, options)
         sampler = self._samplers.of(config, len(tokens), max_new_tokens)
         request = Request(tokens, max_new_tokens, stop_tokens_of(config), sampler)
+        request.reuse, request.salt = reuse, salt
         self.waiting.append(request)
         return request
+
+    def submit_samples(
+        self, prompt: Sequence[int], max_new_tokens: int, n: int, **options: Any
+    ) -> list[Request]:
+        """Queue ``n`` requests with one prompt, whose whole blocks are held and computed once.
+
+        ``options`` are those of :meth:`submit`; without ``do_sample=True`` all say the same.
+        """
+        count = check_count("n", n)
+        return [self.submit(prompt, max_new_tokens, **options) for _ in range(count)]
 
     @torch.inference_mode()
     def step(self) -> list[Request]:
@@ -192,6 +220,8 @@ class Engine:
         if self._scratch is not None:
             scratch, self._scratch = self._scratch, None
             self.cache.release(scratch)
+        if self.prefixes is not None:
+            self.prefixes.close()
         self._release_model()
 
     def __enter__(self) -> Engine:
@@ -251,32 +281,60 @@ class Engine:
         if not self.waiting or len(self.running) >= self._max_batch:
             return None
         request = self.waiting[0]
-        if self.running and not self.cache.can_admit(request.length):
-            return None
-        slot = self.cache.acquire(tokens=request.length)
         try:
-            self.cache.step({slot: request.length})
-        except BaseException as error:
-            self.cache.release(slot)
-            if not isinstance(error, OutOfMemory):
-                raise
+            admitted = self._slot_for(request)
+        except OutOfMemory as error:
             if self.running:
                 return None
             self.waiting.popleft()
             raise _too_large(request) from error
+        if admitted is None:
+            return None
         self.waiting.popleft()
-        request.slot, request.cached, request.started = slot, 0, len(request.output)
+        request.slot, request.cached = admitted
+        request.started = len(request.output)
+        request.reused += request.cached
         if request.sampler is not None:
             request.sampler.start(request.tokens)
         self.running.append(request)
         return request
 
+    def _slot_for(self, request: Request) -> tuple[Slot, int] | None:
+        """Return a slot with all tokens of a request backed, and how many are there already.
+
+        Nothing where the others that run leave no room for it.
+        """
+        tokens, index = request.tokens, self._index_of(request)
+        if index is None:
+            if self.running and not self.cache.can_admit(len(tokens)):
+                return None
+            return self.cache.admit(len(tokens)), 0
+        if self.running and not index.can_admit(tokens, salt=request.salt):
+            return None
+        return index.admit(tokens, salt=request.salt)
+
     def _leave(self, request: Request) -> None:
         """Release the slot. The device may still be at work on it: the cache waits for that."""
         self.running.remove(request)
         slot = _slot(request)
+        index = self._index_of(request)
+        if index is not None:
+            index.publish(slot, request.tokens[: request.cached])
         request.slot, request.ready = None, False
-        self.cache.release(slot)
+        (self.cache if index is None else index).release(slot)
+
+    def _withdraw(self, requests: Sequence[Request]) -> None:
+        """Send requests back to wait whose tokens others may share, and were not computed."""
+        for request in reversed(requests):
+            index = self._index_of(request)
+            if index is not None:
+                request.cached = 0
+                index.forget(_slot(request))
+                self._leave(request)
+                self.waiting.appendleft(request)
+
+    def _index_of(self, request: Request) -> PrefixIndex | None:
+        return self.prefixes if request.reuse else None
 
     # --- computing ---
 
@@ -316,6 +374,11 @@ class Engine:
             requests.append(request)
             chunks.append(Chunk(int(_slot(request)), request.cached, end))
             tokens += request.tokens[request.cached : end]
+            # Those that follow in this very batch may share it: every layer stores what is new
+            # before it attends.
+            index = self._index_of(request)
+            if index is not None:
+                index.publish(_slot(request), request.tokens[:end])
             room -= chunks[-1].count
             if not room:
                 break
@@ -323,7 +386,11 @@ class Engine:
             return
         pairs = zip(requests, chunks, strict=True)
         samplers = [each.sampler if chunk.end == each.length else None for each, chunk in pairs]
-        new = self._batch.prefill(chunks, tokens, samplers)
+        try:
+            new = self._batch.prefill(chunks, tokens, samplers)
+        except BaseException:
+            self._withdraw(requests)
+            raise
         for request, chunk in zip(requests, chunks, strict=True):
             request.cached = chunk.end
         # Only the last chunk can end before its request does.

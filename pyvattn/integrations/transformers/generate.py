@@ -36,12 +36,15 @@ def generate_batch(
     max_batch: int = 64,
     max_prefill_tokens: int = 8192,
     graphs: bool | None = None,
+    prefix_reuse: bool = True,
+    salt: bytes | str = b"",
     **cache_options: Any,
 ) -> list[Request]:
     """Generate from lists of token ids by continuous batching, as the library's method does.
 
     Returns a request for each prompt, in their order; ``request.output`` are its new tokens,
-    with the end-of-sequence token where the model generated it.
+    with the end-of-sequence token where the model generated it, and ``request.reused`` counts
+    the tokens of its prompt whose K and V other requests had.
 
     ``generation_config`` is one for all or one for each prompt, by default the model's own. It
     says which tokens end a request (``eos_token_id``) and how tokens are chosen: greedily or
@@ -51,8 +54,8 @@ def generate_batch(
     The tokens lie in ``cache``, which stays open, or in one that is opened for the call with
     ``memory`` bytes (or text such as ``"20GiB"``) of physical memory at most; ``cache_options``
     (``driver``, ``page_size``, ``layout``) are those of :class:`pyvattn.KVCache`.
-    ``max_batch``, ``max_prefill_tokens`` and ``graphs`` are those of :class:`Engine`, which
-    is what to use for requests that come one by one.
+    ``max_batch``, ``max_prefill_tokens``, ``graphs``, ``prefix_reuse`` and ``salt`` are those of
+    :class:`Engine`, which is what to use for requests that come one by one.
 
     Afterwards the model attends as it did before.
 
@@ -83,10 +86,11 @@ def generate_batch(
             max_batch=max_batch,
             max_prefill_tokens=max_prefill_tokens,
             graphs=graphs,
+            prefix_reuse=prefix_reuse,
         ) as engine:
             submitted = zip(prompts, limits, configs, strict=True)
             requests = [
-                engine.submit(prompt, limit, None if config is configs[0] else config)
+                engine.submit(prompt, limit, None if config is configs[0] else config, salt=salt)
                 for prompt, limit, config in submitted
             ]
             engine.run()

@@ -30,7 +30,8 @@ class Request:
     ``cached`` are the tokens whose K and V are there, or will be once the device
     has done what it was given. ``ready`` says that nothing but the newest token is
     missing there, and ``started`` counts the output tokens that the device was asked
-    for: those of ``output``, and one more where it is not read yet.
+    for: those of ``output``, and one more where it is not read yet. ``reused`` are the tokens
+    whose K and V other requests had; it shares with those of its ``salt`` if ``reuse``.
     """
 
     prompt: list[int]
@@ -43,6 +44,9 @@ class Request:
     ready: bool = False
     started: int = 0
     done: bool = False
+    reuse: bool = True
+    salt: bytes | str = b""
+    reused: int = 0
 
     @property
     def tokens(self) -> list[int]:
