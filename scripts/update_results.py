@@ -24,6 +24,7 @@ PAGES = (
     ROOT / "docs" / "results.md",
     ROOT / "docs" / "planner.md",
     ROOT / "docs" / "gpu.md",
+    ROOT / "docs" / "sharing.md",
 )
 SECTION = re.compile(r"<!-- results: (\w+) -->\n.*?<!-- end of results -->", re.DOTALL)
 
@@ -106,6 +107,18 @@ def capacity() -> Iterator[str]:
         yield f"| {measure['name']} | {number(measure['value'])} | {low} to {high} |"
     yield ""
     yield source(found, "capacity.json")
+
+
+def sharing() -> Iterator[str]:
+    found = json.loads((RESULTS / "sharing.json").read_text())
+    yield from targets(found)
+    yield ""
+    for measure in found["measures"]:
+        if measure["ok"] is None:
+            figure = f"{number(measure['value'])} {measure['unit']}"
+            yield f"* {measure['name']}: {figure} ({measure['note']})"
+    yield ""
+    yield source(found, "sharing.json")
 
 
 def reuse() -> Iterator[str]:
@@ -228,6 +241,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "demo": demo,
     "capacity": capacity,
     "reuse": reuse,
+    "sharing": sharing,
     "front": front,
     "transformers": transformers,
     "gpu": gpu,

@@ -239,6 +239,20 @@ def capacity(ctx: click.Context, /, out: str | None, as_json: bool, **options: A
 
 
 @click.command()
+@_option("--page-size", help="Page size, such as 64K.")
+@_option("--rounds", type=click.IntRange(min=3), help="Forks that are timed.")
+@_OUT
+@json_option
+@click.pass_context
+def sharing(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
+    """Count what forks and prompts with one beginning hold, and time a fork's bookkeeping.
+
+    The exit code is 1 if a target is missed.
+    """
+    run_bench(ctx, "sharing", options, out, as_json)
+
+
+@click.command()
 @_option("--trace", type=click.Path(exists=True, dir_okay=False), help="File with a request trace.")
 @_option("--batch", type=click.IntRange(min=1), help="Requests in a step.")
 @_OUT

@@ -33,4 +33,7 @@ BENCHES = {
     "capacity": Bench(
         "pyvattn.bench.capacity", "Count the requests of a trace that fit (any machine)."
     ),
+    "sharing": Bench(
+        "pyvattn.bench.sharing", "Count what forks and common prompts hold (any machine)."
+    ),
 }
