@@ -351,12 +351,14 @@ class KVCache(Opened):
 
     def add_keeper(self, keeper: Keeper) -> None:
         """Let ``keeper`` hold slots that it gives up where the cache needs what they have."""
+        for name in ("give_up", "kept_pages"):
+            if isinstance(keeper, type) or not callable(getattr(keeper, name, None)):
+                raise ArgumentError(f"keeper={shown(keeper)} has no {name}(): see pyvattn.prefix")
         self._keepers.append(keeper)
 
     def remove_keeper(self, keeper: Keeper) -> None:
         """Ask ``keeper`` no more."""
-        if keeper in self._keepers:
-            self._keepers.remove(keeper)
+        self._keepers = [each for each in self._keepers if each is not keeper]
 
     def resize(self, memory: int | str) -> int:
         """See :meth:`pyvattn.opened.Opened.resize`; slots that keepers hold are given up first."""

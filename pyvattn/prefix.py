@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 import threading
 from array import array
 from collections import OrderedDict
@@ -94,9 +95,7 @@ class PrefixIndex:
         what :meth:`pyvattn.KVCache.admit` raises, with nothing changed but what was kept.
         """
         ids = _ids(prompt)
-        total = len(ids) if tokens is None else whole_number(tokens)
-        if total is None or total < len(ids):
-            raise LengthError(f"tokens={shown(tokens)}: a prompt has {len(ids)}")
+        total = _total(ids, tokens)
         root = _root(salt)
         with self._lock:
             found = self._found(root, ids)
@@ -115,9 +114,9 @@ class PrefixIndex:
     ) -> bool:
         """Whether :meth:`admit` would find a slot and pages now."""
         ids = _ids(prompt)
-        total = len(ids) if tokens is None else tokens
+        total, root = _total(ids, tokens), _root(salt)
         with self._lock:
-            found = self._found(_root(salt), ids)
+            found = self._found(root, ids)
             for slot in self._holders[found[-1]] if found else ():
                 if slot in self._kept:
                     self._kept.move_to_end(slot)
@@ -148,13 +147,14 @@ class PrefixIndex:
             row = self._row(slot)
             last = self._holders[row.digests[-1]] if row.digests else {}
             twin = next((other for other in last if other in self._kept), None)
+            fence = self._cache._fence(after)
             if row.digests and twin is None:
-                self._kept[slot] = self._cache._fence(after)
+                self._kept[slot] = fence
                 return
             if twin is not None:
                 self._kept.move_to_end(twin)
             self._drop(slot)
-            self._cache.release(slot, after)
+            self._cache.release(slot, fence)
 
     def forget(self, slot: Slot) -> None:
         """Nobody finds what was published of a slot any more. It stays its request's."""
@@ -201,6 +201,7 @@ class PrefixIndex:
     # --- finding ---
 
     def _row(self, slot: Slot) -> _Row:
+        check_type("slot", slot, Slot)
         row = self._rows.get(slot)
         if row is None or slot in self._kept:
             raise SlotError(f"{shown(slot)} is none that this index admitted, or was released")
@@ -303,14 +304,21 @@ class PrefixIndex:
 
 def _ids(tokens: Sequence[int]) -> list[int]:
     try:
-        return array("q", tokens).tolist()
-    except (TypeError, OverflowError):
+        return array("q", [operator.index(token) for token in tokens]).tolist()
+    except (TypeError, OverflowError, RuntimeError):  # the last for tensors without values
         raise ArgumentError(f"{shown(tokens)} is no sequence of token ids") from None
+
+
+def _total(ids: list[int], tokens: object) -> int:
+    total = len(ids) if tokens is None else whole_number(tokens)
+    if total is None or total < len(ids):
+        raise LengthError(f"tokens={shown(tokens)}: back {len(ids)} at least, as the prompt has")
+    return total
 
 
 def _root(salt: bytes | str) -> bytes:
     if isinstance(salt, str):
-        return hashlib.sha256(b"str " + salt.encode()).digest()
+        return hashlib.sha256(b"str " + salt.encode("utf-8", "surrogatepass")).digest()
     if isinstance(salt, bytes):
         return hashlib.sha256(b"bytes " + salt).digest()
     raise ArgumentError(f"salt={shown(salt)}: use bytes or text")

@@ -22,6 +22,7 @@ from pyvattn.detect import Machine, detect_drivers
 from pyvattn.integrations.transformers import Engine, VAttentionCache, spec_for
 from pyvattn.machine import MadeOn
 from pyvattn.planner import Calibration, default_costs, plan
+from pyvattn.prefix import PrefixIndex
 from pyvattn.replay import ContiguousAllocator, PagedAllocator, StaticAllocator
 from pyvattn.traces import synthetic_trace
 
@@ -75,6 +76,14 @@ class World:
     def model_cache(self) -> pyvattn.KVCache:
         spec = spec_for(MODEL, max_slots=4, max_tokens=64)
         return self._open.enter_context(pyvattn.KVCache(spec, device="cpu", memory="64MiB"))
+
+    @cached_property
+    def index(self) -> PrefixIndex:
+        return PrefixIndex(self.cache)
+
+    @cached_property
+    def admitted(self) -> _native.Slot:
+        return self.index.admit(PROMPT).slot
 
     @cached_property
     def engine(self) -> Engine:
@@ -135,6 +144,7 @@ class World:
             "RowMap": lambda: self.rows,
             "CacheSpec": lambda: SPEC,
             "Engine": lambda: self.engine,
+            "PrefixIndex": lambda: self.index,
             "VAttentionCache": lambda: self.generated,
             "ContiguousAllocator": lambda: self.allocator,
             "PagedAllocator": lambda: self.paged,
@@ -226,6 +236,14 @@ _VALID: dict[str, Any] = {
     "layer_idx": lambda w: 0,
     "key_states": lambda w: w.new_token,
     "value_states": lambda w: w.new_token,
+    "n": lambda w: 2,
+    # prompts that begin alike
+    "keeper": lambda w: w.index,
+    "hit": lambda w: 3,
+    "prefix.PrefixIndex.publish.slot": lambda w: w.admitted,
+    "prefix.PrefixIndex.publish.tokens": lambda w: PROMPT,
+    "prefix.PrefixIndex.release.slot": lambda w: w.admitted,
+    "prefix.PrefixIndex.forget.slot": lambda w: w.admitted,
     # planner, detection, calibration
     "batch": lambda w: 2,
     "here": lambda w: MadeOn(),

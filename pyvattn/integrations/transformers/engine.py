@@ -20,7 +20,7 @@ from transformers import GenerationConfig
 
 from pyvattn.arguments import check_callable, check_flag, check_type, check_whole
 from pyvattn.cache import KVCache
-from pyvattn.errors import OutOfMemory
+from pyvattn.errors import OutOfMemory, SpecError
 from pyvattn.integrations.transformers.decode import DeviceBatch
 from pyvattn.integrations.transformers.graphs import on_device, wants_graphs
 from pyvattn.integrations.transformers.parts import Chunk
@@ -32,6 +32,7 @@ from pyvattn.integrations.transformers.spec import check_fit, check_model
 from pyvattn.integrations.transformers.switch import attend_through
 from pyvattn.logs import logger_of
 from pyvattn.prefix import PrefixIndex
+from pyvattn.text import shown
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -165,6 +166,11 @@ class Engine:
         ``options`` are those of :meth:`submit`; without ``do_sample=True`` all say the same.
         """
         count = check_count("n", n)
+        if count > self.cache.spec.max_slots:
+            raise SpecError(
+                f"n={shown(count)}: the cache has {self.cache.spec.max_slots} slots, open one with "
+                "more"
+            )
         return [self.submit(prompt, max_new_tokens, **options) for _ in range(count)]
 
     @torch.inference_mode()
