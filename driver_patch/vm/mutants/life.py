@@ -153,28 +153,4 @@ LIFE = (
         ),
         "table_beside_other_ranges",
     ),
-    Mutant(
-        "a push is filled to the brim",
-        "uvm_vattn_ptes.c",
-        (
-            (
-                "#define PUSH_MARGIN (UVM_PUSH_INLINE_DATA_MAX_SIZE + 8 * 1024)",
-                "#define PUSH_MARGIN 0",
-            ),
-        ),
-        "decode_step_*",
-    ),
-    Mutant(
-        "a handle is there before its zeros are",
-        "uvm_vattn_memory.c",
-        (
-            (
-                "	status = uvm_tracker_wait_deinit(&tracker);\n	if (status == NV_OK)\n"
-                "		return NV_OK;\n	goto error_waited;",
-                "	uvm_tracker_deinit(&tracker);\n	if (status == NV_OK)\n"
-                "		return NV_OK;\n	goto error_waited;",
-            ),
-        ),
-        "every_page_size_in_one_batch",
-    ),
 )
