@@ -280,6 +280,7 @@ std::uint32_t BlockPool::holders(BlockId block) const {
 
 void BlockPool::retain(const BlockRun& run) {
   for (std::uint32_t i = 0; i < run.count; ++i) ++blocks_[run.first + i].word;
+  further_holders_ += run.count;
 }
 
 void BlockPool::release(const BlockRun& run) {
@@ -291,7 +292,10 @@ void BlockPool::release(const BlockRun& run) {
       ++freed;
       continue;
     }
-    if (block < end) --blocks_[block].word;
+    if (block < end) {
+      --blocks_[block].word;
+      --further_holders_;
+    }
     if (freed > 0) join({block - freed, freed});
     freed = 0;
   }

@@ -54,6 +54,8 @@ class BlockPool {
   void release(const BlockRun& run);
   // Zero: the block is free, or never was.
   std::uint32_t holders(BlockId block) const;
+  // Holders of all blocks but the first of each: how often blocks would be counted twice.
+  std::uint64_t further_holders() const { return further_holders_; }
 
   // A dirty block may hold what somebody wrote, and stays dirty when it is free. A fresh
   // slab is clean.
@@ -151,6 +153,7 @@ class BlockPool {
   std::size_t live_slabs_ = 0;
   std::uint64_t blocks_allocated_ = 0;
   std::uint64_t blocks_free_ = 0;
+  std::uint64_t further_holders_ = 0;
 };
 
 }  // namespace pyvattn

@@ -130,7 +130,6 @@ class Cache {
   std::uint32_t share(const SlotRef& from, std::uint32_t to, std::uint32_t length) REQUIRES(mutex_);
   std::uint32_t cleanable_slot() REQUIRES(mutex_);
   std::vector<Positions> own_dirty_positions(const Positions& among) const REQUIRES(mutex_);
-  void forget_lowest(std::uint32_t slot) REQUIRES(mutex_);
   void raise_lowest(std::uint32_t slot, std::uint32_t tokens) REQUIRES(mutex_);
   void clean_out(std::uint32_t slot) REQUIRES(mutex_);
   void mark_written(std::uint32_t slot, std::uint32_t first, std::uint32_t end) REQUIRES(mutex_);
@@ -251,8 +250,6 @@ class Cache {
   bool admission_wanted_ GUARDED_BY(mutex_) = false;
   Forecast forecast_ GUARDED_BY(mutex_);
 
-  // Slots with a lowest length: that share blocks with others, or did, or were trimmed.
-  std::uint32_t sharing_ GUARDED_BY(mutex_) = 0;
   std::uint32_t call_ GUARDED_BY(mutex_) = 0;
   std::uint64_t tokens_used_ GUARDED_BY(mutex_) = 0;
   // Blocks that have left the pool and are in no row yet: of slots that grow, and of free

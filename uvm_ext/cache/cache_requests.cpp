@@ -117,7 +117,7 @@ void Cache::end_request(std::uint32_t slot, FencePtr after) {
   std::uint32_t& wanted = slots_.wanted(slot);
   if (wanted != 0) wanted = 1;
   const bool is_dirty = blocks_written(slot) > 0 || (strict_ && !dirty_positions(slot).empty());
-  if (!is_dirty) forget_lowest(slot);
+  if (!is_dirty) head.lowest = 0;
   slots_.set_state(slot, is_dirty ? SlotState::released : SlotState::free);
 }
 

@@ -17,33 +17,25 @@ namespace {
 // A slot whose length may not fall below so many tokens. Without keep() that is as before.
 class Sharing {
  public:
-  Sharing(SlotTable& slots, std::uint32_t& sharing, std::uint32_t slot, std::uint32_t tokens)
+  Sharing(SlotTable& slots, std::uint32_t slot, std::uint32_t tokens)
       : slots_(slots),
-        sharing_(sharing),
         slot_(slot),
         generation_(slots.head(slot).generation),
         before_(slots.head(slot).lowest) {
-    set(std::max(before_, tokens));
+    slots.head(slot).lowest = std::max(before_, tokens);
   }
   Sharing(const Sharing&) = delete;
   Sharing& operator=(const Sharing&) = delete;
   ~Sharing() {
     // The lock may have been released, and another request may have the slot now.
-    const SlotHead& head = slots_.head(slot_);
+    SlotHead& head = slots_.head(slot_);
     const bool is_same = head.generation == generation_ && head.state == SlotState::live;
-    if (!kept_ && is_same) set(before_);
+    if (!kept_ && is_same) head.lowest = before_;
   }
   void keep() { kept_ = true; }
 
  private:
-  void set(std::uint32_t tokens) {
-    std::uint32_t& lowest = slots_.head(slot_).lowest;
-    sharing_ += (tokens > 0) - (lowest > 0);
-    lowest = tokens;
-  }
-
   SlotTable& slots_;
-  std::uint32_t& sharing_;
   const std::uint32_t slot_;
   const std::uint32_t generation_;
   const std::uint32_t before_;
@@ -70,9 +62,9 @@ Fork Cache::fork(const SlotRef& ref, std::int64_t tokens) {
     raise_lowest(slot, slots_.trimmed(slot));
     const auto shared = static_cast<std::uint32_t>(
         Geometry::divide_up(blocks * geometry_.page_size, geometry_.token_bytes));
-    Sharing fork(slots_, sharing_, slot, shared);
+    Sharing fork(slots_, slot, shared);
     fork.keep();
-    Sharing origin(slots_, sharing_, ref.index, shared);
+    Sharing origin(slots_, ref.index, shared);
     if (!check_step(&request, 1).empty()) make_resident(&request, 1);
     origin.keep();
   } catch (...) {
@@ -117,15 +109,7 @@ std::uint32_t Cache::share(const SlotRef& from, std::uint32_t to, std::uint32_t 
 
 void Cache::raise_lowest(std::uint32_t slot, std::uint32_t tokens) {
   std::uint32_t& lowest = slots_.head(slot).lowest;
-  if (tokens <= lowest) return;
-  sharing_ += lowest == 0;
-  lowest = tokens;
-}
-
-void Cache::forget_lowest(std::uint32_t slot) {
-  std::uint32_t& lowest = slots_.head(slot).lowest;
-  sharing_ -= lowest > 0;
-  lowest = 0;
+  lowest = std::max(lowest, tokens);
 }
 
 // A released slot that can be cleaned without waiting for the device, or kNone; of those that
@@ -183,7 +167,7 @@ void Cache::clean_out(std::uint32_t slot) {
   SlotHead& head = slots_.head(slot);
   head.capacity = 0;
   head.written = 0;
-  forget_lowest(slot);
+  head.lowest = 0;
   slots_.set_state(slot, SlotState::free);
   settled_.notify_all();
 }
@@ -213,7 +197,7 @@ void Cache::zero_own_blocks(const Positions& positions) {
 // slots where one of them has it.
 Cache::Doubles Cache::doubles() const {
   Doubles doubles;
-  if (sharing_ == 0) return doubles;
+  if (pool_->further_holders() == 0) return doubles;
   std::unordered_set<BlockId> seen;
   for (const SlotState state : {SlotState::live, SlotState::released, SlotState::cleaning}) {
     std::uint64_t& count = state == SlotState::live ? doubles.live : doubles.released;

@@ -192,6 +192,9 @@ class Model {
     CHECK_EQUAL(t_.limit->held(), allocated * kBlock);
     CHECK_EQUAL(t_.pool->slabs(), t_.ledger->blocks.size());
     CHECK_EQUAL(t_.pool->blocks_free() + holders_.size(), allocated);
+    std::uint64_t further = 0;
+    for (const auto& [block, holders] : holders_) further += holders - 1;
+    CHECK_EQUAL(t_.pool->further_holders(), further);
   }
 
   bool is_free_neighbour(BlockId after) {
