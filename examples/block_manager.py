@@ -16,25 +16,19 @@ spec = CacheSpec(layers=1, kv_heads=2, head_dim=64, dtype="float32", max_slots=4
 with BlockPool(spec, device="cpu", layout="layer", memory="64MiB") as pool:
     rows = RowMap(pool)
     k, v = rows.layer(0)  # [max_slots, max_tokens, kv_heads, head_dim]
-    tokens = pool.geometry.page_size // pool.geometry.token_bytes  # in a block
+    tokens = 2 * pool.geometry.page_size // pool.geometry.token_bytes  # in two blocks
 
-    # The prompt: two whole blocks, computed once, in the first request's row.
+    # The second request aliases the prompt's blocks, and has memory only for what it decodes.
     prompt = pool.allocate(2)
-    first = rows.open(prompt)
+    batch = [rows.open([*prompt, *pool.allocate(1)]) for _ in range(2)]
     rows.flush()
-    k[first, : 2 * tokens].normal_()
-    v[first, : 2 * tokens].normal_()
+    k[batch[0], :tokens].normal_()
+    v[batch[0], :tokens].normal_()
 
-    # The second request aliases them: no copy, and no memory but for what it decodes.
-    second = rows.open(prompt)
-    for row in (first, second):
-        rows.extend(row, pool.allocate(1, after=prompt[-1]))
-    rows.flush()
-
-    batch = torch.tensor([first, second])
-    for length in range(2 * tokens + 1, 2 * tokens + 9):
+    for length in range(tokens + 1, tokens + 9):
         k[batch, length - 1] = torch.randn(2, 2, 64)
         v[batch, length - 1] = torch.randn(2, 2, 64)
         query = torch.randn(2, 1, 8, 64)
-        out = attend(query, rows, 0, batch, torch.full((2,), length))
-    print(f"{tuple(out.shape)}; {pool.stats().blocks_allocated - pool.stats().blocks_free} blocks")
+        out = attend(query, rows, 0, torch.tensor(batch), torch.full((2,), length))
+    used = pool.stats().blocks_allocated - pool.stats().blocks_free
+    print(f"{tuple(out.shape)}; {used} blocks")
