@@ -42,6 +42,14 @@ RELIED_ON = [
     ("v1/core/sched/scheduler.py", "Scheduler", "__init__", ()),
     ("v1/core/sched/async_scheduler.py", "AsyncScheduler", "", ()),
     ("v1/kv_cache_interface.py", "FullAttentionSpec", "", ()),
+    # Attention backends.
+    ("v1/attention/backends/registry.py", "", "register_backend", ("backend", "class_path")),
+    ("v1/attention/backends/registry.py", "AttentionBackendEnum", "clear_override", ()),
+    ("v1/attention/backend.py", "AttentionBackend", "get_name", ()),
+    ("v1/attention/backend.py", "AttentionMetadataBuilder", "__init__", (
+        "kv_cache_spec", "layer_names", "vllm_config", "device")),
+    ("v1/attention/backend.py", "AttentionImpl", "", ()),
+    ("v1/worker/gpu_worker.py", "Worker", "load_model", ()),
     # Its KV cache manager, whose free queue is put in order.
     ("v1/core/kv_cache_manager.py", "KVCacheManager", "allocate_slots", (
         "request", "num_new_tokens", "num_new_computed_tokens", "new_computed_blocks",
@@ -69,6 +77,10 @@ MENTIONED = [
     ("v1/worker/block_table.py", "self.num_blocks_per_row"),
     ("v1/core/sched/scheduler.py", "self.num_lookahead_tokens"),
     ("v1/core/sched/scheduler.py", "self.kv_cache_manager"),
+    ("v1/attention/backend.py", "query_start_loc_cpu: "),
+    ("v1/attention/backend.py", "block_table_tensor: "),
+    ("v1/attention/backend.py", "slot_mapping: "),
+    ("v1/attention/backend.py", "forward_includes_kv_cache_update"),
     ("v1/core/kv_cache_manager.py", "self.block_pool"),
     ("v1/core/kv_cache_utils.py", "self.fake_free_list_head"),
 ]

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 WORKER = "pyvattn.vllm.Worker"
 # Of every engine here, in this process and behind a server.
 OPTIONS = {
-    "load_format": "dummy",
+    # On a CPU vLLM makes bfloat16 of float32 unless it is told not to.
+    "dtype": "float32",
     "max_model_len": 1024,
     "max_num_seqs": 12,
     "max_num_batched_tokens": 512,
@@ -75,10 +76,10 @@ def generate(llm, new_tokens=24):
     )
 
 
-def run(model, **options):
+def run(model, new_tokens=24, **options):
     """Return what an engine with these options makes of :func:`prompts`."""
     with engine(model, **options) as llm:
-        result = generate(llm)
+        result = generate(llm, new_tokens)
         if "worker_cls" in options:
             (result.stats,) = llm.collective_rpc("pyvattn_stats")
     return result

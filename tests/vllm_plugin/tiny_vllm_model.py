@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Llama of two small layers with a tokenizer of single characters, as files."""
+"""A random Llama of two small layers with a tokenizer of single characters, as files.
+
+vLLM's own dummy weights are so small that no token depends on any other: with them an engine
+that reads the wrong blocks says the same. These are as large as those of a trained model. In
+float32 no two tokens are as good as each other, so that every right kernel says the same.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,7 @@ CONFIG = {
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-05,
     "rope_theta": 10000.0,
-    "torch_dtype": "bfloat16",
+    "torch_dtype": "float32",
     "hidden_act": "silu",
     "tie_word_embeddings": False,
     "bos_token_id": 1,
@@ -27,10 +32,12 @@ CONFIG = {
 
 
 def write_model(folder):
-    """Write what vLLM reads of a model whose weights are dummies; return the folder's name."""
+    """Write what vLLM reads of a model; return the folder's name."""
+    from safetensors.torch import save_file
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
+    save_file(_weights(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIG))
     special = ["<unk>", "<s>", "</s>"]
     words = special + [chr(0x4E00 + i) for i in range(CONFIG["vocab_size"] - len(special))]
@@ -43,3 +50,35 @@ def write_model(folder):
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     ).save_pretrained(str(folder))
     return str(folder)
+
+
+def _weights():
+    import torch
+
+    draw = torch.Generator().manual_seed(0)
+    hidden, inner, words = (CONFIG[n] for n in ("hidden_size", "intermediate_size", "vocab_size"))
+    queries = CONFIG["num_attention_heads"] * CONFIG["head_dim"]
+    keys = CONFIG["num_key_value_heads"] * CONFIG["head_dim"]
+    weights = {"model.norm.weight": torch.ones(hidden)}
+
+    def add(name, rows, columns):
+        # What comes out is as large as what goes in.
+        values = torch.randn(rows, columns, generator=draw) / columns**0.5
+        weights[f"{name}.weight"] = values
+
+    add("model.embed_tokens", words, hidden)
+    add("lm_head", words, hidden)
+    for layer in (f"model.layers.{i}" for i in range(CONFIG["num_hidden_layers"])):
+        for name, rows, columns in (
+            ("self_attn.q_proj", queries, hidden),
+            ("self_attn.k_proj", keys, hidden),
+            ("self_attn.v_proj", keys, hidden),
+            ("self_attn.o_proj", hidden, queries),
+            ("mlp.gate_proj", inner, hidden),
+            ("mlp.up_proj", inner, hidden),
+            ("mlp.down_proj", hidden, inner),
+        ):
+            add(f"{layer}.{name}", rows, columns)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"{layer}.{norm}.weight"] = torch.ones(hidden)
+    return weights

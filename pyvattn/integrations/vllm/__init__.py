@@ -8,6 +8,15 @@ for them.
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+
+BACKEND = "pyvattn.integrations.vllm.attention_backend.RowAttentionBackend"
+
 
 def register() -> None:
-    """Entry point ``vllm.general_plugins``: nothing to do before an engine asks for a name."""
+    """Entry point ``vllm.general_plugins``: say what ``--attention-backend CUSTOM`` is."""
+    if "vllm" not in sys.modules:
+        return
+    registry = import_module("vllm.v1.attention.backends.registry")
+    registry.register_backend(registry.AttentionBackendEnum.CUSTOM, BACKEND)

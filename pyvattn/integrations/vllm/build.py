@@ -51,6 +51,8 @@ def layer_tensors(runner: Any, spec: Any, memory: RowMemory) -> dict[str, Any]:
     import torch
 
     (group,) = (group for groups in runner.attn_groups for group in groups)
+    if group.backend.get_name() == "CUSTOM":
+        return _row_tensors(group.layer_names, spec, memory)
     shape = read_shape(group.backend, spec, runner.vllm_config.cache_config)
     by_token = shape.takes_tokens_apart(group.backend.get_name())
     _log.info(
@@ -69,6 +71,25 @@ def layer_tensors(runner: Any, spec: Any, memory: RowMemory) -> dict[str, Any]:
         sizes[shape.block_dim] = geometry.slots * memory.positions
         tensors[name] = torch.as_strided(arenas[index // layers], sizes, strides, offset)
     return tensors
+
+
+def _row_tensors(names: list[str], spec: Any, memory: RowMemory) -> dict[str, Any]:
+    """Return ``[rows, tokens, 2, kv_heads, head_dim]`` for each layer: K and V lie apart."""
+    import torch
+
+    geometry = memory.pool.geometry
+    layers = geometry.layers_per_arena
+    tokens = memory.positions * spec.block_size
+    shape = (geometry.slots, tokens, 2, spec.num_kv_heads, spec.head_size)
+    heads = spec.num_kv_heads * spec.head_size
+    token = layers * 2 * heads
+    strides = (tokens * token, token, heads, spec.head_size, 1)
+    _log.info("pyvattn: layers are rows of %s, whose tokens have one stride", shape[1:])
+    arenas = [memory.arena(index).view(spec.dtype) for index in range(geometry.arenas)]
+    return {
+        name: torch.as_strided(arenas[i // layers], shape, strides, i % layers * 2 * heads)
+        for i, name in enumerate(names)
+    }
 
 
 def _sizes(runner: Any, spec: Any, blocks: int, options: Options) -> Sizes:

@@ -23,7 +23,8 @@ class Options:
     ``driver`` and ``page_size`` (bytes, ``"64K"``) are those of :class:`pyvattn.KVCache`.
     ``rows``: address rows, by default two for each of ``--max-num-seqs``, so that a request
     seldom waits for a row that kernels still read. ``map_in_background``: map in a thread
-    from the moment block ids arrive.
+    from the moment block ids arrive. ``kernel``: of ``--attention-backend CUSTOM``, one that
+    :func:`pyvattn.attention.attend` knows, or ``"module:attribute"`` of a kernel of the user's.
 
     The last two are the scheduler's, which ``--scheduler-cls`` names. ``order_blocks``: hand out
     blocks in the order of rows that have them. ``guard_tokens``: how far past every length there
@@ -34,6 +35,7 @@ class Options:
     page_size: int | str = "auto"
     rows: int | None = None
     map_in_background: bool = True
+    kernel: str = "auto"
     order_blocks: bool = True
     guard_tokens: int = 0
 
@@ -70,5 +72,6 @@ class Options:
         if whole_number(self.guard_tokens) is None or self.guard_tokens < 0:
             given = shown(self.guard_tokens)
             raise ConfigError(f"{_KEY} option guard_tokens={given}: use a whole number from 0")
-        if not isinstance(self.driver, str):
-            raise ConfigError(f"{_KEY} option driver={shown(self.driver)}: use a driver's name")
+        for name in ("driver", "kernel"):
+            if not isinstance(given := getattr(self, name), str):
+                raise ConfigError(f"{_KEY} option {name}={shown(given)}: use a {name}'s name")

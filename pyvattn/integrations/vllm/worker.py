@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 from pyvattn import _native
+from pyvattn.integrations.vllm import BACKEND
 from pyvattn.integrations.vllm.options import Options
 from pyvattn.integrations.vllm.refusals import check_config
 from pyvattn.integrations.vllm.runners import RunnerV1, RunnerV2, adopt_runner
@@ -36,6 +39,11 @@ class RowWorker:
         mixin = RunnerV2 if worker.use_v2_model_runner else RunnerV1
         adopt_runner(worker.model_runner, mixin, self.make_driver)
 
+    def load_model(self, **options: Any) -> None:
+        """Let vLLM build the model, whose layers choose their attention backend."""
+        with _rows_on_a_cpu(self):
+            super().load_model(**options)  # type: ignore[misc]
+
     def shutdown(self) -> None:
         """Let vLLM shut down, and give the KV memory back."""
         super().shutdown()  # type: ignore[misc]
@@ -58,6 +66,26 @@ class RowWorker:
         """Count from here on."""
         worker: Any = self
         worker.model_runner.pyvattn_memory.reset_stats()
+
+
+@contextmanager
+def _rows_on_a_cpu(worker: Any) -> Iterator[None]:
+    """Have ``--attention-backend CUSTOM`` mean something on a CPU.
+
+    vLLM's CPU platform takes CPU_ATTN whatever is asked for, which may be overridden.
+    """
+    from vllm.platforms import current_platform
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    asked = worker.vllm_config.attention_config.backend
+    if not current_platform.is_cpu() or asked is not AttentionBackendEnum.CUSTOM:
+        yield
+        return
+    register_backend(AttentionBackendEnum.CPU_ATTN, BACKEND)
+    try:
+        yield
+    finally:
+        AttentionBackendEnum.CPU_ATTN.clear_override()
 
 
 def make_worker() -> type:

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``--attention-backend CUSTOM``: attention over rows by kernels without a block table.
+
+vLLM loads this module by its name, and it needs vLLM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from vllm.config import get_current_vllm_config
+from vllm.v1.attention.backend import (
+    AttentionBackend,
+    AttentionImpl,
+    AttentionMetadataBuilder,
+    AttentionType,
+)
+
+from pyvattn.errors import UnsupportedError
+from pyvattn.integrations.vllm.options import Options
+from pyvattn.integrations.vllm.row_attention import Batch, attend, kernel_name, write
+
+__all__ = ["RowAttentionBackend"]
+
+
+class RowAttentionBackend(AttentionBackend):  # type: ignore[misc]
+    """What vLLM asks of a backend before it has one."""
+
+    supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16, torch.float32]
+    supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16"]
+    forward_includes_kv_cache_update = True
+
+    @staticmethod
+    def get_name() -> str:
+        """Return the name that vLLM has for backends of others."""
+        return "CUSTOM"
+
+    @staticmethod
+    def get_impl_cls() -> type[RowAttention]:
+        """Return what attends."""
+        return RowAttention
+
+    @staticmethod
+    def get_builder_cls() -> type[RowBatchBuilder]:
+        """Return what prepares a step."""
+        return RowBatchBuilder
+
+    @staticmethod
+    def get_kv_cache_shape(
+        num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, **_: object
+    ) -> tuple[int, ...]:
+        """Return the shape of a layer's blocks: K of a token's heads, then V."""
+        return (num_blocks, block_size, 2, num_kv_heads, head_size)
+
+
+@dataclass
+class _Step:
+    """What the layers of a step share."""
+
+    batch: Batch
+    slots: Tensor
+    tokens: int
+
+
+class RowBatchBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
+    """Turns vLLM's block table into rows: a row's blocks follow each other."""
+
+    # Decodes come first, so that they are one call.
+    reorder_batch_threshold: int | None = 1
+
+    def __init__(
+        self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device
+    ) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        longest = -(-vllm_config.model_config.max_model_len // kv_cache_spec.block_size)
+        self._positions = longest
+
+    def build(
+        self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
+    ) -> _Step:
+        """Return what the layers need of a batch."""
+        common = common_attn_metadata
+        count = common.num_reqs
+        batch = Batch(
+            starts=common.query_start_loc_cpu[: count + 1].tolist(),
+            rows=common.block_table_tensor[:count, 0] // self._positions,
+            lengths=common.seq_lens[:count],
+            causal=bool(common.causal),
+        )
+        return _Step(batch, common.slot_mapping, common.num_actual_tokens)
+
+
+class RowAttention(AttentionImpl):  # type: ignore[misc]
+    """One layer's attention."""
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int | None = None,
+        alibi_slopes: list[float] | None = None,
+        sliding_window: int | None = None,
+        kv_cache_dtype: str = "auto",
+        logits_soft_cap: float | None = None,
+        attn_type: str = AttentionType.DECODER,
+        kv_sharing_target_layer_name: str | None = None,
+        sinks: Tensor | None = None,
+    ) -> None:
+        _refuse(
+            {
+                "ALiBi": alibi_slopes is not None,
+                "sliding windows": sliding_window is not None,
+                "a soft cap on logits": bool(logits_soft_cap),
+                "attention sinks": sinks is not None,
+                f"attention of the type {attn_type}": attn_type != AttentionType.DECODER,
+                f"--kv-cache-dtype {kv_cache_dtype}": kv_cache_dtype.startswith("fp8"),
+            }
+        )
+        self.num_heads = num_heads
+        self.head_size = head_size
+        self.scale = float(scale)
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        self.kv_cache_dtype = kv_cache_dtype
+        options = Options.of(get_current_vllm_config().additional_config)
+        self._kernel = kernel_name(options.kernel)
+
+    def forward(
+        self,
+        layer: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        attn_metadata: _Step | None,
+        output: Tensor,
+        output_scale: Tensor | None = None,
+        output_block_scale: Tensor | None = None,
+    ) -> Tensor:
+        """Write the step's K and V into the rows, and attend to them."""
+        _refuse({"fused quantization of the output": output_scale is not None})
+        if attn_metadata is None:
+            return output.fill_(0)
+        if kv_cache.dim() != 5:
+            raise UnsupportedError(
+                "--attention-backend CUSTOM of pyvattn needs rows: add "
+                "--worker-cls pyvattn.vllm.Worker"
+            )
+        count = attn_metadata.tokens
+        write(kv_cache, key, value, attn_metadata.slots[:count])
+        attend(
+            output[:count].view(count, self.num_heads, self.head_size),
+            query[:count].view(count, self.num_heads, self.head_size),
+            kv_cache,
+            attn_metadata.batch,
+            self.scale,
+            self._kernel,
+        )
+        return output
+
+
+def _refuse(asked: dict[str, bool]) -> None:
+    names = [name for name, is_asked in asked.items() if is_asked]
+    if names:
+        raise UnsupportedError(
+            f"--attention-backend CUSTOM of pyvattn does not do {', '.join(names)}: leave it out, "
+            "vLLM's own backends do and read rows as well"
+        )

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's batches, attended to by kernels that have no block table.
+
+A layer's cache is one tensor, ``[rows, tokens, 2, kv_heads, head_dim]``: K of all heads of a
+token, then V of all. vLLM's batches are ragged, kernels take as many queries of each row: so
+neighbours with equally many queries are one call, and all decodes of a batch are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import groupby, pairwise
+
+from torch import Tensor
+
+from pyvattn.attention import Kernel, kernel_infos, register
+from pyvattn.attention.problem import Problem
+from pyvattn.attention.registry import choose
+from pyvattn.errors import ConfigError
+from pyvattn.text import shown
+
+__all__ = ["Batch", "attend", "kernel_name", "write"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The requests of a step: where their queries begin, what row and how many tokens they have.
+
+    ``starts`` has one more entry, the end of the last. ``lengths`` count the queries' own
+    tokens; both tensors are on the device of the queries.
+    """
+
+    starts: Sequence[int]
+    rows: Tensor
+    lengths: Tensor
+    causal: bool = True
+
+    def equal_neighbours(self) -> Iterator[tuple[int, int, int]]:
+        """Yield first, end and queries of requests that follow each other with as many queries."""
+        first = 0
+        for queries, equal in groupby(end - start for start, end in pairwise(self.starts)):
+            end = first + sum(1 for _ in equal)
+            if queries:
+                yield first, end, queries
+            first = end
+
+
+def write(cache: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> None:
+    """Put new tokens' K and V, ``[tokens, kv_heads, head_dim]``, at their places in the rows.
+
+    A slot is a token's place, counted from the first of row 0; what stands at -1 is padding.
+    """
+    places = cache.view(-1, *cache.shape[2:])
+    count = slots.shape[0]
+    kept = slots >= 0
+    places[slots[kept], 0] = key[:count][kept]
+    places[slots[kept], 1] = value[:count][kept]
+
+
+def attend(
+    out: Tensor, query: Tensor, cache: Tensor, batch: Batch, scale: float, kernel: str
+) -> None:
+    """Write each query's result, ``[tokens, heads, head_dim]``, into ``out``.
+
+    Raises what :func:`pyvattn.attention.attend` raises for the kernel.
+    """
+    k, v = cache[:, :, 0], cache[:, :, 1]
+    for first, end, queries in batch.equal_neighbours():
+        tokens = slice(batch.starts[first], batch.starts[end])
+        part = query[tokens].view(end - first, queries, *query.shape[1:])
+        problem = Problem(
+            part, k, v, batch.rows[first:end], batch.lengths[first:end], batch.causal, scale
+        )
+        # Nothing is mapped behind a row's blocks: kernels that read there are refused.
+        chosen = choose(kernel, problem, guard_tokens=0)
+        out[tokens] = chosen.attend(problem).view(-1, *query.shape[1:])
+
+
+def kernel_name(wanted: str) -> str:
+    """Return the name of a kernel, after registering it where it is ``module:attribute``.
+
+    Raises :class:`~pyvattn.errors.ConfigError` for what cannot be found or is no kernel.
+    """
+    module, colon, attribute = wanted.partition(":")
+    if not colon:
+        known = ["auto", *(info.name for info in kernel_infos())]
+        if wanted not in known:
+            raise ConfigError(f"kernel {wanted!r}: use one of {', '.join(known)}, or MODULE:KERNEL")
+        return wanted
+    try:
+        kernel = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"kernel {wanted!r}: {error}; name a module that can be imported") from (
+            error
+        )
+    if not isinstance(kernel, Kernel):
+        raise ConfigError(
+            f"kernel {wanted!r} is {shown(kernel)}: use a kernel, such as "
+            "pyvattn.attention.FlexKernel('mine', mask_mod=mask)"
+        )
+    if kernel.name not in [info.name for info in kernel_infos()]:
+        register(kernel)
+    return kernel.name

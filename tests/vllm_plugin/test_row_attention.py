@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ragged batches over rows, attended to without a block table."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyvattn import ConfigError, UnsupportedError
+from pyvattn.attention import FlexKernel, Kernel
+from pyvattn.attention.problem import Problem
+from pyvattn.attention.reference import ReferenceKernel
+from pyvattn.integrations.vllm.row_attention import Batch, attend, kernel_name, write
+
+ROWS, TOKENS, KV_HEADS, HEADS, DIM = 5, 32, 2, 4, 16
+SCALE = DIM**-0.5
+FLEX = FlexKernel("every-other-token", mask_mod=lambda b, h, q, k: (q - k) % 2 == 0)
+NO_KERNEL = object()
+
+
+class OverReading(Kernel):
+    """Reads a tile past a length."""
+
+    name = "over-reading"
+    supports = "nothing"
+    guard_tokens = 192
+
+    def attend(self, problem):
+        raise AssertionError("it must not be asked")
+
+
+OVER_READING = OverReading()
+
+
+def cache():
+    torch.manual_seed(0)
+    return torch.randn(ROWS, TOKENS, 2, KV_HEADS, DIM)
+
+
+def ragged():
+    """Two decodes, a request that has no queries, a chunk behind 5 tokens, and a whole prompt."""
+    queries, lengths = [1, 1, 0, 4, 7], [9, 3, 6, 9, 7]
+    starts = [0]
+    for count in queries:
+        starts.append(starts[-1] + count)
+    rows = torch.tensor([3, 1, 0, 4, 2])
+    return Batch(starts, rows, torch.tensor(lengths, dtype=torch.int32))
+
+
+def expected(query, kv, batch, kernel):
+    """One request at a time, by a kernel of the reference kind."""
+    out = torch.zeros_like(query)
+    for i, (start, end) in enumerate(zip(batch.starts, batch.starts[1:], strict=False)):
+        if end > start:
+            rows, lengths = [int(batch.rows[i])], [int(batch.lengths[i])]
+            problem = Problem(
+                query[None, start:end], kv[:, :, 0], kv[:, :, 1], rows, lengths, True, SCALE
+            )
+            out[start:end] = kernel.attend(problem)[0]
+    return out
+
+
+def test_a_ragged_batch_gets_what_each_request_gets_alone():
+    kv, batch = cache(), ragged()
+    query = torch.randn(batch.starts[-1], HEADS, DIM)
+    out = torch.empty_like(query)
+    attend(out, query, kv, batch, SCALE, "auto")
+    torch.testing.assert_close(out, expected(query, kv, batch, ReferenceKernel()))
+
+
+def test_equal_neighbours_are_one_call():
+    assert list(ragged().equal_neighbours()) == [(0, 2, 1), (3, 4, 4), (4, 5, 7)]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_a_mask_of_the_users_that_no_paged_kernel_has():
+    kv, batch = cache(), ragged()
+    query = torch.randn(batch.starts[-1], HEADS, DIM)
+    out, plain = torch.empty_like(query), torch.empty_like(query)
+    name = kernel_name(f"{__name__}:FLEX")
+    assert kernel_name(f"{__name__}:FLEX") == name == "every-other-token"
+    attend(out, query, kv, batch, SCALE, name)
+    torch.testing.assert_close(out, expected(query, kv, batch, FLEX))
+    attend(plain, query, kv, batch, SCALE, "auto")
+    assert not torch.allclose(out, plain)
+
+
+def test_new_tokens_land_at_their_slots_and_padding_nowhere():
+    kv = cache()
+    before = kv.clone()
+    key, value = torch.randn(4, KV_HEADS, DIM), torch.randn(4, KV_HEADS, DIM)
+    write(kv, key, value, torch.tensor([3 * TOKENS + 5, -1, 2]))
+    before[3, 5] = torch.stack([key[0], value[0]])
+    before[0, 2] = torch.stack([key[2], value[2]])
+    torch.testing.assert_close(kv, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("nothing", "kernel 'nothing': use one of auto, "),
+        ("no_such_module:x", "No module named 'no_such_module'; name a module"),
+        (f"{__name__}:MISSING", "has no attribute 'MISSING'"),
+        (f"{__name__}:NO_KERNEL", "use a kernel, such as pyvattn.attention.FlexKernel"),
+    ],
+)
+def test_a_kernel_that_is_none_is_named(wanted, message):
+    with pytest.raises(ConfigError, match=message):
+        kernel_name(wanted)
+
+
+def test_a_kernel_that_reads_past_a_length_is_refused():
+    kv, batch = cache(), ragged()
+    query = torch.randn(batch.starts[-1], HEADS, DIM)
+    name = kernel_name(f"{__name__}:OVER_READING")
+    with pytest.raises(UnsupportedError, match="'over-reading': may read 192 tokens past"):
+        attend(torch.empty_like(query), query, kv, batch, SCALE, name)
