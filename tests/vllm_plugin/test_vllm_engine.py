@@ -23,8 +23,8 @@ def stock_scarce(tiny_llama):
     return run(tiny_llama, **SCARCE)
 
 
-def test_ample_memory_shared_prefixes_and_async_scheduling(tiny_llama, stock):
-    ours = run(tiny_llama, worker_cls=WORKER, async_scheduling=True)
+def test_ample_memory_and_shared_prefixes(tiny_llama, stock):
+    ours = run(tiny_llama, worker_cls=WORKER)
     assert ours.tokens == stock.tokens
     assert ours.cached == stock.cached > 0
     # The second round's prefixes were mapped already, where their rows still were.
