@@ -135,8 +135,9 @@ def turnover() -> Iterator[Measure]:
 def _come_and_go(slots: int) -> tuple[list[float], list[float]]:
     """Return seconds of calls of release and of acquire, less what the clock takes itself.
 
-    The thread never waits for the mapper thread, as no engine does: for a while after it has
-    slept, a thread takes about twice as long for any call.
+    The thread does not wait for the mapper thread between calls, as no engine does. Where it
+    did (``drain`` before each call), both calls took two to four times as long; why was not
+    found.
     """
     clock = summarise([cpu_seconds(_nothing) for _ in range(_CALLS)]).median
     released, acquired = [], []
