@@ -234,7 +234,7 @@ def test_another_override_is_named_and_nothing_stays(scratch, machine):
 def test_a_second_install_at_the_same_time_is_refused(scratch, machine):
     descriptor = os.open(scratch.root, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    with pytest.raises(Refused, match="at work"):
+    with pytest.raises(Refused, match="another install or uninstall is running"):
         install(machine, Request(scratch.built))
     os.close(descriptor)
     install(machine, Request(scratch.built))

@@ -57,7 +57,7 @@ def names():
     model.generation_config = transformers.GenerationConfig(max_new_tokens=3)
     prompts = ["Once upon a time", "The sky"]
     tokens = Tokenizer()(prompts)["input_ids"]
-    spec = spec_for(model, max_slots=3, max_tokens=512)
+    spec = spec_for(model, max_slots=8, max_tokens=512)
     with KVCache(spec, device="cpu", memory="64MiB") as cache:
         yield {
             "pyvattn": pyvattn,
