@@ -175,9 +175,10 @@ class Requests {
 
   // What this request did not write reads as zeros, into the guard (invariants 2 and 3), or as
   // what it wrote at its front and has no more.
-  // No kernel reads the row of a request without tokens: a private guard leaves it bare.
+  // No kernel reads the row of a request without tokens: a private guard leaves it bare, and
+  // zeros of a whole region make room for a moment when the first page there is mapped.
   void check_new_tokens(const Request& request, std::uint64_t length) {
-    if (length == 0 && !cache_.watch->capabilities().zero_backed) return;
+    if (length == 0) return;
     for (std::uint32_t arena = 0; arena < cache_.shape.arenas; ++arena) {
       for (std::uint64_t t = request.written(); t < length + cache_.shape.guard_tokens; ++t) {
         const unsigned char* bytes = cache_.token(arena, request.slot, t);
