@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from pyvattn import _native
 from pyvattn._native import Slot
@@ -21,6 +21,7 @@ from pyvattn.errors import (
     OutOfSlots,
 )
 from pyvattn.geometry import Geometry
+from pyvattn.keepers import Keeper, Keepers
 from pyvattn.layers import LayerTensors
 from pyvattn.opened import Opened
 from pyvattn.resolve import check_device, open_driver
@@ -33,16 +34,6 @@ __all__ = ["KVCache", "Slot", "Stats"]
 
 
 _T = TypeVar("_T")
-
-
-class Keeper(Protocol):
-    """Holds slots of a cache for no request, as an index of prefixes does."""
-
-    def give_up(self) -> bool:
-        """Release a slot; ``False`` where none is held."""
-
-    def kept_pages(self) -> int:
-        """Return how many pages lie under the rows that are held."""
 
 
 class KVCache(Opened):
@@ -162,7 +153,7 @@ class KVCache(Opened):
                 f"read_ahead={shown(read_ahead)}: use a number of tokens, 0 for none, or 'auto'"
             )
         self._dropped: list[Slot] = []
-        self._keepers: list[Keeper] = []
+        self._keepers = Keepers()
         self._native = _native.Cache(
             driver=driver,
             arenas=geometry.arenas,
@@ -192,7 +183,7 @@ class KVCache(Opened):
         :meth:`can_admit` or :meth:`close`, and where a step runs out of memory.
         """
         self._recover_dropped()
-        return self._with_room(lambda: self._native.acquire(tokens))
+        return self._with_room(self._native.acquire, tokens)
 
     def admit(self, tokens: int) -> Slot:
         """:meth:`acquire` and :meth:`step` in one call: a slot whose first tokens are backed.
@@ -201,7 +192,7 @@ class KVCache(Opened):
         Raises what the two raise, but never :class:`~pyvattn.errors.BusyError`.
         """
         self._recover_dropped()
-        return self._with_room(lambda: self._native.admit(tokens))
+        return self._with_room(self._native.admit, tokens)
 
     def fork(self, slot: Slot, tokens: int | None = None) -> Slot:
         """Return a slot that begins with the first ``tokens`` tokens of ``slot``, by default all.
@@ -218,7 +209,7 @@ class KVCache(Opened):
         """
         self._recover_dropped()
         count = self._native.length(slot) if tokens is None else tokens
-        fork, first, end = self._with_room(lambda: self._native.fork(slot, count))
+        fork, first, end = self._with_room(self._native.fork, slot, count)
         if first < end and self.driver != "host-accounting":
             try:
                 self._tensors.copy(slot.index, fork.index, first, end)
@@ -250,14 +241,7 @@ class KVCache(Opened):
         :class:`~pyvattn.errors.BusyError` or
         :class:`~pyvattn.errors.DriverError`, with the cache unchanged.
         """
-        wanted = lengths if type(lengths) is dict else _dict_of(lengths)
-        try:
-            self._native.step(wanted)
-        except OutOfMemory:
-            self._recover_dropped()
-            if not self._give_up():
-                raise
-            self._with_room(lambda: self._native.step(wanted))
+        self._with_room(self._native.step, lengths if type(lengths) is dict else _dict_of(lengths))
 
     def step_array(self, rows: Any, lengths: Any) -> None:
         """:meth:`step` for arrays: ``rows[i]`` gets ``lengths[i]`` tokens.
@@ -266,13 +250,7 @@ class KVCache(Opened):
         the same size; a row is ``slot.index``. Keep the slots too: the caller keeps
         track of which request each row belongs to.
         """
-        try:
-            self._native.step_rows(rows, lengths)
-        except OutOfMemory:
-            self._recover_dropped()
-            if not self._give_up():
-                raise
-            self._with_room(lambda: self._native.step_rows(rows, lengths))
+        self._with_room(self._native.step_rows, rows, lengths)
 
     def try_step(self, lengths: Mapping[Slot, int]) -> bool:
         """:meth:`step` where nothing has to be waited for but the driver; say if it was done.
@@ -283,13 +261,7 @@ class KVCache(Opened):
         :class:`~pyvattn.errors.OutOfMemory` only where waiting would not help.
         """
         wanted = lengths if type(lengths) is dict else _dict_of(lengths)
-        try:
-            return self._native.try_step(wanted)
-        except OutOfMemory:
-            self._recover_dropped()
-            if not self._give_up():
-                raise
-            return self._with_room(lambda: self._native.try_step(wanted))
+        return self._with_room(self._native.try_step, wanted)
 
     def trim(
         self,
@@ -345,20 +317,17 @@ class KVCache(Opened):
         """Whether a request of ``tokens`` would find a slot and pages now."""
         self._recover_dropped()
         while not self._native.can_admit(tokens):
-            if not self._could_have(tokens) or not self._give_up():
+            if not self._could_have(tokens) or not self._keepers.give_up():
                 return False
         return True
 
     def add_keeper(self, keeper: Keeper) -> None:
         """Let ``keeper`` hold slots that it gives up where the cache needs what they have."""
-        for name in ("give_up", "kept_pages"):
-            if isinstance(keeper, type) or not callable(getattr(keeper, name, None)):
-                raise ArgumentError(f"keeper={shown(keeper)} has no {name}(): see pyvattn.prefix")
-        self._keepers.append(keeper)
+        self._keepers.add(keeper)
 
     def remove_keeper(self, keeper: Keeper) -> None:
         """Ask ``keeper`` no more."""
-        self._keepers = [each for each in self._keepers if each is not keeper]
+        self._keepers.remove(keeper)
 
     def resize(self, memory: int | str) -> int:
         """See :meth:`pyvattn.opened.Opened.resize`; slots that keepers hold are given up first."""
@@ -366,34 +335,36 @@ class KVCache(Opened):
             try:
                 return super().resize(memory)
             except LimitError:
-                if not self._give_up():
+                if not self._keepers.give_up():
                     raise
 
     def give_back(self) -> int:
         """See :meth:`pyvattn.opened.Opened.give_back`; slots that keepers hold are given up."""
         allocated = super().give_back()
-        while allocated > self.stats().memory_limit and self._give_up():
+        while allocated > self.stats().memory_limit and self._keepers.give_up():
             allocated = super().give_back()
         return allocated
 
-    def _give_up(self) -> bool:
-        return any(keeper.give_up() for keeper in self._keepers)
-
-    def _with_room(self, call: Callable[[], _T]) -> _T:
+    def _with_room(self, call: Callable[..., _T], *arguments: Any) -> _T:
         """Call until it finds memory and a row, or no keeper has anything left."""
-        while True:
-            try:
-                return call()
-            except (OutOfMemory, OutOfSlots):
-                if not self._give_up():
-                    raise
+        try:
+            return call(*arguments)
+        except (OutOfMemory, OutOfSlots) as error:
+            failure = error
+        self._recover_dropped()
+        return self._keepers.retry(failure, lambda: call(*arguments))
 
     def _could_have(self, tokens: int) -> bool:
         """Whether there would be room for ``tokens`` if every keeper gave up what it holds."""
         s, g = self.stats(), self._geometry
-        kept = sum(keeper.kept_pages() for keeper in self._keepers)
         to_come = s.memory_limit // s.page_size - s.pages_allocated
-        room = to_come + s.pages_free + s.pages_retained + s.pages_quarantined + kept
+        room = (
+            to_come
+            + s.pages_free
+            + s.pages_retained
+            + s.pages_quarantined
+            + self._keepers.kept_pages()
+        )
         return -(-tokens * g.token_bytes // g.page_size) * g.arenas <= room
 
     def length(self, slot: Slot) -> int:

@@ -29,8 +29,9 @@ PYTHON = (  # pyvattn/ and cli/
     ("cuda", "cuda_graphs", "dtypes", "fences", "nvidia", "samples", "stats", "units"),
     # files that people name
     ("files",),
-    # configs of models, rows of traces; pictures; what "auto" means; the end of the process
-    ("at_exit", "auto", "budget", "configs", "gpu_timing", "plots", "trace_rows"),
+    # configs of models, rows of traces; pictures; what "auto" means; who keeps slots for later;
+    # the end of the process
+    ("at_exit", "auto", "budget", "configs", "gpu_timing", "keepers", "plots", "trace_rows"),
     # what a cache must hold, and where it lies
     ("geometry",),
     ("spec",),
