@@ -125,8 +125,8 @@ class PrefixIndex:
     def publish(self, slot: Slot, tokens: Sequence[int]) -> None:
         """Say that K and V of ``tokens``, from the slot's first on, are final.
 
-        Whole blocks of them can be found from now on. On a GPU whoever shares them must launch
-        behind the kernels that write them. Raises :class:`~pyvattn.errors.SlotError` for a slot
+        Whole blocks of them can be found from now on. On a GPU, kernels that read them must be
+        launched behind those that write them. Raises :class:`~pyvattn.errors.SlotError` for a slot
         that :meth:`admit` did not return.
         """
         ids = _ids(tokens)
@@ -234,11 +234,12 @@ class PrefixIndex:
         """Give a kept slot to a request that begins with its first ``count`` blocks.
 
         ``False``, with nothing changed, where other rows have more of it, so that its own tokens
-        cannot lie there.
+        cannot lie there, and where the device may still read what would be written over.
         """
-        if self._rows[slot].shared > count:
+        fence = self._kept[slot]
+        if self._rows[slot].shared > count or (fence is not None and not fence.passed()):
             return False
-        fence = self._kept.pop(slot)
+        del self._kept[slot]
         try:
             self._cache.step({slot: total})
         except BaseException as error:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from pyvattn import CacheSpec, KVCache, _native
+from pyvattn._native import emulated_cuda as gpu
 
 PAGE = 64 << 10
 
@@ -67,3 +68,16 @@ class Bench:
 
     def arrays(self, layer=0):
         return self.cache.layer(layer, np.from_dlpack)
+
+
+class Later:
+    """The end of a kernel that runs until the test says so."""
+
+    def __init__(self):
+        stream = gpu.make_stream(0)
+        self._kernel = gpu.launch_kernel(0, stream)
+        self.fence = _native.stream_fence("cumem-emulated", 0, stream)
+
+    def come(self):
+        gpu.release_kernel(self._kernel)
+        assert self.fence.passed()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts that begin alike share blocks, and nobody else's."""
+"""Prompts that begin alike share blocks; those of another salt share none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from checked_cache import small_spec
+from checked_cache import Later, small_spec
 
 from pyvattn import (
     ArgumentError,
@@ -96,6 +96,20 @@ def test_a_chat_goes_on_in_its_own_row(serve):
     assert again is slot
     # Nothing is mapped but what the new tokens need, which is nothing.
     assert bench.cache.stats().map_calls == before
+
+
+def test_a_row_that_the_device_still_reads_is_not_written_over(serve):
+    _, server = serve()
+    said, later = numbers(150), Later()
+    slot, _ = server.serve(said)
+    server.index.release(slot, after=later.fence)
+    other, hit = server.serve([*said[:130], 5, 6, 7])
+    assert hit == 2 * BLOCK
+    assert other is not slot
+    assert server.keys[slot, :150, 0, 0].tolist() == server.patterns("a", said)
+    later.come()
+    server.index.release(other)
+    assert server.serve([*said[:130], 8])[0] in (slot, other)
 
 
 def test_another_salt_or_history_finds_nothing(serve):

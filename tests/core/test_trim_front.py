@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from checked_cache import small_spec
+from checked_cache import Later, small_spec
 
 from pyvattn import (
     DriverError,
@@ -20,19 +20,6 @@ from pyvattn import (
     _native,
 )
 from pyvattn._native import emulated_cuda as gpu
-
-
-class Later:
-    """The end of a kernel that runs until the test says so."""
-
-    def __init__(self):
-        stream = gpu.make_stream(0)
-        self._kernel = gpu.launch_kernel(0, stream)
-        self.fence = _native.stream_fence("cumem-emulated", 0, stream)
-
-    def come(self):
-        gpu.release_kernel(self._kernel)
-        assert self.fence.passed()
 
 
 def test_whole_pages_below_the_front_go_back(open_bench, driver_name):
