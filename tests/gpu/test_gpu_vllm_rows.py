@@ -8,13 +8,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from pyvattn.attention.indices import KnownIndices
 from pyvattn.integrations.vllm.row_attention import Batch, attend, write
 
 
 def test_a_ragged_batch_by_a_kernel_that_has_no_block_table():
     torch.manual_seed(0)
     cache = torch.randn(4, 512, 2, 2, 128, device="cuda", dtype=torch.bfloat16)
-    starts = [0, 1, 2, 66, 366]
+    counts = KnownIndices.of([1, 1, 64, 300], torch.tensor([1, 1, 64, 300], device="cuda"))
     rows = torch.tensor([3, 1, 0, 2], device="cuda")
     lengths = torch.tensor([500, 17, 200, 300], device="cuda", dtype=torch.int32)
     query, key, value = (
@@ -31,6 +32,6 @@ def test_a_ragged_batch_by_a_kernel_that_has_no_block_table():
     results = []
     for kernel in ("torch-varlen", "reference"):
         out = torch.empty_like(query)
-        attend(out, query, cache, Batch(starts, rows, lengths), 128**-0.5, kernel)
+        attend(out, query, cache, Batch(counts, rows, lengths), 128**-0.5, kernel)
         results.append(out)
     torch.testing.assert_close(*results, rtol=2e-2, atol=2e-2)

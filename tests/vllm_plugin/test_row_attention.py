@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pyvattn import ConfigError, UnsupportedError
-from pyvattn.attention import FlexKernel, Kernel
+from pyvattn.attention import Feature, FlexKernel, Kernel
+from pyvattn.attention.indices import KnownIndices
 from pyvattn.attention.problem import Problem
 from pyvattn.attention.reference import ReferenceKernel
 from pyvattn.integrations.vllm.row_attention import Batch, attend, kernel_name, write
@@ -23,6 +24,7 @@ class OverReading(Kernel):
 
     name = "over-reading"
     supports = "nothing"
+    features = frozenset((Feature.PACKED,))
     guard_tokens = 192
 
     def attend(self, problem):
@@ -40,18 +42,18 @@ def cache():
 def ragged():
     """Two decodes, a request that has no queries, a chunk behind 5 tokens, and a whole prompt."""
     queries, lengths = [1, 1, 0, 4, 7], [9, 3, 6, 9, 7]
-    starts = [0]
-    for count in queries:
-        starts.append(starts[-1] + count)
+    counts = KnownIndices.of(queries, torch.tensor(queries))
     rows = torch.tensor([3, 1, 0, 4, 2])
-    return Batch(starts, rows, torch.tensor(lengths, dtype=torch.int32))
+    return Batch(counts, rows, torch.tensor(lengths, dtype=torch.int32))
 
 
 def expected(query, kv, batch, kernel):
     """One request at a time, by a kernel of the reference kind."""
     out = torch.zeros_like(query)
-    for i, (start, end) in enumerate(zip(batch.starts, batch.starts[1:], strict=False)):
-        if end > start:
+    end = 0
+    for i, count in enumerate(batch.counts):
+        start, end = end, end + count
+        if count:
             rows, lengths = [int(batch.rows[i])], [int(batch.lengths[i])]
             problem = Problem(
                 query[None, start:end], kv[:, :, 0], kv[:, :, 1], rows, lengths, True, SCALE
@@ -62,20 +64,38 @@ def expected(query, kv, batch, kernel):
 
 def test_a_ragged_batch_gets_what_each_request_gets_alone():
     kv, batch = cache(), ragged()
-    query = torch.randn(batch.starts[-1], HEADS, DIM)
+    query = torch.randn(sum(batch.counts), HEADS, DIM)
     out = torch.empty_like(query)
     attend(out, query, kv, batch, SCALE, "auto")
     torch.testing.assert_close(out, expected(query, kv, batch, ReferenceKernel()))
 
 
-def test_equal_neighbours_are_one_call():
-    assert list(ragged().equal_neighbours()) == [(0, 2, 1), (3, 4, 4), (4, 5, 7)]
+def test_a_batch_is_one_call(monkeypatch):
+    calls = []
+    kernel = type(FLEX)
+
+    def attend_once(self, problem):
+        calls.append(problem)
+        return torch.zeros_like(problem.q)
+
+    monkeypatch.setattr(kernel, "attend", attend_once)
+    kv, batch = cache(), ragged()
+    query = torch.randn(sum(batch.counts), HEADS, DIM)
+    attend(torch.empty_like(query), query, kv, batch, SCALE, kernel_name(f"{__name__}:FLEX"))
+    (problem,) = calls
+    assert problem.host_counts == (1, 1, 0, 4, 7)
+
+
+def test_a_batch_without_queries_asks_no_kernel():
+    batch = Batch(KnownIndices.of([0], torch.tensor([0])), torch.tensor([1]), torch.tensor([3]))
+    nothing = torch.empty(0, HEADS, DIM)
+    attend(nothing, nothing, cache(), batch, SCALE, "auto")
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_a_mask_of_the_users_that_no_paged_kernel_has():
     kv, batch = cache(), ragged()
-    query = torch.randn(batch.starts[-1], HEADS, DIM)
+    query = torch.randn(sum(batch.counts), HEADS, DIM)
     out, plain = torch.empty_like(query), torch.empty_like(query)
     name = kernel_name(f"{__name__}:FLEX")
     assert kernel_name(f"{__name__}:FLEX") == name == "every-other-token"
@@ -111,7 +131,16 @@ def test_a_kernel_that_is_none_is_named(wanted, message):
 
 def test_a_kernel_that_reads_past_a_length_is_refused():
     kv, batch = cache(), ragged()
-    query = torch.randn(batch.starts[-1], HEADS, DIM)
+    query = torch.randn(sum(batch.counts), HEADS, DIM)
     name = kernel_name(f"{__name__}:OVER_READING")
     with pytest.raises(UnsupportedError, match="'over-reading': may read 192 tokens past"):
+        attend(torch.empty_like(query), query, kv, batch, SCALE, name)
+
+
+def test_a_kernel_that_takes_no_packed_queries_is_refused(monkeypatch):
+    kv, batch = cache(), ragged()
+    query = torch.randn(sum(batch.counts), HEADS, DIM)
+    monkeypatch.setattr(OVER_READING, "features", frozenset())
+    name = kernel_name(f"{__name__}:OVER_READING")
+    with pytest.raises(UnsupportedError, match="'over-reading': does not do packed queries"):
         attend(torch.empty_like(query), query, kv, batch, SCALE, name)

@@ -19,6 +19,7 @@ from vllm.v1.attention.backend import (
     AttentionType,
 )
 
+from pyvattn.attention.indices import KnownIndices
 from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.vllm.options import Options
 from pyvattn.integrations.vllm.row_attention import Batch, attend, kernel_name, write
@@ -68,9 +69,6 @@ class _Step:
 class RowBatchBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
     """Turns vLLM's block table into rows: a row's blocks follow each other."""
 
-    # Decodes come first, so that they are one call.
-    reorder_batch_threshold: int | None = 1
-
     def __init__(
         self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device
     ) -> None:
@@ -85,7 +83,10 @@ class RowBatchBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
         common = common_attn_metadata
         count = common.num_reqs
         batch = Batch(
-            starts=common.query_start_loc_cpu[: count + 1].tolist(),
+            counts=KnownIndices.of(
+                common.query_start_loc_cpu[: count + 1].diff().tolist(),
+                common.query_start_loc[: count + 1].diff(),
+            ),
             rows=common.block_table_tensor[:count, 0] // self._positions,
             lengths=common.seq_lens[:count],
             causal=bool(common.causal),

@@ -2,20 +2,18 @@
 """vLLM's batches, attended to by kernels that have no block table.
 
 A layer's cache is one tensor, ``[rows, tokens, 2, kv_heads, head_dim]``: K of all heads of a
-token, then V of all. vLLM's batches are ragged, kernels take as many queries of each row: so
-neighbours with equally many queries are one call, and all decodes of a batch are.
+token, then V of all. vLLM's batches are ragged: their queries go in packed, in one call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import groupby, pairwise
 
 from torch import Tensor
 
 from pyvattn.attention import Kernel, kernel_infos, register
+from pyvattn.attention.indices import KnownIndices
 from pyvattn.attention.problem import Problem
 from pyvattn.attention.registry import choose
 from pyvattn.errors import ConfigError
@@ -26,25 +24,15 @@ __all__ = ["Batch", "attend", "kernel_name", "write"]
 
 @dataclass(frozen=True)
 class Batch:
-    """The requests of a step: where their queries begin, what row and how many tokens they have.
+    """The requests of a step: how many queries each has, its row, and its tokens.
 
-    ``starts`` has one more entry, the end of the last. ``lengths`` count the queries' own
-    tokens; both tensors are on the device of the queries.
+    ``lengths`` count the queries' own tokens; both tensors are on the device of the queries.
     """
 
-    starts: Sequence[int]
+    counts: KnownIndices
     rows: Tensor
     lengths: Tensor
     causal: bool = True
-
-    def equal_neighbours(self) -> Iterator[tuple[int, int, int]]:
-        """Yield first, end and queries of requests that follow each other with as many queries."""
-        first = 0
-        for queries, equal in groupby(end - start for start, end in pairwise(self.starts)):
-            end = first + sum(1 for _ in equal)
-            if queries:
-                yield first, end, queries
-            first = end
 
 
 def write(cache: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> None:
@@ -66,16 +54,21 @@ def attend(
 
     Raises what :func:`pyvattn.attention.attend` raises for the kernel.
     """
-    k, v = cache[:, :, 0], cache[:, :, 1]
-    for first, end, queries in batch.equal_neighbours():
-        tokens = slice(batch.starts[first], batch.starts[end])
-        part = query[tokens].view(end - first, queries, *query.shape[1:])
-        problem = Problem(
-            part, k, v, batch.rows[first:end], batch.lengths[first:end], batch.causal, scale
-        )
-        # Nothing is mapped behind a row's blocks: kernels that read there are refused.
-        chosen = choose(kernel, problem, guard_tokens=0)
-        out[tokens] = chosen.attend(problem).view(-1, *query.shape[1:])
+    total = sum(batch.counts)
+    if total == 0:
+        return
+    problem = Problem(
+        query[:total],
+        cache[:, :, 0],
+        cache[:, :, 1],
+        batch.rows,
+        batch.lengths,
+        batch.causal,
+        scale,
+        query_counts=batch.counts,
+    )
+    # Nothing is mapped behind a row's blocks: kernels that read there are refused.
+    out[:total] = choose(kernel, problem, guard_tokens=0).attend(problem)
 
 
 def kernel_name(wanted: str) -> str:
