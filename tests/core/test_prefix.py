@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from checked_cache import Later, small_spec
+from checked_cache import PAGE, Later, small_spec
 
 from pyvattn import (
     ArgumentError,
     DriverError,
+    KVCache,
     LengthError,
     LimitError,
+    MemoryLimit,
     OutOfMemory,
     OutOfSlots,
     SlotError,
@@ -207,6 +209,45 @@ def test_the_only_row_that_is_left_is_taken_over(serve):
     slot, hit = server.serve([*numbers(100), 7])
     assert hit == BLOCK
     bench.check_books()
+    # What it wrote over is found no more.
+    server.index.release(slot)
+    assert server.serve(numbers(300))[1] == BLOCK
+
+
+def test_a_row_whose_blocks_others_have_is_not_taken_over(serve):
+    _, server = serve(spec=small_spec(guard_tokens=0, max_slots=2))
+    said = numbers(200)
+    kept, _ = server.serve(said)
+    live, hit = server.serve([*said, 5])
+    assert hit == 3 * BLOCK
+    server.index.release(kept)
+    # No row is left: the kept one goes, and nothing of it can be written over.
+    _, hit = server.serve([*said[:100], 9, *numbers(120, 500)])
+    assert hit == 0
+    assert server.keys[live, :201, 0, 0].tolist() == server.patterns("a", [*said, 5])
+
+
+def test_as_many_kept_slots_go_as_it_takes(serve):
+    bench, server = serve(pages=4 * 4)
+    for start in (1, 1000, 2000):
+        server.index.release(server.serve(numbers(70, start))[0])
+    bench.cache.admit(4 * BLOCK)
+    assert server.index.stats().evicted_slots == 3
+
+
+def test_a_limit_that_falls_takes_kept_slots():
+    limit = MemoryLimit(16 * PAGE)
+    with KVCache(
+        small_spec(guard_tokens=0), device="cpu", page_size=PAGE, layout="layer", memory=limit
+    ) as cache:
+        index = PrefixIndex(cache)
+        for start in (1, 1000):
+            slot, _ = index.admit(numbers(100, start))
+            index.publish(slot, numbers(100, start))
+            index.release(slot)
+        limit.set_limit(8 * PAGE)
+        assert cache.give_back() <= 8 * PAGE
+        assert index.stats().kept_slots == 1
 
 
 def test_two_kept_rows_of_the_same_tokens_are_one_too_many(serve):

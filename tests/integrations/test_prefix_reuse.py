@@ -77,6 +77,27 @@ def test_prompts_of_one_batch_share_what_it_computes(model, open_kv, block):
             assert request.output == alone(model, request.prompt, 1)
 
 
+def test_nobody_shares_what_a_failed_pass_did_not_compute(model, open_kv, block, monkeypatch):
+    prompts = prompts_of(block)
+    with Engine(model, open_kv()) as engine:
+        requests = [engine.submit(prompt, 4) for prompt in prompts]
+        prefill = engine._batch.prefill
+
+        def fail_once(*arguments):
+            monkeypatch.setattr(engine._batch, "prefill", prefill)
+            raise RuntimeError("a pass that fails")
+
+        monkeypatch.setattr(engine._batch, "prefill", fail_once)
+        with pytest.raises(RuntimeError, match="a pass that fails"):
+            engine.step()
+        slot, hit = engine.prefixes.admit(prompts[0])
+        assert hit == 0
+        engine.prefixes.release(slot)
+        engine.run()
+        for request in requests:
+            assert request.output == alone(model, request.prompt, 4)
+
+
 def test_a_request_may_stay_out_and_salts_do_not_mix(model, open_kv, block):
     prompt = prompts_of(block)[0]
     with Engine(model, open_kv()) as engine:
