@@ -44,6 +44,21 @@ def test_whole_pages_below_the_front_go_back(open_bench, driver_name):
     assert not keys[other, : 4 * page].any()
 
 
+def test_growth_takes_nothing_that_a_fork_has(open_bench):
+    bench = open_bench(small_spec(guard_tokens=0), pages=8 * 4, shares=True)
+    cache, keys, later = bench.cache, bench.arrays()[0], Later()
+    slot = cache.admit(128)
+    keys[slot, :128] = 7
+    fork = cache.fork(slot)
+    cache.trim(slot, front=64, after=later.fence)
+    later.come()
+    cache.step({slot: 192})
+    keys[slot, 128:192] = 9
+    assert (keys[fork, :128] == 7).all()
+    assert (keys[slot, 64:128] == 7).all()
+    bench.check_books()
+
+
 def test_a_window_holds_a_window(open_bench):
     bench = open_bench(small_spec(guard_tokens=0), pages=4 * 4)
     cache, keys = bench.cache, bench.arrays()[0]

@@ -221,9 +221,8 @@ void Cache::plan_move(RowBatch& batch, std::uint32_t slot, std::uint32_t count) 
   batch.put(slot, slots_.blocks(slot), rows_.blocks(slot).data() + front, count);
 }
 
-// That was done, and the slot is as long as it is now.
+// That was done, and the slot is as long as it is now. Up to `moved` its blocks count as written.
 void Cache::moved_front(std::uint32_t slot, std::uint32_t end, std::uint32_t count) {
-  for (std::uint32_t i = end; i < end + count; ++i) pool_->mark_dirty({rows_.block(slot, i), 1});
   slots_.moved(slot) = end + count;
   front_is_gone(slot, slots_.front(slot) + count);
 }
