@@ -50,6 +50,17 @@ RELIED_ON = [
         "kv_cache_spec", "layer_names", "vllm_config", "device")),
     ("v1/attention/backend.py", "AttentionImpl", "", ()),
     ("v1/worker/gpu_worker.py", "Worker", "load_model", ()),
+    ("v1/worker/gpu_worker.py", "Worker", "compile_or_warm_up_model", ()),
+    ("config/scheduler.py", "SchedulerConfig", "get_scheduler_cls", ()),
+    ("v1/attention/backends/fa_utils.py", "", "get_flash_attn_version", ()),
+    ("v1/attention/backends/flash_attn.py", "FlashAttentionBackend", "", ()),
+    ("v1/attention/backends/flash_attn.py", "FlashAttentionImpl", "do_kv_cache_update", (
+        "layer", "key", "value", "kv_cache", "slot_mapping")),
+    ("v1/attention/backends/flash_attn.py", "FlashAttentionMetadataBuilder", "build", (
+        "common_prefix_len", "common_attn_metadata", "fast_build")),
+    ("_custom_ops.py", "", "reshape_and_cache_flash", (
+        "key", "value", "key_cache", "value_cache", "slot_mapping", "kv_cache_dtype", "k_scale",
+        "v_scale")),
     # Its KV cache manager, whose free queue is put in order.
     ("v1/core/kv_cache_manager.py", "KVCacheManager", "allocate_slots", (
         "request", "num_new_tokens", "num_new_computed_tokens", "new_computed_blocks",
@@ -81,6 +92,11 @@ MENTIONED = [
     ("v1/attention/backend.py", "block_table_tensor: "),
     ("v1/attention/backend.py", "slot_mapping: "),
     ("v1/attention/backend.py", "forward_includes_kv_cache_update"),
+    ("v1/attention/backends/flash_attn.py", "page_size=self.block_size"),
+    ("v1/attention/backends/flash_attn.py", "self.max_cudagraph_size = "),
+    ("v1/attention/backends/flash_attn.py", "self.vllm_flash_attn_version = "),
+    ("v1/attention/backends/flash_attn.py", "supports_quant_query_input"),
+    ("vllm_flash_attn/flash_attn_interface.py", "torch.ops._vllm_fa3_C.fwd("),
     ("v1/core/kv_cache_manager.py", "self.block_pool"),
     ("v1/core/kv_cache_utils.py", "self.fake_free_list_head"),
 ]

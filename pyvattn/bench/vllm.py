@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from statistics import fmean
+from statistics import fmean, median
 
 from pyvattn.arguments import Settings, check_type
 from pyvattn.bench.report import Measure, Setup
@@ -25,6 +25,8 @@ _SHORT_TOKENS = 3072
 _SHARED_TOKENS = 1024
 # New tokens of requests whose prompts are in the prefix cache.
 _FOLLOWING = 64
+# Requests whose tokens part that are looked into.
+_PARTED = 64
 _GIB = 1 << 30
 # Beside weights and KV: activations of a chunk, CUDA graphs, and what CUDA itself takes.
 _ROOM = 7 * _GIB
@@ -42,7 +44,7 @@ class Options(Settings, least={"new_tokens": 2}):
 
     ``kv_gib`` of each engine, 0: what fits twice. ``backend`` is vLLM's of both on a GPU,
     ``ours_backend`` of ours alone. ``block_size`` 0: vLLM's default for stock, and the 16
-    tokens that fill a page of 2 MiB for ours.
+    tokens that fill a page of 2 MiB for ours. With ``ours_backend`` ours has our scheduler too.
     """
 
     model: str = "llama-3-8b"
@@ -89,7 +91,8 @@ class _Pair:
     """Stock and ours, who serve the same requests by turns."""
 
     def __init__(self, stock: Engine, ours: Engine, options: Options, began: float) -> None:
-        self._engines = (stock, ours)
+        self.engines = (stock, ours)
+        self.same_kernel = not options.ours_backend
         self._options = options
         self._began = began
 
@@ -103,7 +106,7 @@ class _Pair:
             start = time.perf_counter()
             if turn > 1 and limit and start - self._began + longest > limit:
                 return
-            order = self._engines[::-1] if turn % 2 else self._engines
+            order = self.engines[::-1] if turn % 2 else self.engines
             served = {engine.name: serve(engine, turn) for engine in order}
             yield served["stock"], served["ours"]
             longest = time.perf_counter() - start
@@ -133,6 +136,7 @@ def _start(options: Options) -> tuple[Engine, Engine]:
     ours["additional_config"] = {"pyvattn": {"driver": options.driver}}
     if options.ours_backend:
         ours["attention_backend"] = options.ours_backend
+        ours["scheduler_cls"] = "pyvattn.vllm.Scheduler"
     return (
         Engine("stock", options.model, options.layers, stock),
         Engine("ours", options.model, options.layers, ours),
@@ -205,7 +209,7 @@ def _short(options: Options, pair: _Pair) -> Iterator[Measure]:
     title = f"{options.requests} x (16 to {_SHORT_TOKENS} + {options.new_tokens}) tokens"
     rounds = list(pair.rounds(serve))
     output = options.requests * options.new_tokens
-    yield _equal(options, title, rounds)
+    yield from _equal(pair, title, rounds)
     yield from _compare(title, rounds, 0, "output", "tokens/s", lambda s: output / s.seconds, 1.0)
     yield _waited(title, rounds, 0)
 
@@ -220,7 +224,7 @@ def _prefill(options: Options, pair: _Pair) -> Iterator[Measure]:
     fp8 = options.kv_dtype.startswith("fp8")
     title = f"{options.long_requests} x {options.long_tokens} tokens"
     rounds = list(pair.rounds(serve))
-    yield _equal(options, title, rounds)
+    yield from _equal(pair, title, rounds)
     prompts = sum(counts)
     target = 1.15 if fp8 else 1.1
     yield from _compare(
@@ -245,7 +249,7 @@ def _decode(options: Options, pair: _Pair) -> Iterator[Measure]:
     fp8 = options.kv_dtype.startswith("fp8")
     title = f"{options.decode_requests} x {options.decode_tokens} tokens, then {_FOLLOWING} each"
     rounds = list(pair.rounds(serve))
-    yield _equal(options, title, rounds)
+    yield from _equal(pair, title, rounds)
     target = 1.08 if fp8 else 1.03
     yield from _compare(
         title, rounds, 1, "a request", "tokens/s", lambda s: 1 / fmean(s.per_token), target
@@ -257,28 +261,48 @@ _MEASURES = {"short": _short, "prefill": _prefill, "decode": _decode}
 _Rounds = list[tuple[list[Served], list[Served]]]
 
 
-def _equal(options: Options, title: str, rounds: _Rounds) -> Measure:
+def _equal(pair: _Pair, title: str, rounds: _Rounds) -> Iterator[Measure]:
     """Count the requests for which both gave the same tokens, those of the first round too.
 
-    All must where both run the same kernel; another may break ties otherwise.
+    All must where both run the same kernel. Another adds up in another order: where it parts,
+    the two likeliest tokens must be as good as equal, by what either engine says.
     """
     pairs = [
-        pair
+        (prompt, theirs, mine)
         for stock, ours in rounds
-        for theirs, mine in zip(stock, ours, strict=True)
-        for pair in zip(theirs.tokens, mine.tokens, strict=True)
+        for first, second in zip(stock, ours, strict=True)
+        for prompt, theirs, mine in zip(first.prompts, first.tokens, second.tokens, strict=True)
     ]
-    equal = sum(theirs == mine for theirs, mine in pairs)
+    parted = [each for each in pairs if each[1] != each[2]]
     cached = sum(mine.cached for _, ours in rounds for mine in ours)
-    note = f"{equal} of {len(pairs)}; {cached} prompt tokens were in the prefix cache"
-    all_of_them = None if options.ours_backend else 1.0
-    return Measure(
+    same = len(pairs) - len(parted)
+    yield Measure(
         f"{title}: requests with stock's tokens",
-        equal / len(pairs),
+        same / len(pairs),
         "of all",
-        at_least=all_of_them,
-        note=note,
+        at_least=1.0 if pair.same_kernel else None,
+        note=f"{same} of {len(pairs)}; {cached} prompt tokens were in the prefix cache",
     )
+    if parted:
+        yield from _margins(pair, title, [_until_they_part(*each) for each in parted])
+
+
+def _until_they_part(prompt: list[int], theirs: list[int], mine: list[int]) -> list[int]:
+    steps = zip(theirs, mine, strict=True)
+    same = next(i for i, (their, my) in enumerate(steps) if their != my)
+    return prompt + theirs[:same]
+
+
+def _margins(pair: _Pair, title: str, prompts: list[list[int]]) -> Iterator[Measure]:
+    """Yield how far apart the two likeliest tokens are where engines part."""
+    for engine in pair.engines:
+        margins = engine.margins(prompts[:_PARTED])
+        yield Measure(
+            f"{engine.name}, {title}: widest margin where tokens part",
+            max(margins),
+            "logits",
+            note=f"median {median(margins):.3f}, of {len(margins)} requests",
+        )
 
 
 def _compare(

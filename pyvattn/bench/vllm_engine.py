@@ -7,6 +7,7 @@ Both live at once and take turns, so that what disturbs one disturbs the other t
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -22,6 +23,9 @@ from pyvattn.errors import ConfigError, Error
 
 __all__ = ["Engine", "EngineFailed", "Served", "shape_of"]
 
+# Standard deviations of weights: a trained model's, and those of vLLM's dummies, which lie
+# between -0.001 and 0.001.
+_STD, _DUMMY_STD = 0.02, 0.002 / math.sqrt(12)
 # vLLM's kernels on a CPU want heads of at least 32 elements.
 _TINY = Shape(256, 512, 4, 2, 1024, 2, "bfloat16")
 
@@ -39,6 +43,7 @@ class Served:
     """
 
     seconds: float
+    prompts: Sequence[list[int]]
     tokens: list[list[int]]
     first: list[float]
     per_token: list[float]
@@ -78,10 +83,17 @@ class Engine:
         self, prompts: Sequence[Sequence[int]], new_tokens: int, *, forget: bool = False
     ) -> Served:
         """Serve requests; ``forget``: empty the prefix cache before."""
-        self._ours.send((prompts, new_tokens, forget))
+        self._ours.send(("serve", prompts, new_tokens, forget))
         served = self._receive()
         assert isinstance(served, Served)
         return served
+
+    def margins(self, prompts: Sequence[Sequence[int]]) -> list[float]:
+        """Return how far apart the two likeliest next tokens of each prompt are, in logits."""
+        self._ours.send(("margins", prompts))
+        margins = self._receive()
+        assert isinstance(margins, list)
+        return margins
 
     def close(self) -> None:
         """End the process."""
@@ -141,14 +153,48 @@ def _answer(parent: Connection, folder: str, options: dict[str, Any]) -> None:
         **options,
     )
     ours = "worker_cls" in options
+    llm.apply_model(_draw_weights)
     parent.send(vllm.__version__)
     while True:
-        prompts, new_tokens, forget = parent.recv()
+        task, prompts, *arguments = parent.recv()
+        if task == "margins":
+            parent.send(_margins(llm, vllm.SamplingParams, prompts))
+            continue
+        new_tokens, forget = arguments
         if forget:
             llm.reset_prefix_cache()
         if ours:
             llm.collective_rpc("pyvattn_reset_stats")
         parent.send(_serve(llm, vllm.SamplingParams, prompts, new_tokens, ours))
+
+
+def _draw_weights(model: Any) -> None:
+    """Give the model weights as large as a trained one's, the same in each engine.
+
+    vLLM's dummies are so small, norms too, that tokens hardly depend on attention.
+    """
+    import torch
+
+    parameters = list(model.named_parameters())
+    generator = torch.Generator(parameters[0][1].device).manual_seed(0)
+    for name, parameter in parameters:
+        if "norm" in name:
+            parameter.data.fill_(1)
+        elif name.endswith("weight_scale"):
+            parameter.data.mul_(_STD / _DUMMY_STD)
+        elif parameter.dim() > 1 and parameter.dtype.itemsize > 1:
+            parameter.data.normal_(0, _STD, generator=generator)
+
+
+def _margins(llm: Any, sampling: Any, prompts: Any) -> list[float]:
+    wanted = [{"prompt_token_ids": ids} for ids in prompts]
+    one = sampling(temperature=0, max_tokens=1, logprobs=2, detokenize=False)
+    outputs = llm.generate(wanted, one, use_tqdm=False)
+    likeliest = [
+        sorted((each.logprob for each in output.outputs[0].logprobs[0].values()), reverse=True)
+        for output in outputs
+    ]
+    return [first - second for first, second, *_ in likeliest]
 
 
 def _serve(llm: Any, sampling: Any, prompts: Any, new_tokens: int, ours: bool) -> Served:
@@ -160,6 +206,7 @@ def _serve(llm: Any, sampling: Any, prompts: Any, new_tokens: int, ours: bool) -
     times = [output.metrics for output in outputs]
     return Served(
         seconds,
+        prompts,
         [list(output.outputs[0].token_ids) for output in outputs],
         [each.first_token_latency for each in times],
         [(each.last_token_ts - each.first_token_ts) / max(1, new_tokens - 1) for each in times],

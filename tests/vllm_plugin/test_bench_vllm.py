@@ -31,6 +31,7 @@ class FakeEngine:
 
     log: list[tuple[str, int, int, bool]]
     made: dict[str, dict]
+    asked: dict[str, list]
     wrong = False
 
     def __init__(self, name, model, layers, options):
@@ -45,9 +46,13 @@ class FakeEngine:
         seconds = {"stock": 1.0, "ours": 0.8}[self.name]
         tokens = [[sum(ids) % 97] * new_tokens for ids in prompts]
         if self.wrong and self.name == "ours":
-            tokens[0] = [-1]
+            tokens[0] = tokens[0][:1] + [-1] * (new_tokens - 1)
         times = [seconds / 10] * len(prompts)
-        return Served(seconds, tokens, times, times, 7, {"waited_seconds": 0.004, **STATS})
+        return Served(seconds, prompts, tokens, times, times, 7, {"waited_seconds": 0.004, **STATS})
+
+    def margins(self, prompts):
+        self.asked[self.name] = prompts
+        return [0.25 * i for i in range(1, len(prompts) + 1)]
 
     def close(self):
         self.log.append((self.name, 0, 0, False))
@@ -57,6 +62,7 @@ class FakeEngine:
 def engines(monkeypatch):
     monkeypatch.setattr(FakeEngine, "log", [], raising=False)
     monkeypatch.setattr(FakeEngine, "made", {}, raising=False)
+    monkeypatch.setattr(FakeEngine, "asked", {}, raising=False)
     monkeypatch.setattr(bench, "Engine", FakeEngine)
     return FakeEngine
 
@@ -88,6 +94,22 @@ def test_one_wrong_token_is_counted_and_misses_the_target(engines, monkeypatch):
     found = measured(replace(OPTIONS, workload=("short",)))
     equal = only(found, ["requests with stock's tokens"])
     assert (equal.value, equal.ok) == (pytest.approx(9 / 12), False)
+
+
+def test_where_tokens_part_both_are_asked_how_near_the_likeliest_are(engines, monkeypatch):
+    monkeypatch.setattr(engines, "wrong", True)
+    found = measured(replace(OPTIONS, workload=("short",), ours_backend="CUSTOM"))
+    assert engines.made["ours"]["scheduler_cls"] == "pyvattn.vllm.Scheduler"
+    # Another kernel may break ties otherwise; each of three rounds had one.
+    assert only(found, ["requests with stock's tokens"]).ok is None
+    assert {name: len(prompts) for name, prompts in engines.asked.items()} == {
+        "stock": 3,
+        "ours": 3,
+    }
+    for prompt in engines.asked["ours"]:
+        assert prompt[-1] == sum(prompt[:-1]) % 97  # as far as they agree
+    margin = only(found, ["ours,", "widest margin"])
+    assert (margin.value, margin.note) == (0.75, "median 0.500, of 3 requests")
 
 
 def test_long_prompts_come_again_from_the_prefix_cache(engines):

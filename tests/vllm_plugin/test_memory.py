@@ -136,3 +136,27 @@ def test_rows_that_need_too_many_addresses_name_vllms_options():
 
     with pytest.raises(SpecError, match="--max-num-seqs, --max-model-len or pyvattn's option rows"):
         make_memory(sizes=replace(SIZES, rows=1 << 20, max_blocks=1 << 20))
+
+
+def test_behind_a_guarded_row_lies_the_null_block_until_the_row_grows_there(memory):
+    with memory.guarded(65):  # two blocks
+        row, whole = memory.open([4]), memory.open([5, 6, 7, 8, 9, 10])
+        memory.join()
+        assert memory.rows.blocks(row) == [4, 0, 0]
+        assert memory.rows.blocks(whole) == [5, 6, 7, 8, 9, 10]  # it ends where addresses do
+        memory.extend(row, [11, 12])
+        memory.join()
+        assert memory.rows.blocks(row) == [4, 11, 12, 0, 0]
+    page_of(memory, row, 2).fill_(3)
+    page_of(memory, row, 4).fill_(9)
+    assert (page_of(memory, row, 2) == 3).all()
+    assert (page_of(memory, 0, 0) == 9).all()
+    plain = memory.open([13])
+    memory.extend(row, [14])
+    memory.extend(plain, [15])
+    memory.close(row)
+    again = memory.open([4, 11])
+    memory.extend(again, [12])
+    memory.join()
+    assert memory.rows.blocks(plain) == [13, 15]
+    assert memory.rows.blocks(again) == [4, 11, 12]

@@ -12,6 +12,7 @@ import sys
 from importlib import import_module
 
 BACKEND = "pyvattn.integrations.vllm.attention_backend.RowAttentionBackend"
+FLASH_BACKEND = "pyvattn.integrations.vllm.flash_rows.FlashRowBackend"
 
 
 def register() -> None:

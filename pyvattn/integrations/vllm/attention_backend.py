@@ -20,9 +20,15 @@ from vllm.v1.attention.backend import (
 )
 
 from pyvattn.attention.indices import KnownIndices
-from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.vllm.options import Options
-from pyvattn.integrations.vllm.row_attention import Batch, attend, kernel_name, write
+from pyvattn.integrations.vllm.row_attention import (
+    Batch,
+    attend,
+    kernel_name,
+    refuse_unsupported,
+    rows_only,
+    write,
+)
 
 __all__ = ["RowAttentionBackend"]
 
@@ -111,7 +117,7 @@ class RowAttention(AttentionImpl):  # type: ignore[misc]
         kv_sharing_target_layer_name: str | None = None,
         sinks: Tensor | None = None,
     ) -> None:
-        _refuse(
+        refuse_unsupported(
             {
                 "ALiBi": alibi_slopes is not None,
                 "sliding windows": sliding_window is not None,
@@ -142,14 +148,10 @@ class RowAttention(AttentionImpl):  # type: ignore[misc]
         output_block_scale: Tensor | None = None,
     ) -> Tensor:
         """Write the step's K and V into the rows, and attend to them."""
-        _refuse({"fused quantization of the output": output_scale is not None})
+        refuse_unsupported({"fused quantization of the output": output_scale is not None})
         if attn_metadata is None:
             return output.fill_(0)
-        if kv_cache.dim() != 5:
-            raise UnsupportedError(
-                "--attention-backend CUSTOM of pyvattn needs rows: add "
-                "--worker-cls pyvattn.vllm.Worker"
-            )
+        rows_only(kv_cache)
         count = attn_metadata.tokens
         write(kv_cache, key, value, attn_metadata.slots[:count])
         attend(
@@ -161,12 +163,3 @@ class RowAttention(AttentionImpl):  # type: ignore[misc]
             self._kernel,
         )
         return output
-
-
-def _refuse(asked: dict[str, bool]) -> None:
-    names = [name for name, is_asked in asked.items() if is_asked]
-    if names:
-        raise UnsupportedError(
-            f"--attention-backend CUSTOM of pyvattn does not do {', '.join(names)}: leave it out, "
-            "vLLM's own backends do and read rows as well"
-        )

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +26,7 @@ NULL_BLOCK = 0
 class Sizes:
     """What vLLM asks for: ``layers`` of ``heads`` heads of ``head_size`` elements of ``dtype``.
 
-    ``dtype`` is a name that :class:`pyvattn.CacheSpec` knows; rows hold ``max_blocks``
-    blocks, and ``guard_blocks`` more that kernels may read.
+    ``dtype`` is a name that :class:`pyvattn.CacheSpec` knows; rows hold ``max_blocks`` blocks.
     """
 
     layers: int
@@ -36,7 +37,6 @@ class Sizes:
     blocks: int
     rows: int
     max_blocks: int
-    guard_blocks: int = 0
 
 
 class RowMemory:
@@ -49,7 +49,7 @@ class RowMemory:
         self, sizes: Sizes, paging: Paging, driver: _native.Driver, *, background: bool
     ) -> None:
         self.sizes = sizes
-        self.positions = sizes.max_blocks + sizes.guard_blocks
+        self.positions = sizes.max_blocks
         spec = _spec(sizes, self.positions)
         arenas = sizes.layers // paging.layers_per_arena
         self.pool = BlockPool.on_driver(
@@ -64,29 +64,52 @@ class RowMemory:
         self._flusher = Flusher(self.rows.flush, background=background)
         self.requests = 0
         self.blocks_placed = 0
+        self._guard_tokens = 0
+        # Null blocks behind the last of a row.
+        self._guards: dict[int, int] = {}
         self._open_null_row()
         self._touch_blocks()
         self.reset_stats()
 
     def open(self, blocks: list[int]) -> int:
         """Stage a row for these blocks of vLLM's: one that has them already, where there is."""
-        row = self.rows.open(self._named(blocks))
+        guard = self._guard_behind(len(blocks))
+        row = self.rows.open(self._named(blocks) + guard)
+        self._note_guard(row, len(guard))
         self.requests += 1
         self._staged(len(blocks))
         return row
 
     def extend(self, row: int, blocks: list[int]) -> None:
         """Stage more blocks at the end of a row."""
-        self.rows.extend(row, self._named(blocks))
+        if before := self._guards.pop(row, 0):
+            self.rows.trim(row, tail=before)
+        guard = self._guard_behind(len(self.rows.blocks(row)) + len(blocks)) if before else []
+        self.rows.extend(row, self._named(blocks) + guard)
+        self._note_guard(row, len(guard))
         self._staged(len(blocks))
 
     def close(self, row: int) -> None:
         """End a row, whose mappings stay until the kernels launched so far have passed."""
+        self._guards.pop(row, None)
         self.rows.close(row)
 
     def join(self) -> None:
         """Return once every open row has its blocks; raises a ``DriverError`` that says why not."""
         self._flusher.join()
+
+    @contextmanager
+    def guarded(self, tokens: int) -> Iterator[None]:
+        """Map the null block for so many tokens behind each row that is opened meanwhile.
+
+        For kernels that read there, and requests without blocks of their own there. Taking such
+        a guard away for a request's next block waits for the kernels that may read it.
+        """
+        self._guard_tokens = tokens
+        try:
+            yield
+        finally:
+            self._guard_tokens = 0
 
     def arena(self, index: int) -> Any:
         """Return the bytes of an arena as one flat torch tensor of uint8."""
@@ -121,6 +144,14 @@ class RowMemory:
 
     def _named(self, blocks: list[int]) -> list[int]:
         return [self._blocks[block] for block in blocks]
+
+    def _guard_behind(self, length: int) -> list[int]:
+        wanted = -(-self._guard_tokens // self.sizes.block_size)
+        return [self._blocks[NULL_BLOCK]] * min(wanted, self.positions - length)
+
+    def _note_guard(self, row: int, positions: int) -> None:
+        if positions:
+            self._guards[row] = positions
 
     def _staged(self, blocks: int) -> None:
         self.blocks_placed += blocks

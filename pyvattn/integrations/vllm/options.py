@@ -28,7 +28,7 @@ class Options:
 
     The last two are the scheduler's, which ``--scheduler-cls`` names. ``order_blocks``: hand out
     blocks in the order of rows that have them. ``guard_tokens``: how far past every length there
-    are blocks, for kernels that read whole tiles.
+    are blocks, for kernels that read whole tiles; by default as far as the kernel that runs does.
     """
 
     driver: str = "auto"
@@ -37,7 +37,7 @@ class Options:
     map_in_background: bool = True
     kernel: str = "auto"
     order_blocks: bool = True
-    guard_tokens: int = 0
+    guard_tokens: int | None = None
 
     def row_count(self, requests: int) -> int:
         """Return how many rows there are where so many requests run at once."""
@@ -69,7 +69,8 @@ class Options:
         for name in ("map_in_background", "order_blocks"):
             if not isinstance(given := getattr(self, name), bool):
                 raise ConfigError(f"{_KEY} option {name}={shown(given)}: use true or false")
-        if whole_number(self.guard_tokens) is None or self.guard_tokens < 0:
+        guard = 0 if self.guard_tokens is None else whole_number(self.guard_tokens)
+        if guard is None or guard < 0:
             given = shown(self.guard_tokens)
             raise ConfigError(f"{_KEY} option guard_tokens={given}: use a whole number from 0")
         for name in ("driver", "kernel"):

@@ -16,10 +16,10 @@ from pyvattn.attention import Kernel, kernel_infos, register
 from pyvattn.attention.indices import KnownIndices
 from pyvattn.attention.problem import Problem
 from pyvattn.attention.registry import choose
-from pyvattn.errors import ConfigError
+from pyvattn.errors import ConfigError, UnsupportedError
 from pyvattn.text import shown
 
-__all__ = ["Batch", "attend", "kernel_name", "write"]
+__all__ = ["Batch", "attend", "kernel_name", "refuse_unsupported", "rows_only", "write"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,24 @@ def attend(
     )
     # Nothing is mapped behind a row's blocks: kernels that read there are refused.
     out[:total] = choose(kernel, problem, guard_tokens=0).attend(problem)
+
+
+def rows_only(cache: Tensor) -> None:
+    """Refuse a layer's cache that is vLLM's own: with that, another worker keeps it."""
+    if cache.dim() != 5:
+        raise UnsupportedError(
+            "--attention-backend CUSTOM of pyvattn needs rows: add --worker-cls pyvattn.vllm.Worker"
+        )
+
+
+def refuse_unsupported(asked: dict[str, bool]) -> None:
+    """Raise :class:`~pyvattn.errors.UnsupportedError` naming everything that is asked."""
+    names = [name for name, is_asked in asked.items() if is_asked]
+    if names:
+        raise UnsupportedError(
+            f"--attention-backend CUSTOM of pyvattn does not do {', '.join(names)}: leave it out, "
+            "vLLM's own backends do and read rows as well"
+        )
 
 
 def kernel_name(wanted: str) -> str:

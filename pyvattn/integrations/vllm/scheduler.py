@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyvattn.integrations.vllm.block_order import order_by_rows
+from pyvattn.integrations.vllm.kernel_choice import guard_tokens
 from pyvattn.integrations.vllm.options import Options
 
 __all__ = ["make_scheduler", "make_sync_scheduler"]
@@ -36,10 +37,12 @@ def _with_rows(base: Any) -> type:
     class RowScheduler(base):  # type: ignore[misc]
         """Knows which rows have which blocks mapped, and what kernels read past a length."""
 
+        allocates_guard = True
+
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             ours = Options.of(self.vllm_config.additional_config)
-            self.num_lookahead_tokens += ours.guard_tokens
+            self.num_lookahead_tokens += guard_tokens(self.vllm_config)
             if ours.order_blocks:
                 most = self.vllm_config.scheduler_config.max_num_seqs
                 # Row 0 is no request's.

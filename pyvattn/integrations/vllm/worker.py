@@ -9,7 +9,12 @@ from importlib import import_module
 from typing import Any
 
 from pyvattn import _native
-from pyvattn.integrations.vllm import BACKEND
+from pyvattn.integrations.vllm import BACKEND, FLASH_BACKEND
+from pyvattn.integrations.vllm.kernel_choice import (
+    attends_by_flash_rows,
+    check_guard,
+    guard_tokens,
+)
 from pyvattn.integrations.vllm.options import Options
 from pyvattn.integrations.vllm.refusals import check_config
 from pyvattn.integrations.vllm.runners import RunnerV1, RunnerV2, adopt_runner
@@ -30,6 +35,7 @@ class RowWorker:
         check_version(vllm.__version__)
         check_config(vllm_config)
         Options.of(vllm_config.additional_config)
+        check_guard(vllm_config)
         super().__init__(vllm_config, *arguments, **options)  # type: ignore[call-arg]
 
     def init_device(self) -> None:
@@ -41,8 +47,15 @@ class RowWorker:
 
     def load_model(self, **options: Any) -> None:
         """Let vLLM build the model, whose layers choose their attention backend."""
-        with _rows_on_a_cpu(self):
+        with _backend_in_place(self.vllm_config):  # type: ignore[attr-defined]
             super().load_model(**options)  # type: ignore[misc]
+
+    def compile_or_warm_up_model(self) -> Any:
+        """Let vLLM run requests that no scheduler made, with blocks behind them to be read."""
+        worker: Any = self
+        memory = worker.model_runner.pyvattn_memory
+        with memory.guarded(guard_tokens(worker.vllm_config)):
+            return super().compile_or_warm_up_model()  # type: ignore[misc]
 
     def shutdown(self) -> None:
         """Let vLLM shut down, and give the KV memory back."""
@@ -69,23 +82,26 @@ class RowWorker:
 
 
 @contextmanager
-def _rows_on_a_cpu(worker: Any) -> Iterator[None]:
-    """Have ``--attention-backend CUSTOM`` mean something on a CPU.
+def _backend_in_place(config: Any) -> Iterator[None]:
+    """Have ``--attention-backend CUSTOM`` mean the kernel that runs here.
 
     vLLM's CPU platform takes CPU_ATTN whatever is asked for, which may be overridden.
     """
     from vllm.platforms import current_platform
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-    asked = worker.vllm_config.attention_config.backend
-    if not current_platform.is_cpu() or asked is not AttentionBackendEnum.CUSTOM:
+    if config.attention_config.backend is not AttentionBackendEnum.CUSTOM:
         yield
-        return
-    register_backend(AttentionBackendEnum.CPU_ATTN, BACKEND)
-    try:
+    elif current_platform.is_cpu():
+        register_backend(AttentionBackendEnum.CPU_ATTN, BACKEND)
+        try:
+            yield
+        finally:
+            AttentionBackendEnum.CPU_ATTN.clear_override()
+    else:
+        flash = attends_by_flash_rows(config)
+        register_backend(AttentionBackendEnum.CUSTOM, FLASH_BACKEND if flash else BACKEND)
         yield
-    finally:
-        AttentionBackendEnum.CPU_ATTN.clear_override()
 
 
 def make_worker() -> type:

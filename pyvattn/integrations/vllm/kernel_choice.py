@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which kernel ``--attention-backend CUSTOM`` runs, and how far past a length it reads.
+
+The worker and the scheduler, which are processes of their own, both ask here.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from pyvattn.errors import UnsupportedError
+from pyvattn.integrations.vllm.options import Options
+from pyvattn.kernels import kernel_named
+
+__all__ = ["attends_by_flash_rows", "check_guard", "guard_tokens"]
+
+_FLASH = "flash-attn-3"
+
+
+def attends_by_flash_rows(config: Any) -> bool:
+    """Return whether a ``VllmConfig`` asks for vLLM's FlashAttention-3 without a block table.
+
+    That is what ``kernel="auto"`` means where vLLM has it, on Hopper.
+    """
+    backend = getattr(config.attention_config.backend, "name", None)
+    kernel = Options.of(config.additional_config).kernel
+    return backend == "CUSTOM" and kernel in ("auto", _FLASH) and _vllm_runs_flash_3()
+
+
+def guard_tokens(config: Any) -> int:
+    """Return how many tokens past every length must have blocks."""
+    asked = Options.of(config.additional_config).guard_tokens
+    return _needed(config) if asked is None else asked
+
+
+def check_guard(config: Any) -> None:
+    """Raise :class:`~pyvattn.errors.UnsupportedError` where nothing is mapped that a kernel reads.
+
+    A read there ends the process, so it is refused before anything is allocated.
+    """
+    needed = _needed(config)
+    if guard_tokens(config) < needed:
+        raise UnsupportedError(
+            f"pyvattn option guard_tokens={guard_tokens(config)}: FlashAttention-3 without a block "
+            f"table reads up to {needed} tokens past a length; leave the option out"
+        )
+    scheduler = config.scheduler_config.get_scheduler_cls() if needed else None
+    if needed and not getattr(scheduler, "allocates_guard", False):
+        raise UnsupportedError(
+            "FlashAttention-3 without a block table reads past a length, where vLLM's own "
+            "scheduler allocates nothing: add --scheduler-cls pyvattn.vllm.Scheduler "
+            "(SyncScheduler with --no-async-scheduling), or leave out --attention-backend CUSTOM"
+        )
+
+
+def _needed(config: Any) -> int:
+    return kernel_named(_FLASH).guard_tokens if attends_by_flash_rows(config) else 0
+
+
+def _vllm_runs_flash_3() -> bool:
+    if not import_module("vllm.platforms").current_platform.is_cuda():
+        return False
+    utils = import_module("vllm.v1.attention.backends.fa_utils")
+    return bool(utils.get_flash_attn_version() == 3)
