@@ -15,6 +15,7 @@ from pyvattn.errors import *  # noqa: F403 - all of them, by the names that stan
 if TYPE_CHECKING:
     from pyvattn.budget import MemoryLimit
     from pyvattn.cache import KVCache
+    from pyvattn.layer_group import LayerGroup
     from pyvattn.rows import BlockPool, RowMap
     from pyvattn.spec import CacheSpec
 
@@ -22,11 +23,12 @@ _LAZY = {
     "BlockPool": "pyvattn.rows",
     "CacheSpec": "pyvattn.spec",
     "KVCache": "pyvattn.cache",
+    "LayerGroup": "pyvattn.layer_group",
     "MemoryLimit": "pyvattn.budget",
     "RowMap": "pyvattn.rows",
 }
 
-__all__ = ["BlockPool", "CacheSpec", "KVCache", "MemoryLimit", "RowMap"]
+__all__ = ["BlockPool", "CacheSpec", "KVCache", "LayerGroup", "MemoryLimit", "RowMap"]
 __all__ += errors.__all__
 
 

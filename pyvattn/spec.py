@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from typing import Any
 
 from pyvattn.dtypes import ITEMSIZE, dtype_name
-from pyvattn.errors import SpecError
+from pyvattn.errors import LayerError, SpecError
 from pyvattn.geometry import Geometry, addresses_refused, build_geometry
+from pyvattn.layer_group import LayerGroup, check_groups
 from pyvattn.text import shown
 from pyvattn.units import format_size
 from pyvattn.whole_numbers import whole_number
@@ -31,12 +32,17 @@ class CacheSpec:
     latent vector of ``latent_dim`` and one rotary key of ``rope_dim`` elements
     for each token and layer instead of K and V heads.
 
+    Where layers differ, in shape or in how long they keep a token, ``groups`` lists
+    :class:`~pyvattn.LayerGroup` in place of ``layers``, ``kv_heads`` and ``head_dim``.
+    ``layers`` is then the number of all layers, and the other two are those that the groups
+    have in common, or 0 where they have none.
+
     Raises :class:`~pyvattn.errors.SpecError` at once for an impossible shape.
     """
 
-    layers: int
-    kv_heads: int
-    head_dim: int
+    layers: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
     dtype: str = "bfloat16"
     max_slots: int = 256
     max_tokens: int = 131072
@@ -44,15 +50,37 @@ class CacheSpec:
     kind: str = "kv"
     latent_dim: int = 0
     rope_dim: int = 0
+    groups: Sequence[LayerGroup] = ()
 
     def __post_init__(self) -> None:
-        for name in ("layers", "kv_heads", "head_dim", "max_slots", "max_tokens"):
+        self._take_groups()
+        shape = () if self.groups else ("layers", "kv_heads", "head_dim")
+        for name in (*shape, "max_slots", "max_tokens"):
             self._check_count(name, minimum=1)
         for name in ("guard_tokens", "latent_dim", "rope_dim"):
             self._check_count(name, minimum=0)
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
         self._check_kind()
         self._check_reservation()
+
+    def _take_groups(self) -> None:
+        """Say of all layers what the groups say of some."""
+        groups = check_groups(self.groups)
+        object.__setattr__(self, "groups", groups)
+        if not groups:
+            return
+        if self.kind != "kv":
+            raise SpecError(f"kind={shown(self.kind)} has no groups yet: leave groups out")
+        shapes = {group.shape for group in groups}
+        heads, dim = shapes.pop() if len(shapes) == 1 else (0, 0)
+        whole = {"layers": sum(len(g.layers) for g in groups), "kv_heads": heads, "head_dim": dim}
+        for name, value in whole.items():
+            given = getattr(self, name)
+            if whole_number(given) not in (0, value):
+                raise SpecError(
+                    f"{name}={shown(given)} beside groups, which have {value}: give groups alone"
+                )
+            object.__setattr__(self, name, value)
 
     def _check_count(self, name: str, minimum: int) -> None:
         value = getattr(self, name)
@@ -135,7 +163,9 @@ class CacheSpec:
         from pyvattn.configs import read_fields
 
         _check_field_names(cls, overrides)
-        return cls(**{**read_fields(config, overrides), **overrides}).shard(tensor_parallel)
+        found = {**read_fields(config, overrides), **overrides}
+        spec = cls(**found)._without_idle_windows()
+        return spec.shard(tensor_parallel)
 
     def shard(self, ranks: int) -> CacheSpec:
         """Return the spec of one of ``ranks`` tensor-parallel ranks.
@@ -146,11 +176,114 @@ class CacheSpec:
         number = whole_number(ranks)
         if number is None or number < 1:
             raise SpecError(f"tensor_parallel={shown(ranks)}: use a whole number from 1")
-        if max(number, self.kv_heads) % min(number, self.kv_heads):
+        if not self.groups and max(number, self.kv_heads) % min(number, self.kv_heads):
             raise SpecError(
                 f"kv_heads={self.kv_heads} cannot be divided over {shown(number)} ranks"
             )
-        return replace(self, kv_heads=max(1, self.kv_heads // number))
+        if not self.groups:
+            return replace(self, kv_heads=max(1, self.kv_heads // number))
+        parts = [part.shard(number) for part in self.parts]
+        return self._with_groups(
+            replace(group, kv_heads=part.kv_heads)
+            for group, part in zip(self.groups, parts, strict=True)
+        )
+
+    # --- groups ---
+
+    @property
+    def parts(self) -> tuple[CacheSpec, ...]:
+        """A spec of layers that are alike for each group, in order; without groups, itself.
+
+        Their tokens are those of a window as well: see ``groups``.
+        """
+        if not self.groups:
+            return (self,)
+        return tuple(
+            replace(
+                self,
+                groups=(),
+                layers=len(group.layers),
+                kv_heads=group.kv_heads,
+                head_dim=group.head_dim,
+                guard_tokens=self.guard_tokens
+                if group.guard_tokens is None
+                else group.guard_tokens,
+            )
+            for group in self.groups
+        )
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """How many tokens the layers of each part keep; ``None``: all."""
+        return tuple(group.window for group in self.groups) or (None,)
+
+    def group_of(self, layer: int) -> tuple[int, int]:
+        """Return which part a layer is in, and which of its layers it is.
+
+        Raises :class:`~pyvattn.errors.LayerError` for a layer that there is not.
+        """
+        number = whole_number(layer)
+        if number is None or not 0 <= number < self.layers:
+            raise LayerError(f"layer {shown(layer)} is outside 0..{self.layers - 1}")
+        for place, group in enumerate(self.groups):
+            if number in group.layers:
+                return place, group.layers.index(number)
+        return 0, number
+
+    def bytes_at(self, tokens: int) -> int:
+        """Return the bytes that a request of so many tokens needs, guards and pages aside."""
+        count = whole_number(tokens)
+        if count is None or count < 0:
+            raise SpecError(f"tokens={shown(tokens)}: use a whole number from 0")
+        return sum(
+            part.token_bytes * (count if window is None else min(count, window))
+            for part, window in zip(self.parts, self.windows, strict=True)
+        )
+
+    def flat(self) -> CacheSpec:
+        """Return the spec of the same layers without groups: each keeps every token.
+
+        Raises :class:`~pyvattn.errors.SpecError` where layers have K and V of several shapes.
+        """
+        if not self.groups:
+            return self
+        self._check_alike("a spec without groups")
+        guard = max(part.guard_tokens for part in self.parts)
+        return replace(self, groups=(), guard_tokens=guard)
+
+    def _without_idle_windows(self) -> CacheSpec:
+        """Return the spec without windows that no request of ``max_tokens`` outgrows.
+
+        Groups that are alike then become one, and a single one that keeps every token none.
+        """
+        if not self.groups:
+            return self
+        idle = [group.window is None or group.window >= self.max_tokens for group in self.groups]
+        merged: dict[tuple[object, ...], LayerGroup] = {}
+        for group, keeps_all in zip(self.groups, idle, strict=True):
+            one = replace(group, window=None) if keeps_all else group
+            same = (one.shape, one.window, one.guard_tokens)
+            before = merged[same].layers if same in merged else ()
+            merged[same] = replace(one, layers=sorted((*before, *one.layers)))
+        groups = tuple(merged.values())
+        spec = self._with_groups(groups)
+        return spec.flat() if len(groups) == 1 and groups[0].window is None else spec
+
+    def _with_groups(self, groups: Iterable[LayerGroup]) -> CacheSpec:
+        return replace(self, layers=0, kv_heads=0, head_dim=0, groups=tuple(groups))
+
+    def _check_alike(self, what: str) -> None:
+        if self.groups and not self.kv_heads:
+            shapes = ", ".join(
+                f"{len(group.layers)} of {group.kv_heads} heads of {group.head_dim}"
+                for group in self.groups
+            )
+            raise SpecError(
+                f"{what} has layers that are alike, and there are {shapes}: use each of the "
+                "spec's parts by itself"
+            )
+
+    # --- sizes ---
 
     @property
     def itemsize(self) -> int:
@@ -160,6 +293,7 @@ class CacheSpec:
     @property
     def tensor_token_bytes(self) -> int:
         """Bytes of one token in one tensor: its K (or V) of one layer, or its latent vector."""
+        self._check_alike("tensor_token_bytes")
         return self.kv_heads * self.head_dim * self.itemsize
 
     @property
@@ -175,6 +309,8 @@ class CacheSpec:
     @property
     def token_bytes(self) -> int:
         """Bytes of one token in all layers."""
+        if self.groups:
+            return sum(part.token_bytes for part in self.parts)
         return self.layers * self.token_bytes_per_layer
 
     @property
@@ -185,6 +321,8 @@ class CacheSpec:
     @property
     def row_bytes(self) -> int:
         """Bytes of a slot's full rows in all layers, before they are rounded up to pages."""
+        if self.groups:
+            return sum(part.row_bytes for part in self.parts)
         return self.row_tokens * self.token_bytes
 
     def geometry(
@@ -196,8 +334,16 @@ class CacheSpec:
         own; ``layout="token"`` lays ``layers_per_arena`` layers (default: all)
         of one token side by side. Raises
         :class:`~pyvattn.errors.ConfigError` for what cannot be laid out, and
-        :class:`~pyvattn.errors.SpecError` where whole pages make the addresses too many.
+        :class:`~pyvattn.errors.SpecError` where whole pages make the addresses too many, and for
+        a spec of several groups, each of which has a geometry of its own.
         """
+        if len(self.groups) > 1:
+            raise SpecError(
+                f"the spec has {len(self.groups)} groups of layers: use each of its parts, or "
+                "flat() to keep every token in all layers"
+            )
+        if self.groups:
+            return self.parts[0].geometry(layout, page_size, layers_per_arena)
         return build_geometry(self, layout, page_size, layers_per_arena)
 
 

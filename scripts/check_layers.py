@@ -29,11 +29,11 @@ PYTHON = (  # pyvattn/ and cli/
     ("cuda", "cuda_graphs", "dtypes", "fences", "nvidia", "samples", "stats", "units"),
     # files that people name
     ("files",),
-    # configs of models, rows of traces; pictures; what "auto" means; who keeps slots for later;
+    # rows of traces; pictures; what "auto" means; who keeps slots for later; layers that are alike;
     # the end of the process
-    ("at_exit", "auto", "budget", "configs", "gpu_timing", "keepers", "plots", "trace_rows"),
+    ("at_exit", "auto", "budget", "gpu_timing", "keepers", "layer_group", "plots", "trace_rows"),
     # what a cache must hold, and where it lies
-    ("geometry",),
+    ("configs", "geometry"),
     ("spec",),
     # this computer; requests
     ("machine", "traces"),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import click
 from rich.text import Text
 
+from pyvattn.cli.held import fits, held_table, requests_held
 from pyvattn.cli.model_options import model_options, read_model
 from pyvattn.cli.output import console, json_option, print_json, table
 from pyvattn.cli.sizes import size_option
@@ -23,7 +25,7 @@ from pyvattn.planner import (
     Plan,
     Workload,
     default_costs,
-    plan,
+    plan_parts,
     typical_workload,
     use_calibration,
 )
@@ -93,7 +95,7 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
     ahead = GROWTH_PAGES if options.pop("growth_pages") else None
     here = identify()
     plans = [
-        plan(
+        plan_parts(
             spec,
             driver=name,
             workload=load,
@@ -104,17 +106,27 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
         for name in drivers or ["host"]
     ]
     notes = [] if config is None else remarks(config)
+    requests = requests_held(spec, plans)
     if as_json:
-        made_plans = [_as_dict(made, memory) for made in plans]
-        print_json({"spec": asdict(spec), "remarks": notes, "plans": made_plans})
+        # One of several groups says nothing of how many requests fit.
+        room = None if len(spec.parts) > 1 else memory
+        made_plans = [_as_dict(made, room) for parts in plans for made in parts]
+        found = {"spec": asdict(spec), "remarks": notes, "plans": made_plans, "requests": requests}
+        if memory is not None:
+            together = {parts[0].costs.driver: fits(spec, parts, memory) for parts in plans}
+            found["fits"] = together
+        print_json(found)
         return
     out = console()
-    out.print(Text(_model_line(spec)))
+    for line in _model_lines(spec):
+        out.print(Text(line))
     for note in notes:
         out.print(Text(note))
     out.print()
-    for made in plans:
-        _print_plan(made, memory, whole=driver != "all")
+    for parts in plans:
+        _print_plans(spec, parts, memory, whole=driver != "all")
+    if requests:
+        out.print(held_table(requests))
     if driver == "all":
         out.print(Text("--driver NAME shows every candidate and why it was not taken."))
 
@@ -142,34 +154,51 @@ def _weights_beside(config: str | None) -> int:
         return 0
 
 
-def _model_line(spec: CacheSpec) -> str:
+def _model_lines(spec: CacheSpec) -> list[str]:
+    ends = f"up to {spec.max_slots} requests of {spec.max_tokens} tokens"
+    if not spec.groups:
+        return [f"{spec.layers} layers, {_shape(spec)}, {_sizes(spec)}; {ends}"]
+    kept = ["every token" if w is None else f"the last {w} tokens" for w in spec.windows]
+    return [
+        f"{spec.layers} layers in groups, {_sizes(spec)}; {ends}",
+        *[
+            f"  {part.layers} layers, {_shape(part)}, keep {keep}: "
+            f"{format_size(part.token_bytes)} a token"
+            for part, keep in zip(spec.parts, kept, strict=True)
+        ],
+    ]
+
+
+def _shape(spec: CacheSpec) -> str:
     if spec.kind == "mla":
-        shape = f"latent vectors of {spec.latent_dim} + {spec.rope_dim}"
-    else:
-        shape = f"{spec.kv_heads} KV heads of {spec.head_dim}"
-    return (
-        f"{spec.layers} layers, {shape}, {spec.dtype}: {format_size(spec.token_bytes)} a token; "
-        f"up to {spec.max_slots} requests of {spec.max_tokens} tokens"
-    )
+        return f"latent vectors of {spec.latent_dim} + {spec.rope_dim}"
+    return f"{spec.kv_heads} KV heads of {spec.head_dim}"
 
 
-def _fits(candidate: Candidate, made: Plan, memory: int) -> int:
-    held = made.workload.context * made.spec.token_bytes + candidate.waste_mean_bytes
-    return int(memory / held)
+def _sizes(spec: CacheSpec) -> str:
+    return f"{spec.dtype}: {format_size(spec.token_bytes)} a token"
 
 
-def _print_plan(made: Plan, memory: int | None, whole: bool) -> None:
+def _print_plans(spec: CacheSpec, parts: Sequence[Plan], memory: int | None, whole: bool) -> None:
+    out = console()
+    for number, made in enumerate(parts, 1):
+        if len(parts) > 1:
+            out.print(Text(f"Group {number} of {len(parts)}, {made.spec.layers} layers:"))
+        _print_plan(made, whole)
+    if memory is not None:
+        fit = fits(spec, parts, memory)
+        out.print(Text(f"{fit} such requests fit in {format_size(memory)}."))
+    out.print()
+
+
+def _print_plan(made: Plan, whole: bool) -> None:
     out = console()
     out.print(Text(made.summary))
-    if memory is not None:
-        fit = _fits(made.choice, made, memory)
-        out.print(Text(f"{fit} such requests fit in {format_size(memory)}."))
     for warning in made.warnings:
         out.print(Text(f"Warning: {warning}", style="yellow"))
     if whole:
         out.print()
         out.print(_candidate_table(made))
-    out.print()
 
 
 def _candidate_table(made: Plan) -> Any:
@@ -211,6 +240,11 @@ def _verdict(candidate: Candidate, made: Plan) -> str:
     if candidate.refused:
         return "TLB misses"
     return "" if candidate.hidden else "cannot hide"
+
+
+def _fits(candidate: Candidate, made: Plan, memory: int) -> int:
+    held = made.workload.context * made.spec.token_bytes + candidate.waste_mean_bytes
+    return int(memory / held)
 
 
 def _as_dict(made: Plan, memory: int | None) -> dict[str, Any]:

@@ -84,7 +84,8 @@ def command(
     touched: the real allocator counts what it would map.
     """
     requests = _read(trace, options)
-    spec = read_model(config, default=_MODEL, **{name: options[name] for name in _SHAPE})
+    # Allocators are compared that keep every token.
+    spec = read_model(config, default=_MODEL, **{name: options[name] for name in _SHAPE}).flat()
     if config is None and options["max_tokens"] is None:
         spec = replace(spec, max_tokens=requests.longest)
     memory = options["memory"]

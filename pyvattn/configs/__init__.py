@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the KV cache's shape out of a Hugging Face ``config.json``.
 
-A :class:`~pyvattn.spec.CacheSpec` has layers that are alike. Where a model's
-are not, those that keep K and V are counted; where these differ among
-themselves, or where something in the config is not understood, it is refused
-by name rather than guessed.
+The layers that keep K and V are counted. Where they differ, in shape or by a
+window, those that are alike become a group; what no group can describe, and
+what is not understood in the config, is refused by name rather than guessed.
 """
 
 from __future__ import annotations
@@ -19,8 +18,10 @@ from pyvattn.configs.layers import KEEPS_STATE, WINDOWED, layer_kinds
 from pyvattn.configs.shapes import Shape, layer_shapes
 from pyvattn.configs.signs import check_extras, check_signs
 from pyvattn.configs.source import decoder_config
+from pyvattn.configs.windows import layer_windows
 from pyvattn.dtypes import ITEMSIZE, dtype_name
 from pyvattn.errors import SpecError
+from pyvattn.layer_group import LayerGroup
 from pyvattn.units import format_size
 
 _SHAPE = frozenset({"layers", "kv_heads", "head_dim"})
@@ -32,7 +33,8 @@ def read_fields(
     """Return the fields of :class:`~pyvattn.spec.CacheSpec` that ``config`` determines.
 
     ``given`` are the fields that the caller has: where ``layers``, ``kv_heads``
-    and ``head_dim`` are among them, the config's layers are not looked at.
+    and ``head_dim`` are among them, the config's layers are not looked at, and with any of
+    them or ``kind`` the layers must be alike, and keep every token.
     """
     text, whole = decoder_config(config)
     fields = Fields(text)
@@ -43,7 +45,8 @@ def read_fields(
     if dtype not in (None, "auto"):
         result["dtype"] = dtype
     if not _SHAPE.issubset(given):
-        result |= _shape(fields, result.get("dtype"))
+        by_hand = bool({*_SHAPE, "kind", "groups"} & set(given))
+        result |= _shape(fields, result.get("dtype"), by_hand)
     return result
 
 
@@ -61,27 +64,52 @@ def remarks(config: Mapping[str, Any] | str | PathLike[str]) -> list[str]:
             f"{states} of {len(kinds)} layers keep a state of fixed size for each request, which "
             "the cache does not hold."
         )
-    window = fields.find("sliding_window", "sliding_window_size", "attention_chunk_size")
-    if windowed := sum(kind in WINDOWED for kind in kinds):
-        size = f"a window of {window} tokens" if window else "a window"
+    windows = layer_windows(fields, kinds)
+    for window in sorted({window for window in windows if window is not None}):
         found.append(
-            f"{windowed} of {len(kinds)} layers attend within {size}; the cache keeps every token."
+            f"{windows.count(window)} of {len(kinds)} layers attend within a window of {window} "
+            "tokens, and keep no more."
+        )
+    kept = [w is None and kind in WINDOWED for kind, w in zip(kinds, windows, strict=True)]
+    if sum(kept):
+        found.append(
+            f"{sum(kept)} of {len(kinds)} layers attend within a window; the cache keeps every "
+            "token."
         )
     return found
 
 
-def _shape(fields: Fields, dtype: Any) -> dict[str, Any]:
+def _shape(fields: Fields, dtype: Any, by_hand: bool) -> dict[str, Any]:
     check_extras(fields)
     kinds = layer_kinds(fields)
     shapes = layer_shapes(fields, kinds)
+    windows = [None] * len(kinds) if by_hand else layer_windows(fields, kinds)
     check_signs(fields, kinds)
-    kept = [(kind, shape) for kind, shape in zip(kinds, shapes, strict=True) if shape is not None]
+    described = zip(kinds, shapes, windows, strict=True)
+    kept = [(kind, shape, window) for kind, shape, window in described if shape is not None]
     if not kept:
         raise SpecError(f"none of the model's {len(kinds)} layers keeps K and V")
     first = kept[0][1]
-    if any(shape != first for _, shape in kept) or _unequal(first):
-        raise _unlike(kept, dtype)
-    return {"layers": len(kept), **_fields_of(first)}
+    alike = all(shape == first and window is None for _, shape, window in kept)
+    if alike and not _unequal(first):
+        return {"layers": len(kept), **_fields_of(first)}
+    if by_hand or any(shape.latent_dim or _unequal(shape) for _, shape, _ in kept):
+        raise _unlike([(kind, shape) for kind, shape, _ in kept], dtype)
+    return {"groups": _groups([(shape, window) for _, shape, window in kept])}
+
+
+def _groups(kept: list[tuple[Shape, int | None]]) -> list[LayerGroup]:
+    """Return a group for each kind of layer, those that keep every token last."""
+    kinds = sorted(set(kept), key=lambda one: (one[1] is None, one[1] or 0, str(one[0])))
+    return [
+        LayerGroup(
+            layers=[layer for layer, one in enumerate(kept) if one == (shape, window)],
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            window=window,
+        )
+        for shape, window in kinds
+    ]
 
 
 def _fields_of(shape: Shape) -> dict[str, Any]:
@@ -104,6 +132,7 @@ def _unlike(kept: list[tuple[str, Shape]], dtype: Any) -> SpecError:
         for (kind, shape), count in Counter(kept).items()
     ]
     return SpecError(
-        f"the model has layers that a CacheSpec cannot describe: {', '.join(parts)}. It holds "
-        "layers that are alike, with K as wide as V: give layers, kv_heads and head_dim by hand"
+        f"the model has layers that a CacheSpec cannot describe: {', '.join(parts)}. Its groups "
+        "have K as wide as V, and latent vectors, or a shape given in part, have no groups: give "
+        "layers, kv_heads and head_dim by hand"
     )

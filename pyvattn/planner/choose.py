@@ -108,7 +108,7 @@ def plan(
     workload = workload or typical_workload(spec)
     if not isinstance(page_size, str):
         page_size = check_page_size(page_size)
-    sizes = _page_sizes(costs, page_size)
+    sizes = page_sizes(costs, page_size)
     layouts = list(_layouts(spec, layout, layers_per_arena))
     found: list[Candidate] = []
     too_large: SpecError | None = None
@@ -142,7 +142,8 @@ def _first_hidden(found: Iterable[Candidate]) -> Candidate:
     return min(passed, key=lambda candidate: candidate.map_share)
 
 
-def _page_sizes(costs: DriverCosts, wanted: int | str) -> tuple[int, ...]:
+def page_sizes(costs: DriverCosts, wanted: int | str) -> tuple[int, ...]:
+    """Return the page sizes to try on a driver: those that it has, or the one wanted."""
     if wanted == "auto":
         return costs.page_sizes
     size = check_page_size(wanted)

@@ -150,6 +150,41 @@ def test_the_spec_says_what_the_models_layers_hold(kind):
     assert read_or_refused(kind, config.to_dict()) in (spec, None)
 
 
+def windows_read(config):
+    """Return the window of each layer as a spec has it; ``None`` where the config is refused."""
+    try:
+        spec = CacheSpec.from_hf_config(config, max_slots=2, max_tokens=1 << 19)
+    except SpecError:
+        return None
+    found = dict.fromkeys(range(spec.layers))
+    for group in spec.groups:
+        found.update(dict.fromkeys(group.layers, group.window))
+    return list(found.values())
+
+
+def families_with_a_window():
+    for kind in small_families():
+        if "sliding_window" in {field.name for field in dataclasses.fields(CONFIGS[kind])}:
+            yield kind
+
+
+@pytest.mark.parametrize("kind", sorted(families_with_a_window()))
+def test_layers_with_a_window_are_those_of_the_library(kind):
+    arguments = {name: value for name, value in tiny(kind).items() if name != "layer_types"}
+    config = CONFIGS[kind](**arguments)
+    theirs, options = transformers.cache_utils.get_layer_types_and_kwargs(config)
+    if not {*theirs} <= {"sliding_attention", "full_attention"}:
+        pytest.skip("the library has layers of other kinds in it")
+    window = options.get("sliding_window")
+    wanted = [window if name == "sliding_attention" else None for name in theirs]
+    read = windows_read(config.to_dict())
+    assert read in (wanted, None)
+    # Files of earlier releases have a window and no list: no layer may keep less than it needs.
+    earlier = windows_read({**arguments, "model_type": kind, "sliding_window": window})
+    for ours, needed in zip(earlier or wanted, wanted, strict=True):
+        assert ours in (needed, None)
+
+
 def test_few_families_are_refused():
     """A reader that refuses everything says nothing wrong, and is of no use."""
     names = [kind for kind in small_families() if kind not in NO_TRUTH]

@@ -324,15 +324,27 @@ GEMMA_4 = {
     "attention_k_eq_v": True,
     "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
 }
+MIMO_V2_FLASH = {
+    "model_type": "mimo_v2_flash",
+    "num_hidden_layers": 6,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 4,
+    "head_dim": 192,
+    "v_head_dim": 128,
+    "swa_num_key_value_heads": 8,
+    "swa_head_dim": 192,
+    "swa_v_head_dim": 128,
+    "sliding_window_size": 128,
+    "hybrid_layer_pattern": [0, 1, 1, 1, 1, 1],
+}
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         (
-            GEMMA_4,
-            r"5 of sliding_attention with 16 heads of 256 \(80.0 KiB a token\), "
-            r"1 of full_attention with 4 heads of 512 \(8.00 KiB a token\)",
+            MIMO_V2_FLASH,
+            r"5 of sliding_attention with 8 heads of 192 \(K\) and 128 \(V\) \(25.0 KiB a token\)",
         ),
         ({**PLAIN, "layer_types": ["full_attention"] * 7}, "7 layers, and there are 8"),
         ({**PLAIN, "layer_types": ["full_attention", "rwkv8"] * 4}, "layer_types.*'rwkv8'"),
@@ -369,7 +381,9 @@ def test_remarks_say_what_the_cache_does_not_hold():
     assert remarks(NEMOTRON_NAS) == []
     assert "36 of 48 layers keep a state" in remarks(QWEN3_NEXT)[0]
     windows = {**PLAIN, "layer_types": ["sliding_attention", "full_attention"] * 4}
-    assert "4 of 8 layers attend within a window" in remarks(windows)[0]
+    assert "4 of 8 layers attend within a window; the cache keeps every" in remarks(windows)[0]
+    (known,) = remarks({**windows, "sliding_window": 64})
+    assert known == "4 of 8 layers attend within a window of 64 tokens, and keep no more."
 
 
 def test_plan_says_what_the_cache_does_not_hold(tmp_path):
@@ -380,8 +394,8 @@ def test_plan_says_what_the_cache_does_not_hold(tmp_path):
     assert "36 of 48 layers keep a state" in said
 
 
-def test_plan_refuses_layers_that_differ_with_their_bytes(tmp_path):
+def test_plan_refuses_layers_that_no_group_describes_with_their_bytes(tmp_path):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(GEMMA_4))
-    with pytest.raises(SpecError, match=r"80\.0 KiB a token"):
+    path.write_text(json.dumps(MIMO_V2_FLASH))
+    with pytest.raises(SpecError, match=r"25\.0 KiB a token"):
         CliRunner().invoke(cli, ["plan", str(path)], catch_exceptions=False)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans for models whose layers differ: one page size, and a layout for each group of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pyvattn.arguments import check_type
+from pyvattn.errors import SpecError
+from pyvattn.geometry import Geometry
+from pyvattn.planner.choose import Plan, page_sizes, plan
+from pyvattn.planner.costs import DriverCosts, default_costs
+from pyvattn.spec import CacheSpec
+
+
+def plan_parts(
+    spec: CacheSpec,
+    *,
+    driver: str,
+    page_size: int | str = "auto",
+    costs: DriverCosts | None = None,
+    **options: Any,
+) -> tuple[Plan, ...]:
+    """Return a :func:`~pyvattn.planner.plan` for each of ``spec.parts``, all with one page size.
+
+    Of the page sizes that no part's rules refuse, the one is taken that loses least over all
+    parts, each by its bytes. ``options`` are those of :func:`~pyvattn.planner.plan`, which also
+    says what is raised.
+    """
+    check_type("spec", spec, CacheSpec)
+    check_type("costs", costs, DriverCosts, type(None))
+    parts, costs = spec.parts, costs or default_costs(driver)
+    if len(parts) == 1:
+        return (plan(parts[0], driver=driver, page_size=page_size, costs=costs, **options),)
+    tried: list[tuple[Plan, ...]] = []
+    too_large: SpecError | None = None
+    for size in page_sizes(costs, page_size):
+        try:
+            each = [
+                plan(one, driver=driver, page_size=size, costs=costs, **options) for one in parts
+            ]
+        except SpecError as error:
+            too_large = error
+            continue
+        tried.append(tuple(each))
+    if too_large and not tried:
+        raise too_large
+    return min(tried, key=_preference)
+
+
+def _preference(plans: Sequence[Plan]) -> tuple[float, ...]:
+    """Return a sort key: the best page size has the least."""
+    choices = [each.choice for each in plans]
+    sizes = [each.spec.token_bytes for each in plans]
+    loss = sum(
+        (choice.loss or 0.0) * size for choice, size in zip(choices, sizes, strict=True)
+    ) / sum(sizes)
+    return (
+        any(choice.refused for choice in choices),
+        any(not choice.hidden for choice in choices),
+        round(loss, 3),
+        sum(choice.calls_per_step for choice in choices),
+    )
+
+
+def held_bytes(
+    spec: CacheSpec, geometries: Sequence[Geometry], tokens: int, private_guard: bool
+) -> int:
+    """Return the bytes of the whole pages that a request holds once it has ``tokens`` tokens.
+
+    ``geometries`` are those of ``spec.parts``. Pages that are read ahead come on top, and
+    while a prompt is computed so does what its newest chunk pushes out of the windows.
+    """
+    check_type("spec", spec, CacheSpec)
+    held = 0
+    for window, geometry in zip(spec.windows, geometries, strict=True):
+        guard = geometry.guard_tokens if private_guard else 0
+        gone = 0 if window is None else max(0, tokens - window)
+        first = gone * geometry.token_bytes // geometry.page_size
+        pages = geometry.pages(tokens + guard) - first if tokens else 0
+        held += pages * geometry.arenas * geometry.page_size
+    return held

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Specs of layers that differ, what requests hold, and the configs that they are read from."""
+
+import json
+import pickle
+
+import pytest
+from click.testing import CliRunner
+
+from pyvattn import CacheSpec, ConfigError, LayerError, LayerGroup, SpecError
+from pyvattn.cli.app import cli
+from pyvattn.planner import held_bytes, plan_parts
+
+M = 1 << 20
+WINDOWED = LayerGroup([0, 1, 3, 4], kv_heads=2, head_dim=64, window=100)
+FULL = LayerGroup([2, 5], kv_heads=1, head_dim=128)
+
+# As their config.json files have it; window and heads as published.
+GPT_OSS_20B = {
+    "model_type": "gpt_oss",
+    "num_hidden_layers": 24,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "hidden_size": 2880,
+    "sliding_window": 128,
+    "max_position_embeddings": 131072,
+    "layer_types": ["sliding_attention", "full_attention"] * 12,
+}
+GEMMA_3_27B = {
+    "model_type": "gemma3",
+    "text_config": {
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 62,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 16,
+        "head_dim": 128,
+        "hidden_size": 5376,
+        "sliding_window": 1024,
+        "sliding_window_pattern": 6,
+    },
+}
+GEMMA_4_31B = {
+    "model_type": "gemma4_text",
+    "num_hidden_layers": 60,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 16,
+    "head_dim": 256,
+    "global_head_dim": 512,
+    "num_global_key_value_heads": 4,
+    "attention_k_eq_v": True,
+    "sliding_window": 1024,
+    "max_position_embeddings": 262144,
+    "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 10,
+}
+PLAIN = {
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "hidden_size": 512,
+    "head_dim": 64,
+    "sliding_window": 512,
+    "max_position_embeddings": 4096,
+}
+
+
+def spec_of(*groups, **fields):
+    return CacheSpec(groups=groups or (WINDOWED, FULL), dtype="float32", **fields)
+
+
+class TestSpec:
+    def test_sizes_are_those_of_the_groups_together(self):
+        spec = spec_of(max_slots=4, max_tokens=1000, guard_tokens=24)
+        assert spec.layers == 6
+        assert (spec.kv_heads, spec.head_dim) == (0, 0)
+        windowed, full = spec.parts
+        assert (windowed.layers, windowed.kv_heads, windowed.head_dim) == (4, 2, 64)
+        assert (full.layers, full.kv_heads, full.head_dim) == (2, 1, 128)
+        assert spec.token_bytes == 4 * 2 * 2 * 64 * 4 + 2 * 2 * 1 * 128 * 4
+        assert spec.row_bytes == 1024 * spec.token_bytes
+        assert spec.windows == (100, None)
+
+    def test_a_request_needs_no_more_than_its_windows(self):
+        spec = spec_of()
+        in_window, in_full = (part.token_bytes for part in spec.parts)
+        assert spec.bytes_at(0) == 0
+        assert spec.bytes_at(100) == 100 * (in_window + in_full)
+        assert spec.bytes_at(101) == 100 * in_window + 101 * in_full
+
+    def test_a_spec_without_groups_is_its_only_part(self):
+        spec = CacheSpec(layers=2, kv_heads=2, head_dim=64)
+        assert spec.parts == (spec,)
+        assert spec.windows == (None,)
+        assert spec.bytes_at(10) == 10 * spec.token_bytes
+        assert spec.flat() is spec
+
+    def test_every_layer_is_found_in_its_group(self):
+        found = [spec_of().group_of(layer) for layer in range(6)]
+        assert found == [(0, 0), (0, 1), (1, 0), (0, 2), (0, 3), (1, 1)]
+        for wrong in (6, -1, "0"):
+            with pytest.raises(LayerError, match=r"0\.\.5"):
+                spec_of().group_of(wrong)
+
+    def test_a_guard_is_the_groups_own_or_that_of_the_spec(self):
+        own = LayerGroup([0], kv_heads=1, head_dim=8, guard_tokens=0)
+        spec = spec_of(own, LayerGroup([1], kv_heads=1, head_dim=8), guard_tokens=64)
+        assert [part.guard_tokens for part in spec.parts] == [0, 64]
+
+    def test_layers_that_are_alike_can_do_without_groups(self):
+        alike = LayerGroup([2, 5], kv_heads=2, head_dim=64)
+        assert spec_of(WINDOWED, alike).flat() == CacheSpec(6, 2, 64, "float32")
+        assert spec_of(WINDOWED, alike).tensor_token_bytes == 512
+        with pytest.raises(SpecError, match="4 of 2 heads of 64, 2 of 1 heads of 128"):
+            spec_of().flat()
+        with pytest.raises(SpecError, match="parts"):
+            _ = spec_of().tensor_token_bytes
+
+    def test_windows_that_no_request_outgrows_are_none(self):
+        alike = LayerGroup([2, 5], kv_heads=2, head_dim=64)
+        short = spec_of(WINDOWED, alike, max_tokens=100)._without_idle_windows()
+        assert short == CacheSpec(6, 2, 64, "float32", max_tokens=100)
+        longer = spec_of(WINDOWED, alike, max_tokens=101)
+        assert longer._without_idle_windows() == longer
+
+    def test_heads_are_divided_in_each_group(self):
+        halved = spec_of().shard(2)
+        assert [part.kv_heads for part in halved.parts] == [1, 1]
+        assert halved.windows == (100, None)
+        with pytest.raises(SpecError, match="kv_heads=3"):
+            spec_of(LayerGroup([0], kv_heads=3, head_dim=8)).shard(2)
+
+    def test_it_survives_pickling(self):
+        assert pickle.loads(pickle.dumps(spec_of())) == spec_of()
+
+    def test_each_group_lies_where_its_part_lies(self):
+        with pytest.raises(SpecError, match="2 groups"):
+            spec_of().geometry("layer", "64K")
+        single = spec_of(LayerGroup(range(4), kv_heads=2, head_dim=64, window=100))
+        assert single.geometry("layer", "64K") == single.parts[0].geometry("layer", "64K")
+
+    @pytest.mark.parametrize(
+        ("groups", "message"),
+        [
+            ([WINDOWED], "layer 2 is in no group"),
+            ([WINDOWED, FULL, FULL], "layer 2 is in several groups"),
+            ([WINDOWED, "full"], "'full' is not a LayerGroup"),
+            ("groups", "groups='groups'"),
+            (7, "groups=7"),
+        ],
+    )
+    def test_groups_that_are_none(self, groups, message):
+        with pytest.raises(SpecError, match=message):
+            CacheSpec(groups=groups)
+
+    def test_a_shape_beside_groups(self):
+        with pytest.raises(SpecError, match="layers=7 beside groups, which have 6"):
+            spec_of(layers=7)
+        with pytest.raises(SpecError, match="kind='mla' has no groups"):
+            spec_of(kind="mla", latent_dim=8)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"layers": []},
+            {"layers": "01"},
+            {"layers": [0, 1.5]},
+            {"layers": range(1 << 40)},
+            {"kv_heads": 0},
+            {"head_dim": None},
+            {"window": 0},
+            {"window": "128"},
+            {"guard_tokens": -1},
+        ],
+    )
+    def test_a_group_that_cannot_be(self, wrong):
+        with pytest.raises(SpecError, match=next(iter(wrong))):
+            LayerGroup(**{"layers": [0], "kv_heads": 1, "head_dim": 8, **wrong})
+
+
+class TestConfigs:
+    @pytest.mark.parametrize(
+        ("config", "layers", "windows", "mebibytes"),
+        [
+            # Worked out apart from this library: the bytes of K and V in the windows.
+            (GPT_OSS_20B, [12, 12], (128, None), {12: 0.6, 2_000: 49.9, 100_000: 2347}),
+            (GEMMA_3_27B, [52, 10], (1024, None), {12: 5.8, 2_000: 572, 100_000: 8228}),
+            (GEMMA_4_31B, [50, 10], (1024, None), {12: 10.3, 2_000: 956, 100_000: 8612}),
+        ],
+        ids=["gpt-oss-20b", "Gemma-3-27B", "Gemma-4-31B"],
+    )
+    def test_published_configs(self, config, layers, windows, mebibytes):
+        spec = CacheSpec.from_hf_config(config, max_slots=8, dtype="bfloat16")
+        assert [part.layers for part in spec.parts] == layers
+        assert spec.windows == windows
+        for tokens, size in mebibytes.items():
+            assert spec.bytes_at(tokens) / M == pytest.approx(size, rel=0.07)
+
+    @pytest.mark.parametrize(
+        ("family", "windowed"),
+        [
+            ({"model_type": "gemma2"}, [0, 2, 4, 6]),
+            ({"model_type": "gemma3_text"}, [0, 1, 2, 3, 4, 6, 7]),
+            ({"model_type": "gemma3_text", "sliding_window_pattern": 2}, [0, 2, 4, 6]),
+            ({"model_type": "cohere2"}, [0, 1, 2, 4, 5, 6]),
+            ({"model_type": "gpt_oss"}, [0, 2, 4, 6]),
+            ({"model_type": "mistral"}, list(range(8))),
+            (
+                {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 5},
+                [5, 6, 7],
+            ),
+            (
+                {"model_type": "qwen3", "use_sliding_window": True, "max_window_layers": 0},
+                [*range(8)],
+            ),
+            ({"model_type": "qwen3", "use_sliding_window": False, "max_window_layers": 2}, []),
+            ({"model_type": "mistral", "sliding_window": None}, []),
+            ({"model_type": "mistral", "sliding_window": 4096}, []),
+            # The queries of encoders see on both sides; what nobody knows keeps everything.
+            ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, []),
+            ({"model_type": "llama"}, []),
+            (
+                {
+                    "model_type": "llama",
+                    "layer_types": ["sliding_attention"] + ["full_attention"] * 7,
+                },
+                [0],
+            ),
+        ],
+    )
+    def test_which_layers_have_a_window(self, family, windowed):
+        spec = CacheSpec.from_hf_config({**PLAIN, **family})
+        found = [g.layers for g in spec.groups if g.window == 512]
+        assert [layer for layers in found for layer in layers] == windowed
+        assert spec.layers == 8
+
+    def test_a_shape_by_hand_keeps_every_token(self):
+        config = {**PLAIN, "model_type": "mistral"}
+        assert CacheSpec.from_hf_config(config, kv_heads=4).groups == ()
+        assert CacheSpec.from_hf_config(config, layers=2, kv_heads=4, head_dim=8).groups == ()
+
+    def test_layers_of_several_shapes_are_groups(self):
+        blocks = [{"attention": {"n_heads_in_group": n, "no_op": False}} for n in (8, 4, 8)]
+        config = {"model_type": "nemotron-nas", "num_attention_heads": 8, "hidden_size": 64}
+        spec = CacheSpec.from_hf_config(
+            {**config, "num_hidden_layers": 3, "head_dim": 8, "block_configs": blocks}
+        )
+        assert [(group.layers, group.kv_heads) for group in spec.groups] == [((0, 2), 1), ((1,), 2)]
+
+
+class TestPlan:
+    def test_all_groups_get_the_same_page_size(self):
+        spec = CacheSpec.from_hf_config(GPT_OSS_20B)
+        for driver in ("patched", "stock-uvm", "cumem", "host"):
+            plans = plan_parts(spec, driver=driver)
+            assert [made.spec for made in plans] == list(spec.parts)
+            assert len({made.choice.page_size for made in plans}) == 1
+            assert not any(made.choice.refused for made in plans)
+
+    def test_the_page_size_can_be_given(self):
+        spec = CacheSpec.from_hf_config(GPT_OSS_20B)
+        plans = plan_parts(spec, driver="host", page_size="128K", layout="layer")
+        found = {(made.choice.page_size, made.choice.layout) for made in plans}
+        assert found == {(128 << 10, "layer")}
+        with pytest.raises(ConfigError, match="has no pages"):
+            plan_parts(spec, driver="cumem", page_size="4K")
+
+    def test_what_is_held_are_the_pages_from_the_window_to_the_guard(self):
+        spec = spec_of(max_slots=4, max_tokens=4096, guard_tokens=32)
+        geometries = [part.geometry("layer", "4K") for part in spec.parts]
+        # 8 tokens of 512 bytes in a page: 301 to 400 lie in pages 37 to 49.
+        window, full = 8 * 4096, 4 * 4096
+        assert held_bytes(spec, geometries, 400, False) == (50 - 37) * window + 50 * full
+        assert held_bytes(spec, geometries, 400, True) == (54 - 37) * window + 54 * full
+        assert held_bytes(spec, geometries, 1, False) == window + full
+        assert held_bytes(spec, geometries, 0, True) == 0
+
+    def test_the_command_says_what_requests_hold(self, tmp_path):
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(GPT_OSS_20B))
+        said = CliRunner().invoke(cli, ["plan", str(path), "--memory", "40GiB"]).output
+        assert "12 layers, 8 KV heads of 64, keep the last 128 tokens: 24.0 KiB a token" in said
+        assert "12 layers, 8 KV heads of 64, keep every token: 24.0 KiB a token" in said
+        found = json.loads(CliRunner().invoke(cli, ["plan", str(path), "--json"]).output)
+        assert [one["tokens"] for one in found["requests"]] == [12, 2_000, 100_000]
+        for one in found["requests"]:
+            assert set(one["held"]) == {"patched", "stock-uvm", "cumem", "host"}
+            assert all(held >= one["needed"] for held in one["held"].values())
+
+    def test_more_requests_fit_than_without_windows(self, tmp_path):
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(GEMMA_3_27B))
+        call = ["plan", str(path), "--memory", "40GiB", "--prompt", "4000", "--json"]
+        with_windows = json.loads(CliRunner().invoke(cli, call).output)["fits"]["patched"]
+        flat = json.loads(CliRunner().invoke(cli, [*call, "--kv-heads", "16"]).output)["fits"]
+        # 52 of 62 layers keep a quarter of 4,105 tokens.
+        assert 2.3 < with_windows / flat["patched"] < 2.8
+
+    def test_a_replay_keeps_every_token(self, tmp_path):
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(GEMMA_4_31B))
+        run = CliRunner().invoke(cli, ["replay", "--config", str(path)])
+        assert "50 of 16 heads of 256" in str(run.exception) + run.output
