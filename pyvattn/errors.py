@@ -22,6 +22,12 @@ __all__ = [
     "ExportError",
     "ForkError",
     "LayerError",
+    "LedgerBusy",
+    "LedgerCorrupt",
+    "LedgerError",
+    "LedgerFull",
+    "LedgerLost",
+    "LedgerVersion",
     "LengthError",
     "LimitError",
     "MismatchError",
@@ -115,7 +121,7 @@ class ClosedError(Error, RuntimeError):
 
 
 class BusyError(Error, RuntimeError):
-    """Another thread is inside ``step`` of the same cache."""
+    """Another thread is inside ``step`` of the same cache, or memory is still held."""
 
 
 class ForkError(Error, RuntimeError):
@@ -146,6 +152,30 @@ class DriverError(Error, RuntimeError):
 
 class DriverUnavailable(Error, RuntimeError):
     """This machine cannot offer the driver that was asked for; the message says why."""
+
+
+class LedgerError(Error, RuntimeError):
+    """A ledger of shared memory that cannot be used; the message names its file."""
+
+
+class LedgerCorrupt(LedgerError):
+    """The file holds something else than a ledger, or a damaged one."""
+
+
+class LedgerVersion(LedgerError):
+    """The ledger was made by a release of pyvattn that this one does not understand."""
+
+
+class LedgerLost(LedgerError):
+    """The ledger was truncated, replaced or reset while in use: what is held stays."""
+
+
+class LedgerFull(LedgerError):
+    """No slot of the ledger is free, or the guarantees would sum to more than its budget."""
+
+
+class LedgerBusy(LedgerError):
+    """Another process has been joining for a second, or members are alive."""
 
 
 class TraceError(Error, ValueError):

@@ -60,7 +60,7 @@ CXX = (  # uvm_ext/
     ("base",),                    # errors, text, fork
     ("drivers",),                 # memory of one kind, behind one interface
     ("adaptors", "emulation"),    # drivers around drivers; a machine that is not there
-    ("blocks",),                  # pages with names
+    ("blocks", "ledger"),         # pages with names; memory that processes share
     ("rows",),                    # which block is where: addresses
     ("cache",),                   # slots and what they hold: policy
     ("python",),                  # bindings

@@ -11,7 +11,7 @@ trap 'rm -rf "$scratch"' EXIT
 export ZIG_GLOBAL_CACHE_DIR=$PWD/build/zig-cache
 
 failed=0
-for source in uvm_ext/{blocks,rows,cache}/*.cpp; do
+for source in uvm_ext/{blocks,ledger,rows,cache}/*.cpp; do
   "$BIN/python" -m ziglang c++ -std=c++17 -O0 -c -Iuvm_ext \
     -Wthread-safety -Werror=thread-safety "$source" -o "$scratch/out.o" || failed=1
 done

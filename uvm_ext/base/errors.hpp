@@ -51,7 +51,7 @@ class ClosedError : public Error {
   using Error::Error;
 };
 
-// Two threads in step() at once.
+// Two threads in step() at once, or a lease that is still in use.
 class BusyError : public Error {
   using Error::Error;
 };
@@ -59,6 +59,36 @@ class BusyError : public Error {
 // A cache used in a child process that inherited it through fork().
 class ForkError : public Error {
   using Error::Error;
+};
+
+// A ledger of shared memory that cannot be used; the message names its file.
+class LedgerError : public Error {
+  using Error::Error;
+};
+
+// Its file holds something else than a ledger.
+class LedgerCorrupt : public LedgerError {
+  using LedgerError::LedgerError;
+};
+
+// It was made by another release, which this one does not understand.
+class LedgerVersion : public LedgerError {
+  using LedgerError::LedgerError;
+};
+
+// It was truncated or replaced, or the member's place in it went to another.
+class LedgerLost : public LedgerError {
+  using LedgerError::LedgerError;
+};
+
+// No slot is left, or the guarantees would be more than the budget.
+class LedgerFull : public LedgerError {
+  using LedgerError::LedgerError;
+};
+
+// Somebody else is joining, or is there.
+class LedgerBusy : public LedgerError {
+  using LedgerError::LedgerError;
 };
 
 // The page pool cannot serve a request. Sizes are in bytes.

@@ -78,6 +78,18 @@ void translate(std::exception_ptr pointer) {
     raise("ConfigError", error);
   } catch (const ArgumentError& error) {
     raise("ArgumentError", error);
+  } catch (const LedgerCorrupt& error) {
+    raise("LedgerCorrupt", error);
+  } catch (const LedgerVersion& error) {
+    raise("LedgerVersion", error);
+  } catch (const LedgerLost& error) {
+    raise("LedgerLost", error);
+  } catch (const LedgerFull& error) {
+    raise("LedgerFull", error);
+  } catch (const LedgerBusy& error) {
+    raise("LedgerBusy", error);
+  } catch (const LedgerError& error) {
+    raise("LedgerError", error);
   } catch (const DriverUnavailable& error) {
     raise("DriverUnavailable", error);
   } catch (const Error& error) {

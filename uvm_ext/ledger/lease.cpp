@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+// What holders of memory call.
+#include "ledger/lease.hpp"
+
+#include <algorithm>
+#include <exception>
+#include <string>
+#include <utility>
+
+#include "base/errors.hpp"
+#include "base/fork.hpp"
+#include "base/text.hpp"
+#include "ledger/doorbell.hpp"
+
+namespace pyvattn::ledger {
+namespace {
+
+// Chunks that are taken ahead, so that not each of them is asked for alone.
+std::uint32_t slack_of(std::uint32_t chunks) { return std::min(4u, chunks / 64); }
+
+constexpr std::chrono::milliseconds kRound(100);
+constexpr std::chrono::seconds kPatience(1);
+
+}  // namespace
+
+Lease::Lease(const FileOptions& file, const MemberOptions& options, bool attended)
+    : member_(std::make_unique<Member>(file, options)),
+      chunk_bytes_(member_->table().chunk_bytes()),
+      chunks_(member_->table().chunks()),
+      slack_(slack_of(chunks_)),
+      most_(chunks_ * chunk_bytes_),
+      fork_generation_(fork_generation()) {
+  {
+    const Lock lock(mutex_);
+    settle();
+  }
+  if (attended) thread_ = std::make_unique<std::thread>([this] { run(); });
+}
+
+Lease::~Lease() {
+  if (inherited()) {
+    // The thread does not exist here, and what the parent had locked stays locked.
+    static_cast<void>(thread_.release());
+    return;
+  }
+  stop_thread();
+}
+
+bool Lease::inherited() const { return fork_generation_ != fork_generation(); }
+
+void Lease::check_open() const {
+  if (!member_) throw ClosedError("the lease is closed: join the ledger anew");
+  member_->table().check_usable();
+}
+
+std::uint32_t Lease::chunks_for(std::uint64_t bytes) const {
+  const std::uint64_t chunks = bytes / chunk_bytes_ + (bytes % chunk_bytes_ != 0 ? 1 : 0);
+  return static_cast<std::uint32_t>(std::min<std::uint64_t>(chunks, chunks_ + 1));
+}
+
+// Looks again only where something has happened that may have made the last look too low, or
+// somebody may have asked.
+std::uint64_t Lease::limit() const {
+  if (inherited() || lost_) return limit_;
+  const Lock lock(mutex_);
+  if (!member_ || member_->table().mapping().lost()) return limit_;
+  if (member_->table().mapping().words().epoch != epoch_) const_cast<Lease*>(this)->move_limit();
+  return limit_;
+}
+
+void Lease::set_limit(std::uint64_t limit) {
+  if (inherited()) throw ForkError("this lease belongs to the parent process");
+  const Lock lock(mutex_);
+  check_open();
+  member_->live().limit = std::min<std::uint64_t>(limit / chunk_bytes_, chunks_) + 1;
+  settle();
+}
+
+bool Lease::take(std::uint64_t bytes) {
+  if (inherited()) throw ForkError("this lease belongs to the parent process");
+  const Lock lock(mutex_);
+  if (!member_) check_open();
+  const std::uint64_t after = held_ + bytes;
+  const std::uint32_t needed = chunks_for(after);
+  if (needed > member_->lease()) {
+    check_open();
+    const View view = look(needed);
+    const std::uint32_t lacking = needed - member_->lease();
+    const std::uint32_t room = takeable(view, needed);
+    if (room >= lacking) member_->take(std::min(room, lacking + slack_));
+    move_limit();
+  } else if (after > limit_) {
+    move_limit();
+  }
+  if (needed > member_->lease() || after > limit_) return false;
+  held_ = after;
+  member_->live().used = after;
+  return true;
+}
+
+void Lease::give_back(std::uint64_t bytes) noexcept {
+  if (inherited()) return;
+  const Lock lock(mutex_);
+  held_ -= bytes;
+  if (!member_) return;
+  member_->live().used = held_.load();
+  try {
+    if (!member_->table().mapping().lost()) settle();
+  } catch (const std::exception&) {
+    // The next round settles it.
+  }
+}
+
+void Lease::missed(std::uint64_t bytes) {
+  if (inherited()) return;
+  const Lock lock(mutex_);
+  if (!member_ || member_->table().mapping().lost()) return;
+  missed_ = bytes;
+  missed_until_ = Clock::now() + kPatience;
+  replenish();
+}
+
+void Lease::want(std::uint64_t bytes) {
+  if (inherited()) throw ForkError("this lease belongs to the parent process");
+  const Lock lock(mutex_);
+  check_open();
+  wanted_ = bytes;
+  replenish();
+}
+
+bool Lease::wait(std::uint64_t bytes, std::chrono::milliseconds most) {
+  if (inherited()) throw ForkError("this lease belongs to the parent process");
+  const auto end = Clock::now() + most;
+  while (true) {
+    SharedHalf* epoch = nullptr;
+    std::uint32_t seen = 0;
+    {
+      const Lock lock(mutex_);
+      check_open();
+      epoch = &member_->table().mapping().words().epoch;
+      seen = *epoch;
+      missed_ = bytes;
+      missed_until_ = Clock::now() + kPatience;
+      replenish();
+      const std::uint64_t after = held_ + bytes;
+      if (chunks_for(after) <= member_->lease() && after <= limit_) return true;
+    }
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - Clock::now());
+    if (left.count() <= 0) return false;
+    wait_while(*epoch, seen, std::min(left, kRound));
+  }
+}
+
+Watch Lease::watch(std::function<void()> give_back) {
+  const Lock lock(watches_mutex_);
+  watches_.emplace(++last_watch_, std::move(give_back));
+  return last_watch_;
+}
+
+void Lease::unwatch(Watch watch) {
+  if (inherited()) return;
+  // Waits for a call that is under way.
+  const Lock lock(watches_mutex_);
+  watches_.erase(watch);
+}
+
+void Lease::attend() {
+  if (inherited()) return;
+  {
+    const Lock lock(mutex_);
+    if (!member_) return;
+    care();
+    if (lost_ || held_ <= limit_) return;
+  }
+  const Lock lock(watches_mutex_);
+  for (const auto& [watch, give_back] : watches_) {
+    try {
+      give_back();
+    } catch (const std::exception&) {
+      // Its owner meets the same at its own next call.
+    }
+  }
+}
+
+void Lease::run() {
+  SharedHalf* bell = nullptr;
+  {
+    const Lock lock(mutex_);
+    bell = &member_->live().doorbell;
+  }
+  while (!stopping_ && !lost_) {
+    const std::uint32_t seen = *bell;
+    attend();
+    if (!stopping_ && !lost_) wait_while(*bell, seen, kRound);
+  }
+}
+
+void Lease::stop_thread() {
+  if (!thread_) return;
+  stopping_ = true;
+  {
+    const Lock lock(mutex_);
+    if (member_) ring(member_->live().doorbell);
+  }
+  thread_->join();
+  thread_.reset();
+}
+
+void Lease::close() {
+  if (inherited()) throw ForkError("this lease belongs to the parent process");
+  if (held_ > 0) {
+    throw BusyError("the lease holds " + bytes_text(held_) +
+                    ": close the caches and pools under it first");
+  }
+  stop_thread();
+  const Lock lock(mutex_);
+  member_.reset();
+  limit_ = 0;
+}
+
+Lease::Status Lease::status() const {
+  Status status;
+  status.chunk_bytes = chunk_bytes_;
+  if (inherited()) return status;
+  const Lock lock(mutex_);
+  status.closed = !member_;
+  if (!member_) return status;
+  status.name = member_->name();
+  status.path = member_->table().path();
+  status.leased = member_->lease() * chunk_bytes_;
+  status.target = member_->live().target * chunk_bytes_;
+  status.lost = member_->table().mapping().lost();
+  return status;
+}
+
+}  // namespace pyvattn::ledger

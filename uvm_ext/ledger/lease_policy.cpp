@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// When a lease takes, asks and gives.
+#include <algorithm>
+
+#include "ledger/doorbell.hpp"
+#include "ledger/lease.hpp"
+
+namespace pyvattn::ledger {
+
+std::uint32_t Lease::demand() const {
+  const std::uint64_t missed = Clock::now() < missed_until_ ? missed_ : 0;
+  const std::uint64_t waiting = std::max(wanted_, missed);
+  const std::uint32_t demand = chunks_for(held_ + waiting) + (waiting > 0 ? slack_ : 0);
+  return std::min(demand, chunks_);
+}
+
+// What everybody wants, with so much for this member, and what each should have of it.
+Lease::View Lease::look(std::uint32_t demand) const {
+  View view;
+  view.all = member_->table().snapshot();
+  for (Party& party : view.all.parties) {
+    if (party.slot != member_->slot()) continue;
+    party.lease = member_->lease();
+    party.demand = demand;
+    view.limit = party.limit;
+    view.floor = party.floor();
+  }
+  const std::vector<std::uint32_t> all = targets(view.all);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (view.all.parties[i].slot == member_->slot()) view.target = all[i];
+  }
+  view.tight = is_tight(view.all);
+  return view;
+}
+
+// Free chunks that the member may take: up to its part where more is wanted than there is, and
+// what is free for all where not. What others lack of their guarantees is not free for all.
+std::uint32_t Lease::takeable(const View& view, std::uint32_t demand) const {
+  const std::uint32_t lease = member_->lease();
+  const std::uint32_t wished =
+      view.tight ? view.target : std::max(view.target, std::min(demand + slack_, chunks_));
+  const std::uint32_t most = std::min(wished, view.limit);
+  const std::uint32_t room = most > lease ? most - lease : 0;
+  const std::uint32_t lacks = view.floor > lease ? view.floor - lease : 0;
+  return std::min(room,
+                  std::max(view.all.spare_for(member_->slot()), std::min(lacks, view.all.free)));
+}
+
+// Publishes what the member is short of, and rings for those who have more than their part.
+void Lease::ask(const View& view) {
+  const std::uint32_t due = std::max(view.floor, std::min(view.target, demand()));
+  const std::uint32_t lease = member_->lease();
+  const std::uint32_t wanted = due > lease ? due - lease : 0;
+  Slot& own = member_->live();
+  own.wanted = wanted;
+  if (wanted == 0) return;
+  const std::vector<std::uint32_t> all = targets(view.all);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const Party& party = view.all.parties[i];
+    if (party.slot != member_->slot() && party.lease > all[i]) {
+      ring(member_->table().mapping().slot(party.slot).doorbell);
+    }
+  }
+}
+
+void Lease::replenish() {
+  const std::uint32_t wish = demand();
+  member_->live().demand = wish;
+  const View view = look(wish);
+  member_->live().target = view.target;
+  // Nothing is taken ahead of a demand.
+  const std::uint32_t lease = member_->lease();
+  const std::uint32_t due = std::max(wish, view.floor);
+  const std::uint32_t room = takeable(view, wish);
+  if (due > lease) member_->take(std::min(room, due - lease));
+  ask(view);
+  settle();
+}
+
+// By name to those below their guarantee: out of the pool others could take it before them.
+void Lease::hand_out(const View& view, std::uint32_t chunks) {
+  for (const Party& party : view.all.parties) {
+    if (chunks == 0) return;
+    const std::uint32_t lacks = party.slot == member_->slot() ? 0 : party.lacks();
+    if (lacks > 0) chunks -= member_->give_to(party, std::min(chunks, lacks));
+  }
+  member_->give(chunks);
+}
+
+// Gives what is asked for and not in use, and lets the limit fall by what is in use: holders
+// then give back what they can spare, and come here again.
+void Lease::settle() {
+  const std::uint32_t wish = demand();
+  member_->live().demand = wish;
+  const View view = look(wish);
+  member_->live().target = view.target;
+  const std::uint32_t lease = member_->lease();
+  const std::uint32_t part = std::min(std::max(view.target, view.floor), view.limit);
+  std::uint32_t due = lease > part ? std::min(lease - part, view.all.asked_of(member_->slot())) : 0;
+  due = std::max(due, lease > view.limit ? lease - view.limit : 0);
+  const std::uint32_t used = chunks_for(held_);
+  const std::uint32_t unused = lease > used ? lease - used : 0;
+  if (due > 0 && unused > 0) hand_out(view, std::min(due, unused));
+  move_limit();
+}
+
+// The limit as it is now: with what neighbours ask for taken off, or with what could be taken.
+void Lease::move_limit() {
+  epoch_ = member_->table().mapping().words().epoch.load();
+  const View now = look(demand());
+  const std::uint32_t lease = member_->lease();
+  const std::uint32_t part = std::min(std::max(now.target, now.floor), now.limit);
+  std::uint32_t due = lease > part ? std::min(lease - part, now.all.asked_of(member_->slot())) : 0;
+  due = std::max(due, lease > now.limit ? lease - now.limit : 0);
+  std::uint32_t limit = lease - due;
+  if (due == 0) limit += takeable(look(chunks_), chunks_);
+  limit_ = limit * chunk_bytes_;
+}
+
+// A small part of the budget is kept free for all, so that who begins need not ask first.
+void Lease::refill_pool(const View& view) {
+  const std::uint32_t lease = member_->lease();
+  const std::uint32_t needs = std::max(demand() + slack_, view.floor);
+  const auto now = Clock::now();
+  if (lease <= needs) needed_ = now;
+  const std::uint32_t pool = std::max(1u, chunks_ / 100);
+  if (view.all.free >= pool || now - needed_ < std::chrono::seconds(1)) return;
+  hand_out(view, std::min(lease - needs, pool - view.all.free));
+}
+
+void Lease::care() {
+  const auto now = Clock::now();
+  if (!member_->table().mapping().is_in_place() || now - checked_ > std::chrono::seconds(1)) {
+    member_->check_lock();
+    checked_ = now;
+  }
+  lost_ = member_->table().mapping().lost();
+  if (lost_) return;
+  member_->show_life();
+  member_->sweep();
+  refill_pool(look(demand()));
+  replenish();
+  // The file may have been cut off meanwhile: then nothing of what was read is true.
+  lost_ = member_->table().mapping().lost();
+}
+
+}  // namespace pyvattn::ledger
