@@ -21,6 +21,9 @@ COMMANDS = {
     "demo": LazyCommand("pyvattn.cli.commands.demo", "Serve a small model and check its output."),
     "replay": LazyCommand("pyvattn.cli.commands.replay", "Run a request trace through the cache."),
     "bench": LazyCommand("pyvattn.cli.commands.bench", "Measure, and keep the results as JSON."),
+    "top": LazyCommand("pyvattn.cli.commands.top", "Show who holds the memory that is shared."),
+    "limit": LazyCommand("pyvattn.cli.commands.limit", "Limit what one engine may hold of it."),
+    "ledger": LazyCommand("pyvattn.cli.commands.ledger", "Make or remove the ledger of it."),
     "driver": LazyCommand("pyvattn.cli.commands.driver", "Install the patched kernel module."),
 }
 

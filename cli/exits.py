@@ -22,13 +22,14 @@ MEANINGS = {
     Exit.OK: "done",
     Exit.CHECK_FAILED: "it ran, and a check failed",
     Exit.BAD_INPUT: "bad usage or input",
-    Exit.UNAVAILABLE: "a driver, device or package is not available here",
+    Exit.UNAVAILABLE: "a driver, device, package or ledger is not available here",
     Exit.FAILED: "out of memory, or a driver call failed",
 }
 
 _BY_ERROR: tuple[tuple[type[BaseException], Exit], ...] = (
     (errors.MismatchError, Exit.CHECK_FAILED),
     (errors.DriverUnavailable, Exit.UNAVAILABLE),
+    (errors.LedgerError, Exit.UNAVAILABLE),
     (errors.MissingDependency, Exit.UNAVAILABLE),
     (errors.OutOfMemory, Exit.FAILED),
     (errors.DriverError, Exit.FAILED),

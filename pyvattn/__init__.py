@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyvattn.cache import KVCache
     from pyvattn.layer_group import LayerGroup
     from pyvattn.rows import BlockPool, RowMap
+    from pyvattn.shared import SharedMemory
     from pyvattn.spec import CacheSpec
 
 _LAZY = {
@@ -26,9 +27,18 @@ _LAZY = {
     "LayerGroup": "pyvattn.layer_group",
     "MemoryLimit": "pyvattn.budget",
     "RowMap": "pyvattn.rows",
+    "SharedMemory": "pyvattn.shared",
 }
 
-__all__ = ["BlockPool", "CacheSpec", "KVCache", "LayerGroup", "MemoryLimit", "RowMap"]
+__all__ = [
+    "BlockPool",
+    "CacheSpec",
+    "KVCache",
+    "LayerGroup",
+    "MemoryLimit",
+    "RowMap",
+    "SharedMemory",
+]
 __all__ += errors.__all__
 
 

@@ -10,6 +10,7 @@ import collections.abc
 import types
 import typing
 
+emulated_members: types.ModuleType
 emulated_cuda: types.ModuleType
 emulated_nvidia: types.ModuleType
 __all__: list[str] = [
@@ -23,6 +24,10 @@ __all__: list[str] = [
     "Driver",
     "FaultAdaptor",
     "Fence",
+    "Lease",
+    "Ledger",
+    "LedgerMember",
+    "LedgerSnapshot",
     "LimitAdaptor",
     "MAX_VIRTUAL_BYTES",
     "MapEntry",
@@ -36,10 +41,12 @@ __all__: list[str] = [
     "TraceAdaptor",
     "TraceRecord",
     "begin_exit",
+    "create_ledger",
     "driver_capabilities",
     "driver_layouts",
     "driver_names",
     "emulated_cuda",
+    "emulated_members",
     "emulated_nvidia",
     "emulates",
     "event_fence",
@@ -47,6 +54,7 @@ __all__: list[str] = [
     "libcuda_symbols",
     "make_driver",
     "query_patch",
+    "remove_ledger",
     "row_bytes",
     "stream_fence",
 ]
@@ -510,9 +518,123 @@ class RowMap:
     @property
     def positions(self) -> int: ...
 
+class LedgerMember:
+    """
+    See pyvattn.shared.Member. Amounts are chunks.
+    """
+    @property
+    def demand(self) -> int: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def guarantee(self) -> int: ...
+    @property
+    def lease(self) -> int: ...
+    @property
+    def limit(self) -> int: ...
+    @property
+    def name(self) -> bytes: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def readable(self) -> bool: ...
+    @property
+    def slot(self) -> int: ...
+    @property
+    def target(self) -> int: ...
+    @property
+    def used_bytes(self) -> int: ...
+    @property
+    def version(self) -> bytes: ...
+    @property
+    def wanted(self) -> int: ...
+    @property
+    def weight(self) -> int:
+        """
+        Thousandths.
+        """
+
+class LedgerSnapshot:
+    """
+    See pyvattn.shared.Ledger. Chunks.
+    """
+    @property
+    def chunks(self) -> int: ...
+    @property
+    def cooling(self) -> int: ...
+    @property
+    def free(self) -> int: ...
+    @property
+    def members(self) -> list[LedgerMember]: ...
+    @property
+    def not_ours(self) -> int: ...
+    @property
+    def unknown(self) -> int: ...
+
+class Lease(Budget):
+    """
+    The core of pyvattn.SharedMemory.
+    """
+    def __init__(
+        self,
+        *,
+        path: str,
+        device: str,
+        budget: int,
+        chunk_bytes: int,
+        name: str,
+        guarantee: int,
+        weight: int,
+        version: str,
+        cooling_ms: int = 0,
+        attended: bool = True,
+    ) -> None: ...
+    def attend(self) -> None:
+        """
+        One round of what the thread does.
+        """
+    def close(self) -> None: ...
+    def return_bytes(self, bytes: int) -> None: ...
+    def take(self, bytes: int) -> bool: ...
+    def wait(self, bytes: int, milliseconds: int) -> bool: ...
+    def want(self, bytes: int) -> None: ...
+    @property
+    def chunk_bytes(self) -> int: ...
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def inherited(self) -> bool: ...
+    @property
+    def leased(self) -> int: ...
+    @property
+    def lost(self) -> bool: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def target(self) -> int: ...
+
+class Ledger:
+    """
+    A ledger that is looked at, not joined.
+    """
+    def __init__(self, path: str) -> None: ...
+    def limit(self, slot: int, generation: int, chunks: int | None) -> None: ...
+    def look(self) -> LedgerSnapshot: ...
+    @property
+    def chunk_bytes(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+
 def begin_exit() -> None:
     """
     The process ends: other threads that use a retired cache end quietly.
+    """
+
+def create_ledger(path: str, device: str, budget: int, chunk_bytes: int) -> None:
+    """
+    Makes the ledger, or finds that the same is there.
     """
 
 def driver_capabilities(name: str, device: int = 0) -> Capabilities:
@@ -558,6 +680,11 @@ def make_driver(name: str, page_size: int, device: int = 0, peer_access: bool = 
 def query_patch() -> PatchQuery:
     """
     Asks /dev/nvidia-uvm whether it is patched. Needs no CUDA, changes nothing and raises nothing, also where there is no driver, no node or no permission.
+    """
+
+def remove_ledger(path: str) -> None:
+    """
+    Removes the file; raises LedgerBusy while a member is alive.
     """
 
 def row_bytes(max_tokens: int, guard_tokens: int, token_bytes: int, page_size: int) -> int:

@@ -25,6 +25,7 @@ from pyvattn.keepers import Keeper, Keepers
 from pyvattn.layers import LayerTensors
 from pyvattn.opened import Opened
 from pyvattn.resolve import check_device, open_driver
+from pyvattn.shared import SharedMemory
 from pyvattn.spec import CacheSpec
 from pyvattn.stats import Stats
 from pyvattn.text import shown
@@ -59,6 +60,9 @@ class KVCache(Opened):
     every step all bytes that are mapped past a slot's length, the tail guard among them,
     are NaN, and so is what was never written.
 
+    With ``memory="shared"`` the processes of this user share the device's memory: see
+    :class:`pyvattn.SharedMemory`, which ``guarantee`` and ``weight`` are for.
+
     Any thread may call; if two call :meth:`step` at once, one gets a BusyError. Use it
     as a context manager, or call :meth:`close`.
 
@@ -66,6 +70,8 @@ class KVCache(Opened):
     :class:`~pyvattn.errors.DriverUnavailable` or
     :class:`~pyvattn.errors.DriverError`.
     """
+
+    _lease: SharedMemory | None = None
 
     def __init__(
         self,
@@ -82,6 +88,8 @@ class KVCache(Opened):
         read_ahead: int | str = "auto",
         accounting: bool = False,
         strict: bool = False,
+        guarantee: int | str = 0,
+        weight: float = 1.0,
     ) -> None:
         check_type("spec", spec, CacheSpec)
         check_name("driver", driver, such_as="auto")
@@ -108,10 +116,19 @@ class KVCache(Opened):
             layers_per_arena=layers_per_arena,
             peer_access=peer_access,
         )
-        budget = budget_of(memory)
+        shared = isinstance(memory, str) and memory == "shared"
+        if not shared and (guarantee != 0 or weight != 1.0):
+            raise ConfigError("guarantee and weight are of leases: use them with memory='shared'")
+        budget = budget_of(memory) if not shared else None
         wants_auto = isinstance(read_ahead, str) and read_ahead == "auto"
         ahead = opened.read_ahead if wants_auto else read_ahead
-        self._open(spec, opened.geometry, opened.driver, budget, background, ahead, strict)
+        if budget is None:
+            budget = self._lease = SharedMemory(device, guarantee=guarantee, weight=weight)
+        try:
+            self._open(spec, opened.geometry, opened.driver, budget, background, ahead, strict)
+        except BaseException:
+            self._leave()
+            raise
 
     @classmethod
     def on_driver(
@@ -162,6 +179,8 @@ class KVCache(Opened):
             guard_tokens=geometry.guard_tokens,
             token_bytes=geometry.token_bytes,
             budget=budget,
+            # A slab is what goes back when neighbours ask.
+            slab_bytes=budget.chunk_bytes if isinstance(budget, SharedMemory) else 0,
             background=background,
             read_ahead=ahead,
             strict=strict,
@@ -440,7 +459,12 @@ class KVCache(Opened):
         lost = self._lost_slots() if is_left_open(self._native) else []
         self._tensors.forget()
         super().close(after)
+        self._leave()
         _report(lost)
+
+    def _leave(self) -> None:
+        if self._lease is not None:
+            self._lease.close()
 
     def _bytes_allocated(self) -> int:
         return self.stats().bytes_allocated

@@ -19,6 +19,7 @@ from pyvattn.geometry import Geometry
 from pyvattn.layers import LayerTensors
 from pyvattn.opened import Opened
 from pyvattn.resolve import open_driver
+from pyvattn.shared import SharedMemory
 from pyvattn.spec import CacheSpec
 
 __all__ = ["BlockPool", "PoolStats", "RowMap"]
@@ -100,7 +101,11 @@ class BlockPool(Opened):
     def _open(
         self, spec: CacheSpec, geometry: Geometry, driver: _native.Driver, budget: Budget
     ) -> None:
-        self._native = _native.BlockPool(driver=driver, arenas=geometry.arenas, budget=budget)
+        # A slab is what goes back when neighbours ask.
+        slab_bytes = budget.chunk_bytes if isinstance(budget, SharedMemory) else 0
+        self._native = _native.BlockPool(
+            driver=driver, arenas=geometry.arenas, budget=budget, slab_bytes=slab_bytes
+        )
         self._own(spec, geometry, driver, self._native)
 
     def blocks_for(self, tokens: int) -> int:

@@ -43,6 +43,8 @@ PYTHON = (  # pyvattn/ and cli/
     ("detect",),
     # from "auto" to a driver, a page size and a layout
     ("resolve",),
+    # memory that processes share
+    ("shared",),
     # K and V of a layer as tensors; what owns memory until it is closed
     ("layers", "opened"),
     ("cache", "rows"),

@@ -45,7 +45,7 @@ Cache::Cache(const DriverPtr& driver, const Geometry& geometry, BudgetPtr budget
       rows_(driver_, geometry),
       pool_(std::make_unique<BlockPool>(
           *driver_, *budget_, geometry.arenas,
-          slab_blocks(*driver, geometry.arenas, budget_->limit(), options.slab_bytes))),
+          slab_blocks(*driver, geometry.arenas, budget_->most(), options.slab_bytes))),
       slots_(rows_) {
   constexpr std::int32_t kCpu = 1;
   if (strict_ && driver->capabilities().dlpack_device_type != kCpu) {
@@ -56,9 +56,12 @@ Cache::Cache(const DriverPtr& driver, const Geometry& geometry, BudgetPtr budget
   }
   wanted_slots_.reserve(geometry.slots);
   if (eager_) mapper_ = std::make_unique<Mapper>([this] { return do_background_work(); });
+  // The last thing: from here on another thread may call.
+  watch_ = budget_->watch([this] { give_back(); });
 }
 
 Cache::~Cache() {
+  budget_->unwatch(watch_);
   if (inherited()) {
     // The parent's thread does not exist here, and what it had locked stays locked.
     if (mapper_) mapper_->abandon();

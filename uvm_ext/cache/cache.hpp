@@ -217,6 +217,7 @@ class Cache {
 
   // --- set when the cache is opened ---
   const BudgetPtr budget_;
+  Watch watch_ = 0;
   const std::shared_ptr<StatisticsAdaptor> statistics_;
   const DriverPtr driver_;
   const Geometry geometry_;

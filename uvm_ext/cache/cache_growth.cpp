@@ -16,6 +16,8 @@ void Cache::throw_out_of_memory(std::uint64_t blocks, const std::string& cause) 
   const std::uint64_t block = geometry_.block_bytes();
   const std::uint64_t free = pool_->blocks_available() * block;
   const std::uint64_t reclaimable = spare_blocks() * block;
+  const std::uint64_t own = pool_->blocks_free() + spare_blocks();
+  budget_->missed((blocks - std::min(blocks, own)) * block);
   // A driver that gives details, in parentheses, says there what helps.
   const bool explained = !cause.empty() && cause.back() == ')';
   std::string remedy = ": release a slot, admit fewer requests or raise the limit with resize()";

@@ -260,7 +260,12 @@ bool Cache::can_admit(std::int64_t tokens) {
   while (slots_.slots_in(SlotState::live) < slots_.size()) {
     if (can_have(blocks)) return true;
     // What is in flight counts as taken; it may turn out to be spare.
-    if (rows_.in_flight() == 0) return false;
+    if (rows_.in_flight() == 0) {
+      const std::uint64_t own = pool_->blocks_free() + slots_.blocks_in(SlotState::released) +
+                                slots_.blocks_in(SlotState::free);
+      budget_->missed((blocks - std::min(blocks, own)) * geometry_.block_bytes());
+      return false;
+    }
     settled_.wait(mutex_);
     check_usable();
   }

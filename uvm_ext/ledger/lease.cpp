@@ -58,14 +58,24 @@ std::uint32_t Lease::chunks_for(std::uint64_t bytes) const {
   return static_cast<std::uint32_t>(std::min<std::uint64_t>(chunks, chunks_ + 1));
 }
 
-// Looks again only where something has happened that may have made the last look too low, or
-// somebody may have asked.
-std::uint64_t Lease::limit() const {
-  if (inherited() || lost_) return limit_;
+// Where something has happened that may have made the last look too low.
+void Lease::look_again() const {
+  if (inherited() || lost_) return;
   const Lock lock(mutex_);
-  if (!member_ || member_->table().mapping().lost()) return limit_;
+  if (!member_ || member_->table().mapping().lost()) return;
   if (member_->table().mapping().words().epoch != epoch_) const_cast<Lease*>(this)->move_limit();
+}
+
+std::uint64_t Lease::limit() const {
+  look_again();
   return limit_;
+}
+
+std::uint64_t Lease::headroom() const {
+  look_again();
+  const std::uint64_t granted = granted_;
+  const std::uint64_t used = held_;
+  return granted > used ? granted - used : 0;
 }
 
 void Lease::set_limit(std::uint64_t limit) {
@@ -89,10 +99,10 @@ bool Lease::take(std::uint64_t bytes) {
     const std::uint32_t room = takeable(view, needed);
     if (room >= lacking) member_->take(std::min(room, lacking + slack_));
     move_limit();
-  } else if (after > limit_) {
+  } else if (after > granted_) {
     move_limit();
   }
-  if (needed > member_->lease() || after > limit_) return false;
+  if (needed > member_->lease() || after > granted_) return false;
   held_ = after;
   member_->live().used = after;
   return true;
@@ -143,7 +153,7 @@ bool Lease::wait(std::uint64_t bytes, std::chrono::milliseconds most) {
       missed_until_ = Clock::now() + kPatience;
       replenish();
       const std::uint64_t after = held_ + bytes;
-      if (chunks_for(after) <= member_->lease() && after <= limit_) return true;
+      if (chunks_for(after) <= member_->lease() && after <= granted_) return true;
     }
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - Clock::now());
     if (left.count() <= 0) return false;
@@ -216,6 +226,16 @@ void Lease::close() {
   const Lock lock(mutex_);
   member_.reset();
   limit_ = 0;
+  granted_ = 0;
+}
+
+void Lease::abandon() {
+  stop_thread();
+  const Lock lock(mutex_);
+  if (member_) member_->table().mapping().lose();
+  member_.reset();
+  limit_ = 0;
+  granted_ = 0;
 }
 
 Lease::Status Lease::status() const {

@@ -28,8 +28,11 @@ class Lease final : public Budget {
   Lease(const Lease&) = delete;
   Lease& operator=(const Lease&) = delete;
 
-  // What the lease holds and could take from what is free; less where neighbours ask for some.
+  // What the lease holds and could take from what is free. Where neighbours ask, what is left
+  // if they get all that its holders can spare.
   std::uint64_t limit() const override;
+  // What take() grants: also of what neighbours ask for, up to the member's part.
+  std::uint64_t headroom() const override;
   std::uint64_t held() const override { return held_; }
   std::uint64_t most() const override { return most_; }
   // Holds no more than so much, guarantee or not. Operators move the same limit.
@@ -49,6 +52,9 @@ class Lease final : public Budget {
   void attend();
   // Leaves the ledger. Throws BusyError while something is held.
   void close();
+
+  // For tests: as if the process had been killed.
+  void abandon();
 
   struct Status {
     std::string name;
@@ -79,12 +85,15 @@ class Lease final : public Budget {
   std::uint32_t demand() const REQUIRES(mutex_);
   View look(std::uint32_t demand) const REQUIRES(mutex_);
   std::uint32_t takeable(const View& view, std::uint32_t demand) const REQUIRES(mutex_);
+  bool is_hungry() const REQUIRES(mutex_);
+  std::uint32_t due(const View& view, bool hungry) const REQUIRES(mutex_);
   void ask(const View& view) REQUIRES(mutex_);
   void hand_out(const View& view, std::uint32_t chunks) REQUIRES(mutex_);
   void replenish() REQUIRES(mutex_);
   void settle() REQUIRES(mutex_);
   void refill_pool(const View& view) REQUIRES(mutex_);
   void move_limit() REQUIRES(mutex_);
+  void look_again() const;
   void care() REQUIRES(mutex_);
   void run();
   void stop_thread();
@@ -107,6 +116,7 @@ class Lease final : public Budget {
   const int fork_generation_;
   // Of the last look, and the ledger's epoch then.
   std::atomic<std::uint64_t> limit_{0};
+  std::atomic<std::uint64_t> granted_{0};
   std::atomic<std::uint32_t> epoch_{0};
   std::atomic<bool> lost_{false};
 

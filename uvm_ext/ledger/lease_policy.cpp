@@ -7,6 +7,10 @@
 
 namespace pyvattn::ledger {
 
+bool Lease::is_hungry() const {
+  return wanted_ > 0 || (missed_ > 0 && Clock::now() < missed_until_);
+}
+
 std::uint32_t Lease::demand() const {
   const std::uint64_t missed = Clock::now() < missed_until_ ? missed_ : 0;
   const std::uint64_t waiting = std::max(wanted_, missed);
@@ -46,18 +50,17 @@ std::uint32_t Lease::takeable(const View& view, std::uint32_t demand) const {
                   std::max(view.all.spare_for(member_->slot()), std::min(lacks, view.all.free)));
 }
 
-// Publishes what the member is short of, and rings for those who have more than their part.
+// Publishes what the member is short of, and rings for those who hold more than is guaranteed
+// to them: only they know what they can spare.
 void Lease::ask(const View& view) {
-  const std::uint32_t due = std::max(view.floor, std::min(view.target, demand()));
+  const std::uint32_t wish = std::max(view.floor, std::min(demand(), view.limit));
   const std::uint32_t lease = member_->lease();
-  const std::uint32_t wanted = due > lease ? due - lease : 0;
+  const std::uint32_t wanted = wish > lease ? wish - lease : 0;
   Slot& own = member_->live();
   own.wanted = wanted;
   if (wanted == 0) return;
-  const std::vector<std::uint32_t> all = targets(view.all);
-  for (std::size_t i = 0; i < all.size(); ++i) {
-    const Party& party = view.all.parties[i];
-    if (party.slot != member_->slot() && party.lease > all[i]) {
+  for (const Party& party : view.all.parties) {
+    if (party.slot != member_->slot() && party.lease > party.floor()) {
       ring(member_->table().mapping().slot(party.slot).doorbell);
     }
   }
@@ -87,6 +90,18 @@ void Lease::hand_out(const View& view, std::uint32_t chunks) {
   member_->give(chunks);
 }
 
+// Chunks to give of those that neighbours ask for: one that wants more itself keeps its part of
+// the whole, one that does not only what is guaranteed to it and what it cannot spare, since
+// what it holds may be prefixes of requests that are over.
+std::uint32_t Lease::due(const View& view, bool hungry) const {
+  const std::uint32_t lease = member_->lease();
+  const std::uint32_t kept = hungry ? std::max(view.target, view.floor) : view.floor;
+  const std::uint32_t part = std::min(kept, view.limit);
+  const std::uint32_t asked = view.all.asked_of(member_->slot());
+  const std::uint32_t above = lease > view.limit ? lease - view.limit : 0;
+  return std::max(above, lease > part ? std::min(lease - part, asked) : 0);
+}
+
 // Gives what is asked for and not in use, and lets the limit fall by what is in use: holders
 // then give back what they can spare, and come here again.
 void Lease::settle() {
@@ -95,26 +110,23 @@ void Lease::settle() {
   const View view = look(wish);
   member_->live().target = view.target;
   const std::uint32_t lease = member_->lease();
-  const std::uint32_t part = std::min(std::max(view.target, view.floor), view.limit);
-  std::uint32_t due = lease > part ? std::min(lease - part, view.all.asked_of(member_->slot())) : 0;
-  due = std::max(due, lease > view.limit ? lease - view.limit : 0);
   const std::uint32_t used = chunks_for(held_);
   const std::uint32_t unused = lease > used ? lease - used : 0;
-  if (due > 0 && unused > 0) hand_out(view, std::min(due, unused));
+  const std::uint32_t given = std::min(due(view, is_hungry()), unused);
+  if (given > 0) hand_out(view, given);
   move_limit();
 }
 
-// The limit as it is now: with what neighbours ask for taken off, or with what could be taken.
 void Lease::move_limit() {
   epoch_ = member_->table().mapping().words().epoch.load();
-  const View now = look(demand());
   const std::uint32_t lease = member_->lease();
-  const std::uint32_t part = std::min(std::max(now.target, now.floor), now.limit);
-  std::uint32_t due = lease > part ? std::min(lease - part, now.all.asked_of(member_->slot())) : 0;
-  due = std::max(due, lease > now.limit ? lease - now.limit : 0);
-  std::uint32_t limit = lease - due;
-  if (due == 0) limit += takeable(look(chunks_), chunks_);
-  limit_ = limit * chunk_bytes_;
+  const View as_hungry = look(chunks_);
+  const std::uint32_t kept_from_it = due(as_hungry, true);
+  const std::uint32_t granted =
+      kept_from_it > 0 ? lease - kept_from_it : lease + takeable(as_hungry, chunks_);
+  const std::uint32_t asked = due(look(demand()), is_hungry());
+  granted_ = granted * chunk_bytes_;
+  limit_ = (asked > 0 ? std::min(granted, lease - asked) : granted) * chunk_bytes_;
 }
 
 // A small part of the budget is kept free for all, so that who begins need not ask first.

@@ -96,7 +96,7 @@ void Member::fold_leftovers(std::uint32_t slot) {
     const std::uint64_t word = table_.word(chunk);
     const auto owner = table_.owner_in(chunk, word);
     if (!owner || owner->owner != slot + 1) continue;
-    table_.change(chunk, word, {kCooling, Kind::none, owner->generation});
+    table_.change(chunk, word, cooled(*owner));
   }
 }
 

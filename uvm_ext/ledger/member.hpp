@@ -12,7 +12,6 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
-#include <functional>
 #include <optional>
 #include <string>
 #include <unordered_map>
@@ -29,10 +28,9 @@ struct MemberOptions {
   // Of its part of what is beyond guarantees, in thousandths.
   std::uint32_t weight = 1000;
   std::string version;
-  // How long the memory of a dead member may take to be free on the device.
+  // How long the memory of a dead member may take to be free on the device. What the device
+  // says is free is no sooner sign: others may have leased it, and not mapped it yet.
   std::chrono::milliseconds cooling{0};
-  // Bytes that the device has free, where it can tell: ends the cooling earlier.
-  std::function<std::uint64_t()> device_free;
   // For tests of what becomes of a process that is gone.
   std::optional<Process> process;
 };
@@ -83,7 +81,6 @@ class Member {
   Identity own_identity() const;
   std::uint32_t give_as(std::uint32_t chunks, const Owner& to);
   Watched& watched(std::uint32_t chunk, std::uint64_t word);
-  bool is_cold(const Watched& seen, std::uint32_t free) const;
   bool nobody_claims(const Watched& seen, const std::array<bool, kSlots>& dead) const;
 
   Table table_;

@@ -35,10 +35,10 @@ void Member::check_lock() {
   const auto generation = table_.generation(slot_);
   // Where its descriptor was closed the memory keeps the lock, and the file that is opened
   // anew finds it taken. One who had taken the slot would have changed the generation.
-  const bool kept = mapping.is_in_place() && mapping.reopen() &&
-                    (try_lock(mapping.descriptor(), slot_) ||
-                     is_locked_by_other(mapping.descriptor(), slot_)) &&
-                    (!generation || *generation == generation_);
+  const bool kept =
+      mapping.is_in_place() && mapping.reopen() &&
+      (try_lock(mapping.descriptor(), slot_) || is_locked_by_other(mapping.descriptor(), slot_)) &&
+      (!generation || *generation == generation_);
   if (!kept) mapping.lose();
 }
 
@@ -51,13 +51,6 @@ Member::Watched& Member::watched(std::uint32_t chunk, std::uint64_t word) {
     seen.audits[slot] = table_.mapping().slot(slot).audit;
   }
   return seen;
-}
-
-// `free`: the chunks that are promised to whoever takes them.
-bool Member::is_cold(const Watched& seen, std::uint32_t free) const {
-  if (Clock::now() - seen.since >= options_.cooling) return true;
-  if (!options_.device_free) return false;
-  return options_.device_free() >= (std::uint64_t{free} + 1) * table_.chunk_bytes();
 }
 
 // Every member that lives has twice looked through its words since, and left this one.
@@ -80,23 +73,17 @@ void Member::sweep() {
     last[slot] = table_.generation(slot);
     dead[slot] = table_.is_dead(slot);
   }
-  std::uint32_t free = 0;
-  for (std::uint32_t chunk = 0; chunk < table_.chunks(); ++chunk) {
-    const auto owner = table_.owner(chunk);
-    if (owner && owner->owner == kFree) ++free;
-  }
   bool freed = false;
   for (std::uint32_t chunk = 0; chunk < table_.chunks(); ++chunk) {
     const std::uint64_t word = table_.word(chunk);
     const auto owner = table_.owner_in(chunk, word);
     if (owner && owner->owner == kCooling) {
-      if (!is_cold(watched(chunk, word), free)) continue;
+      if (Clock::now() - watched(chunk, word).since < options_.cooling) continue;
       freed = table_.change(chunk, word, {}) || freed;
       watched_.erase(chunk);
-      ++free;
     } else if (!owner) {
       if (!nobody_claims(watched(chunk, word), dead)) continue;
-      table_.change(chunk, word, {kCooling, Kind::none, 0});
+      table_.change(chunk, word, cooled({}));
       watched_.erase(chunk);
     } else if (owner->owner != kFree && owner->owner != kNotOurs) {
       const std::uint32_t slot = owner->owner - 1u;
@@ -105,7 +92,7 @@ void Member::sweep() {
       const bool is_former = current && *current != owner->generation;
       const bool is_dead = is_known && dead[slot] && last[slot] == owner->generation;
       if (!is_known || is_dead || is_former) {
-        table_.change(chunk, word, {kCooling, Kind::none, owner->generation});
+        table_.change(chunk, word, cooled(*owner));
       }
     }
   }

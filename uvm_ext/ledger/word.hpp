@@ -36,6 +36,12 @@ constexpr Owner owner_of(std::uint32_t slot, std::uint32_t generation) {
   return {static_cast<std::uint8_t>(slot + 1), Kind::kv, generation};
 }
 
+// Of what a process held that is dead. Unlike any other: one who saw that it was cold and was
+// stopped there must not free a later one.
+constexpr Owner cooled(const Owner& dead) {
+  return {kCooling, Kind::none, (dead.generation << 8 | dead.owner) & (kGenerations - 1)};
+}
+
 // Packs owners into words that are good at one index of one file only, so that garbage, zeros
 // and words copied from elsewhere are told from what was written: see unpack().
 class Words {

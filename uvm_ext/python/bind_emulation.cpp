@@ -10,6 +10,7 @@
 #include "emulation/drivers.hpp"
 #include "emulation/libcuda.hpp"
 #include "emulation/nvidia_machine.hpp"
+#include "ledger/lease.hpp"
 #include "python/bindings.hpp"
 #include "python/gil.hpp"
 
@@ -148,9 +149,34 @@ void bind_machine(py::module_& parent) {
              "Opens a node, makes one ioctl, closes it: (errno or 0, the block afterwards).");
 }
 
+void bind_mortal_leases(py::module_& parent) {
+  using ledger::Lease;
+  py::module_ module = parent.def_submodule(
+      "emulated_members", "Members of a ledger that can be killed without ending a process.");
+  module.def(
+      "join",
+      [](std::string path, std::uint64_t budget, std::uint64_t chunk_bytes, std::string name,
+         std::uint64_t guarantee, std::uint32_t weight) {
+        ledger::MemberOptions options;
+        options.name = std::move(name);
+        options.guarantee = guarantee;
+        options.weight = weight;
+        // A process that is not there.
+        options.process = ledger::Process::self();
+        options.process->start_time += 1;
+        const ledger::FileOptions file{std::move(path), "emulated", budget, chunk_bytes};
+        return std::make_shared<Lease>(file, options, false);
+      },
+      py::arg("path"), py::arg("budget"), py::arg("chunk_bytes"), py::arg("name"),
+      py::arg("guarantee"), py::arg("weight"), Release(),
+      "A lease that does nothing by itself: call attend().");
+  module.def("kill", [](Lease& lease) { lease.abandon(); }, py::arg("lease"), Release());
+}
+
 }  // namespace
 
 void bind_emulation(py::module_& module) {
+  bind_mortal_leases(module);
   emulation::register_drivers();
   bind_libcuda(module);
   bind_machine(module);

@@ -16,6 +16,7 @@ void bind_nvidia(py::module_& module);
 void bind_cache(py::module_& module);
 void bind_rows(py::module_& module);
 void bind_cuda(py::module_& module);
+void bind_ledger(py::module_& module);
 // Only where PYVATTN_EMULATION is on.
 void bind_emulation(py::module_& module);
 

@@ -12,6 +12,7 @@ PYBIND11_MODULE(_native, module) {
   pyvattn::python::bind_cache(module);
   pyvattn::python::bind_rows(module);
   pyvattn::python::bind_cuda(module);
+  pyvattn::python::bind_ledger(module);
 #ifdef PYVATTN_EMULATION
   pyvattn::python::bind_emulation(module);
 #endif

@@ -32,10 +32,12 @@ BlockStore::BlockStore(const DriverPtr& driver, std::uint32_t arenas, BudgetPtr 
       driver_(std::make_shared<SerializedAdaptor>(statistics_)),
       fork_generation_(fork_generation()),
       pool_(std::make_unique<BlockPool>(
-          *driver_, *budget_, arenas, slab_blocks(*driver, arenas, budget_->limit(), slab_bytes))) {
+          *driver_, *budget_, arenas, slab_blocks(*driver, arenas, budget_->most(), slab_bytes))) {
+  watch_ = budget_->watch([this] { give_back(); });
 }
 
 BlockStore::~BlockStore() {
+  budget_->unwatch(watch_);
   // What a parent had locked stays locked in its child.
   if (inherited()) static_cast<void>(pool_.release());
 }
@@ -67,6 +69,7 @@ std::vector<BlockId> BlockStore::allocate(std::uint32_t count, BlockId after) {
     pool_->allocate(count, after, runs);
   } catch (const DriverOutOfMemory& error) {
     const std::uint64_t block = pool_->block_bytes();
+    budget_->missed((count - std::min<std::uint64_t>(count, pool_->blocks_free())) * block);
     throw OutOfMemory("out of blocks: " + std::to_string(count) + " asked for, " +
                           std::to_string(pool_->blocks_available()) + " left, limit " +
                           bytes_text(budget_->limit()) +

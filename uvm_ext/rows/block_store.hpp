@@ -84,6 +84,7 @@ class BlockStore {
 
   const std::uint32_t arenas_;
   const BudgetPtr budget_;
+  Watch watch_ = 0;
   const std::shared_ptr<StatisticsAdaptor> statistics_;
   const DriverPtr driver_;
   const int fork_generation_;

@@ -166,8 +166,13 @@ TEST(what_is_in_use_is_asked_back_from_those_who_hold_it) {
   one.attend();
   CHECK_EQUAL(calls, 1);
   CHECK_EQUAL(t.leased(one), 5u);
-  CHECK_EQUAL(one.limit(), 4 * t.chunk);
-  CHECK(two.take(3 * t.chunk));
+  // Of what it uses it keeps its part, if it wants that.
+  CHECK_EQUAL(one.limit(), 0u);
+  CHECK_EQUAL(one.headroom(), 0u);
+  one.give_back(2 * t.chunk);
+  CHECK(one.take(t.chunk));
+  CHECK(!one.take(t.chunk));
+  CHECK(two.take(4 * t.chunk));
   CHECK(!two.take(t.chunk));
   one.attend();
   one.unwatch(watch);

@@ -135,12 +135,10 @@ TEST(a_chunk_that_is_handed_to_one_who_has_died_is_not_lost) {
   CHECK_EQUAL(one->table().snapshot().free, 2u);
 }
 
-TEST(what_a_dead_member_held_cools_until_the_device_shows_it_free) {
+TEST(what_a_dead_member_held_is_not_free_before_it_has_cooled) {
   const LedgerFolder t(8);
-  std::uint64_t device_free = 0;
   ledger::MemberOptions options = t.options("one");
   options.cooling = std::chrono::hours(1);
-  options.device_free = [&] { return device_free; };
   Member one(t.file, options);
   one.take(2);
   MemberPtr two = t.join_mortal("two");
@@ -148,13 +146,31 @@ TEST(what_a_dead_member_held_cools_until_the_device_shows_it_free) {
   test::kill(two);
   care({&one});
   CHECK_EQUAL(one.table().snapshot().cooling, 3u);
-  // Three chunks are free by the ledger already: one more on the device is one that cooled.
-  device_free = 4 * t.file.chunk_bytes;
-  care({&one}, 1);
-  CHECK_EQUAL(one.table().snapshot().cooling, 2u);
-  device_free = 8 * t.file.chunk_bytes;
-  care({&one}, 1);
-  CHECK_EQUAL(one.table().snapshot().free, 6u);
+  CHECK_EQUAL(one.take(8), 3u);
+  // By the clock of one for whom it has cooled.
+  const MemberPtr three = t.join("three");
+  care({three.get()});
+  CHECK_EQUAL(three->take(8), 3u);
+}
+
+TEST(no_two_chunks_that_cool_in_a_ledger_have_the_same_word_at_one_place) {
+  const LedgerFolder t(2);
+  ledger::MemberOptions options = t.options("one");
+  options.cooling = std::chrono::hours(1);
+  Member one(t.file, options);
+  const MemberPtr quick = t.join("quick");
+  std::vector<std::uint64_t> seen;
+  for (int i = 0; i < 4; ++i) {
+    MemberPtr dies = t.join_mortal("dies");
+    CHECK_EQUAL(dies->take(2), 2u);
+    test::kill(dies);
+    one.sweep();
+    const std::uint64_t word = one.table().word(0);
+    CHECK(one.table().owner(0)->owner == ledger::kCooling);
+    for (const std::uint64_t other : seen) CHECK(other != word);
+    seen.push_back(word);
+    care({quick.get()});
+  }
 }
 
 TEST(a_member_whose_descriptor_was_closed_keeps_its_lock_and_its_words) {
