@@ -24,6 +24,7 @@ from pyvattn.machine import MadeOn
 from pyvattn.planner import Calibration, default_costs, plan
 from pyvattn.prefix import PrefixIndex
 from pyvattn.replay import ContiguousAllocator, PagedAllocator, StaticAllocator
+from pyvattn.shared import create_ledger
 from pyvattn.traces import synthetic_trace
 
 SPEC = pyvattn.CacheSpec(2, 2, 8, "float32", max_slots=4, max_tokens=2048, guard_tokens=0)
@@ -113,6 +114,16 @@ class World:
         return StaticAllocator(SPEC, 4 << 20)
 
     @cached_property
+    def lease(self) -> pyvattn.SharedMemory:
+        self.ledger()
+        return self._open.enter_context(pyvattn.SharedMemory("cpu", name="engine"))
+
+    def ledger(self) -> dict[str, str]:
+        """Make the ledger of the host, where there is none yet; return who means that."""
+        create_ledger("cpu", budget="1GiB")
+        return {"device": "cpu"}
+
+    @cached_property
     def new_token(self) -> Any:
         """K or V of one more token of both rows, in a forward pass that has begun."""
         self.generated.mask(2, 1, None, True)
@@ -154,6 +165,7 @@ class World:
             "Report": lambda: Report("core", [Measure("a", 1.0, "s")]),
             "Trace": lambda: self.trace,
             "FlexKernel": FlexKernel,
+            "SharedMemory": lambda: self.lease,
         }[kind.__name__]()
 
     # --- what they take, by the name of the argument; "call.argument" where it differs ---
@@ -266,6 +278,10 @@ _VALID: dict[str, Any] = {
     "allocator": lambda w: w.allocator,
     "rows": lambda w: array(_INT64, [w.allocator.admit(3)]),
     "where": lambda w: w.folder,
+    # memory that processes share
+    "timeout": lambda w: 0,
+    "member": lambda w: w.lease.name,
+    "budget": lambda w: "1GiB",
     "timing": lambda w: Timing(1.0, 1.0, 1.0, 1),
 }
 for _name in ("Contiguous", "Paged", "Static"):
@@ -302,6 +318,8 @@ RECORDS = {
     "planner.Plan",
     "replay.Result",
     "rows.PoolStats",
+    "shared.Ledger",
+    "shared.Member",
     "traces.Request",
     "traces.Trace",
 }
@@ -315,5 +333,9 @@ GIVEN: dict[str, Any] = {
         "cache": w.model_cache,
         "max_new_tokens": 2,
     },
+    "SharedMemory": lambda w: w.ledger(),
+    "shared.ledger_path": lambda w: w.ledger(),
+    "shared.create_ledger": lambda w: w.ledger(),
+    "shared.reset_ledger": lambda w: w.ledger(),
     "detect.detect_drivers": lambda w: {"machine": Machine()},
 }
