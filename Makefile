@@ -71,7 +71,7 @@ test-peers: $(VENV)/.test $(VENV)/.build ## Run the tests that transformers brin
 
 # ---- checks ----
 
-.PHONY: lint format sanitize wheel wheel-check wheels stubs results
+.PHONY: lint format sanitize model-check wheel wheel-check wheels stubs results
 lint: $(VENV)/.test $(VENV)/.build ## Check style, types, layers and locks: ruff, mypy --strict, clang-format, clang
 	@scripts/lint.sh check
 
@@ -81,6 +81,9 @@ format: $(VENV)/.test ## Rewrite the sources in the project's style
 sanitize: $(VENV)/.tools ## Run the C++ tests under ASan + UBSan, then under TSan
 	@scripts/sanitize.sh address,undefined
 	@scripts/sanitize.sh thread
+
+model-check: ## Check the protocol of shared memory with spin (MODEL_ARGS=--thorough: minutes)
+	@$(PYTHON) uvm_ext/ledger/model/run.py $(MODEL_ARGS)
 
 wheel: $(VENV)/.tools ## Build the wheel into dist/
 	@rm -rf dist

@@ -24,7 +24,6 @@
  *   -DPROBE_FREE_ONLY  cooling ends when the device has room for the free words, forgetting
  *                      those that are leased and not mapped yet
  *   -DLATE_LOOK        a sweeper takes any word of a slot that was dead a moment ago
- *   -DNO_HANDING       chunks for one below its guarantee go to the pool
  *   -DNO_SWEEP         nobody looks after the dead
  */
 #ifndef CHUNKS
@@ -160,9 +159,7 @@ inline unmap() {
 inline give() {
     atomic {
         w = FREE;
-#ifndef NO_HANDING
         if :: NEEDY(OTHER) -> w = WORD(OTHER, gen[OTHER]) :: else fi;
-#endif
         c = 0;
         do
         :: c < CHUNKS && own[c] != WORD(me, gen[me]) -> c++

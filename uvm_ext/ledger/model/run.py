@@ -24,19 +24,23 @@ LIVENESS = (("-DNFAIR=4",), ("-a", "-f"))
 RIGHT = (
     ("memory is never over the budget", ("-DKILLS=1",), *SAFETY),
     ("a member below its guarantee gets a chunk", ("-DKILLS=0", "-DPROGRESS"), *LIVENESS),
+    ("no word stays with the dead", ("-DKILLS=1", "-DLOST"), *LIVENESS),
 )
 THOROUGH = (("memory is never over the budget, two deaths", ("-DKILLS=2",), *SAFETY),)
-WRONG = tuple(
-    (f"wrong: {name}", (f"-D{name}", "-DKILLS=2"), *SAFETY)
-    for name in (
-        "NO_GENERATION",
-        "NO_CAS",
-        "GIVE_MAPPED",
-        "NO_COOLING",
-        "SAME_COOLING",
-        "PROBE_FREE_ONLY",
-        "LATE_LOOK",
-    )
+WRONG = (
+    ("wrong: NO_SWEEP", ("-DKILLS=1", "-DLOST", "-DNO_SWEEP"), *LIVENESS),
+    *(
+        (f"wrong: {name}", (f"-D{name}", "-DKILLS=2"), *SAFETY)
+        for name in (
+            "NO_GENERATION",
+            "NO_CAS",
+            "GIVE_MAPPED",
+            "NO_COOLING",
+            "SAME_COOLING",
+            "PROBE_FREE_ONLY",
+            "LATE_LOOK",
+        )
+    ),
 )
 
 
