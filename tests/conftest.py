@@ -28,6 +28,13 @@ def _no_slab_is_left() -> Iterator[None]:
     assert not left, f"caches that were not closed left {len(left)} slabs open"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of single tests, for runs by hand."""
+    parser.addoption(
+        "--kills", type=int, default=8, help="members that tests/ledger kills one after the other"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Let fixtures close caches whose slots went with the test; tests of it use pytest.warns."""
     config.addinivalue_line("filterwarnings", "ignore:Slot.* dropped without:ResourceWarning")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Members of a ledger against a model of it: who holds what, whoever comes, goes and dies."""
+"""Members of a ledger against a model of it: who holds what, while some join, leave and die."""
 
 from __future__ import annotations
 

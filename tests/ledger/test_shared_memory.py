@@ -21,6 +21,7 @@ from pyvattn import (
     LedgerError,
     LedgerFull,
     LedgerLost,
+    LedgerVersion,
     OutOfMemory,
     SharedMemory,
 )
@@ -192,6 +193,16 @@ def test_garbage_is_no_ledger_and_reset_removes_it(runtime):
             one.want(1)
         with pytest.raises(LedgerCorrupt):
             read_ledgers()
+
+
+def test_a_ledger_of_another_release_is_refused(runtime):
+    path = create_ledger("cpu", budget="64MiB")
+    with path.open("r+b") as file:
+        file.seek(8)
+        file.write(b"\x09\x00")
+    for call in (lease, read_ledgers):
+        with pytest.raises(LedgerVersion, match=r"layout 9\.0.*the same release"):
+            call()
 
 
 def test_the_folder_must_be_the_user_s_own(runtime, tmp_path, monkeypatch):

@@ -49,6 +49,12 @@ def _kernels_as_before(monkeypatch):
     monkeypatch.setattr(registry, "_KERNELS", dict(registry._KERNELS))
 
 
+@pytest.fixture(autouse=True)
+def _no_ledger_yet(monkeypatch, tmp_path):
+    """A page that shares memory is the first to do so."""
+    monkeypatch.setenv("PYVATTN_RUNTIME_DIR", str(tmp_path / "run"))
+
+
 @pytest.fixture
 def names():
     """What the pages say that a reader has: a model, prompts, a cache that is open."""

@@ -31,14 +31,9 @@ class Descriptor {
   Descriptor& operator=(const Descriptor&) = delete;
 
   int get() const { return value_; }
-  int release() {
-    const int value = value_;
-    value_ = -1;
-    return value;
-  }
 
  private:
-  int value_;
+  const int value_;
 };
 
 std::string named(const std::string& path) { return "ledger " + path + ": "; }
@@ -94,8 +89,8 @@ void write_all(const std::string& path, int file, const void* data, std::size_t 
   }
 }
 
-// A whole file under another name first: nobody ever sees half of one. Who else makes it at
-// the same time may be faster.
+// A whole file under another name first: nobody ever sees half of one. Another process that
+// makes it at the same time may be faster.
 void create(const FileOptions& options) {
   const Header header = new_header(options);
   const std::string draft =
@@ -175,6 +170,7 @@ void check_kernel(const std::string& path, const Header& header, int file) {
                       "system of this machine, and run `pyvattn ledger reset`");
   }
   const Descriptor other(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+  if (other.get() < 0) refuse_call(path, "open", errno);
   constexpr std::uint32_t kTestByte = kJoinByte + 1;
   bool seen = false;
   if (try_lock(other.get(), kTestByte)) {
@@ -225,7 +221,7 @@ OpenFile open_file(const FileOptions& options) {
   check_kernel(options.path, open.header, file.get());
   check_asked(options, open.header);
   open.mapping =
-      std::make_unique<Mapping>(options.path, file.release(), file_bytes(open.header.chunks));
+      std::make_unique<Mapping>(options.path, file.get(), file_bytes(open.header.chunks));
   return open;
 }
 

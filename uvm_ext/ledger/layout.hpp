@@ -92,7 +92,7 @@ struct Slot {
   SharedWord audit;
   // Chunks plus one that it may hold at most, zero for no limit: written by operators.
   SharedWord limit;
-  // Waited on by the member, moved by whoever wants it to look.
+  // Waited on by the member, moved by all who want it to look.
   SharedHalf doorbell;
   SharedHalf reserved_half;
   SharedWord reserved[8];

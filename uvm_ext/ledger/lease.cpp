@@ -63,7 +63,7 @@ void Lease::look_again() const {
   if (inherited() || lost_) return;
   const Lock lock(mutex_);
   if (!member_ || member_->table().mapping().lost()) return;
-  if (member_->table().mapping().words().epoch != epoch_) const_cast<Lease*>(this)->move_limit();
+  if (member_->table().mapping().words().epoch != epoch_) move_limit();
 }
 
 std::uint64_t Lease::limit() const {

@@ -92,7 +92,7 @@ class Lease final : public Budget {
   void replenish() REQUIRES(mutex_);
   void settle() REQUIRES(mutex_);
   void refill_pool(const View& view) REQUIRES(mutex_);
-  void move_limit() REQUIRES(mutex_);
+  void move_limit() const REQUIRES(mutex_);
   void look_again() const;
   void care() REQUIRES(mutex_);
   void run();
@@ -102,7 +102,7 @@ class Lease final : public Budget {
   std::unique_ptr<Member> member_ GUARDED_BY(mutex_);
   std::atomic<std::uint64_t> held_{0};
   std::uint64_t wanted_ GUARDED_BY(mutex_) = 0;
-  // What could not be had lately: nobody says when it is no longer needed.
+  // What there was no room for lately: no caller says when it is no longer needed.
   std::uint64_t missed_ GUARDED_BY(mutex_) = 0;
   Clock::time_point missed_until_ GUARDED_BY(mutex_){};
   Clock::time_point checked_ GUARDED_BY(mutex_){};
@@ -115,9 +115,9 @@ class Lease final : public Budget {
   const std::uint64_t most_;
   const int fork_generation_;
   // Of the last look, and the ledger's epoch then.
-  std::atomic<std::uint64_t> limit_{0};
-  std::atomic<std::uint64_t> granted_{0};
-  std::atomic<std::uint32_t> epoch_{0};
+  mutable std::atomic<std::uint64_t> limit_{0};
+  mutable std::atomic<std::uint64_t> granted_{0};
+  mutable std::atomic<std::uint32_t> epoch_{0};
   std::atomic<bool> lost_{false};
 
   Mutex watches_mutex_;

@@ -117,7 +117,7 @@ void Lease::settle() {
   move_limit();
 }
 
-void Lease::move_limit() {
+void Lease::move_limit() const {
   epoch_ = member_->table().mapping().words().epoch.load();
   const std::uint32_t lease = member_->lease();
   const View as_hungry = look(chunks_);

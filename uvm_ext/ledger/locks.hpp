@@ -13,12 +13,12 @@ void unlock(int descriptor, std::uint32_t byte);
 // Whether another open file has it; takes nothing. Where the kernel does not answer: yes.
 bool is_locked_by_other(int descriptor, std::uint32_t byte);
 
-// The byte of whoever joins; those before it are members'.
+// The byte of a process that is joining; those before it are members'.
 constexpr std::uint32_t kJoinByte = 64;
 
 class JoinLock {
  public:
-  // Tries for a second: whoever is stopped inside holds up those who join, and nobody else.
+  // Tries for a second: a process stopped inside holds up those that join, and no others.
   // Throws LedgerBusy.
   JoinLock(int descriptor, const char* path);
   ~JoinLock() { unlock(descriptor_, kJoinByte); }

@@ -40,23 +40,26 @@ struct sigaction former_handler;
 
 // The kernel closes a dying process's descriptors in ascending order, and the one that holds a
 // member's lock should outlive those that hold its memory.
-int moved_up(int descriptor) {
+int copied_high(int descriptor) {
   rlimit limit{};
   const bool known = ::getrlimit(RLIMIT_NOFILE, &limit) == 0;
   const auto most = static_cast<int>(known ? std::min<rlim_t>(limit.rlim_cur, 1024) : 256);
   const int high = ::fcntl(descriptor, F_DUPFD_CLOEXEC, most * 7 / 8);
-  if (high < 0) return descriptor;
-  ::close(descriptor);
-  return high;
+  return high >= 0 ? high : ::fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
 }
 
 void pass_on(int signal, siginfo_t* info, void* context) {
+  const bool was_sent = info->si_code <= 0;
   if ((former_handler.sa_flags & SA_SIGINFO) != 0) {
     former_handler.sa_sigaction(signal, info, context);
-  } else if (former_handler.sa_handler == SIG_DFL) {
-    // The instruction is run again, and meets the default.
+  } else if (former_handler.sa_handler == SIG_IGN && was_sent) {
+    return;
+  } else if (former_handler.sa_handler == SIG_DFL || former_handler.sa_handler == SIG_IGN) {
+    // The instruction is run again and meets the default, as the kernel has it for one that
+    // is ignored.
     ::signal(signal, SIG_DFL);
-  } else if (former_handler.sa_handler != SIG_IGN) {
+    if (was_sent) ::raise(signal);
+  } else {
     former_handler.sa_handler(signal);
   }
 }
@@ -119,16 +122,19 @@ Mapping::Mapping(std::string path, int descriptor, std::size_t bytes)
   install_handlers();
   entry_.lost = false;
   entry_.bytes = bytes;
-  entry_.descriptor = moved_up(descriptor);
+  const int copy = copied_high(descriptor);
   struct stat status{};
-  memory_ = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, entry_.descriptor, 0);
-  if (memory_ == MAP_FAILED || ::fstat(entry_.descriptor, &status) != 0) {
+  const bool is_open = copy >= 0 && ::fstat(copy, &status) == 0;
+  memory_ =
+      is_open ? ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, copy, 0) : MAP_FAILED;
+  if (memory_ == MAP_FAILED) {
     const int error = errno;
-    ::close(entry_.descriptor.exchange(-1));
+    if (copy >= 0) ::close(copy);
     entry_.taken = false;
     errno = error;
-    refuse(path_, "mmap");
+    refuse(path_, is_open ? "mmap" : "dup");
   }
+  entry_.descriptor = copy;
   ::madvise(memory_, bytes, MADV_DONTFORK);
   device_ = status.st_dev;
   inode_ = status.st_ino;
@@ -167,8 +173,9 @@ bool Mapping::reopen() {
     ::close(open);
     return false;
   }
-  entry_.descriptor = moved_up(open);
-  return true;
+  entry_.descriptor = copied_high(open);
+  ::close(open);
+  return entry_.descriptor >= 0;
 }
 
 bool Mapping::lost() const { return entry_.lost; }

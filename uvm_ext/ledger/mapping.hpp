@@ -15,7 +15,7 @@ namespace pyvattn::ledger {
 
 class Mapping {
  public:
-  // Takes over the descriptor. Throws LedgerError.
+  // Keeps a copy of the descriptor. Throws LedgerError.
   Mapping(std::string path, int descriptor, std::size_t bytes);
   ~Mapping();
   Mapping(const Mapping&) = delete;

@@ -43,6 +43,7 @@ Member::Member(const FileOptions& file, const MemberOptions& options)
 // run never wait for those who join.
 void Member::join() {
   Mapping& mapping = table_.mapping();
+  table_.settle_doubts();
   const JoinLock joining(mapping.descriptor(), table_.path().c_str());
   if (!mapping.is_in_place()) {
     throw LedgerLost("ledger " + table_.path() + " was reset at this moment: try again");

@@ -3,8 +3,8 @@
 //
 // A chunk is held only while a word of the table names its holder, and the words are changed by
 // one compare-and-swap each: what members hold and what is free is always the whole budget,
-// whoever dies at whatever instruction. Others may hand this member words at any time, but only
-// it takes them away: what it counts as its own is never too much.
+// even if a process dies between any two instructions. Others may hand this member words at any
+// time, but only it takes them away: what it counts as its own is never too much.
 //
 // Not thread-safe: callers bring their own lock.
 #pragma once
@@ -56,10 +56,10 @@ class Member {
   std::uint32_t give(std::uint32_t chunks);
   std::uint32_t give_to(const Party& party, std::uint32_t chunks);
 
-  // What every member does now and then for itself: proves that it lives, puts right what is
-  // its own and damaged, and finds what it was handed.
+  // What every member does now and then for itself: proves that it lives, repairs what is its
+  // own and damaged, and finds what it was handed.
   void show_life();
-  // And for all: what the dead held, and words without meaning, become free again.
+  // And for all: slots of the dead, what they held, and words without meaning become free.
   void sweep();
   // Whether it still has the lock that keeps its words; takes it again where its descriptor was
   // closed. Where that fails the ledger is lost.

@@ -62,8 +62,8 @@ bool Member::nobody_claims(const Watched& seen, const std::array<bool, kSlots>& 
 }
 
 // Sees that a process is dead, reads a word of its, and changes it if it is still the same:
-// whoever comes in between, or is stopped in between, does no harm, since the word names the
-// process too.
+// another process in between, or being stopped in between, does no harm, since the word names
+// the process too.
 void Member::sweep() {
   std::array<bool, kSlots> dead{};
   std::array<std::optional<std::uint32_t>, kSlots> last;
@@ -72,6 +72,8 @@ void Member::sweep() {
     // word is read.
     last[slot] = table_.generation(slot);
     dead[slot] = table_.is_dead(slot);
+    // For those who look only once, and cannot see its process.
+    if (dead[slot] && last[slot]) table_.set_left(slot, *last[slot]);
   }
   bool freed = false;
   for (std::uint32_t chunk = 0; chunk < table_.chunks(); ++chunk) {

@@ -57,7 +57,7 @@ struct Snapshot {
 // How many chunks each of the parties should hold: its guarantee, and of the rest what fills
 // those that want more to one level, by weight. Everybody computes the same, so a chunk moves
 // only from somebody above to somebody below, and the level moves only with demand: giving to
-// whoever asks would move chunks to and fro between two who want more. In the order of the
+// all who ask would move chunks to and fro between two who want more. In the order of the
 // parties.
 std::vector<std::uint32_t> targets(const Snapshot& snapshot);
 

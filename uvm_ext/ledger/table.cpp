@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "base/errors.hpp"
@@ -17,6 +18,8 @@ namespace {
 // The owner in a slot's state word; zero where there was never a process.
 constexpr std::uint8_t kPresent = 1;
 constexpr std::uint8_t kLeft = 2;
+
+constexpr std::chrono::milliseconds kStill(500);
 
 std::uint32_t crc_of(const Identity& identity) {
   return crc32c(&identity, offsetof(Identity, crc));
@@ -71,6 +74,12 @@ void Table::set_process(std::uint32_t slot, std::uint32_t generation, bool prese
   if (mapping_->slot(slot).state != word) mapping_->slot(slot).state = word;
 }
 
+void Table::set_left(std::uint32_t slot, std::uint32_t generation) {
+  std::uint64_t word = words_.pack(kStateIndex + slot, {kPresent, Kind::none, generation});
+  const std::uint64_t left = words_.pack(kStateIndex + slot, {kLeft, Kind::none, generation});
+  mapping_->slot(slot).state.compare_exchange_strong(word, left);
+}
+
 std::optional<Identity> Table::identity(std::uint32_t slot) const {
   std::uint64_t words[kIdentityWords];
   for (std::size_t i = 0; i < kIdentityWords; ++i) words[i] = mapping_->slot(slot).identity[i];
@@ -90,9 +99,12 @@ void Table::set_identity(std::uint32_t slot, Identity identity) {
   }
 }
 
+bool Table::is_locked(std::uint32_t slot) const {
+  return slot == own_ || is_locked_by_other(mapping_->descriptor(), slot);
+}
+
 bool Table::is_dead(std::uint32_t slot) {
-  const bool locked = slot == own_ || is_locked_by_other(mapping_->descriptor(), slot);
-  if (locked) {
+  if (is_locked(slot)) {
     seen_[slot].reset();
     return false;
   }
@@ -101,11 +113,22 @@ bool Table::is_dead(std::uint32_t slot) {
   if (who && who->pid_namespace == pid_namespace_ && who->start_time != 0) {
     return is_gone({who->pid, who->start_time, who->pid_namespace});
   }
-  constexpr auto kStill = std::chrono::milliseconds(500);
   const std::uint64_t beat = mapping_->slot(slot).beat;
   const auto now = Clock::now();
   if (!seen_[slot] || seen_[slot]->beat != beat) seen_[slot] = Seen{beat, now};
   return now - seen_[slot]->since >= kStill;
+}
+
+void Table::settle_doubts() {
+  const auto end = Clock::now() + kStill + std::chrono::milliseconds(100);
+  const auto is_in_doubt = [this](std::uint32_t slot) {
+    return !is_locked(slot) && !is_dead(slot) && seen_[slot];
+  };
+  for (std::uint32_t slot = 0; slot < kSlots; ++slot) {
+    while (is_in_doubt(slot) && Clock::now() < end) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+  }
 }
 
 Party Table::party(std::uint32_t slot, std::uint32_t generation) const {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A ledger that is open: reading its table and its slots. Whoever looks holds nothing up and
-// is held up by nobody.
+// A ledger that is open: reading its table and its slots. Looking holds nobody up and waits
+// for nobody.
 #pragma once
 
 #include <chrono>
@@ -43,6 +43,8 @@ class Table {
   // False once its process has left, and where there was never one.
   bool has_process(std::uint32_t slot) const;
   void set_process(std::uint32_t slot, std::uint32_t generation, bool present);
+  // As set_process(), for one that is dead: not where another process has the slot by now.
+  void set_left(std::uint32_t slot, std::uint32_t generation);
   // Nothing where what the member wrote of itself is damaged.
   std::optional<Identity> identity(std::uint32_t slot) const;
   void set_identity(std::uint32_t slot, Identity identity);
@@ -50,6 +52,10 @@ class Table {
   // By two signs: its lock is free, and either its process is gone or, where that cannot be
   // seen, its beat has stood still for half a second of this observer's clock.
   bool is_dead(std::uint32_t slot);
+  // Looks until no member is in doubt, half a second and a little at most: one who looks once
+  // would count those as living that died in another pid namespace and that no member has
+  // swept up yet.
+  void settle_doubts();
   Snapshot snapshot();
 
   // Something may be taken that could not be before.
@@ -68,6 +74,7 @@ class Table {
     Clock::time_point since{};
   };
 
+  bool is_locked(std::uint32_t slot) const;
   Party party(std::uint32_t slot, std::uint32_t generation) const;
 
   Header header_;

@@ -41,6 +41,7 @@ void limit_member(Table& table, std::uint32_t slot, std::uint32_t generation,
 Snapshot look(Table& table) {
   if (!table.mapping().is_in_place()) table.mapping().lose();
   table.check_usable();
+  table.settle_doubts();
   return table.snapshot();
 }
 

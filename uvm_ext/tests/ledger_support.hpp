@@ -50,6 +50,15 @@ class LedgerFolder {
     return std::make_unique<ledger::Member>(file, mortal);
   }
 
+  // A member of another container: its process cannot be seen from here.
+  std::unique_ptr<ledger::Member> join_from_elsewhere(const std::string& name,
+                                                      std::uint64_t guarantee = 0) const {
+    ledger::MemberOptions elsewhere = options(name, guarantee);
+    elsewhere.process = ledger::Process::self();
+    elsewhere.process->pid_namespace += 1;
+    return std::make_unique<ledger::Member>(file, elsewhere);
+  }
+
   ledger::FileOptions file;
 
  private:

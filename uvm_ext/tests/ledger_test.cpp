@@ -200,6 +200,29 @@ TEST(a_living_process_without_a_lock_keeps_its_words_and_its_slot) {
   CHECK(t.join("three")->slot() != slot);
 }
 
+TEST(a_container_that_was_killed_leaves_room_for_the_one_that_replaces_it) {
+  const LedgerFolder t(8);
+  MemberPtr killed = t.join_from_elsewhere("killed", 8);
+  test::kill(killed);
+  const MemberPtr next = t.join("next", 8);
+  care({next.get()});
+  next->take(8);
+  CHECK_EQUAL(next->lease(), 8u);
+}
+
+TEST(what_died_in_another_container_is_gone_for_those_who_look_once) {
+  const LedgerFolder t(8);
+  const MemberPtr one = t.join("one");
+  MemberPtr killed = t.join_from_elsewhere("killed", 3);
+  const std::uint32_t slot = killed->slot();
+  test::kill(killed);
+  one->table().settle_doubts();
+  care({one.get()});
+  ledger::Table fresh(t.file);
+  CHECK(fresh.snapshot().find(slot) == nullptr);
+  CHECK_EQUAL(fresh.snapshot().free, 8u);
+}
+
 TEST(a_member_whose_place_went_to_another_says_so_and_takes_no_more) {
   const LedgerFolder t(8);
   const MemberPtr one = t.join("one", 3);
