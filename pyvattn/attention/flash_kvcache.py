@@ -16,6 +16,7 @@ from torch import Tensor
 from pyvattn.attention.optional import ListedKernel, why_not_flash
 from pyvattn.attention.problem import UNLIMITED, Problem
 from pyvattn.attention.rows import blank_lse
+from pyvattn.errors import UnsupportedError
 
 _HEAD_DIMS = tuple(range(8, 257, 8))
 
@@ -51,14 +52,24 @@ class FlashKvcacheKernel(ListedKernel):
             options["softcap"] = problem.softcap
         if problem.device_starts is not None:
             options["cache_leftpad"] = problem.device_starts
-        return self.module().flash_attn_with_kvcache(
-            problem.q,
-            problem.k,
-            problem.v,
-            cache_seqlens=problem.device_lengths,
-            cache_batch_idx=problem.device_slots,
-            softmax_scale=problem.scale,
-            causal=problem.causal,
-            **self.options(problem),
-            **options,
-        )
+        try:
+            return self.module().flash_attn_with_kvcache(
+                problem.q,
+                problem.k,
+                problem.v,
+                cache_seqlens=problem.device_lengths,
+                cache_batch_idx=problem.device_slots,
+                softmax_scale=problem.scale,
+                causal=problem.causal,
+                **self.options(problem),
+                **options,
+            )
+        except RuntimeError as error:
+            # Most builds tell what they were made without only when they are asked for it.
+            _, found, lacking = str(error).partition("This flash attention build does not support ")
+            if not found:
+                raise
+            raise UnsupportedError(
+                f"kernel {self.name!r}: this build of it was made without "
+                f"{lacking.splitlines()[0].rstrip('.')}; name another kernel"
+            ) from error

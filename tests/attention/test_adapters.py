@@ -21,13 +21,15 @@ torch = pytest.importorskip("torch")
 import attention_cases
 from feature_cases import Asked, expected
 
-from pyvattn.attention import optional, varlen
+from pyvattn.attention import flash_attn3_build, flash_kvcache, optional, varlen
 from pyvattn.attention.flash_attn2 import FlashAttention2Kernel
 from pyvattn.attention.flash_attn3 import FlashAttention3Kernel
 from pyvattn.attention.flash_attn4 import FlashAttention4Kernel
 from pyvattn.attention.flashinfer import FlashInferKernel
 from pyvattn.attention.problem import Problem
+from pyvattn.attention.registry import choose
 from pyvattn.attention.varlen import VarlenKernel
+from pyvattn.errors import UnsupportedError
 
 
 def attend_row(q, k, v, scale, causal):
@@ -264,6 +266,70 @@ def check_features(kernel, causal, seed):
         torch.testing.assert_close(lse.double(), sums, atol=2e-5, rtol=2e-5)
 
 
+@pytest.fixture
+def build(monkeypatch):
+    """Let the build of FlashAttention-3 say that it was made without something."""
+
+    def without(*names):
+        known = ("SOFTCAP", "LOCAL", "FP16", "VARLEN", "SPLIT", "HDIM128", "HDIM192", "HDIM256")
+        flags = {f"FLASHATTENTION_DISABLE_{name}": name in names for name in known}
+        module = ModuleType("flash_attn_config")
+        module.CONFIG = {"build_flags": flags}
+        monkeypatch.setitem(sys.modules, "flash_attn_config", module)
+        flash_attn3_build.left_out.cache_clear()
+
+    # The tensors of these tests are not on the device that the kernel wants.
+    monkeypatch.setattr(flash_kvcache, "why_not_flash", lambda *_: None)
+    monkeypatch.setattr(optional, "why_no_device", lambda *_: None)
+    yield without
+    flash_attn3_build.left_out.cache_clear()
+
+
+def asked_for(dtype=torch.float16, head_dim=64, **options):
+    q, cached = torch.zeros(1, 1, 2, head_dim, dtype=dtype), torch.zeros(1, 8, 2, head_dim)
+    return Problem(q, cached, cached, [0], [8], True, 1.0, **options)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "refused", "reason", "taken"),
+    [
+        ("SOFTCAP", {"softcap": 30.0}, "without a softcap", {"window_size": (7, 0)}),
+        ("LOCAL", {"window_size": (7, 0)}, "without a window", {"softcap": 30.0}),
+        ("FP16", {}, "without float16", {"dtype": torch.bfloat16}),
+        ("HDIM256", {"head_dim": 256}, "head dims to 192, not 256", {"head_dim": 192}),
+    ],
+)
+def test_what_a_build_of_flash_attention_3_lacks_is_left_to_another_kernel(
+    build, left_out, refused, reason, taken
+):
+    build()
+    assert choose("auto", asked_for(**refused)).name == "flash-attn-3"
+    build(left_out, "SPLIT", "HDIM128")
+    with pytest.raises(UnsupportedError, match=f"kernel 'flash-attn-3': .*{reason}"):
+        choose("flash-attn-3", asked_for(**refused))
+    assert choose("auto", asked_for(**refused)).name != "flash-attn-3"
+    assert choose("auto", asked_for(**taken)).name == "flash-attn-3"
+
+
+def test_a_build_of_flash_attention_3_without_lengths_is_unavailable(build):
+    build("VARLEN")
+    assert "FLASH_ATTENTION_DISABLE_VARLEN" in FlashAttention3Kernel().unavailable()
+
+
+@pytest.mark.parametrize("kernel", [FlashAttention2Kernel(), FlashAttention3Kernel()])
+def test_what_a_build_says_only_when_it_is_called_is_a_typed_error(monkeypatch, kernel):
+    """A build of FlashAttention-2, or an old one of 3, does not say before what it lacks."""
+
+    def refuses(*_, **__):
+        raise RuntimeError(
+            "mha_fwd, api.cpp:12, This flash attention build does not support tanh softcapping."
+        )
+
+    monkeypatch.setattr(kernel.module(), "flash_attn_with_kvcache", refuses)
+    with pytest.raises(UnsupportedError, match=f"{kernel.name}.*made without tanh softcapping;"):
+        kernel.attend(asked_for(softcap=30.0))
+
+
 def test_flash_attention_4_by_itself_is_not_taken_for_2(monkeypatch, tmp_path):
     """Its package lies in a folder `flash_attn`, which Python imports without a module there."""
     (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
@@ -286,9 +352,10 @@ def test_the_device_of_the_queries_counts_and_not_the_current_one(monkeypatch, k
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d=None: capability.get(d))
     q = SimpleNamespace(device=torch.device("cuda:1"), dtype=torch.float16, shape=(1, 1, 4, 64))
-    assert "the device has 7.5" in kernel.unsupported(SimpleNamespace(q=q))
+    problem = SimpleNamespace(q=q, features=frozenset())
+    assert "the device has 7.5" in kernel.unsupported(problem)
     capability[q.device] = (9, 0)
-    assert kernel.unsupported(SimpleNamespace(q=q)) is None
+    assert kernel.unsupported(problem) is None
 
 
 @pytest.mark.parametrize("newer", [True, False], ids=["torch 2.13", "torch 2.11"])

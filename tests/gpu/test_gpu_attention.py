@@ -17,6 +17,7 @@ import attention_cases
 from feature_cases import Asked, expected
 
 from pyvattn.attention import append, attend, kernel_infos
+from pyvattn.attention.flash_attn3_build import features_left_out
 from pyvattn.attention.registry import _KERNELS
 from pyvattn.errors import UnsupportedError
 
@@ -96,7 +97,8 @@ def test_more_queries_than_tokens_and_rows_of_none(kernel, causal, queries):
 @pytest.mark.parametrize("seed", range(8))
 def test_every_feature_that_a_kernel_has(kernel, causal, head_dim, seed):
     """By turns each of them alone and all of them together."""
-    has = sorted(_KERNELS[kernel].features, key=lambda feature: feature.name)
+    missing = features_left_out() if kernel == "flash-attn-3" else frozenset()
+    has = sorted(_KERNELS[kernel].features - missing, key=lambda feature: feature.name)
     if not has:
         pytest.skip(f"{kernel} attends to whole rows only")
     chosen = has if seed >= len(has) else [has[seed]]
@@ -112,6 +114,24 @@ def test_every_feature_that_a_kernel_has(kernel, causal, head_dim, seed):
         except UnsupportedError as error:
             pytest.skip(str(error))
         wanted, _ = expected(case, q, asked)
+        torch.testing.assert_close(out.double().cpu(), wanted, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.skipif("flash-attn-3" not in KERNELS, reason="flash-attn-3 cannot be used here")
+def test_what_a_build_of_flash_attention_3_lacks_is_left_to_another_kernel():
+    if not (missing := features_left_out()):
+        pytest.skip("this build of FlashAttention-3 lacks nothing")
+    case = open_case("layer", 2, 8, 128, seed=9)
+    with case.cache:
+        case.fill(4, 300)
+        asked = Asked(True, missing, seed=9)
+        q = asked.draw(case, 70)
+        place = (case.cache, case.layer, case.slots, case.lengths)
+        call = {"scale": asked.scale, **asked.options}
+        with pytest.raises(UnsupportedError, match="made without"):
+            attend(q, *place, kernel="flash-attn-3", **call)
+        wanted, _ = expected(case, q, asked)
+        out = attend(q, *place, **call)
         torch.testing.assert_close(out.double().cpu(), wanted, atol=2e-2, rtol=2e-2)
 
 
