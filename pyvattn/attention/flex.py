@@ -104,17 +104,20 @@ class FlexKernel(Kernel):
         """Return the user's functions and the problem's own as one, on token positions."""
         score_mod, mask_mod = self._score_mod, self._mask_mod
         left, right = problem.bounds
-        softcap, slopes = problem.softcap, row.slopes(problem)
-        # Tensors, so that new values do not compile the kernel again; filled on the device,
-        # because a copy from the host would make each row wait for the one before.
+        slopes = row.slopes(problem)
+        # Tensors, so that new values do not compile the kernel again, which for a second float
+        # fails; filled on the device, because a copy from the host would make each row wait for
+        # the one before.
         start, first, batch = (
             torch.full((), value, device=row.q.device)
             for value in (row.start, row.start + row.first, row.index)
         )
+        softcap = torch.full((), problem.softcap, dtype=torch.float32, device=row.q.device)
+        capped = problem.softcap != 0
 
         def modified(score: Tensor, _: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             position, token = query + first, key + start
-            if softcap:
+            if capped:
                 score = softcap * torch.tanh(score / softcap)
             if score_mod is not None:
                 score = score_mod(score, batch, head, position, token)

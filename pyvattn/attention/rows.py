@@ -40,8 +40,8 @@ class Row:
 def by_row(problem: Problem, attend_row: Callable[[Row], Tensor]) -> Tensor:
     """Attend row by row, for kernels that take one length at a time.
 
-    ``attend_row`` returns the shape of the row's queries. Where the problem is causal it
-    gets those that stand at a token; otherwise all of them.
+    ``attend_row`` returns the shape of the row's queries. It gets those that see any token:
+    of one that sees none, kernels give what they like.
     """
     out = torch.zeros_like(problem.q)
     for row, place in _rows(problem, out):
@@ -66,8 +66,9 @@ def by_row_with_lse(
 
 
 def _rows(problem: Problem, out: Tensor) -> Iterator[tuple[Row, Tensor]]:
-    """Yield each row that has queries and tokens, and where in ``out`` its result belongs."""
+    """Yield each row with the queries that see a token, and where in ``out`` they belong."""
     end = 0
+    _, right = problem.bounds
     numbers = zip(
         problem.host_slots,
         problem.host_starts,
@@ -78,8 +79,9 @@ def _rows(problem: Problem, out: Tensor) -> Iterator[tuple[Row, Tensor]]:
     for index, (slot, start, length, queries) in enumerate(numbers):
         end += queries
         tokens = length - start
-        count = min(queries, tokens) if problem.causal else queries
-        if tokens <= 0 or count == 0:
+        # A query sees tokens unless it stands further before the first one than it sees ahead.
+        count = queries if right == UNLIMITED else min(queries, tokens + right)
+        if tokens <= 0 or count <= 0:
             continue
         if problem.packed:
             q, place = problem.q[end - count : end], out[end - count : end]

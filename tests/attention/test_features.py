@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 import attention_cases
 from feature_cases import Asked, expected
 
-from pyvattn.attention import Feature, Problem, attend, kernel_infos
+from pyvattn.attention import Feature, Problem, attend, flex, kernel_infos, sdpa
 from pyvattn.attention.features import named
 from pyvattn.attention.registry import _KERNELS
 from pyvattn.errors import ConfigError, TensorError, UnsupportedError
@@ -51,6 +51,53 @@ def test_features_give_what_they_mean(kernel, features, causal, seed):
             assert sums.dtype == torch.float32
             torch.testing.assert_close(again.double(), out, atol=2e-5, rtol=2e-5)
             torch.testing.assert_close(sums.double(), lse, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("window", [(0, 1), (-1, 2), (3, 0)])
+def test_torch_gets_no_query_that_sees_nothing(monkeypatch, window):
+    """What it gives for one differs: zeros on a CPU, old values from some kernels on a GPU."""
+
+    def attends(*tensors, attn_mask, **options):
+        assert attn_mask.any(-1).all()
+        return whole(*tensors, attn_mask=attn_mask, **options)
+
+    whole = sdpa.scaled_dot_product_attention
+    monkeypatch.setattr(sdpa, "scaled_dot_product_attention", attends)
+    case = attention_cases.open_case("layer", 2, 4, 32, guard_tokens=GUARD)
+    with case.cache:
+        case.fill(4, 12)
+        q = case.queries(20)
+        asked = Asked(False, frozenset(), 0, options={"window_size": window})
+        place = (case.cache, case.layer, case.slots, case.lengths)
+        call = {"causal": False, "scale": asked.scale, **asked.options}
+        out = attend(q, *place, kernel="sdpa", **call)
+        wanted, _ = expected(case, q, asked)
+        torch.testing.assert_close(out.double(), wanted, atol=2e-5, rtol=2e-5)
+
+
+def test_flex_is_not_compiled_again_for_another_softcap(monkeypatch):
+    """Nor does it get the softcap as a float, which torch cannot compile into it on a GPU."""
+    graphs = []
+
+    def counted(graph, inputs):
+        graphs.append([one for one in inputs if getattr(one, "dtype", None) == torch.float64])
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(flex.flex_attention, dynamic=True, backend=counted)
+    monkeypatch.setattr(flex, "flex_attention", compiled)
+    case = attention_cases.open_case("layer", 2, 4, 32, guard_tokens=GUARD)
+    with case.cache:
+        case.fill(1, 12)
+        q = case.queries(3)
+        place = (case.cache, case.layer, case.slots, case.lengths)
+        for softcap in (0.7, 1.3, 2.1):
+            asked = Asked(True, frozenset(), 0, options={"softcap": softcap})
+            out = attend(q, *place, kernel="flex", scale=asked.scale, softcap=softcap)
+            wanted, _ = expected(case, q, asked)
+            torch.testing.assert_close(out.double(), wanted, atol=2e-5, rtol=2e-5)
+    assert len(graphs) == 1
+    assert len(graphs[0]) <= 1, "another float than the scale"
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
