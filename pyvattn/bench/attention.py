@@ -87,8 +87,12 @@ def _measure_shape(torch: Any, options: Options, shape: Shape) -> Iterator[Measu
     torch.cuda.empty_cache()
     shape = _that_fits(torch, options, shape)
     with _open(options, shape) as cache:
-        tensors = _fill(torch, cache, shape)
+        slots = [cache.acquire(shape.context) for _ in range(shape.rows)]
+        cache.step(dict.fromkeys(slots, shape.context))
+        tensors = _fill(torch, cache)
         yield from _compare(torch, options, shape, cache.layout, tensors)
+        for slot in slots:
+            cache.release(slot)
 
 
 def _that_fits(torch: Any, options: Options, shape: Shape) -> Shape:
@@ -138,10 +142,8 @@ def _open(options: Options, shape: Shape) -> KVCache:
     )
 
 
-def _fill(torch: Any, cache: KVCache, shape: Shape) -> dict[str, list[tuple[Any, Any]]]:
+def _fill(torch: Any, cache: KVCache) -> dict[str, list[tuple[Any, Any]]]:
     """Return each layer's K and V in both kinds of memory, with the same random tokens."""
-    slots = [cache.acquire(shape.context) for _ in range(shape.rows)]
-    cache.step(dict.fromkeys(slots, shape.context))
     ours, plain = [], []
     for layer in range(cache.spec.layers):
         mapped = cache.layer(layer)

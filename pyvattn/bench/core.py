@@ -235,7 +235,8 @@ def _bookkeeping() -> Iterator[Measure]:
             at_most=1024,
         )
         resident = _resident_bytes()
-        cache.step({cache.acquire(_TOKENS): _TOKENS for _ in range(2048)})
+        live = {cache.acquire(_TOKENS): _TOKENS for _ in range(2048)}
+        cache.step(live)
         full = cache.stats()
         blocks = (full.pages_mapped - empty.pages_mapped) // cache.geometry.arenas
         yield Measure(

@@ -62,7 +62,8 @@ def _rows_that_fit(torch: Any, device: int) -> int:
 
 
 def _loss(torch: Any, cache: KVCache, rows: int, rounds: int) -> float:
-    cache.step(dict.fromkeys([cache.acquire(_CONTEXT) for _ in range(rows)], _CONTEXT))
+    slots = [cache.acquire(_CONTEXT) for _ in range(rows)]
+    cache.step(dict.fromkeys(slots, _CONTEXT))
     ours = [cache.layer(layer) for layer in range(_SPEC.layers)]
     plain = [tuple(torch.zeros_like(one, memory_format=torch.contiguous_format) for one in kv)
              for kv in ours]  # fmt: skip
@@ -71,6 +72,8 @@ def _loss(torch: Any, cache: KVCache, rows: int, rounds: int) -> float:
         "plain": _step(torch, plain, rows),
     }
     seconds = interleave_on_gpu(in_graphs(steps) or steps, rounds=rounds)
+    for slot in slots:
+        cache.release(slot)
     slower = [a / b for a, b in zip(seconds["ours"], seconds["plain"], strict=True)]
     return max(0.0, statistics.median(slower) - 1)
 

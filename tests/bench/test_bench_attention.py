@@ -67,7 +67,7 @@ def test_the_tensors_of_a_shape_are_gone_when_the_next_one_is_fitted(monkeypatch
 
     alive = []
 
-    def fill(_torch, _cache, _shape):
+    def fill(_torch, _cache):
         made = Tensors()
         alive.append(ref(made))
         return made
@@ -78,10 +78,15 @@ def test_the_tensors_of_a_shape_are_gone_when_the_next_one_is_fitted(monkeypatch
 
     monkeypatch.setattr(attention, "require_gpu", lambda _device: card(1 << 40))
     monkeypatch.setattr(attention, "_that_fits", fits)
-    monkeypatch.setattr(attention, "_open", lambda *_: nullcontext(SimpleNamespace(layout="layer")))
+    monkeypatch.setattr(attention, "_open", open_small)
     monkeypatch.setattr(attention, "_fill", fill)
     monkeypatch.setattr(attention, "_compare", lambda *_: iter("m"))
     assert list(attention.measure(attention.Options())) == ["m"] * len(attention.SHAPES)
+
+
+def open_small(_options, shape):
+    spec = CacheSpec(1, 1, 8, max_slots=shape.rows, max_tokens=shape.context, guard_tokens=0)
+    return KVCache(spec, device="cpu", layout="layer", memory="1GiB")
 
 
 def card(free):

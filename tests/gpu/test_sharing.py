@@ -49,6 +49,7 @@ def test_kernels_read_a_fork_as_they_read_its_source(cache):
     cache.release(slot)
     cache.drain()
     assert torch.equal(attended(cache, fork, 10000), before)
+    cache.release(fork)
 
 
 def test_a_common_prompt_is_read_where_it_was_computed(cache):
@@ -84,3 +85,4 @@ def test_a_front_goes_behind_the_kernels_that_read_it(cache):
     cache.step({slot: 16001})
     assert torch.equal(cache.layer(0)[0][int(slot), 8192:16000], expected[8192:])
     assert cache.live_pages()[slot] < pages
+    cache.release(slot)

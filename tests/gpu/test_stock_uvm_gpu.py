@@ -189,13 +189,13 @@ def test_two_caches_in_one_process_are_apart(driver):
     with open_cache(driver) as first, open_cache(driver) as second:
         rows = []
         for value, cache in ((1.0, first), (2.0, second)):
-            slot = cache.acquire(1000)
-            cache.step({slot: 1000})
+            slot = cache.admit(1000)
             row = cache.layer(0)[0][slot.index, :1000]
             row.fill_(value)
-            rows.append((row, value))
-        for row, value in rows:
+            rows.append((row, value, cache, slot))
+        for row, value, cache, slot in rows:
             assert row.eq(value).all()
+            cache.release(slot)
 
 
 def test_two_processes_on_one_gpu_are_apart(driver):

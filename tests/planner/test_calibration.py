@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from pyvattn import CacheSpec, KVCache, _native
-from pyvattn.calibrate import Options, describe, measure_driver, write_calibration
+from pyvattn.calibrate import Options, describe, kernels, measure_driver, write_calibration
 from pyvattn.calibrate.driver import _line
 from pyvattn.cli.app import cli
 from pyvattn.errors import CalibrationError, ConfigError, DriverUnavailable
@@ -315,3 +315,21 @@ class TestCommand:
         with pytest.raises(DriverUnavailable):
             self.call("calibrate", "--driver", "stock-uvm", "--device", "63", "--rounds", "3")
         assert not default_path().exists()
+
+
+def test_measuring_losses_leaves_no_slot_behind(monkeypatch):
+    """Nor a warning of one, and the loss is what the slower memory takes longer."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(kernels, "_SPEC", SMALL)
+    monkeypatch.setattr(kernels, "_Q_HEADS", 2)
+    monkeypatch.setattr(kernels, "in_graphs", lambda _steps: None)
+
+    def timed(steps, rounds):
+        for step in steps.values():
+            step()
+        return {"ours": [3.0] * rounds, "plain": [2.0] * rounds}
+
+    monkeypatch.setattr(kernels, "interleave_on_gpu", timed)
+    with KVCache(SMALL, device="cpu", layout="layer", memory="64MiB") as cache:
+        assert kernels._loss(torch, cache, rows=2, rounds=3) == 0.5
+        assert not cache.live_slots()
