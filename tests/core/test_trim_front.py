@@ -260,6 +260,26 @@ def test_kernels_below_the_front_are_waited_for_on_a_gpu():
         assert cache.stats().pages_quarantined == 0
 
 
+def test_drain_takes_away_what_kernels_have_left_since():
+    gpu.reset()
+    page = 2 << 20
+    driver = _native.make_driver("cumem-emulated", page)
+    spec = small_spec(max_tokens=8192, guard_tokens=0)
+    with KVCache.on_driver(spec, driver, layout="layer", memory=32 * page) as cache:
+        slot = cache.admit(8192)
+        stream = gpu.make_stream(0)
+        address = cache.layer(0, np.from_dlpack)[0][slot, :1].__array_interface__["data"][0]
+        kernel = gpu.launch_kernel(0, stream, address, 4)
+        cache.trim(slot, front=4096, after=stream)
+        cache.drain()
+        assert cache.live_pages() == {slot: 16}
+        gpu.release_kernel(kernel)
+        _native.stream_fence("cumem-emulated", 0, stream).wait()
+        cache.drain()
+        assert cache.live_pages() == {slot: 8}
+        cache.release(slot)
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("background", [False, True])
 def test_random_trims_and_forks_read_what_an_unshared_cache_would(open_bench, seed, background):

@@ -284,7 +284,10 @@ bool Cache::can_have(std::uint64_t blocks) const {
 
 void Cache::drain() {
   check_usable();
-  if (mapper_) mapper_->drain();
+  if (!mapper_) return;
+  // What it left may have come free since it looked: kernels may have ended.
+  mapper_->wake();
+  mapper_->drain();
 }
 
 std::int64_t Cache::length(const SlotRef& slot) {
