@@ -110,9 +110,14 @@ def test_a_failing_self_test_refuses_and_leaves_nothing(sabotage, step):
 
 
 def test_memory_that_does_not_come_back_fails_the_self_test():
-    start(loses_memory=True)
+    start(frees_lost=1 << 20)
     with pytest.raises(DriverUnavailable, match=r"self-test.*does not come back"):
         _native.make_driver(NAME, PAGE)
+
+
+def test_what_others_take_for_a_while_does_not_fail_the_self_test():
+    start(frees_lost=6)
+    assert _native.make_driver(NAME, PAGE) is not None
 
 
 def test_auto_never_chooses_it(monkeypatch):

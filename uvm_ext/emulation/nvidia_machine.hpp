@@ -41,8 +41,8 @@ struct NvidiaSettings {
   bool confidential = false;
   bool wsl = false;
   bool nvml = true;
-  // Freed memory is not free again.
-  bool loses_memory = false;
+  // The first frees whose memory does not come back, as where others take as much meanwhile.
+  std::size_t frees_lost = 0;
   // Nodes under /dev that are not there, or may not be opened.
   std::vector<std::string> missing_nodes;
   std::vector<std::string> forbidden_nodes;

@@ -213,7 +213,8 @@ Status NvidiaMachine::rm_free(const OpenFilePtr& file, const std::uint32_t* call
   if (object->second.parent != call[1]) return nvidia::kInvalidObjectParent;
   const PhysicalMemory* memory = object->second.memory.get();
   if (memory != nullptr && va_space_.mappings_of(memory) > 0) return nvidia::kInUse;
-  if (settings_.loses_memory) lost_.push_back(object->second.memory);
+  if (memory != nullptr && lost_.size() < settings_.frees_lost)
+    lost_.push_back(object->second.memory);
   client->second.objects.erase(object);
   return nvidia::kOk;
 }

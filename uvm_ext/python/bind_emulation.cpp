@@ -98,7 +98,7 @@ void bind_settings(py::module_& module) {
       .def_readwrite("confidential", &NvidiaSettings::confidential)
       .def_readwrite("wsl", &NvidiaSettings::wsl)
       .def_readwrite("nvml", &NvidiaSettings::nvml)
-      .def_readwrite("loses_memory", &NvidiaSettings::loses_memory)
+      .def_readwrite("frees_lost", &NvidiaSettings::frees_lost)
       .def_readwrite("missing_nodes", &NvidiaSettings::missing_nodes)
       .def_readwrite("forbidden_nodes", &NvidiaSettings::forbidden_nodes);
   py::class_<NvidiaHoldings>(module, "Holdings", "What our clients hold now.")

@@ -13,7 +13,7 @@ namespace {
 using nvidia::kHugePage;
 
 constexpr std::size_t kSample = 4096;
-constexpr std::chrono::milliseconds kPatience{300};
+
 [[noreturn]] void refuse(const std::string& step) {
   throw DriverUnavailable("its self-test failed: " + step);
 }
@@ -73,25 +73,28 @@ void StockUvmSelfTest::check_pages(Address base, SlabId slab) {
 }
 
 void StockUvmSelfTest::check_accounting() {
-  // Another process may allocate at the same moment: one good round of three will do.
-  for (int round = 0; round < 3; ++round) {
-    if (memory_comes_back()) return;
+  // Others may allocate and free at the same moment: one good round will do. The first are short,
+  // because what disturbed one is seldom over while it waits.
+  constexpr std::chrono::milliseconds kMostPatience{640};
+  for (std::chrono::milliseconds patience{10}; patience <= kMostPatience; patience *= 2) {
+    if (memory_comes_back(patience)) return;
   }
   refuse("the memory of a freed slab does not come back");
 }
 
-bool StockUvmSelfTest::memory_comes_back() {
+bool StockUvmSelfTest::memory_comes_back(std::chrono::milliseconds patience) {
   const std::size_t bytes = driver_.chunk_;
   const std::size_t before = driver_.bytes_.free_memory();
   const nvidia::Handle memory = driver_.rm_.allocate_memory(bytes, nvidia::Granule::k2M);
-  const bool taken = settles(before - bytes / 2, 0);
+  const bool taken = settles(before - bytes / 2, 0, patience);
   driver_.rm_.free_memory(memory);
-  return taken && settles(SIZE_MAX, before - bytes / 2);
+  return taken && settles(SIZE_MAX, before - bytes / 2, patience);
 }
 
 // The device counts freed memory as free once it has scrubbed it.
-bool StockUvmSelfTest::settles(std::size_t below, std::size_t above) const {
-  const auto deadline = std::chrono::steady_clock::now() + kPatience;
+bool StockUvmSelfTest::settles(std::size_t below, std::size_t above,
+                               std::chrono::milliseconds patience) const {
+  const auto deadline = std::chrono::steady_clock::now() + patience;
   do {
     const std::size_t free = driver_.bytes_.free_memory();
     if (free <= below && free >= above) return true;

@@ -3,6 +3,7 @@
 // stock-uvm is where it should be. A layout that is wrong in one field shows here.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <string>
 
@@ -21,8 +22,8 @@ class StockUvmSelfTest {
   void check_mapping();
   void check_pages(Address base, SlabId slab);
   void check_accounting();
-  bool memory_comes_back();
-  bool settles(std::size_t below, std::size_t above) const;
+  bool memory_comes_back(std::chrono::milliseconds patience);
+  bool settles(std::size_t below, std::size_t above, std::chrono::milliseconds patience) const;
   void expect(Address address, const std::string& bytes, const char* step);
 
   StockUvmDriver& driver_;
