@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0 */
 /*
  * Included before our files: what they call of UVM and of the kernel that can fail, and neither
- * an interface function nor an allocation of UVM is. And a limit that the simulated GPU has the
- * memory for.
+ * an interface function nor an allocation of UVM is; and what they take of the kernel's memory is
+ * counted. And a limit that the simulated GPU has the memory for.
  */
 #include <linux/mm.h>
+#include <linux/slab.h>
 #include <linux/xarray.h>
 
 #include "uvm_pmm_gpu.h"
@@ -14,13 +15,18 @@
 
 bool gpusim_fails(const char *name);
 void gpusim_passes(const char *name);
+void *gpusim_taken(void *memory);
+void gpusim_given_back(const void *memory);
 
 #undef kvmalloc
 #define kvmalloc(size, flags) \
-	(gpusim_fails("kvmalloc") ? NULL : kvmalloc_node(size, flags, NUMA_NO_NODE))
+	(gpusim_fails("kvmalloc") ? NULL : gpusim_taken(kvmalloc_node(size, flags, NUMA_NO_NODE)))
 
 #undef kvzalloc
 #define kvzalloc(size, flags) kvmalloc(size, (flags) | __GFP_ZERO)
+
+#define kvfree(memory) \
+	(gpusim_given_back(memory), (kvfree)(memory))
 
 #define __uvm_push_begin_acquire_with_info(...)		\
 	(gpusim_fails("push") ? NV_ERR_NO_MEMORY :	\

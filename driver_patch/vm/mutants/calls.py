@@ -269,6 +269,17 @@ CALLS = (
         "other_memory_is_not_replaced",
     ),
     Mutant(
+        "memory of a peer is replaced",
+        "uvm_vattn_map.c",
+        (
+            (
+                "map->owning_gpu != batch->gpu || map->is_sysmem)",
+                "map->is_sysmem)",
+            ),
+        ),
+        "memory_of_a_peer_is_not_replaced",
+    ),
+    Mutant(
         "a sparse range is replaced",
         "uvm_vattn_map.c",
         (

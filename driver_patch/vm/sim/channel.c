@@ -2,11 +2,16 @@
 /* Channels, and the thread that fetches their pushbuffers and executes the methods. */
 #include <linux/delay.h>
 #include <linux/kthread.h>
+#include <linux/moduleparam.h>
 #include <linux/slab.h>
 
 #include "gpusim.h"
 #include "clc06f.h"
 #include "clc86f.h"
+
+static uint slow_ms;
+module_param(slow_ms, uint, 0644);
+MODULE_PARM_DESC(slow_ms, "The GPU takes up new work only so often.");
 
 #define IDLE_ROUNDS 200	/* rounds without work before the engine sleeps between polls */
 
@@ -150,6 +155,8 @@ static bool fetch_segment(struct sim_channel *channel, u64 entry)
 		kill_channel(channel, "the pushbuffer cannot be read");
 		return false;
 	}
+	if (words * sizeof(u32) > SIM_PUSH_BYTES)
+		sim_model_error("a push of %u words is longer than UVM has room for", words);
 	channel->push_length = words;
 	sim_order_begin(channel);
 	channel->tsg->vas->gpu->counters.pushes++;
@@ -294,9 +301,12 @@ static int engine(void *data)
 
 	while (!kthread_should_stop()) {
 		struct sim_channel *channel;
-		u64 now = ktime_get_ns();
 		bool worked = false;
+		u64 now;
 
+		if (READ_ONCE(slow_ms))
+			msleep(slow_ms);
+		now = ktime_get_ns();
 		sim_clear_fault_flags(gpu);
 		WRITE_ONCE(gpu->time[1], upper_32_bits(now));
 		WRITE_ONCE(gpu->time[0], lower_32_bits(now));

@@ -62,8 +62,8 @@ NV_STATUS nvUvmInterfaceFreeDupedHandle(uvmGpuDeviceHandle device, NvHandle hPhy
 }
 EXPORT_SYMBOL(nvUvmInterfaceFreeDupedHandle);
 
-/* A page-table entry of video memory. */
-static u64 make_pte(const struct sim_class *class, u64 physical, const UvmGpuExternalMappingInfo *info)
+/* A page-table entry of video memory, of the GPU itself or of a peer. */
+static u64 make_pte(const struct sim_class *class, u64 physical, bool peer, const UvmGpuExternalMappingInfo *info)
 {
 	const struct sim_mmu_format *mmu = class->mmu;
 	bool uncached = info->cachingType == UvmRmGpuCachingTypeForceUncached;
@@ -71,7 +71,7 @@ static u64 make_pte(const struct sim_class *class, u64 physical, const UvmGpuExt
 	bool atomic = info->mappingType == UvmRmGpuMappingTypeDefault ||
 		      info->mappingType == UvmRmGpuMappingTypeReadWriteAtomic;
 
-	return 1 | (uncached ? mmu->uncached : 0) | (read_only ? mmu->read_only : 0) | (atomic ? 0 : mmu->no_atomic) |
+	return 1 | (peer ? BIT(1) : 0) | (uncached ? mmu->uncached : 0) | (read_only ? mmu->read_only : 0) | (atomic ? 0 : mmu->no_atomic) |
 	       mmu->no_access_counters | class->page_kind | (physical >> mmu->page.shift);
 }
 
@@ -92,14 +92,16 @@ NV_STATUS nvUvmInterfaceGetExternalAllocPtes(uvmGpuAddressSpaceHandle vaSpace, N
 {
 	struct sim_memory *memory = xa_load(&duplicates, hMemory);
 	u64 page_size, wanted, room, words, i;
+	bool peer;
 	NV_STATUS status;
 
 	SIM_MAY_FAIL();
 	if (!memory)
 		return NV_ERR_INVALID_OBJECT_HANDLE;
-	if (memory->gpu != sim_vas(vaSpace)->gpu || info->formatType != UvmRmGpuFormatTypeDefault ||
+	if (info->formatType != UvmRmGpuFormatTypeDefault ||
 	    info->compressionType != UvmRmGpuCompressionTypeDefault)
 		return SIM_NOT_MODELLED();
+	peer = memory->gpu != sim_vas(vaSpace)->gpu;
 	page_size = info->mappingPageSize ?: memory->page_size;
 	/* An entry of 2M lies in the directory above, whose entries are twice as large. */
 	words = page_size == UVM_PAGE_SIZE_2M ? 2 : 1;
@@ -113,7 +115,7 @@ NV_STATUS nvUvmInterfaceGetExternalAllocPtes(uvmGpuAddressSpaceHandle vaSpace, N
 		u64 at = offset + i * page_size;
 		u64 physical = memory->pages[at / memory->page_size] + at % memory->page_size;
 
-		info->pteBuffer[i * words] = make_pte(memory->gpu->class, physical, info);
+		info->pteBuffer[i * words] = make_pte(memory->gpu->class, physical, peer, info);
 		if (words == 2)
 			info->pteBuffer[i * words + 1] = 0;
 	}

@@ -24,6 +24,7 @@
 #define SIM_MAX_GPUS 2
 #define SIM_PAGE_SHIFT 16	/* the frame buffer is allocated in pages of 64K */
 #define SIM_PAGE_SIZE (1ULL << SIM_PAGE_SHIFT)
+#define SIM_PUSH_BYTES (128U << 10)	/* UVM_MAX_PUSH_SIZE: what is longer runs over the next one */
 
 enum sim_object {
 	SIM_OBJ_SESSION,
@@ -40,6 +41,7 @@ enum sim_object {
 	SIM_OBJ_FAULT_BUFFER,
 	SIM_OBJ_ACCESS_COUNTERS,
 	SIM_OBJ_CLIENT,
+	SIM_OBJ_KERNEL_MEMORY,	/* of the patch, see inject.c */
 	SIM_OBJ_COUNT
 };
 
@@ -77,7 +79,7 @@ struct sim_gpu {
 	struct pci_dev *pci;
 	const struct sim_class *class;
 	NvProcessorUuid uuid;
-	void *fb;		/* the frame buffer */
+	void *fb;		/* the frame buffer: see sim_fb() */
 	u64 fb_size;
 	struct mutex lock;
 	struct list_head channels;
@@ -192,6 +194,8 @@ bool sim_is_paused(void);
 /* memory.c */
 int sim_fb_init(struct sim_gpu *gpu, u64 size);
 void sim_fb_exit(struct sim_gpu *gpu);
+void *sim_fb(struct sim_gpu *gpu, u64 address);
+bool sim_fb_repeats(struct sim_gpu *gpu, const void *at);
 void *sim_physical(struct sim_gpu *gpu, enum sim_aperture aperture, u64 address, u64 *run);
 struct sim_mapping *sim_find_mapping(struct sim_vaspace *vas, u64 va);
 void sim_free_mappings(struct sim_vaspace *vas);

@@ -91,6 +91,24 @@ bool gpusim_fails(const char *name)
 }
 EXPORT_SYMBOL(gpusim_fails);
 
+/* Memory of the kernel that our files have: Debian's has no leak checker. */
+void *gpusim_taken(void *memory);
+void *gpusim_taken(void *memory)
+{
+	if (memory)
+		sim_born(SIM_OBJ_KERNEL_MEMORY);
+	return memory;
+}
+EXPORT_SYMBOL(gpusim_taken);
+
+void gpusim_given_back(const void *memory);
+void gpusim_given_back(const void *memory)
+{
+	if (memory)
+		sim_died(SIM_OBJ_KERNEL_MEMORY);
+}
+EXPORT_SYMBOL(gpusim_given_back);
+
 /* The same for what cannot fail: a place to pause at. */
 void gpusim_passes(const char *name);
 void gpusim_passes(const char *name)

@@ -153,15 +153,29 @@ NV_STATUS nvUvmInterfaceGetEccInfo(uvmGpuDeviceHandle device, UvmGpuEccInfo *ecc
 }
 EXPORT_SYMBOL(nvUvmInterfaceGetEccInfo);
 
+/* GPUs may be peers over PCIe, each being the other's first: enough to map memory of one for the other. */
 NV_STATUS nvUvmInterfaceGetP2PCaps(uvmGpuDeviceHandle device1, uvmGpuDeviceHandle device2,
 				   UvmGpuP2PCapsParams *params)
 {
 	SIM_MAY_FAIL();
 	memset(params, 0, sizeof(*params));
-	params->p2pLink = UVM_LINK_TYPE_NONE;
+	params->p2pLink = UVM_LINK_TYPE_PCIE;
 	return NV_OK;
 }
 EXPORT_SYMBOL(nvUvmInterfaceGetP2PCaps);
+
+NV_STATUS nvUvmInterfaceP2pObjectCreate(uvmGpuDeviceHandle device1, uvmGpuDeviceHandle device2, NvHandle *object)
+{
+	SIM_MAY_FAIL();
+	*object = 1;
+	return NV_OK;
+}
+EXPORT_SYMBOL(nvUvmInterfaceP2pObjectCreate);
+
+void nvUvmInterfaceP2pObjectDestroy(uvmGpuSessionHandle session, NvHandle object)
+{
+}
+EXPORT_SYMBOL(nvUvmInterfaceP2pObjectDestroy);
 
 NV_STATUS nvUvmInterfaceServiceDeviceInterruptsRM(uvmGpuDeviceHandle device)
 {

@@ -7,20 +7,38 @@
 
 #define SIM_FB_POISON 0xa5	/* memory of a GPU is not zero at start */
 
+/*
+ * Of a larger frame buffer so much is there, and above it as much once more, again and again: for
+ * tests of large sizes, which look at addresses and not at what lies there. Page tables are safe as
+ * long as no two of them lie that far apart.
+ */
+#define SIM_FB_REAL (64ULL << 20)
 
 int sim_fb_init(struct sim_gpu *gpu, u64 size)
 {
-	gpu->fb = vmalloc(size);
+	u64 real = min(size, 2 * SIM_FB_REAL);
+
+	gpu->fb = vmalloc(real);
 	if (!gpu->fb)
 		return -ENOMEM;
 	gpu->fb_size = size;
-	memset(gpu->fb, SIM_FB_POISON, size);
+	memset(gpu->fb, SIM_FB_POISON, real);
 	return 0;
 }
 
 void sim_fb_exit(struct sim_gpu *gpu)
 {
 	vfree(gpu->fb);
+}
+
+void *sim_fb(struct sim_gpu *gpu, u64 address)
+{
+	return gpu->fb + (address < SIM_FB_REAL ? address : SIM_FB_REAL + address % SIM_FB_REAL);
+}
+
+bool sim_fb_repeats(struct sim_gpu *gpu, const void *at)
+{
+	return gpu->fb_size > 2 * SIM_FB_REAL && at >= gpu->fb + SIM_FB_REAL && at < gpu->fb + 2 * SIM_FB_REAL;
 }
 
 /* Where a physical address lies for the CPU, and how many bytes follow it in one piece. */
@@ -33,7 +51,7 @@ void *sim_physical(struct sim_gpu *gpu, enum sim_aperture aperture, u64 address,
 			return NULL;
 		}
 		*run = SIM_PAGE_SIZE - (address & (SIM_PAGE_SIZE - 1));
-		return gpu->fb + address;
+		return sim_fb(gpu, address);
 	}
 	if (!pfn_valid(PHYS_PFN(address))) {
 		sim_model_error("access to system address 0x%llx, which is no memory", address);
@@ -76,7 +94,7 @@ static struct sim_backing *backing_create(struct sim_gpu *gpu, u64 size, bool vi
 	if (vid) {
 		backing->size = roundup_pow_of_two(max(size, SIM_PAGE_SIZE));
 		if (sim_rm_alloc_pages(gpu, 1, backing->size, &backing->physical) == NV_OK)
-			backing->cpu = gpu->fb + backing->physical;
+			backing->cpu = sim_fb(gpu, backing->physical);
 	} else {
 		backing->cpu = vzalloc(size);
 	}

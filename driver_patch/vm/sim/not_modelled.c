@@ -16,8 +16,6 @@
 	}					\
 	EXPORT_SYMBOL(name)
 
-NOT_MODELLED(nvUvmInterfaceP2pObjectCreate, uvmGpuDeviceHandle a, uvmGpuDeviceHandle b, NvHandle *object);
-NOT_MODELLED_VOID(nvUvmInterfaceP2pObjectDestroy, uvmGpuSessionHandle session, NvHandle object);
 NOT_MODELLED(nvUvmInterfaceRetainChannel, uvmGpuAddressSpaceHandle vas, NvHandle client, NvHandle channel,
 	     void **retained, UvmGpuChannelInstanceInfo *info);
 NOT_MODELLED(nvUvmInterfaceBindChannelResources, void *retained, UvmGpuChannelResourceBindParams *params);

@@ -2,6 +2,7 @@
 /* PMA, the physical memory allocator of the frame buffer, in pages of 64K. */
 #include <linux/module.h>
 #include <linux/slab.h>
+#include <linux/string.h>
 #include <linux/vmalloc.h>
 
 #include "gpusim.h"
@@ -58,13 +59,10 @@ bool sim_pages_are_going(struct sim_gpu *gpu, u64 address, u64 size)
 
 static void update_statistics(struct sim_pma *pma)
 {
-	u64 page, i, whole = 0;
+	u64 page, whole = 0;
 
-	for (page = RESERVED_PAGES; page < pma->pages; page += PAGES_2M) {
-		for (i = 0; i < PAGES_2M && pma->owner[page + i] == SIM_PAGE_FREE; i++)
-			;
-		whole += i == PAGES_2M;
-	}
+	for (page = RESERVED_PAGES; page < pma->pages; page += PAGES_2M)
+		whole += !memchr_inv(pma->owner + page, SIM_PAGE_FREE, PAGES_2M);
 	pma->stats.numFreePages64k = pma->free;
 	pma->stats.numFreePages2m = whole;
 }
@@ -199,7 +197,7 @@ static void zero_pages(struct sim_gpu *gpu, const u64 *pages, u64 count, u64 pag
 	u64 i;
 
 	for (i = 0; zero == ZERO_DONE && i < count; i++)
-		memset(gpu->fb + pages[i], 0, page_size);
+		memset(sim_fb(gpu, pages[i]), 0, page_size);
 }
 
 NV_STATUS nvUvmInterfacePmaAllocPages(void *pPma, NvLength pageCount, NvU64 pageSize,

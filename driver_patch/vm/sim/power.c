@@ -75,7 +75,7 @@ static void power_down(struct sim_gpu *gpu)
 	if (!list_empty(&gpu->channels))
 		for (at = 0; at < gpu->fb_size; at += SIM_PAGE_SIZE)
 			if (!sim_page_in_use(gpu, at))
-				memset(gpu->fb + at, POISON, SIM_PAGE_SIZE);
+				memset(sim_fb(gpu, at), POISON, SIM_PAGE_SIZE);
 	list_for_each_entry(vas, &gpu->vaspaces, node)
 		sim_tlb_flush(&vas->tlb);
 	mutex_unlock(&gpu->lock);

@@ -20,6 +20,7 @@ static const char *const sim_object_names[SIM_OBJ_COUNT] = {
 	[SIM_OBJ_FAULT_BUFFER] = "fault buffer",
 	[SIM_OBJ_ACCESS_COUNTERS] = "access counter buffer",
 	[SIM_OBJ_CLIENT] = "rm client",
+	[SIM_OBJ_KERNEL_MEMORY] = "kernel memory",
 };
 
 void sim_model_error(const char *format, ...)

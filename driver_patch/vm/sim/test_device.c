@@ -74,9 +74,9 @@ static long do_fb_access(void __user *argument)
 	if (request.physical > gpu->fb_size || request.length > gpu->fb_size - request.physical)
 		return -EINVAL;
 	if (request.write)
-		left = copy_from_user(gpu->fb + request.physical, u64_to_user_ptr(request.buffer), request.length);
+		left = copy_from_user(sim_fb(gpu, request.physical), u64_to_user_ptr(request.buffer), request.length);
 	else
-		left = copy_to_user(u64_to_user_ptr(request.buffer), gpu->fb + request.physical, request.length);
+		left = copy_to_user(u64_to_user_ptr(request.buffer), sim_fb(gpu, request.physical), request.length);
 	return left ? -EFAULT : 0;
 }
 

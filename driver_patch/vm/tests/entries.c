@@ -211,6 +211,27 @@ PATCH_TEST(other_memory_is_not_replaced)
 	map_one(&gpu, base, handle, 0, 1);
 }
 
+/* Nor is memory of a peer, which has entries of another kind. */
+PATCH_TEST(memory_of_a_peer_is_not_replaced)
+{
+	struct gpu gpu = open_gpu(0), peer = open_gpu_on(gpu.uvm, 1), from_peer = peer;
+	uint64_t base = external_range(&gpu, PAGE_2M), handle = vattn_alloc(&gpu, PAGE_64K, 4);
+	UVM_ENABLE_PEER_ACCESS_PARAMS access = { .gpuUuidA = gpu.uuid, .gpuUuidB = peer.uuid };
+	struct gpusim_pte pte;
+
+	CHECK(!ioctl(gpu.uvm, UVM_ENABLE_PEER_ACCESS, &access));
+	CHECK_EQ(access.rmStatus, NV_OK);
+	from_peer.uuid = gpu.uuid;	/* that is to map it */
+	CHECK_EQ(try_map_external(&from_peer, base, PAGE_2M, 0, rm_memory(&peer, PAGE_2M), 1), NV_OK);
+	CHECK_EQ(dump_ptes(&gpu, base, PAGE_64K, &pte, 1), 1);
+	CHECK_EQ(pte.aperture, 1);
+	CHECK_EQ(try_map_one(&gpu, base + PAGE_64K, handle, 0, 1, UVM_VATTN_MAP_REPLACE), NV_ERR_UVM_ADDRESS_IN_USE);
+	CHECK_EQ(try_unmap_one(&gpu, base, PAGE_64K), NV_ERR_INVALID_ADDRESS);
+	CHECK_EQ(vattn_stats(&gpu).process_mappings, 0);
+	CHECK_EQ(try_unmap_external(&gpu, base, PAGE_2M), NV_OK);
+	map_one(&gpu, base, handle, 0, 1);
+}
+
 PATCH_TEST(sparse_range_is_not_replaced)
 {
 	struct gpu gpu = open_gpu(0);
@@ -229,11 +250,17 @@ PATCH_TEST(sparse_range_is_not_replaced)
 PATCH_TEST(table_beside_other_ranges)
 {
 	struct gpu gpu = open_gpu(0);
-	uint64_t base = reserve_aligned(2 * PAGE_2M, PAGE_2M), handle = vattn_alloc(&gpu, PAGE_64K, 32);
-	uint64_t alone = external_range(&gpu, PAGE_2M), pushes, ours;
+	uint64_t area = reserve_aligned(16 * MB, 16 * MB), handle = vattn_alloc(&gpu, PAGE_64K, 32);
+	uint64_t base = area + 8 * MB, pushes, ours;
 
+	CHECK_EQ(try_external_range(&gpu, area, PAGE_2M), NV_OK);
+	CHECK_EQ(try_external_range(&gpu, area + PAGE_2M, PAGE_2M), NV_OK);
 	CHECK_EQ(try_external_range(&gpu, base + MB, PAGE_2M), NV_OK);
-	map_one(&gpu, alone, handle, 0, 1);	/* what lies above the tables is there */
+	map_one(&gpu, area, handle, 0, 1);	/* what lies above the tables is there */
+	pushes = counters(0).pushes;
+	ours = vattn_stats(&gpu).pte_pushes;
+	map_one(&gpu, area + PAGE_2M, handle, 0, 1);	/* nothing else can lie in it */
+	CHECK_EQ(counters(0).pushes - pushes, vattn_stats(&gpu).pte_pushes - ours);
 	pushes = counters(0).pushes;
 	ours = vattn_stats(&gpu).pte_pushes;
 	map_one(&gpu, base + PAGE_2M, handle, 16, 16);	/* managed memory may come after it */

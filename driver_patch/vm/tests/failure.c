@@ -150,6 +150,10 @@ PATCH_TEST(every_call_fails_once)
 	fail_each_call(&scene, "unmap", unmap_middle, 6);
 	fail_each_call(&scene, "free", free_new, 0);
 	CHECK_EQ(counters(0).tlb_stale_hits, 0);
+	/* What is cut stays so where the batch fails; with the range all of it goes. */
+	free_range(&scene.gpu, scene.base, scene.length);
+	CHECK_EQ(vattn_stats(&scene.gpu).process_mappings, 0);
+	CHECK_EQ(vattn_stats(&scene.gpu).process_bytes, 96 * PAGE_64K);
 }
 
 PATCH_TEST(first_allocation_fails)

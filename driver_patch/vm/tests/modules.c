@@ -49,6 +49,48 @@ TEST_WITH(no_limits_asked_for, .needs_patch = true, .gpu = "fb_mb=64 gpus=1")
 	vattn_alloc(&gpu, PAGE_2M, 25);
 }
 
+static int by_physical(const void *left, const void *right)
+{
+	const struct gpusim_pte *a = left, *b = right;
+
+	return a->physical < b->physical ? -1 : a->physical > b->physical;
+}
+
+/*
+ * More than 4 GiB in one handle, one entry, one offset: what needs more than 32 bits anywhere. Of
+ * this much memory the simulator has the addresses, and not what lies there.
+ */
+TEST_WITH(handles_beyond_4_gib, .needs_patch = true, .gpu = "fb_mb=9216 gpus=1", .uvm = "uvm_vattn_max_mbytes=8256")
+{
+	enum { LARGE = 2050, SMALL = 65536 + 70, FEW = 32, SMALL_END = SMALL - FEW, ALL = LARGE + 2 * FEW };
+	static struct gpusim_pte ptes[ALL];
+	struct gpu gpu = open_gpu(0);
+	uint64_t large = vattn_alloc(&gpu, PAGE_2M, LARGE), small = vattn_alloc(&gpu, PAGE_64K, SMALL);
+	uint64_t length = (LARGE + 2) * PAGE_2M, base = external_range(&gpu, length), end = base + LARGE * PAGE_2M;
+	uint64_t bytes = LARGE * PAGE_2M + SMALL * PAGE_64K, handle, i;
+
+	CHECK_EQ(vattn_stats(&gpu).process_bytes, bytes);
+	CHECK_EQ(vattn_stats(&gpu).bytes_allocated, bytes);
+	CHECK_EQ(vattn_query(&gpu).limit_bytes, 8256 * MB);
+	CHECK_EQ(try_alloc(&gpu, PAGE_2M, 30, &handle), NV_ERR_INSUFFICIENT_RESOURCES);
+	map_one(&gpu, base, large, 0, LARGE);
+	map_one(&gpu, end, small, SMALL_END, FEW);
+	map_one(&gpu, end + PAGE_2M, small, SMALL_END % 65536, FEW);
+	CHECK_EQ(vattn_stats(&gpu).bytes_mapped[5], LARGE * PAGE_2M);
+	CHECK_EQ(vattn_stats(&gpu).process_bytes, bytes + 3 * 512 + (LARGE + 2) * 64);
+	CHECK_EQ(dump_ptes(&gpu, base, length, ptes, ALL), ALL);
+	for (i = 0; i < LARGE; i++)
+		CHECK_EQ(ptes[i].va, base + i * PAGE_2M);
+	/* Each has memory of its own. */
+	qsort(ptes, ALL, sizeof(*ptes), by_physical);
+	for (i = 1; i < ALL; i++)
+		CHECK(ptes[i].physical >= ptes[i - 1].physical + ptes[i - 1].size);
+	unmap_one(&gpu, base, LARGE * PAGE_2M);
+	CHECK_EQ(dump_ptes(&gpu, base, length, ptes, 1), 2 * FEW);
+	vattn_free(&gpu, large);
+	CHECK_EQ(vattn_stats(&gpu).process_bytes, SMALL * PAGE_64K + 2 * (512 + 64));
+}
+
 /* References are counted in an int. */
 TEST_WITH(too_many_mappings_asked_for, .needs_patch = true,
 	  .uvm = "uvm_vattn_max_mappings=18446744073709551615 uvm_vattn_max_mbytes=18446744073709551615")

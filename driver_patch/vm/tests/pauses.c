@@ -85,6 +85,67 @@ PATCH_TEST(gpu_leaves_and_comes_back_in_the_middle_of_an_allocation)
 	vattn_free(&gpu, call.handle);
 }
 
+/* What a call promises is done when it returns, however long the GPU takes. */
+PATCH_TEST(calls_wait_for_a_slow_gpu)
+{
+	struct gpu gpu = open_gpu(0);
+	uint64_t base = external_range(&gpu, PAGE_2M), handle, before, set, round;
+	struct gpusim_pte pte;
+
+	for (round = 0; round < 3; round++) {
+		before = counters(0).bytes_set;
+		sim_parameter("slow_ms", "40");
+		handle = vattn_alloc(&gpu, PAGE_64K, 3);
+		set = counters(0).bytes_set - before;
+		map_one(&gpu, base, handle, 0, 3);
+		CHECK_EQ(dump_ptes(&gpu, base, PAGE_2M, &pte, 1), 3);
+		unmap_one(&gpu, base, 3 * PAGE_64K);
+		CHECK_EQ(dump_ptes(&gpu, base, PAGE_2M, &pte, 1), 0);
+		sim_parameter("slow_ms", "0");
+		CHECK(set >= 3 * PAGE_64K);
+		vattn_free(&gpu, handle);
+	}
+}
+
+static void hear(int signal)
+{
+}
+
+static void *map_call(void *argument)
+{
+	struct call *call = argument;
+	uint64_t base = external_range(call->gpu, PAGE_2M);
+
+	/* From here on: what comes before is no part of the call. */
+	pause_next("kvmalloc");
+	call->status = try_map_one(call->gpu, base, call->handle, 0, 2, 0);
+	return NULL;
+}
+
+static NV_STATUS call_with_a_signal(void *(*function)(void *), struct call *call)
+{
+	pthread_t thread;
+
+	CHECK(!pthread_create(&thread, NULL, function, call));
+	wait_for_pause();
+	CHECK(!pthread_kill(thread, SIGUSR1));
+	let_go();
+	CHECK(!pthread_join(thread, NULL));
+	return call->status;
+}
+
+/* Only what ends the process ends a call. */
+PATCH_TEST(signals_that_do_not_kill_change_nothing)
+{
+	struct gpu gpu = open_gpu(0);
+	struct call call = { .gpu = &gpu, .page_size = PAGE_64K, .count = 2 * 32 + 5 };
+
+	CHECK(signal(SIGUSR1, hear) != SIG_ERR);
+	pause_next("nvUvmInterfacePmaAllocPages");
+	CHECK_EQ(call_with_a_signal(allocate, &call), NV_OK);
+	CHECK_EQ(call_with_a_signal(map_call, &call), NV_OK);
+}
+
 static void alloc_in_two_parts(struct gpu *gpu)
 {
 	uint64_t handle;

@@ -14,15 +14,23 @@ static const uint64_t page_sizes[] = { 64 * KB, 128 * KB, 256 * KB, 512 * KB, 1 
 PATCH_TEST(query_says_what_there_is)
 {
 	struct gpu gpu = open_gpu(0);
-	struct uvm_vattn_query query = vattn_query(&gpu);
+	struct uvm_vattn_query query = vattn_query(&gpu), alone = { .version = 0 };
 	size_t i;
 
 	CHECK_EQ(query.version, UVM_VATTN_VERSION);
+	CHECK_EQ(query.features, UVM_VATTN_FEATURE_READ_ONLY | UVM_VATTN_FEATURE_REPLACE);
 	for (i = 0; i < SIZES; i++)
 		CHECK(query.page_sizes & page_sizes[i]);
-	CHECK(query.max_batch >= 1);
-	CHECK(query.max_batch_ptes >= 1);
-	CHECK(query.max_alloc_bytes >= 1 * MB);
+	CHECK_EQ(query.max_batch, 65536);
+	CHECK_EQ(query.max_batch_ptes, 1 << 20);
+	CHECK_EQ(query.max_alloc_bytes, 40 * MB);
+	/* Of the interface alone, where no GPU is named. */
+	CHECK(!ioctl(gpu.uvm, UVM_VATTN_QUERY, &alone));
+	CHECK_EQ(alone.rm_status, NV_OK);
+	CHECK_EQ(alone.features, query.features);
+	CHECK_EQ(alone.page_sizes, query.page_sizes);
+	CHECK_EQ(alone.max_batch_ptes, query.max_batch_ptes);
+	CHECK_EQ(alone.max_alloc_bytes, alone.limit_bytes);
 }
 
 PATCH_TEST(query_without_initialize)
