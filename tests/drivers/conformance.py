@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every driver must do: subclass, name the driver, and the suite runs on it.
 
-Memory is reached through a ``view`` of the addresses, so the suite holds for
-drivers whose memory the CPU can touch: the host's and the emulated ones.
+Memory is reached as the suite's ``Space`` reaches it: by the CPU, for the host and the
+emulated drivers; a GPU's subclass it.
 """
 
 from __future__ import annotations
 
-import ctypes
-
 import pytest
+from mapped_space import Space
 
 from pyvattn import _native
 from pyvattn.errors import DriverError
-
-SLAB_PAGES = 8
 
 
 class DriverConformance:
@@ -43,7 +40,7 @@ class DriverConformance:
 
     @pytest.fixture
     def space(self, driver, page):
-        """Reserved addresses, and slabs that together hold SLAB_PAGES pages."""
+        """Eight pages of addresses, and a slab of as many."""
         space = Space(driver, page)
         yield space
         space.give_back()
@@ -112,7 +109,7 @@ class DriverConformance:
         driver.unmap([run[0], run[3]])
 
     def test_an_extent_of_several_pages_can_be_unmapped_page_by_page(self, space, driver, page):
-        driver.map([_native.MapEntry(space.address(2), 3 * page, space.entry_slab(0), 4 * page)])
+        driver.map([_native.MapEntry(space.address(2), 3 * page, space.slabs[0], 4 * page)])
         for i in range(3):
             assert space.read(2 + i) == bytes(64)
             space.write(2 + i, bytes([65 + i]) * 8)
@@ -161,15 +158,14 @@ class DriverConformance:
 
     @pytest.mark.parametrize("call", ["map", "unmap", "zero", "allocate_slab", "free_slab"])
     def test_a_failed_call_can_be_made_again(self, space, driver, faults, page, call):
-        slab = space.slabs[0]
-        extra = driver.allocate_slab(slab.bytes)
+        extra = driver.allocate_slab(space.slab_bytes)
         if call in ("unmap", "zero"):
             space.map(0, 0)
         act = {
             "map": lambda: driver.map([space.entry(0, 0)]),
             "unmap": lambda: driver.unmap([space.entry(0, 0)]),
             "zero": lambda: driver.zero([(space.address(0), page)]),
-            "allocate_slab": lambda: driver.free_slab(driver.allocate_slab(slab.bytes)),
+            "allocate_slab": lambda: driver.free_slab(driver.allocate_slab(space.slab_bytes)),
             "free_slab": lambda: driver.free_slab(extra),
         }[call]
         faults.fail_nth(0)
@@ -199,7 +195,7 @@ class DriverConformance:
     def test_free_of_a_mapped_slab_is_refused(self, space, driver):
         space.map(0, 0)
         with pytest.raises(DriverError, match="still mapped"):
-            driver.free_slab(space.entry_slab(0))
+            driver.free_slab(space.slabs[0])
 
     def test_release_of_a_mapped_reservation_is_refused(self, space, driver):
         space.map(0, 0)
@@ -207,12 +203,12 @@ class DriverConformance:
             driver.release_reservation(space.base)
 
     def test_addresses_outside_reservations_are_refused(self, space, driver, page):
-        end = _native.MapEntry(space.base + space.bytes, page, space.entry_slab(0), 0)
+        end = _native.MapEntry(space.base + space.bytes, page, space.slabs[0], 0)
         with pytest.raises(DriverError, match="not reserved"):
             driver.map([end])
 
     def test_what_is_not_aligned_is_refused(self, space, driver, page):
-        entry = _native.MapEntry(space.base + page // 2, page, space.entry_slab(0), 0)
+        entry = _native.MapEntry(space.base + page // 2, page, space.slabs[0], 0)
         with pytest.raises(DriverError, match="aligned"):
             driver.map([entry])
 
@@ -221,54 +217,3 @@ class DriverConformance:
 
         with pytest.raises(ConfigError, match="choose one of"):
             _native.make_driver(self.name, 12345)
-
-
-class Slab:
-    def __init__(self, driver, size):
-        self.bytes = size
-        self.id = driver.allocate_slab(size)
-
-
-class Space:
-    """Eight pages of addresses, and eight pages of memory to map there."""
-
-    def __init__(self, driver, page):
-        self.driver, self.page = driver, page
-        self.bytes = SLAB_PAGES * page
-        self.base = driver.reserve(self.bytes, page)
-        self.slabs = [Slab(driver, self.bytes)]
-        self.mapped: dict[int, int] = {}
-
-    def address(self, place):
-        return self.base + place * self.page
-
-    def entry(self, place, memory):
-        offset = memory * self.page
-        slab = self.slabs[offset // self.slabs[0].bytes]
-        return _native.MapEntry(self.address(place), self.page, slab.id, offset % slab.bytes)
-
-    def entry_slab(self, memory):
-        return self.slabs[memory * self.page // self.slabs[0].bytes].id
-
-    def map(self, place, memory):
-        self.driver.map([self.entry(place, memory)])
-        self.mapped[place] = memory
-
-    def unmap(self, place):
-        self.driver.unmap([self.entry(place, self.mapped.pop(place))])
-
-    def write(self, place, data):
-        ctypes.memmove(self.address(place), data, len(data))
-
-    def write_from(self, peer, place, data):
-        raise NotImplementedError("of drivers whose memory other devices reach")
-
-    def read(self, place, size=64):
-        return ctypes.string_at(self.address(place), size)
-
-    def give_back(self):
-        for place in list(self.mapped):
-            self.unmap(place)
-        for slab in self.slabs:
-            self.driver.free_slab(slab.id)
-        self.driver.release_reservation(self.base)

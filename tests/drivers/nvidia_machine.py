@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
+
+import mapped_space
 
 from pyvattn import _native
 
@@ -65,44 +66,21 @@ class Calls:
         return {name: emulated_nvidia.calls(name) - n for name, n in self.before.items()}
 
 
-class Space:
-    """``regions`` of 2 MiB of addresses, and a slab as large."""
+class Space(mapped_space.Space):
+    """``regions`` of 2 MiB of addresses of a driver of its own, and a slab as large."""
 
     def __init__(self, name: str, page: int, regions: int = 8, device: int = 0):
-        self.driver = _native.make_driver(name, page, device)
-        self.page = page
-        self.bytes = regions * REGION
-        self.base = self.driver.reserve(self.bytes, REGION)
-        self.slab = self.driver.allocate_slab(self.bytes)
-
-    def entry(self, place: int, pages: int = 1, memory: int | None = None) -> _native.MapEntry:
-        offset = place if memory is None else memory
-        return _native.MapEntry(
-            self.address(place), pages * self.page, self.slab, offset * self.page
-        )
+        driver = _native.make_driver(name, page, device)
+        super().__init__(driver, page, pages=regions * REGION // page, alignment=REGION)
 
     def chunks(self, place: int, pages: int) -> int:
         """How many chunks ``pages`` pages from ``place`` on touch."""
         first, last = place * self.page // CHUNK, ((place + pages) * self.page - 1) // CHUNK
         return last - first + 1
 
-    def address(self, place: int) -> int:
-        return self.base + place * self.page
-
-    def read(self, place: int, size: int = 64) -> bytes:
-        return ctypes.string_at(self.address(place), size)
-
-    def write(self, place: int, data: bytes) -> None:
-        ctypes.memmove(self.address(place), data, len(data))
-
     def zeros_everywhere(self) -> bool:
         """Whether every page of the addresses can be read and begins with zeros."""
         return all(self.read(i) == bytes(64) for i in range(self.bytes // self.page))
-
-    def close(self) -> None:
-        self.driver.free_slab(self.slab)
-        self.driver.release_reservation(self.base)
-        del self.driver
 
 
 def writable() -> list[str]:

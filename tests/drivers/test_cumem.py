@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 
+import mapped_space
 import pytest
 
 from pyvattn import _native
@@ -30,33 +30,26 @@ def _fresh_gpu():
     assert (held.streams, held.events, held.contexts) == (0, 0, 0)
 
 
-class Space:
-    """One reservation on a driver of its own, and a slab for each of its pages."""
+class Space(mapped_space.Space):
+    """Eight pages of addresses on a driver of its own, and a slab for each."""
 
     def __init__(self, device: int = 0, peer_access: bool = False):
-        self.driver = _native.make_driver("cumem-emulated", PAGE, device, peer_access)
+        driver = _native.make_driver("cumem-emulated", PAGE, device, peer_access)
+        super().__init__(driver, PAGE, PAGES, slabs=PAGES)
         self.device = device
-        self.base = self.driver.reserve(PAGES * PAGE, PAGE)
-        self.slabs = [self.driver.allocate_slab(PAGE) for _ in range(PAGES)]
 
     def entries(self, *pages: int) -> list[_native.MapEntry]:
-        return [_native.MapEntry(self.address(p), PAGE, self.slabs[p], 0) for p in pages]
+        return [self.entry(page) for page in pages]
 
-    def address(self, page: int) -> int:
-        return self.base + page * PAGE
-
-    def read(self, page: int) -> bytes:
-        return ctypes.string_at(self.address(page), PAGE)
+    def read(self, place: int, size: int = PAGE) -> bytes:
+        return super().read(place, size)
 
     def fill(self, page: int, byte: int) -> None:
-        ctypes.memset(self.address(page), byte, PAGE)
+        self.write(page, bytes([byte]) * PAGE)
 
     def close(self, *mapped: int) -> None:
         self.driver.unmap(self.entries(*mapped))
-        for slab in self.slabs:
-            self.driver.free_slab(slab)
-        self.driver.release_reservation(self.base)
-        del self.driver
+        self.give_back()
 
 
 class Calls:

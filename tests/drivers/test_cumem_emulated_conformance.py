@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import pytest
-from conformance import DriverConformance, Space
+from conformance import DriverConformance
+from mapped_space import Space
 
 from pyvattn import _native
 from pyvattn._native import emulated_cuda as gpu

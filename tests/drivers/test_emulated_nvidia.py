@@ -109,7 +109,7 @@ def test_patched_the_same_address_twice_in_a_batch_is_refused():
 
 def test_a_free_while_mapped_is_refused(space):
     space.driver.map([space.entry(0)])
-    assert status_of(lambda: space.driver.free_slab(space.slab)) == "NV_ERR_IN_USE"
+    assert status_of(lambda: space.driver.free_slab(space.slabs[0])) == "NV_ERR_IN_USE"
 
 
 def test_memory_beyond_the_slab_is_refused(space):
@@ -122,7 +122,7 @@ def test_small_entries_cannot_be_put_where_a_large_one_is():
     """NVIDIA's module answers 0x1e: what is mapped cannot be split there."""
     space = Space("stock-uvm-emulated", REGION)
     space.driver.map([space.entry(0)])
-    half = _native.MapEntry(space.base, PAGE, space.slab, 0)
+    half = _native.MapEntry(space.base, PAGE, space.slabs[0], 0)
     assert status_of(lambda: space.driver.unmap([half])) == "NV_ERR_INVALID_ADDRESS"
 
 

@@ -53,15 +53,15 @@ def test_no_call_goes_from_one_reservation_into_the_next(name):
     second = space.driver.reserve(2 * space.bytes, REGION)
     assert second == first + 2 * space.bytes
     batch = [
-        _native.MapEntry(second - page, page, space.slab, 0),
-        _native.MapEntry(second, page, space.slab, page),
+        _native.MapEntry(second - page, page, space.slabs[0], 0),
+        _native.MapEntry(second, page, space.slabs[0], page),
     ]
     space.driver.map(batch)
     space.driver.zero([(second - page, page), (second, page)])
     space.driver.unmap(batch)
     for address in (first, second):
         space.driver.release_reservation(address)
-    space.close()
+    space.give_back()
     assert held() == NOTHING
 
 

@@ -44,7 +44,7 @@ def _machine():
 def space():
     space = Space(NAME, PAGE, regions=12)
     yield space
-    space.close()
+    space.give_back()
     assert held() == NOTHING
 
 
@@ -114,7 +114,7 @@ def test_it_needs_no_known_driver_release():
     space = Space(NAME, PAGE)
     space.driver.map([space.entry(0)])
     space.driver.unmap([space.entry(0)])
-    space.close()
+    space.give_back()
 
 
 # --- calls ---
@@ -126,12 +126,12 @@ def test_a_step_that_grows_many_rows_is_one_call():
     first = [space.entry(row) for row in rows]
     space.driver.map(first)
     calls = Calls(MAP, UNMAP, "UVM_UNMAP_EXTERNAL", "UVM_MAP_EXTERNAL_ALLOCATION")
-    second = [space.entry(row + 1, 2) for row in rows]
+    second = [space.entry(row + 1, pages=2) for row in rows]
     space.driver.map(second)
     space.driver.unmap(first)
     assert list(calls.made().values()) == [2, 0, 0, 0]
     space.driver.unmap(second)
-    space.close()
+    space.give_back()
 
 
 def test_a_batch_larger_than_the_module_takes_is_still_whole_or_not_at_all():
@@ -145,21 +145,21 @@ def test_a_batch_larger_than_the_module_takes_is_still_whole_or_not_at_all():
     space.driver.map(batch)
     assert len(writable()) == len(batch)
     space.driver.unmap(batch)
-    space.close()
+    space.give_back()
     assert held() == NOTHING
 
 
 @pytest.mark.parametrize("page", [64 * KB, 128 * KB, 256 * KB, REGION])
 def test_every_page_size_maps_writes_and_reads(page):
     space = Space(NAME, page)
-    entry = space.entry(1, 3, memory=0)
+    entry = space.entry(1, pages=3, memory=0)
     space.driver.map([entry])
     space.write(3, b"third")
     assert space.read(3).startswith(b"third")
     assert space.read(0) == space.read(4 % (space.bytes // page)) == bytes(64)
     space.driver.unmap([entry])
     assert space.zeros_everywhere()
-    space.close()
+    space.give_back()
     assert held() == NOTHING
 
 
@@ -195,7 +195,7 @@ def test_growing_over_the_guard_takes_nothing_away_first(page):
             assert gone
             assert min(gone) >= space.address(place) + AHEAD * REGION - page
     space.driver.unmap(mapped)
-    space.close()
+    space.give_back()
 
 
 def test_the_zeros_cannot_be_written(space):
@@ -207,7 +207,11 @@ def test_the_zeros_cannot_be_written(space):
 
 
 def batch_of(space: Space) -> list[_native.MapEntry]:
-    return [space.entry(0, 2), space.entry(PER_REGION - 1, 40, memory=9), space.entry(200)]
+    return [
+        space.entry(0, pages=2),
+        space.entry(PER_REGION - 1, pages=40, memory=9),
+        space.entry(200),
+    ]
 
 
 @pytest.mark.parametrize(("name", "nth"), [(MAP, 1), (UNMAP, 1)])
@@ -254,7 +258,7 @@ def test_an_extent_over_the_border_of_two_chunks_is_one_call_of_two_entries(spac
     border = CHUNK // PAGE
     neighbours = [space.entry(border - 2), space.entry(border + 1)]
     space.driver.map(neighbours)
-    extent = space.entry(border - 1, 2)
+    extent = space.entry(border - 1, pages=2)
     if fails:
         emulated_nvidia.fail(MAP, 1, GPU_IS_LOST)
         with pytest.raises(DriverError):
@@ -279,11 +283,11 @@ def test_a_reset_context_is_reported_and_everything_can_be_closed():
     with pytest.raises(DriverError, match="reset or destroyed"):
         space.driver.map([space.entry(1)])
     space.driver.unmap([space.entry(0)])
-    space.close()
+    space.give_back()
 
 
 def test_a_driver_that_is_dropped_with_everything_mapped_gives_it_all_back():
     space = Space(NAME, PAGE)
-    space.driver.map([space.entry(0, 40)])
+    space.driver.map([space.entry(0, pages=40)])
     del space
     assert held() == NOTHING

@@ -53,7 +53,7 @@ def space():
     """Addresses and a slab; whatever the test did, all of it must be given back."""
     space = Space(NAME, PAGE)
     yield space
-    space.close()
+    space.give_back()
     assert held() == NOTHING
 
 
@@ -70,13 +70,13 @@ def test_the_gpu_is_found_by_uuid_and_not_by_number(device):
     space.write(0, b"here")
     assert space.read(0).startswith(b"here")
     space.driver.unmap([space.entry(0)])
-    space.close()
+    space.give_back()
     assert held() == NOTHING
 
 
 @pytest.mark.parametrize("pages", [1, 5, PER_REGION, 3 * PER_REGION])
 def test_an_extent_is_one_call_a_chunk_in_regions_that_were_used_before(space, pages):
-    entry = space.entry(PER_REGION // 2, pages)
+    entry = space.entry(PER_REGION // 2, pages=pages)
     space.driver.map([entry])
     space.driver.unmap([entry])
     edges = [space.entry(place) for place in (0, PER_REGION // 2 + pages)]
@@ -97,27 +97,27 @@ def test_the_first_page_of_a_region_costs_one_more_call(space):
 def test_small_pages_have_small_entries_and_2m_pages_large_ones():
     for page, entry in ((PAGE, "by 64K"), (128 * KB, "by 64K"), (REGION, "by 2048K")):
         space = Space(NAME, page)
-        mapped = space.entry(0, 4 * REGION // page)
+        mapped = space.entry(0, pages=4 * REGION // page)
         space.driver.map([mapped])
         lines = [line for line in writable() if line.startswith(hex(space.base))]
         assert [entry in line for line in lines] == [True]
         space.driver.unmap([mapped])
-        space.close()
+        space.give_back()
     assert held() == NOTHING
 
 
 def test_what_is_not_mapped_reads_as_zeros_and_cannot_be_written(space):
-    space.driver.map([space.entry(2, 3)])
+    space.driver.map([space.entry(2, pages=3)])
     for place in range(2, 5):
         space.write(place, b"secret" * 10)
     assert space.read(1) == space.read(5) == space.read(PER_REGION) == bytes(64)
-    space.driver.unmap([space.entry(2, 3)])
+    space.driver.unmap([space.entry(2, pages=3)])
     assert space.zeros_everywhere()
     assert all("cuda" not in line for line in writable()), "CUDA's own memory can be reached"
 
 
 def test_a_whole_region_goes_back_to_one_entry(space):
-    entry = space.entry(0, 2 * PER_REGION)
+    entry = space.entry(0, pages=2 * PER_REGION)
     space.driver.map([entry])
     space.driver.unmap([entry])
     line = next(line for line in emulated_nvidia.mappings() if line.startswith(hex(space.base)))
@@ -125,9 +125,9 @@ def test_a_whole_region_goes_back_to_one_entry(space):
 
 
 def test_a_fresh_slab_is_zero_although_the_memory_was_not(space):
-    space.driver.map([space.entry(0, 8 * PER_REGION)])
+    space.driver.map([space.entry(0, pages=8 * PER_REGION)])
     assert space.zeros_everywhere()
-    space.driver.unmap([space.entry(0, 8 * PER_REGION)])
+    space.driver.unmap([space.entry(0, pages=8 * PER_REGION)])
     emulated_cuda.fail("cuMemsetD8Async", 1, 0)  # claims success and does nothing
     other = space.driver.allocate_slab(REGION)
     entry = _native.MapEntry(space.base, PAGE, other, 0)
@@ -143,9 +143,9 @@ def test_memory_is_taken_from_the_device_and_given_back():
     space = Space(NAME, PAGE)
     with pytest.raises(OutOfMemory, match="NV_ERR_NO_MEMORY"):
         space.driver.allocate_slab(64 << 20)
-    space.driver.free_slab(space.slab)
-    space.slab = space.driver.allocate_slab(space.bytes)
-    space.close()
+    space.driver.free_slab(space.slabs[0])
+    space.slabs[0] = space.driver.allocate_slab(space.bytes)
+    space.give_back()
     assert held() == NOTHING
 
 
@@ -156,10 +156,10 @@ def test_two_drivers_in_one_process_do_not_see_each_other():
         space.write(0, text)
     assert first.read(0).startswith(b"first")
     first.driver.unmap([first.entry(0)])
-    first.close()
+    first.give_back()
     assert second.read(0).startswith(b"second")
     second.driver.unmap([second.entry(0)])
-    second.close()
+    second.give_back()
     assert held() == NOTHING
 
 
@@ -186,9 +186,9 @@ def test_an_ioctl_that_returns_an_errno_is_reported_by_its_name(space):
 def three_extents(space: Space) -> list[_native.MapEntry]:
     """A part of a region, a run over borders of regions, a whole region."""
     return [
-        space.entry(0, 2),
-        space.entry(PER_REGION - 1, 2 * PER_REGION, memory=9),
-        space.entry(5 * PER_REGION, PER_REGION, memory=2),
+        space.entry(0, pages=2),
+        space.entry(PER_REGION - 1, pages=2 * PER_REGION, memory=9),
+        space.entry(5 * PER_REGION, pages=PER_REGION, memory=2),
     ]
 
 
@@ -274,7 +274,7 @@ def test_a_slab_that_fails_leaves_nothing(space, name):
 def test_a_slab_that_the_driver_will_not_free_is_kept(space):
     emulated_nvidia.fail("NV_ESC_RM_FREE", 1, GPU_IS_LOST)
     with pytest.raises(DriverError):
-        space.driver.free_slab(space.slab)
+        space.driver.free_slab(space.slabs[0])
     space.driver.map([space.entry(0)])
     space.driver.unmap([space.entry(0)])
 
@@ -287,7 +287,7 @@ def test_a_roll_back_that_fails_closes_the_driver_for_good():
         space.driver.map([space.entry(0)])
     with pytest.raises(DriverError, match="close this cache"):
         space.driver.map([space.entry(1)])
-    space.close()
+    space.give_back()
     assert held() == NOTHING
 
 
@@ -301,7 +301,7 @@ def test_a_reset_context_is_reported_and_everything_can_be_closed():
     with pytest.raises(DriverError, match="reset or destroyed"):
         space.driver.map([space.entry(1)])
     space.driver.unmap([space.entry(0)])
-    space.close()
+    space.give_back()
     assert emulated_nvidia.holdings().clients == 0
 
 
@@ -318,7 +318,7 @@ def test_a_forked_child_cannot_touch_its_parents_memory():
                 lambda: space.driver.map([space.entry(1)]),
                 lambda: space.driver.unmap([space.entry(0)]),
                 lambda: space.driver.allocate_slab(REGION),
-                lambda: space.driver.free_slab(space.slab),
+                lambda: space.driver.free_slab(space.slabs[0]),
                 lambda: space.driver.reserve(REGION, REGION),
                 lambda: space.driver.release_reservation(space.base),
             ):
@@ -337,13 +337,13 @@ def test_a_forked_child_cannot_touch_its_parents_memory():
     assert os.read(read, 1) == bytes([7])
     assert space.read(0).startswith(b"parent")
     space.driver.unmap([space.entry(0)])
-    space.close()
+    space.give_back()
     assert held() == NOTHING
 
 
 def test_a_driver_that_is_dropped_with_everything_mapped_gives_it_all_back():
     space = Space(NAME, PAGE)
-    space.driver.map([space.entry(0, 40), space.entry(100, 3)])
+    space.driver.map([space.entry(0, pages=40), space.entry(100, pages=3)])
     del space
     assert held() == NOTHING
 

@@ -27,11 +27,11 @@ def _machine():
 def test_pages_are_mapped_with_the_layout_of_each_release(release):
     start(release=release)
     space = Space(NAME, PAGE)
-    space.driver.map([space.entry(3, 2, memory=40)])
+    space.driver.map([space.entry(3, pages=2, memory=40)])
     space.write(3, b"tokens")
     assert space.read(3).startswith(b"tokens")
-    space.driver.unmap([space.entry(3, 2, memory=40)])
-    space.close()
+    space.driver.unmap([space.entry(3, pages=2, memory=40)])
+    space.give_back()
     assert held() == NOTHING
 
 

@@ -12,11 +12,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "drivers"))
 
 import conformance
+import mapped_space
 
 PAGE = 2 << 20
 
 
-class DeviceSpace(conformance.Space):
+class DeviceSpace(mapped_space.Space):
     """Reaches the memory through torch copies: the CPU cannot touch it."""
 
     def write(self, place, data):
