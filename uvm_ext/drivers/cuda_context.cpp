@@ -67,6 +67,13 @@ CudaContext::~CudaContext() {
 
 bool CudaContext::forked() const noexcept { return process_ != ::getpid(); }
 
+void CudaContext::require_parent(const char* operation) const {
+  if (!forked()) return;
+  throw ForkError(std::string(operation) +
+                  " in a child process made by fork(): the memory is the parent's; start worker "
+                  "processes with the method 'spawn'");
+}
+
 cuda::Result CudaContext::state() const noexcept {
   if (forked()) return cuda::kNotInitialized;
   unsigned flags = 0;

@@ -30,6 +30,8 @@ class CudaContext {
 
   // True in a child made by fork(), which shares nothing of its parent's context.
   bool forked() const noexcept;
+  // Throws ForkError there.
+  void require_parent(const char* operation) const;
 
   // Success, or why streams, events and memory of this context must not be touched
   // any more: it was reset or destroyed, or this is a child made by fork().

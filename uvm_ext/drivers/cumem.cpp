@@ -103,7 +103,9 @@ void CuMemDriver::unmap_everything() noexcept {
   }
 }
 
-bool CuMemDriver::is_lost() const { return broken_ || context_->state() != cuda::kSuccess; }
+bool CuMemDriver::is_lost() const {
+  return sound_.is_lost() || context_->state() != cuda::kSuccess;
+}
 
 Address CuMemDriver::reserve(std::size_t bytes, std::size_t alignment) {
   const CurrentContext current(*context_, "reserve", 0, bytes);
@@ -183,7 +185,7 @@ void CuMemDriver::map_one(const MapEntry& entry) {
     ++page;
   }
   if (result == cuda::kSuccess) return;
-  if (mapped > 0 && library_.cuMemUnmap(entry.address, mapped) != cuda::kSuccess) broken_ = true;
+  if (mapped > 0 && library_.cuMemUnmap(entry.address, mapped) != cuda::kSuccess) sound_.lose();
   check_cuda(library_, "map (cuMemMap)", entry.address, entry.length, result);
 }
 
@@ -216,11 +218,7 @@ std::vector<Range> CuMemDriver::runs_of(const std::vector<Range>& ranges) const 
 void CuMemDriver::map(const std::vector<MapEntry>& batch) {
   const Range extent = extent_of(batch);
   const CurrentContext current(*context_, "map", extent.address, extent.length);
-  if (broken_) {
-    throw DriverError("map", extent.address, extent.length, "roll back failed",
-                      "an earlier failure could not be undone on the device: close this cache "
-                      "and make a new one");
-  }
+  sound_.require("map", extent);
   std::size_t mapped = 0;
   try {
     for (; mapped < batch.size(); ++mapped) map_one(batch[mapped]);
@@ -240,7 +238,7 @@ void CuMemDriver::map(const std::vector<MapEntry>& batch) {
 void CuMemDriver::undo_map(const std::vector<MapEntry>& batch, std::size_t count) noexcept {
   for (std::size_t i = count; i > 0; --i) {
     const MapEntry& entry = batch[i - 1];
-    if (library_.cuMemUnmap(entry.address, entry.length) != cuda::kSuccess) broken_ = true;
+    if (library_.cuMemUnmap(entry.address, entry.length) != cuda::kSuccess) sound_.lose();
   }
 }
 
@@ -268,7 +266,7 @@ void CuMemDriver::redo_map(const MapEntry& entry) noexcept {
     map_one(entry);
     set_access({entry.address, entry.length});
   } catch (...) {
-    broken_ = true;
+    sound_.lose();
   }
 }
 

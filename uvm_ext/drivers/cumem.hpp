@@ -17,6 +17,7 @@
 
 #include "drivers/cuda_fence.hpp"
 #include "drivers/driver.hpp"
+#include "drivers/soundness.hpp"
 
 namespace pyvattn {
 
@@ -76,8 +77,7 @@ class CuMemDriver final : public Driver {
   // Zeros of recycled pages wait for the caller's kernels, those of fresh pages must not.
   const CudaStream recycled_;
   const CudaStream fresh_;
-  // A roll back failed: what is mapped is not what the core believes.
-  bool broken_ = false;
+  Soundness sound_;
   SlabId next_slab_ = 1;
   std::unordered_map<SlabId, Slab> slabs_;
   std::map<Address, std::size_t> reservations_;

@@ -161,12 +161,18 @@ int HostDriver::map_one(const MapEntry& entry) const noexcept {
   return mapped == MAP_FAILED ? errno : 0;
 }
 
+void HostDriver::undo_map(const MapEntry& entry) noexcept {
+  const auto undo = [&] { return put_zeros(entry.address, entry.length); };
+  if (spare_to_undo_.make_room_for(undo) != 0) sound_.lose();
+}
+
 void HostDriver::redo_map(const MapEntry& entry) noexcept {
-  spare_to_undo_.make_room_for([&] { return map_one(entry); });
+  if (spare_to_undo_.make_room_for([&] { return map_one(entry); }) != 0) sound_.lose();
 }
 
 void HostDriver::map(const std::vector<MapEntry>& batch) {
   if (batch.empty()) return;
+  sound_.require("map", {batch.front().address, batch.front().length});
   const Spares spares(*this);
   if (!spares.kept()) fail("map", batch.front().address, batch.front().length, ENOMEM);
   all_or_nothing(
@@ -175,9 +181,7 @@ void HostDriver::map(const std::vector<MapEntry>& batch) {
         const int code = map_one(entry);
         if (code != 0) fail("map", entry.address, entry.length, code);
       },
-      [this](const MapEntry& entry) {
-        spare_to_undo_.make_room_for([&] { return put_zeros(entry.address, entry.length); });
-      });
+      [this](const MapEntry& entry) { undo_map(entry); });
 }
 
 void HostDriver::unmap(const std::vector<MapEntry>& batch) {

@@ -6,6 +6,7 @@
 #include <unordered_map>
 
 #include "drivers/driver.hpp"
+#include "drivers/soundness.hpp"
 #include "drivers/spare_mappings.hpp"
 
 namespace pyvattn {
@@ -39,6 +40,7 @@ class HostDriver final : public Driver {
 
   // Zero, or the errno of the failure.
   int map_one(const MapEntry& entry) const noexcept;
+  void undo_map(const MapEntry& entry) noexcept;
   void redo_map(const MapEntry& entry) noexcept;
 
   const Capabilities capabilities_ = describe();
@@ -47,6 +49,7 @@ class HostDriver final : public Driver {
   // For calls that take mappings away, and for undoing what they did.
   SpareMappings spare_mappings_;
   SpareMappings spare_to_undo_;
+  Soundness sound_;
   std::unordered_map<SlabId, Slab> slabs_;
   std::unordered_map<Address, std::size_t> reservations_;
 };

@@ -106,21 +106,6 @@ void PatchedDriver::drop_everything() noexcept {
   }
 }
 
-void PatchedDriver::require_parent(const char* operation) const {
-  if (!context_->forked()) return;
-  throw ForkError(std::string(operation) +
-                  " in a child process made by fork(): the memory is the parent's; start worker "
-                  "processes with the method 'spawn'");
-}
-
-void PatchedDriver::require_sound(const char* operation, const Range& range) const {
-  require_parent(operation);
-  if (!broken_) return;
-  throw DriverError(operation, range.address, range.length, "roll back failed",
-                    "an earlier failure could not be undone on the device: close this cache and "
-                    "make a new one");
-}
-
 void PatchedDriver::fail(const Failure& failure, const char* operation) const {
   const Range& range = failure.range;
   if (!failure.answer.out_of_memory()) {
@@ -138,7 +123,7 @@ std::uint64_t PatchedDriver::allocate(std::size_t page, std::size_t bytes) {
 }
 
 Address PatchedDriver::reserve(std::size_t bytes, std::size_t alignment) {
-  require_parent("reserve");
+  context_->require_parent("reserve");
   const Range range = addresses_.reserve(bytes, std::max(alignment, kHugePage));
   try {
     Entries entries;
@@ -156,7 +141,7 @@ Address PatchedDriver::reserve(std::size_t bytes, std::size_t alignment) {
 }
 
 void PatchedDriver::release_reservation(Address address) {
-  require_parent("release_reservation");
+  context_->require_parent("release_reservation");
   const Range range = addresses_.find(address);
   std::size_t unmapped = 0;
   const Answer answer = uvm_.unmap(range, &unmapped);
@@ -170,7 +155,7 @@ void PatchedDriver::release_reservation(Address address) {
     Entries entries;
     add_zeros(coarse_zeros_, empty, &entries);
     std::size_t done = 0;
-    if (!send(entries, &done).answer.ok() && !is_lost()) broken_ = true;
+    if (!send(entries, &done).answer.ok() && !is_lost()) sound_.lose();
     fine_regions_.set(empty, false);
     throw;
   }
@@ -178,13 +163,13 @@ void PatchedDriver::release_reservation(Address address) {
 }
 
 SlabId PatchedDriver::allocate_slab(std::size_t bytes) {
-  require_parent("allocate_slab");
+  context_->require_parent("allocate_slab");
   slabs_.emplace(next_slab_, Slab{allocate(page_size_, bytes), bytes});
   return next_slab_++;
 }
 
 void PatchedDriver::free_slab(SlabId id) {
-  require_parent("free_slab");
+  context_->require_parent("free_slab");
   const auto found = slabs_.find(id);
   if (found == slabs_.end()) {
     throw DriverError("free_slab", 0, 0, "unknown slab", "slab " + std::to_string(id));
@@ -283,12 +268,13 @@ void PatchedDriver::put_back(const std::vector<Address>& regions) noexcept {
   Entries entries;
   for (const Address region : regions) add_zeros(coarse_zeros_, {region, kHugePage}, &entries);
   std::size_t done = 0;
-  if (!entries.empty() && !send(entries, &done).answer.ok() && !is_lost()) broken_ = true;
+  if (!entries.empty() && !send(entries, &done).answer.ok() && !is_lost()) sound_.lose();
 }
 
 void PatchedDriver::map(const std::vector<MapEntry>& batch) {
   if (batch.empty()) return;
-  require_sound("map", {batch.front().address, batch.front().length});
+  context_->require_parent("map");
+  sound_.require("map", {batch.front().address, batch.front().length});
   Entries entries = page_entries(batch);
   const std::size_t pages = entries.size();
   const std::vector<Address> regions = regions_to_refine(batch);
@@ -319,7 +305,7 @@ void PatchedDriver::undo_map(const std::vector<Address>& regions, const Entries&
     add_zeros(small, {entries[i].address, bytes_of(entries[i])}, &zeros);
   }
   std::size_t undone = 0;
-  if (!zeros.empty() && !send(zeros, &undone).answer.ok() && !is_lost()) broken_ = true;
+  if (!zeros.empty() && !send(zeros, &undone).answer.ok() && !is_lost()) sound_.lose();
   // What was carried out in the new regions has small entries: make room for the large.
   for (std::size_t i = 0; i < done; ++i) {
     const Address start = entries[i].address;
@@ -336,10 +322,10 @@ void PatchedDriver::undo_map(const std::vector<Address>& regions, const Entries&
 
 void PatchedDriver::unmap(const std::vector<MapEntry>& batch) {
   if (batch.empty()) return;
-  require_parent("unmap");
+  context_->require_parent("unmap");
   // With the context, the address space lost the mappings: they are gone, as asked.
   if (is_lost()) return;
-  require_sound("unmap", {batch.front().address, batch.front().length});
+  sound_.require("unmap", {batch.front().address, batch.front().length});
   Entries entries;
   for (const Range& run : addresses_.runs_of(ranges_of(batch))) {
     add_zeros(fine() ? fine_zeros_ : coarse_zeros_, run, &entries);
@@ -349,7 +335,7 @@ void PatchedDriver::unmap(const std::vector<MapEntry>& batch) {
   if (failure.answer.ok()) return;
   if (done > 0) {
     std::size_t redone = 0;
-    if (!send(page_entries(batch), &redone).answer.ok() && !is_lost()) broken_ = true;
+    if (!send(page_entries(batch), &redone).answer.ok() && !is_lost()) sound_.lose();
   }
   fail(failure, "unmap (UVM_VATTN_MAP of zeros)");
 }
@@ -383,7 +369,7 @@ PatchedDriver::Failure PatchedDriver::send(const Entries& entries,
 }
 
 FencePtr PatchedDriver::zero(const std::vector<Range>& batch, const FencePtr& after) {
-  require_parent("zero");
+  context_->require_parent("zero");
   return bytes_.erase(addresses_.runs_of(batch), after);
 }
 

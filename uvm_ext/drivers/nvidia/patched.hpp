@@ -16,6 +16,7 @@
 #include "drivers/nvidia/platform.hpp"
 #include "drivers/nvidia/uvm_space.hpp"
 #include "drivers/nvidia/vattn.hpp"
+#include "drivers/soundness.hpp"
 
 namespace pyvattn {
 
@@ -64,8 +65,6 @@ class PatchedDriver final : public Driver {
   nvidia::PatchQuery require_gpu() const;
   // Whether the context is gone, and what was mapped with it.
   bool is_lost() const { return context_->state() != cuda::kSuccess; }
-  void require_parent(const char* operation) const;
-  void require_sound(const char* operation, const Range& range) const;
   [[noreturn]] void fail(const Failure& failure, const char* operation) const;
   std::uint64_t allocate(std::size_t page, std::size_t bytes);
   void drop_everything() noexcept;
@@ -99,7 +98,7 @@ class PatchedDriver final : public Driver {
   Zeros fine_zeros_;
   Zeros coarse_zeros_;
   nvidia::FineRegions fine_regions_;
-  bool broken_ = false;
+  Soundness sound_;
   SlabId next_slab_ = 1;
   struct Slab {
     std::uint64_t handle = 0;

@@ -94,21 +94,6 @@ void StockUvmDriver::drop_mappings() noexcept {
   for (const Range& range : addresses_.all()) uvm_.unmap(range);
 }
 
-void StockUvmDriver::require_parent(const char* operation) const {
-  if (!context_->forked()) return;
-  throw ForkError(std::string(operation) +
-                  " in a child process made by fork(): the memory is the parent's; start worker "
-                  "processes with the method 'spawn'");
-}
-
-void StockUvmDriver::require_sound(const char* operation, const Range& range) const {
-  require_parent(operation);
-  if (!broken_) return;
-  throw DriverError(operation, range.address, range.length, "roll back failed",
-                    "an earlier failure could not be undone on the device: close this cache and "
-                    "make a new one");
-}
-
 void StockUvmDriver::fail(const Answer& answer, const char* operation, const Range& range) const {
   // UVM knows nothing of contexts: its address space just lost the range.
   if (!answer.out_of_memory()) {
@@ -123,7 +108,7 @@ nvidia::MemoryRef StockUvmDriver::reference(Handle memory) const {
 }
 
 Address StockUvmDriver::reserve(std::size_t bytes, std::size_t alignment) {
-  require_parent("reserve");
+  context_->require_parent("reserve");
   const Range range = addresses_.reserve(bytes, std::max(alignment, kHugePage));
   try {
     zeros_->cover(range);
@@ -137,32 +122,32 @@ Address StockUvmDriver::reserve(std::size_t bytes, std::size_t alignment) {
 }
 
 void StockUvmDriver::release_reservation(Address address) {
-  require_parent("release_reservation");
+  context_->require_parent("release_reservation");
   const Range range = addresses_.find(address);
   std::size_t unmapped = 0;
   const Answer answer = uvm_.unmap(range, &unmapped);
   if (!answer.ok() && !is_lost()) {
-    if (!zeros_->restore({range.address, unmapped}).ok()) broken_ = true;
+    if (!zeros_->restore({range.address, unmapped}).ok()) sound_.lose();
     fail(answer, "release_reservation (UVM_UNMAP_EXTERNAL)", range);
   }
   try {
     addresses_.release(range.address);
   } catch (...) {
-    if (!zeros_->restore(range).ok()) broken_ = true;
+    if (!zeros_->restore(range).ok()) sound_.lose();
     throw;
   }
   zeros_->forget(range.address);
 }
 
 SlabId StockUvmDriver::allocate_slab(std::size_t bytes) {
-  require_parent("allocate_slab");
+  context_->require_parent("allocate_slab");
   const Granule granule = page_size_ < kHugePage ? Granule::k64K : Granule::k2M;
   slabs_.emplace(next_slab_, Slab{allocate_zeroed(bytes, granule), bytes});
   return next_slab_++;
 }
 
 void StockUvmDriver::free_slab(SlabId id) {
-  require_parent("free_slab");
+  context_->require_parent("free_slab");
   const auto found = slabs_.find(id);
   if (found == slabs_.end()) {
     throw DriverError("free_slab", 0, 0, "unknown slab", "slab " + std::to_string(id));
@@ -198,7 +183,8 @@ void StockUvmDriver::erase_memory(Handle memory, std::size_t bytes) {
 
 void StockUvmDriver::map(const std::vector<MapEntry>& batch) {
   if (batch.empty()) return;
-  require_sound("map", {batch.front().address, batch.front().length});
+  context_->require_parent("map");
+  sound_.require("map", {batch.front().address, batch.front().length});
   all_or_nothing(
       batch, [this](const MapEntry& entry) { map_one(entry); },
       [this](const MapEntry& entry) { undo_map(entry); });
@@ -223,7 +209,7 @@ void StockUvmDriver::map_one(const MapEntry& entry) {
 }
 
 void StockUvmDriver::undo_map(const MapEntry& entry) noexcept {
-  if (!zeros_->restore({entry.address, entry.length}).ok() && !is_lost()) broken_ = true;
+  if (!zeros_->restore({entry.address, entry.length}).ok() && !is_lost()) sound_.lose();
 }
 
 void StockUvmDriver::redo_map(const MapEntry& entry) noexcept {
@@ -232,16 +218,16 @@ void StockUvmDriver::redo_map(const MapEntry& entry) noexcept {
   try {
     map_one(entry);
   } catch (...) {
-    broken_ = true;
+    sound_.lose();
   }
 }
 
 void StockUvmDriver::unmap(const std::vector<MapEntry>& batch) {
   if (batch.empty()) return;
-  require_parent("unmap");
+  context_->require_parent("unmap");
   // With the context, the address space lost the mappings: they are gone, as asked.
   if (is_lost()) return;
-  require_sound("unmap", {batch.front().address, batch.front().length});
+  sound_.require("unmap", {batch.front().address, batch.front().length});
   std::vector<Range> ranges;
   for (const MapEntry& entry : batch) ranges.push_back({entry.address, entry.length});
   std::size_t touched = 0;
@@ -255,7 +241,7 @@ void StockUvmDriver::unmap(const std::vector<MapEntry>& batch) {
 }
 
 FencePtr StockUvmDriver::zero(const std::vector<Range>& batch, const FencePtr& after) {
-  require_parent("zero");
+  context_->require_parent("zero");
   return bytes_.erase(addresses_.runs_of(batch), after);
 }
 

@@ -18,6 +18,7 @@
 #include "drivers/nvidia/rm_client.hpp"
 #include "drivers/nvidia/uvm_space.hpp"
 #include "drivers/nvidia/zero_backing.hpp"
+#include "drivers/soundness.hpp"
 
 namespace pyvattn {
 
@@ -61,8 +62,6 @@ class StockUvmDriver final : public Driver {
   void drop_mappings() noexcept;
   // Whether the context is gone, and what was mapped with it.
   bool is_lost() const { return context_->state() != cuda::kSuccess; }
-  void require_parent(const char* operation) const;
-  void require_sound(const char* operation, const Range& range) const;
   [[noreturn]] void fail(const nvidia::Answer& answer, const char* operation,
                          const Range& range) const;
   nvidia::MemoryRef reference(nvidia::Handle memory) const;
@@ -86,8 +85,7 @@ class StockUvmDriver final : public Driver {
   nvidia::CudaBytes bytes_;
   nvidia::CudaBytes fresh_bytes_;
   std::unique_ptr<nvidia::ZeroBacking> zeros_;
-  // A roll back failed: what is mapped is not what the core believes.
-  bool broken_ = false;
+  Soundness sound_;
   SlabId next_slab_ = 1;
   std::unordered_map<SlabId, Slab> slabs_;
 };
