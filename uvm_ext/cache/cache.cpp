@@ -12,6 +12,7 @@
 #include "base/errors.hpp"
 #include "base/fork.hpp"
 #include "base/text.hpp"
+#include "drivers/both_fences.hpp"
 
 namespace pyvattn {
 namespace {
@@ -115,15 +116,27 @@ void Cache::give_back_past(std::uint64_t limit) {
   }
 }
 
+// Until nobody reads what was released or trimmed; without the lock, so that others who call
+// meanwhile are told that the cache is closed.
+void Cache::wait_for_readers() {
+  for (const auto& [slot, waiting] : behind_) {
+    for (const Behind& each : waiting) rows_.set_fence(slot, both(rows_.fence(slot), each.after));
+  }
+  behind_.clear();
+  const std::vector<FencePtr> fences = rows_.fences();
+  const Unlocked unlocked(mutex_);
+  wait_for_all(fences);
+}
+
 void Cache::close() {
   if (inherited()) check_usable();
   const Lock one(closing_);
   closed_ = true;
   if (mapper_) mapper_->stop();
   const Lock lock(mutex_);
+  wait_for_readers();
   // Another thread may be zeroing a slot on its own behalf, or shortening one.
   while (slots_.slots_in(SlotState::cleaning) > 0 || rows_.in_flight() > 0) settled_.wait(mutex_);
-  behind_.clear();
   std::exception_ptr failure;
   try {
     unmap_all(*driver_, *pool_, rows_);

@@ -125,6 +125,7 @@ class Cache {
 
   // cache.cpp
   void give_back_past(std::uint64_t limit) REQUIRES(mutex_);
+  void wait_for_readers() REQUIRES(mutex_);
 
   // cache_sharing.cpp
   std::uint32_t share(const SlotRef& from, std::uint32_t to, std::uint32_t length) REQUIRES(mutex_);

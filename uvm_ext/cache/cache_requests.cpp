@@ -274,6 +274,7 @@ bool Cache::can_admit(std::int64_t tokens) {
 
 // Whether a request can have so many: from the pool, from slots that are not live, spare.
 bool Cache::can_have(std::uint64_t blocks) const {
+  if (blocks <= pool_->blocks_available()) return true;
   const std::uint64_t in_pool_or_released =
       pool_->blocks_available() + slots_.blocks_in(SlotState::released) +
       slots_.blocks_in(SlotState::cleaning) - doubles().released + blocks_behind();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "drivers/both_fences.hpp"
 
+#include <exception>
 #include <memory>
 #include <utility>
 
@@ -28,6 +29,16 @@ FencePtr both(FencePtr first, FencePtr second) {
   if (!first) return second;
   if (!second) return first;
   return std::make_shared<BothFences>(std::move(first), std::move(second));
+}
+
+void wait_for_all(const std::vector<FencePtr>& fences) noexcept {
+  for (const FencePtr& fence : fences) {
+    try {
+      fence->wait();
+    } catch (const std::exception&) {
+      // Unmapping what it guards comes to it again, and reports it.
+    }
+  }
 }
 
 }  // namespace pyvattn

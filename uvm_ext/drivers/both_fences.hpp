@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A fence made of two.
+// Several fences.
 #pragma once
+
+#include <vector>
 
 #include "drivers/driver.hpp"
 
@@ -8,5 +10,8 @@ namespace pyvattn {
 
 // Has passed once both have; null stands for one that has passed.
 FencePtr both(FencePtr first, FencePtr second);
+
+// Waits for all of them; one that fails counts as passed.
+void wait_for_all(const std::vector<FencePtr>& fences) noexcept;
 
 }  // namespace pyvattn

@@ -11,6 +11,7 @@
 #include "base/errors.hpp"
 #include "base/fork.hpp"
 #include "base/text.hpp"
+#include "drivers/both_fences.hpp"
 #include "rows/row_map.hpp"
 
 namespace pyvattn {
@@ -152,10 +153,23 @@ std::uint64_t BlockStore::give_back() {
   return pool_->bytes_allocated();
 }
 
+// Until nobody reads what rows map; without the lock, so that others who call meanwhile are
+// told that the pool is closed.
+void BlockStore::wait_for_readers() {
+  std::vector<FencePtr> fences;
+  for (const RowMap* map : maps_) {
+    const std::vector<FencePtr> of_map = map->fences();
+    fences.insert(fences.end(), of_map.begin(), of_map.end());
+  }
+  const Unlocked unlocked(mutex_);
+  wait_for_all(fences);
+}
+
 void BlockStore::close() {
   if (inherited()) check_usable();
   const Lock lock(mutex_);
   closed_ = true;
+  wait_for_readers();
   std::exception_ptr failure;
   for (RowMap* map : maps_) {
     try {

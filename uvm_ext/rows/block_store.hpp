@@ -81,6 +81,7 @@ class BlockStore {
 
   void check_usable() const;
   void check_held(const std::vector<BlockId>& blocks) const REQUIRES(mutex_);
+  void wait_for_readers() REQUIRES(mutex_);
 
   const std::uint32_t arenas_;
   const BudgetPtr budget_;

@@ -25,6 +25,7 @@ RowMap::RowMap(BlockStorePtr store, const Geometry& geometry)
 RowMap::~RowMap() {
   if (store_->inherited()) return;
   const Lock lock(store_->mutex_);
+  wait_for_readers();
   try {
     unmap_everything();
   } catch (const std::exception&) {
@@ -32,6 +33,13 @@ RowMap::~RowMap() {
   }
   auto& maps = store_->maps_;
   maps.erase(std::remove(maps.begin(), maps.end(), this), maps.end());
+}
+
+// Without the lock: other maps of the store go on meanwhile.
+void RowMap::wait_for_readers() {
+  const std::vector<FencePtr> fences = table_.fences();
+  const Unlocked unlocked(store_->mutex_);
+  wait_for_all(fences);
 }
 
 // --- what is refused ---

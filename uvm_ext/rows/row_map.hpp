@@ -82,6 +82,7 @@ class RowMap {
     bool staged = false;
   };
 
+  void wait_for_readers() REQUIRES(store_->mutex_);
   void check_usable() const;
   Row& open_row(std::uint32_t row) REQUIRES(store_->mutex_);
   void check_length(std::uint64_t positions) const;
@@ -101,6 +102,7 @@ class RowMap {
   void follow_loss(const RowBatch& batch) REQUIRES(store_->mutex_);
   void wait_for_staged() REQUIRES(store_->mutex_);
   // For the store, which holds its lock.
+  std::vector<FencePtr> fences() const NO_THREAD_SAFETY_ANALYSIS { return table_.fences(); }
   void unmap_everything() NO_THREAD_SAFETY_ANALYSIS;
 
   const BlockStorePtr store_;

@@ -15,6 +15,14 @@ bool RowTable::is_ready(std::uint32_t row) {
   return true;
 }
 
+std::vector<FencePtr> RowTable::fences() const {
+  std::vector<FencePtr> fences;
+  for (const Row& row : rows_) {
+    if (row.fence) fences.push_back(row.fence);
+  }
+  return fences;
+}
+
 std::vector<Range> RowTable::ranges(const Positions& positions) const {
   std::vector<Range> ranges;
   ranges.reserve(starts_.size());

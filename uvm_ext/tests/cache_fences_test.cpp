@@ -94,6 +94,17 @@ TEST(acquire_waits_where_the_pages_would_have_to_be_waited_for_too) {
   CHECK_EQUAL(released.driver->waits(), 1);
 }
 
+TEST(close_waits_for_readers_of_a_trimmed_front_without_the_lock) {
+  test::WatchedCache cache(test::CacheShape{});
+  const SlotLength length = {cache->acquire(0), 12};
+  cache->step(&length, 1);
+  const auto fence = std::make_shared<test::AskingFence>([&] { cache->stats(); });
+  cache.watch->protect({cache.row(0, length.slot).address, cache.page_size}, fence);
+  cache->trim_front(length.slot, 4, fence);
+  cache.close();
+  CHECK(fence->passed());
+}
+
 TEST(growth_takes_pages_that_need_no_waiting_first) {
   Released released(3, 10, {4, 6});
   released.driver->fences[1]->pass();

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <new>
 #include <set>
+#include <thread>
 
 #include "drivers/registry.hpp"
 
@@ -71,6 +72,12 @@ void ManualFence::wait() {
   changed_.wait(lock, [this] { return passed_; });
 }
 
+void AskingFence::wait() {
+  if (answered_) return;
+  std::thread(ask_).join();
+  answered_ = true;
+}
+
 void ManualFence::pass() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -109,7 +116,7 @@ Watch::Mappings Watch::mappings() const {
   return mappings_;
 }
 
-void Watch::protect(const Range& range, std::shared_ptr<ManualFence> fence) {
+void Watch::protect(const Range& range, FencePtr fence) {
   const std::lock_guard<std::mutex> lock(mutex_);
   protected_.erase(std::remove_if(protected_.begin(), protected_.end(),
                                   [](const auto& each) { return each.second->passed(); }),

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -43,6 +44,19 @@ class ManualFence final : public Fence {
   bool passed_ = false;
 };
 
+// Passes once a question was answered that it asks on a thread of its own while somebody waits.
+// Where they keep the lock that the answer wants, it never does.
+class AskingFence final : public Fence {
+ public:
+  explicit AskingFence(std::function<void()> ask) : ask_(std::move(ask)) {}
+  bool passed() override { return answered_; }
+  void wait() override;
+
+ private:
+  const std::function<void()> ask_;
+  std::atomic<bool> answered_{false};
+};
+
 // Knows the slab and offset under each page; sees to it that the driver is called by one
 // thread at a time and that nothing is unmapped before its fence has passed.
 class Watch final : public Adaptor {
@@ -59,7 +73,7 @@ class Watch final : public Adaptor {
   FencePtr zero(const std::vector<Range>& batch, const FencePtr& after) override;
 
   // No page of the range may be unmapped before the fence has passed.
-  void protect(const Range& range, std::shared_ptr<ManualFence> fence);
+  void protect(const Range& range, FencePtr fence);
   // From now on map() or unmap() waits for the fence, on the way in.
   void hold(Operation operation, std::shared_ptr<ManualFence> until);
   // The next map(), unmap() or zero() finds the process out of memory.
@@ -88,7 +102,7 @@ class Watch final : public Adaptor {
   std::optional<Operation> exhausted_;
   std::atomic<int> inside_{0};
   Mappings mappings_;
-  std::vector<std::pair<Range, std::shared_ptr<ManualFence>>> protected_;
+  std::vector<std::pair<Range, FencePtr>> protected_;
   std::string violation_;
 };
 

@@ -186,6 +186,29 @@ TEST(flushing_thread_waits_for_the_fence_of_what_it_unmaps) {
   map.close();
 }
 
+TEST(close_waits_for_the_fences_of_rows_without_the_lock) {
+  WatchedMap map(MapShape{});
+  const std::uint32_t row = map->open(take(map, 3));
+  map->flush();
+  const auto fence = std::make_shared<test::AskingFence>([&] { map.store->stats(); });
+  map.watch->protect({map.address(0, row, 0), 3 * map.page}, fence);
+  map->close(row, fence);
+  map.close();
+  CHECK(fence->passed());
+}
+
+TEST(map_that_ends_waits_for_the_fences_of_its_rows_without_the_lock) {
+  WatchedMap map(MapShape{});
+  const std::uint32_t row = map->open(take(map, 3));
+  map->flush();
+  const auto fence = std::make_shared<test::AskingFence>([&] { map.store->stats(); });
+  map.watch->protect({map.address(0, row, 0), 3 * map.page}, fence);
+  map->close(row, fence);
+  map.map.reset();
+  CHECK(fence->passed());
+  map.close();
+}
+
 // Both fences count: that of the row's first use, and that of what was trimmed in its second.
 TEST(flushing_thread_waits_for_the_fences_of_two_uses) {
   WatchedMap map(MapShape{});
