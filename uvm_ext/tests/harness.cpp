@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/harness.hpp"
 
+#include <unistd.h>
+
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <utility>
@@ -22,8 +25,26 @@ std::vector<Test>& tests() {
   return all;
 }
 
+// Long enough for the slowest under a sanitizer on a busy machine.
+constexpr unsigned kSecondsPerTest = 600;
+const char* running = "";
+
+void write_all(const char* text) {
+  static_cast<void>(!::write(STDOUT_FILENO, text, std::strlen(text)));
+}
+
+// A thread that waits for ever cannot be ended, so the process is.
+extern "C" void end_hanging_test(int) {
+  write_all("FAIL hangs: ");
+  write_all(running);
+  write_all("\n");
+  ::_exit(1);
+}
+
 bool run(const Test& test) {
   const auto start = std::chrono::steady_clock::now();
+  running = test.name;
+  ::alarm(kSecondsPerTest);
   std::string failure;
   try {
     test.body();
@@ -65,6 +86,7 @@ void with_seeds(unsigned count, const std::function<void(std::uint64_t)>& body) 
 // core_tests [PART]: runs every test, or those whose name contains PART.
 int main(int argc, char** argv) {
   pyvattn::emulation::register_drivers();
+  std::signal(SIGALRM, pyvattn::test::end_hanging_test);
   int passed = 0;
   int failed = 0;
   for (const auto& test : pyvattn::test::tests()) {
