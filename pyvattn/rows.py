@@ -232,9 +232,10 @@ class RowMap:
         """Carry out what is staged. Every open row then maps its blocks in order.
 
         Where it fails nothing has changed, and what was staged still is: flush again, or
-        :meth:`discard` it. Raises :class:`~pyvattn.errors.DriverError`, and
-        :class:`~pyvattn.errors.BlockError` for a block that was released before it was
-        mapped.
+        :meth:`discard` it. Raises :class:`~pyvattn.errors.DriverError`,
+        :class:`~pyvattn.errors.OutOfMemory` where the device has no memory left for page
+        tables, and :class:`~pyvattn.errors.BlockError` for a block that was released before
+        it was mapped.
         """
         self._native.flush()
 

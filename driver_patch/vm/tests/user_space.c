@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /*
- * pyvattn itself on this module: user/test_drivers.py, run by Python, on a libcuda that speaks
+ * pyvattn itself on this module: user/test_*.py, run by Python, on a libcuda that speaks
  * to /dev/nvidia-uvm. The GPU is larger: the drivers take CUDA's memory in pieces of 64 MB.
  */
 #include <errno.h>
@@ -73,7 +73,17 @@ TEST_WITH(user_space_on_the_patched_module, .needs_patch = true, .gpu = GPU, .se
 	run_pytest("TestPatched or (TestStockUvm and through_a_second_mapping)");
 }
 
+TEST_WITH(user_space_rows_on_the_patched_module, .needs_patch = true, .gpu = GPU, .seconds = 400)
+{
+	run_pytest("TestRowsOnPatched");
+}
+
 TEST_WITH(user_space_on_the_stock_module, .needs_stock = true, .gpu = GPU, .seconds = 400)
 {
 	run_pytest("TestStockUvm or TestStockModule");
+}
+
+TEST_WITH(user_space_rows_on_the_stock_module, .needs_stock = true, .gpu = GPU, .seconds = 400)
+{
+	run_pytest("TestRowsOnStockUvm");
 }

@@ -3,7 +3,8 @@
  * libcuda.so.1 of the emulated machine: the functions that pyvattn calls, by way of the real
  * nvidia-uvm and the simulated GPU. As NVIDIA's, it keeps one VA space for the process, makes
  * ranges known to UVM and maps its memory with UVM's own ioctls; copies go through page tables
- * and TLB. Everything is done when a call returns, so that streams and events are names only.
+ * and TLB. Everything is done when a call returns, so that streams and events are names only;
+ * but for one stream, whose work a test holds and lets go.
  */
 #include <dirent.h>
 #include <pthread.h>
@@ -19,7 +20,7 @@
 
 enum {
 	SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101,
-	INVALID_CONTEXT = 201, INVALID_HANDLE = 400, ILLEGAL_ADDRESS = 700, UNKNOWN = 999,
+	INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_READY = 600, ILLEGAL_ADDRESS = 700, UNKNOWN = 999,
 };
 
 #define GRANULARITY PAGE_2M
@@ -398,22 +399,88 @@ EXPORT int cuMemcpyDtoHAsync_v2(void *target, address_t source, size_t size, voi
 		return SUCCESS;			\
 	}
 
-/* A stream or an event is an address that nobody reads. */
+/* Streams but for one are addresses that nobody reads. */
 EXPORT int cuStreamCreate(void **stream, unsigned int flags)
 {
 	*stream = &gpu;
 	return SUCCESS;
 }
 
+DONE(cuStreamDestroy_v2, void *stream)
+DONE(cuStreamWaitEvent, void *stream, void *event, unsigned int flags)
+
+static char held_stream;
+static pthread_cond_t held_work_ends = PTHREAD_COND_INITIALIZER;
+static bool holding;
+static unsigned int waiting;
+
+struct event {
+	bool on_held_stream;
+};
+
+/* For tests: a stream with work that goes on until machine_let_go(). */
+EXPORT void *machine_hold(void)
+{
+	pthread_mutex_lock(&lock);
+	holding = true;
+	pthread_mutex_unlock(&lock);
+	return &held_stream;
+}
+
+EXPORT void machine_let_go(void)
+{
+	pthread_mutex_lock(&lock);
+	holding = false;
+	pthread_cond_broadcast(&held_work_ends);
+	pthread_mutex_unlock(&lock);
+}
+
+/* How many threads wait for it. */
+EXPORT unsigned int machine_waiting(void)
+{
+	unsigned int threads;
+
+	pthread_mutex_lock(&lock);
+	threads = waiting;
+	pthread_mutex_unlock(&lock);
+	return threads;
+}
+
 EXPORT int cuEventCreate(void **event, unsigned int flags)
 {
-	*event = &gpu;
+	*event = calloc(1, sizeof(struct event));
+	return *event ? SUCCESS : OUT_OF_MEMORY;
+}
+
+EXPORT int cuEventDestroy_v2(void *event)
+{
+	free(event);
 	return SUCCESS;
 }
 
-DONE(cuStreamDestroy_v2, void *stream)
-DONE(cuStreamWaitEvent, void *stream, void *event, unsigned int flags)
-DONE(cuEventDestroy_v2, void *event)
-DONE(cuEventRecord, void *event, void *stream)
-DONE(cuEventQuery, void *event)
-DONE(cuEventSynchronize, void *event)
+EXPORT int cuEventRecord(struct event *event, void *stream)
+{
+	event->on_held_stream = stream == &held_stream;
+	return SUCCESS;
+}
+
+EXPORT int cuEventQuery(struct event *event)
+{
+	int result;
+
+	pthread_mutex_lock(&lock);
+	result = holding && event->on_held_stream ? NOT_READY : SUCCESS;
+	pthread_mutex_unlock(&lock);
+	return result;
+}
+
+EXPORT int cuEventSynchronize(struct event *event)
+{
+	pthread_mutex_lock(&lock);
+	waiting++;
+	while (holding && event->on_held_stream)
+		pthread_cond_wait(&held_work_ends, &lock);
+	waiting--;
+	pthread_mutex_unlock(&lock);
+	return SUCCESS;
+}

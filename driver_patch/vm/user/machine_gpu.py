@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import conformance
+import mapped_space
+import row_engine
 
 from pyvattn import _native
 
@@ -98,17 +99,74 @@ def suspended() -> Iterator[Callable[[], None]]:
         os.close(sim)
 
 
-class DeviceSpace(conformance.Space):
+#: GPUSIM_INJECT and GPUSIM_INJECTED: name, nth, status, how often it failed, calls, last name.
+_SIM_INJECTION = struct.Struct("=48s4I48s")
+_SIM_INJECT = 0x40000000 | _SIM_INJECTION.size << 16 | ord("g") << 8 | 5
+_SIM_INJECTED = 0x80000000 | _SIM_INJECTION.size << 16 | ord("g") << 8 | 6
+
+
+class FailingModule:
+    """Lets the nth call (1: the next) fail that nvidia-uvm makes of nvidia.ko."""
+
+    def __init__(self, nth: int) -> None:
+        self._nth = nth
+        self.failed = False
+
+    def __enter__(self) -> FailingModule:
+        self._sim = os.open("/dev/gpusim", os.O_RDWR)
+        self._arm(self._nth)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        block = bytearray(_SIM_INJECTION.size)
+        fcntl.ioctl(self._sim, _SIM_INJECTED, block)
+        self.failed = _SIM_INJECTION.unpack(block)[3] > 0
+        self._arm(0)
+        os.close(self._sim)
+
+    def _arm(self, nth: int) -> None:
+        fcntl.ioctl(self._sim, _SIM_INJECT, _SIM_INJECTION.pack(b"", nth, 0, 0, 0, b""))
+
+
+def write_device(address: int, data: bytes) -> None:
+    size = ctypes.c_size_t(len(data))
+    assert libcuda.cuMemcpyHtoDAsync_v2(ctypes.c_uint64(address), data, size, None) == 0
+
+
+def read_device(address: int, size: int) -> bytes:
+    data = ctypes.create_string_buffer(size)
+    at = ctypes.c_uint64(address)
+    assert libcuda.cuMemcpyDtoHAsync_v2(data, at, ctypes.c_size_t(size), None) == 0
+    return data.raw
+
+
+class DeviceSpace(mapped_space.Space):
     """Reaches the memory through CUDA's copies: the CPU cannot touch it."""
 
     def write(self, place: int, data: bytes) -> None:
-        address = ctypes.c_uint64(self.address(place))
-        assert libcuda.cuMemcpyHtoDAsync_v2(address, data, ctypes.c_size_t(len(data)), None) == 0
+        write_device(self.address(place), data)
 
     def read(self, place: int, size: int = 64) -> bytes:
-        data, address = ctypes.create_string_buffer(size), ctypes.c_uint64(self.address(place))
-        assert libcuda.cuMemcpyDtoHAsync_v2(data, address, ctypes.c_size_t(size), None) == 0
-        return data.raw
+        return read_device(self.address(place), size)
+
+
+class DeviceMemory(row_engine.Memory):
+    """The same for rows, and the stream whose work libcuda holds for tests."""
+
+    def write(self, address: int, data: bytes) -> None:
+        write_device(address, data)
+
+    def read(self, address: int, size: int) -> bytes:
+        return read_device(address, size)
+
+    @contextlib.contextmanager
+    def held_work(self, driver: str) -> Iterator[row_engine.HeldWork]:
+        libcuda.machine_hold.restype = ctypes.c_uint64
+        fence = _native.stream_fence(driver, 0, libcuda.machine_hold())
+        try:
+            yield row_engine.HeldWork(fence, lambda: libcuda.machine_waiting() > 0)
+        finally:
+            libcuda.machine_let_go()
 
 
 def page_sizes(driver: str) -> list[int]:

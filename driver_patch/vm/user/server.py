@@ -21,7 +21,16 @@ import pytest
 
 import pyvattn  # noqa: F401
 
-OPTIONS = ("-q", "-p", "no:cacheprovider", "-W", "error", "--tb=short", "test_drivers.py")
+OPTIONS = (
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "-W",
+    "error",
+    "--tb=short",
+    "test_drivers.py",
+    "test_rows.py",
+)
 
 
 def run(selection: str) -> int:
