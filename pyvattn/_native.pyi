@@ -611,7 +611,17 @@ class Lease(Budget):
     @property
     def name(self) -> str: ...
     @property
+    def owed(self) -> int:
+        """
+        Bytes in use that members below their guarantees wait for.
+        """
+    @property
     def path(self) -> str: ...
+    @property
+    def reach(self) -> int:
+        """
+        Most bytes that it can come to hold.
+        """
     @property
     def target(self) -> int: ...
 

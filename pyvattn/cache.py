@@ -72,6 +72,7 @@ class KVCache(Opened):
     """
 
     _lease: SharedMemory | None = None
+    _owns_lease = False
 
     def __init__(
         self,
@@ -124,6 +125,7 @@ class KVCache(Opened):
         ahead = opened.read_ahead if wants_auto else read_ahead
         if budget is None:
             budget = self._lease = SharedMemory(device, guarantee=guarantee, weight=weight)
+            self._owns_lease = True
         try:
             self._open(spec, opened.geometry, opened.driver, budget, background, ahead, strict)
         except BaseException:
@@ -169,6 +171,7 @@ class KVCache(Opened):
             raise ConfigError(
                 f"read_ahead={shown(read_ahead)}: use a number of tokens, 0 for none, or 'auto'"
             )
+        self._lease = budget if isinstance(budget, SharedMemory) else None
         self._dropped: list[Slot] = []
         self._keepers = Keepers()
         self._native = _native.Cache(
@@ -180,7 +183,7 @@ class KVCache(Opened):
             token_bytes=geometry.token_bytes,
             budget=budget,
             # A slab is what goes back when neighbours ask.
-            slab_bytes=budget.chunk_bytes if isinstance(budget, SharedMemory) else 0,
+            slab_bytes=self._lease.chunk_bytes if self._lease is not None else 0,
             background=background,
             read_ahead=ahead,
             strict=strict,
@@ -462,8 +465,13 @@ class KVCache(Opened):
         self._leave()
         _report(lost)
 
+    @property
+    def lease(self) -> SharedMemory | None:
+        """What its memory is leased by: ask and wait there; ``None`` where it does not share."""
+        return self._lease
+
     def _leave(self) -> None:
-        if self._lease is not None:
+        if self._lease is not None and self._owns_lease:
             self._lease.close()
 
     def _bytes_allocated(self) -> int:

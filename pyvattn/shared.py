@@ -50,8 +50,10 @@ class SharedMemory(_native.Lease):
 
     The first process gives the ``budget``, or the environment does in
     ``PYVATTN_SHARED_BUDGET``; on a GPU it may be left out: nine tenths of what is free then.
-    ``name`` is what ``pyvattn top`` shows. ``limit``, ``held``, ``headroom``, ``leased`` and
-    ``target`` are in bytes.
+    ``name`` is what ``pyvattn top`` shows. In bytes: ``limit``, ``held``, ``headroom``,
+    ``leased``, ``target``; ``owed`` is what running requests hold and members below their
+    guarantees wait for, ``reach`` the most that it can come to hold. ``want`` says what waiting
+    requests need beyond what is held, until it is called again.
 
     Raises :class:`~pyvattn.errors.LedgerError` and those derived from it, and
     :class:`~pyvattn.errors.ConfigError`. Close it after what it was given to, or use it in a with

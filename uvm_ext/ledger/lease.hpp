@@ -48,6 +48,11 @@ class Lease final : public Budget {
   void want(std::uint64_t bytes);
   // Asks for so many bytes and waits until take() would grant them.
   bool wait(std::uint64_t bytes, std::chrono::milliseconds most);
+  // Bytes in use beyond what is left to the member once those below their guarantees have theirs:
+  // for these alone running requests end. What is not in use goes by itself.
+  std::uint64_t owed() const;
+  // Most bytes that the member can come to hold.
+  std::uint64_t reach() const;
   // One round of what the thread does.
   void attend();
   // Leaves the ledger. Throws BusyError while something is held.

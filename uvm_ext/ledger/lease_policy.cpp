@@ -129,6 +129,22 @@ void Lease::move_limit() const {
   limit_ = (asked > 0 ? std::min(granted, lease - asked) : granted) * chunk_bytes_;
 }
 
+std::uint64_t Lease::owed() const {
+  if (inherited() || lost_) return 0;
+  const Lock lock(mutex_);
+  if (!member_) return 0;
+  const std::uint32_t owed = owed_by(member_->slot(), look(demand()).all);
+  const std::uint64_t kept = (member_->lease() - owed) * chunk_bytes_;
+  const std::uint64_t held = held_;
+  return owed > 0 && held > kept ? held - kept : 0;
+}
+
+std::uint64_t Lease::reach() const {
+  if (inherited() || lost_) return held_;
+  const Lock lock(mutex_);
+  return member_ ? look(demand()).all.reach_of(member_->slot()) * chunk_bytes_ : 0;
+}
+
 // A small part of the budget is kept free for all, so that who begins need not ask first.
 void Lease::refill_pool(const View& view) {
   const std::uint32_t lease = member_->lease();

@@ -33,6 +33,16 @@ std::uint32_t Snapshot::asked_of(std::uint32_t slot) const {
       std::min<std::uint64_t>(chunks, asked - std::min<std::uint64_t>(asked, free)));
 }
 
+std::uint32_t Snapshot::reach_of(std::uint32_t slot) const {
+  std::uint32_t kept = not_ours;
+  for (const Party& party : parties) {
+    if (party.slot != slot) kept += party.readable ? party.floor() : party.lease;
+  }
+  const std::uint32_t rest = chunks - std::min(chunks, kept);
+  const Party* own = find(slot);
+  return own == nullptr ? rest : std::min(rest, own->limit);
+}
+
 std::vector<std::uint32_t> targets(const Snapshot& snapshot) {
   const std::vector<Party>& parties = snapshot.parties;
   std::vector<std::uint32_t> result(parties.size());
@@ -64,6 +74,23 @@ std::vector<std::uint32_t> targets(const Snapshot& snapshot) {
     weights -= weight;
   }
   return result;
+}
+
+std::uint32_t owed_by(std::uint32_t slot, const Snapshot& snapshot) {
+  const std::vector<std::uint32_t> parts = targets(snapshot);
+  std::uint64_t lacking = 0;
+  std::uint64_t above = 0;
+  std::uint64_t own = 0;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const Party& party = snapshot.parties[i];
+    lacking += party.lacks();
+    const std::uint64_t excess = party.lease - std::min(party.lease, parts[i]);
+    above += excess;
+    if (party.slot == slot) own = excess;
+  }
+  lacking -= std::min<std::uint64_t>(lacking, snapshot.free);
+  if (own == 0) return 0;
+  return static_cast<std::uint32_t>(std::min(own, divide_up(lacking * own, above)));
 }
 
 bool is_tight(const Snapshot& snapshot) {

@@ -52,6 +52,8 @@ struct Snapshot {
   std::uint32_t spare_for(std::uint32_t slot) const;
   // What others ask for and the free chunks do not hold.
   std::uint32_t asked_of(std::uint32_t slot) const;
+  // Most that the member can come to hold: all but what is guaranteed to others.
+  std::uint32_t reach_of(std::uint32_t slot) const;
 };
 
 // How many chunks each of the parties should hold: its guarantee, and of the rest what fills
@@ -60,6 +62,10 @@ struct Snapshot {
 // all who ask would move chunks to and fro between two who want more. In the order of the
 // parties.
 std::vector<std::uint32_t> targets(const Snapshot& snapshot);
+
+// Chunks that one above its part should end running requests for: its share of what others lack
+// of their guarantees and the free chunks do not hold.
+std::uint32_t owed_by(std::uint32_t slot, const Snapshot& snapshot);
 
 // Whether more is wanted than there is.
 bool is_tight(const Snapshot& snapshot);

@@ -100,6 +100,10 @@ void bind_lease(py::module_& module) {
       .def("return_bytes", &Lease::give_back, py::arg("bytes"), Release())
       .def("attend", &Lease::attend, Release(), "One round of what the thread does.")
       .def("close", &Lease::close, Release())
+      .def_property_readonly("owed", py::cpp_function(&Lease::owed, Release()),
+                             "Bytes in use that members below their guarantees wait for.")
+      .def_property_readonly("reach", py::cpp_function(&Lease::reach, Release()),
+                             "Most bytes that it can come to hold.")
       .def_property_readonly("inherited", &Lease::inherited)
       .def_property_readonly("name", [](const Lease& self) { return self.status().name; })
       .def_property_readonly("path", [](const Lease& self) { return self.status().path; })

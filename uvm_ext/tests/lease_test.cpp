@@ -40,6 +40,7 @@ std::vector<std::uint32_t> parts(std::uint32_t chunks, const std::vector<Wish>& 
 }
 
 using Parts = std::vector<std::uint32_t>;
+using Pairs = std::vector<std::pair<std::uint32_t, std::uint32_t>>;
 
 TEST(everybody_gets_what_it_wants_of_a_ledger_where_there_is_enough) {
   CHECK(parts(100, {{0, 30}, {0, 60}}) == Parts({30, 60}));
@@ -62,6 +63,32 @@ TEST(weights_divide_a_ledger_and_nothing_is_left_over) {
 
 TEST(an_operator_s_limit_is_below_a_guarantee_too) {
   CHECK(parts(100, {{50, 100, 1000, 20}, {0, 100}}) == Parts({20, 80}));
+}
+
+TEST(members_above_their_parts_owe_what_one_below_its_guarantee_lacks) {
+  Snapshot all;
+  all.chunks = 12;
+  for (const auto& [lease, guarantee] : Pairs{{8, 0}, {4, 0}, {0, 6}}) {
+    Party party;
+    party.slot = static_cast<std::uint32_t>(all.parties.size());
+    party.lease = lease;
+    party.guarantee = guarantee;
+    party.demand = party.limit = all.chunks;
+    party.readable = true;
+    all.parties.push_back(party);
+  }
+  // Parts of 2, 2 and 8: six are lacking, of which those that have 6 and 2 above theirs owe three
+  // and one quarter, rounded up.
+  all.parties[2].demand = 8;
+  CHECK_EQUAL(ledger::owed_by(0, all), 5u);
+  CHECK_EQUAL(ledger::owed_by(1, all), 2u);
+  CHECK_EQUAL(ledger::owed_by(2, all), 0u);
+  all.parties[0].lease = 4;
+  all.free = 4;
+  CHECK_EQUAL(ledger::owed_by(0, all), 1u);
+  // What one only wants does not end requests of others.
+  all.parties[2].guarantee = 0;
+  CHECK_EQUAL(ledger::owed_by(0, all), 0u);
 }
 
 TEST(parts_of_a_ledger_never_sum_to_more_than_it_has) {
@@ -195,6 +222,26 @@ TEST(who_lacks_its_guarantee_is_handed_chunks_before_anybody_else) {
   two.attend();
   CHECK_EQUAL(t.leased(two), 3u);
   CHECK(three.take(t.chunk));
+}
+
+TEST(a_lease_says_what_running_requests_must_leave_to_one_below_its_guarantee) {
+  Engines t(8);
+  Lease& one = t.join("one");
+  CHECK(one.take(8 * t.chunk));
+  CHECK_EQUAL(one.owed(), 0u);
+  CHECK_EQUAL(one.reach(), 8 * t.chunk);
+  Lease& two = t.join("two", 3);
+  CHECK_EQUAL(one.reach(), 5 * t.chunk);
+  CHECK_EQUAL(two.reach(), 8 * t.chunk);
+  CHECK_EQUAL(one.owed(), 3 * t.chunk);
+  CHECK_EQUAL(two.owed(), 0u);
+  one.give_back(3 * t.chunk);
+  CHECK_EQUAL(one.owed(), 0u);
+  two.attend();
+  CHECK_EQUAL(t.leased(two), 3u);
+  // It only wants more: no reason to end what runs.
+  two.missed(2 * t.chunk);
+  CHECK_EQUAL(one.owed(), 0u);
 }
 
 TEST(two_hungry_leases_above_their_guarantees_come_to_rest) {

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,7 @@ from pyvattn.cache import KVCache
 from pyvattn.errors import OutOfMemory, SpecError
 from pyvattn.integrations.transformers.decode import DeviceBatch
 from pyvattn.integrations.transformers.graphs import on_device, wants_graphs
+from pyvattn.integrations.transformers.neighbours import Neighbours
 from pyvattn.integrations.transformers.parts import Chunk
 from pyvattn.integrations.transformers.readback import Readback
 from pyvattn.integrations.transformers.request import Request, check_count, prompt_for
@@ -116,6 +118,7 @@ class Engine:
         self._batch = DeviceBatch(model, cache, self._samplers.common, self._scratch)
         self._release_model = attend_through(model, self)
         self.prefixes = PrefixIndex(cache) if prefix_reuse else None
+        self._neighbours = Neighbours(cache, self.prefixes)
 
     @property
     def busy(self) -> bool:
@@ -180,11 +183,18 @@ class Engine:
         Raises :class:`~pyvattn.errors.OutOfMemory` only where a request does not fit even
         alone; that request is dropped, the others go on with the next call. Raises
         :class:`~pyvattn.errors.OutOfSlots` where others hold every slot of the cache.
+
+        Where processes share the memory, call it while idle too, some ten times a second: it
+        gives neighbours what is kept for later. Where they leave no room for a single request it
+        waits a moment for them.
         """
         with on_device(self.model.device):
+            self._share()
             self._back()
             launched = self._launch()
             self._read(keep=1 if self._lookahead and launched else 0)
+            if self.waiting and not launched and not self.running:
+                self._neighbours.wait_for(self.waiting[0].length)
         finished, self._finished = self._finished, []
         return finished
 
@@ -228,6 +238,7 @@ class Engine:
             self.cache.release(scratch)
         if self.prefixes is not None:
             self.prefixes.close()
+        self._neighbours.leave()
         self._release_model()
 
     def __enter__(self) -> Engine:
@@ -253,6 +264,18 @@ class Engine:
             raise
         return slot
 
+    def _share(self) -> None:
+        """Give neighbours their part: of running requests only to one below its guarantee."""
+        self._neighbours.settle(self._runnable())
+        while self.running and self._neighbours.owed():
+            self._make_room()
+            self._neighbours.settle(self._runnable())
+
+    def _runnable(self) -> Iterator[int]:
+        """Yield the tokens of each that waits and would run if there were memory."""
+        room = self._max_batch - len(self.running)
+        return (request.length for request in islice(self.waiting, room))
+
     def _back(self) -> None:
         """Back the next token of every request that decodes, and have the one after it mapped."""
         while True:
@@ -275,7 +298,7 @@ class Engine:
         youngest = self.running[-1]
         _log.debug("no memory: a request of %d tokens waits again", youngest.length)
         self._leave(youngest)
-        if not self.running:
+        if not self.running and not self._neighbours.may_spare(youngest.length):
             raise _too_large(youngest)
         self.waiting.appendleft(youngest)
 
@@ -290,7 +313,7 @@ class Engine:
         try:
             admitted = self._slot_for(request)
         except OutOfMemory as error:
-            if self.running:
+            if self.running or self._neighbours.may_spare(request.length):
                 return None
             self.waiting.popleft()
             raise _too_large(request) from error
