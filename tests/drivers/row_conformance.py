@@ -148,7 +148,7 @@ class RowConformance:
     """Hold the row map on one driver to uvm_ext/rows/row_map.hpp. Subclasses set ``name``."""
 
     name: str
-    operations = 120
+    operations = 400
     memory = Memory()
 
     @pytest.mark.parametrize("seed", range(3))
