@@ -391,6 +391,10 @@ class Cache:
         """
         A new Slot, and the bytes [first, end) of each row that are yet to be copied.
         """
+    def front(self, slot: Slot) -> int:
+        """
+        Tokens that nobody reads any more.
+        """
     def give_back(self) -> int: ...
     def length(self, slot: Slot) -> int: ...
     def live_pages(self) -> list[typing.Any]:

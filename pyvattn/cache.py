@@ -19,6 +19,7 @@ from pyvattn.errors import (
     LimitError,
     OutOfMemory,
     OutOfSlots,
+    UnsupportedError,
 )
 from pyvattn.geometry import Geometry
 from pyvattn.keepers import Keeper, Keepers
@@ -28,6 +29,7 @@ from pyvattn.resolve import check_device, open_driver
 from pyvattn.shared import SharedMemory
 from pyvattn.spec import CacheSpec
 from pyvattn.stats import Stats
+from pyvattn.swap import Offloaded, check_fits
 from pyvattn.text import shown
 from pyvattn.whole_numbers import whole_number
 
@@ -239,6 +241,47 @@ class KVCache(Opened):
                 self._native.release(fork)
                 raise
         return fork
+
+    def offload(self, slot: Slot) -> Offloaded:
+        """Copy a slot's tokens to host memory, for :meth:`restore`; the slot stays as it is.
+
+        One copy for each arena: a row is contiguous. On a GPU they go into pinned memory, on
+        the stream that torch is using in this thread, and this returns before they are done.
+        Let that stream wait for whatever writes those tokens. A :meth:`release` from the same
+        stream waits for the copies by itself.
+
+        Raises :class:`~pyvattn.errors.SlotError`, :class:`~pyvattn.errors.MissingDependency`
+        without torch, and :class:`~pyvattn.errors.UnsupportedError` with ``accounting``.
+        """
+        if self.driver == "host-accounting":
+            raise UnsupportedError("accounting=True has no memory to copy: open the cache without")
+        length, front = self._native.length(slot), self._native.front(slot)
+        size = self._geometry.token_bytes
+        data = self._tensors.to_host(slot.index, front * size, length * size)
+        return Offloaded(length, front, size, data, self._fence(None))
+
+    def restore(self, offloaded: Offloaded) -> Slot:
+        """Return a new slot with the tokens that :meth:`offload` copied, as often as you like.
+
+        Copies as :meth:`offload` does: launch what reads the tokens on the same stream. Raises
+        what :meth:`admit` raises, with nothing changed, and
+        :class:`~pyvattn.errors.TensorError` where the cache has another layout.
+        """
+        check_type("offloaded", offloaded, Offloaded)
+        check_fits(offloaded, self._geometry)
+        slot = self.admit(offloaded.length)
+        try:
+            # Another stream may have been in use when it was copied.
+            if offloaded.fence is not None:
+                offloaded.fence.wait()
+            first = offloaded.front * offloaded.token_bytes
+            self._tensors.from_host(offloaded.data, slot.index, first)
+            if offloaded.front:
+                self.trim(slot, front=offloaded.front)
+        except BaseException:
+            self.release(slot)
+            raise
+        return slot
 
     def release(self, slot: Slot, after: object = None) -> None:
         """End a request. Its pages stay, zeroed, for the next one until memory is short.

@@ -76,10 +76,32 @@ class LayerTensors:
 
     def copy(self, source: int, target: int, first: int, end: int) -> None:
         """Copy bytes ``[first, end)`` of one row to another, in every arena."""
+        for arena in self._arenas():
+            arena[target, first:end] = arena[source, first:end]
+
+    def to_host(self, row: int, first: int, end: int) -> Any:
+        """Return bytes ``[first, end)`` of a row, ``[arenas, bytes]``, on their way to the host.
+
+        One copy for each arena, on a GPU into pinned memory and on torch's stream.
+        """
+        import torch
+
+        arenas = self._arenas()
+        on_gpu = arenas[0].is_cuda
+        host = torch.empty((len(arenas), end - first), dtype=torch.uint8, pin_memory=on_gpu)
+        for copy, arena in zip(host, arenas, strict=True):
+            copy.copy_(arena[row, first:end], non_blocking=on_gpu)
+        return host
+
+    def from_host(self, host: Any, row: int, first: int) -> None:
+        """Copy what :meth:`to_host` returned to a row, from byte ``first`` on, the same way."""
+        for copy, arena in zip(host, self._arenas(), strict=True):
+            arena[row, first : first + host.shape[1]].copy_(copy, non_blocking=arena.is_cuda)
+
+    def _arenas(self) -> list[Any]:
         if not self._bytes:
             self._bytes = [self.arena(index, None) for index in range(self._geometry.arenas)]
-        for arena in self._bytes:
-            arena[target, first:end] = arena[source, first:end]
+        return self._bytes
 
     def forget(self) -> None:
         """Drop the tensors that are kept for later calls."""

@@ -46,7 +46,7 @@ PYTHON = (  # pyvattn/ and cli/
     # memory that processes share
     ("shared",),
     # K and V of a layer as tensors; what owns memory until it is closed
-    ("layers", "opened"),
+    ("layers", "opened", "swap"),
     ("cache", "rows"),
     # prompts that begin alike
     ("prefix",),

@@ -278,6 +278,7 @@ _VALID: dict[str, Any] = {
     "allocator": lambda w: w.allocator,
     "rows": lambda w: array(_INT64, [w.allocator.admit(3)]),
     "where": lambda w: w.folder,
+    "offloaded": lambda w: w.cache.offload(w.slot),
     # memory that processes share
     "timeout": lambda w: 0,
     "member": lambda w: w.lease.name,
@@ -318,6 +319,7 @@ RECORDS = {
     "planner.Plan",
     "replay.Result",
     "rows.PoolStats",
+    "swap.Offloaded",
     "shared.Ledger",
     "shared.Member",
     "traces.Request",

@@ -87,6 +87,8 @@ class Cache {
 
   CacheStats stats();
   std::int64_t length(const SlotRef& slot);
+  // Tokens of a live slot that nobody reads any more: see trim_front().
+  std::int64_t front(const SlotRef& slot);
   std::vector<LiveSlot> live_slots();
   bool closed() const { return closed_; }
   // True in a child process that got the cache through fork().

@@ -298,6 +298,13 @@ std::int64_t Cache::length(const SlotRef& slot) {
   return slots_.head(check_live(slot)).length;
 }
 
+std::int64_t Cache::front(const SlotRef& slot) {
+  check_usable();
+  const Lock lock(mutex_);
+  check_usable();
+  return slots_.trimmed(check_live(slot));
+}
+
 ArenaPtr Cache::arena(std::uint32_t index) {
   check_usable();
   const Lock lock(mutex_);

@@ -130,6 +130,12 @@ std::int64_t length(NumberedCache& self, const py::object& slot) {
   return self.cache.length(ref);
 }
 
+std::int64_t front(NumberedCache& self, const py::object& slot) {
+  const SlotRef ref = slot_ref(slot.ptr(), self.number);
+  const WithoutGil unlocked;
+  return self.cache.front(ref);
+}
+
 std::vector<LiveSlot> live(NumberedCache& self) {
   const WithoutGil unlocked;
   return self.cache.live_slots();
@@ -239,6 +245,7 @@ void bind_cache(py::module_& module) {
       .def("step_rows", &step_rows, py::arg("rows"), py::arg("lengths"))
       .def("prefetch", &prefetch, py::arg("lengths"))
       .def("length", &length, py::arg("slot"))
+      .def("front", &front, py::arg("slot"), "Tokens that nobody reads any more.")
       .def("live_slots", &live_slots, "(Slot, tokens) of every live slot.")
       .def("live_pages", &live_pages, "(Slot, pages under its row) of every live slot.")
       .def("take_dropped", &take_dropped,

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slots whose tokens go to host memory and come back, on every driver."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from checked_cache import small_spec
+
+from pyvattn import (
+    ArgumentError,
+    KVCache,
+    OutOfMemory,
+    SlotError,
+    TensorError,
+    UnsupportedError,
+)
+
+pytest.importorskip("torch", reason="offload() copies with torch")
+
+
+@pytest.fixture
+def bench(open_bench, driver_name):
+    return open_bench(
+        name=driver_name, spec=small_spec(max_tokens=16384, guard_tokens=0), pages=24, shares=True
+    )
+
+
+def filled(bench, tokens, seed):
+    """A slot with random K and V in both layers, and what they are."""
+    slot = bench.cache.admit(tokens)
+    draw = np.random.default_rng(seed)
+    written = []
+    for layer in range(2):
+        for tensor in bench.arrays(layer):
+            values = draw.random((tokens, 4, 64), dtype=np.float32)
+            tensor[slot, :tokens] = values
+            written.append(values)
+    return slot, written
+
+
+def read(bench, slot, first=0):
+    end = bench.cache.length(slot)
+    return [tensor[slot, first:end] for layer in range(2) for tensor in bench.arrays(layer)]
+
+
+def check_same(found, written):
+    for a, b in zip(found, written, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_tokens_come_back_as_they_were_in_another_slot(bench):
+    tokens = bench.page // 1024 + 7
+    slot, written = filled(bench, tokens, seed=1)
+    kept = bench.cache.offload(slot)
+    assert kept.ready
+    assert (kept.length, kept.front) == (tokens, 0)
+    # A token takes 1 KiB in each of four arenas, and each is one run of bytes.
+    assert kept.bytes == tokens * 4096
+    assert kept.data.shape == (4, tokens * 1024)
+    bench.cache.release(slot)
+    other, others = filled(bench, tokens, seed=2)
+    back = bench.cache.restore(kept)
+    again = bench.cache.restore(kept)
+    assert bench.cache.length(back) == tokens
+    check_same(read(bench, back), written)
+    check_same(read(bench, again), written)
+    check_same(read(bench, other), others)
+
+
+def test_a_fork_is_copied_whole_and_comes_back_on_its_own(bench):
+    tokens = bench.page // 1024 + 7
+    slot, written = filled(bench, tokens, seed=3)
+    kept = bench.cache.offload(bench.cache.fork(slot))
+    back = bench.cache.restore(kept)
+    for tensor in bench.arrays(0):
+        tensor[back, :tokens] = 0
+    check_same(read(bench, slot), written)
+    check_same(read(bench, back)[2:], written[2:])
+
+
+def test_what_nobody_reads_any_more_is_neither_copied_nor_kept(bench):
+    page = bench.page // 1024
+    slot, written = filled(bench, 2 * page + 5, seed=4)
+    front = page + 3
+    bench.cache.trim(slot, front=front)
+    kept = bench.cache.offload(slot)
+    assert kept.bytes == (page + 2) * 4096
+    bench.cache.release(slot)
+    back = bench.cache.restore(kept)
+    check_same(read(bench, back, front), [values[front:] for values in written])
+    assert bench.cache.live_pages() == {back: 8}
+
+
+def test_a_slot_without_tokens_comes_back_without_tokens(bench):
+    kept = bench.cache.offload(bench.cache.acquire())
+    assert kept.bytes == 0
+    assert bench.cache.length(bench.cache.restore(kept)) == 0
+
+
+def test_without_memory_to_come_back_to_nothing_changes(bench):
+    page = bench.page // 1024
+    slot, written = filled(bench, 3 * page, seed=5)
+    kept = bench.cache.offload(slot)
+    bench.cache.release(slot)
+    other, _ = filled(bench, 5 * page, seed=6)
+    with pytest.raises(OutOfMemory):
+        bench.cache.restore(kept)
+    assert bench.cache.live_slots() == {other: 5 * page}
+    bench.cache.release(other)
+    check_same(read(bench, bench.cache.restore(kept)), written)
+
+
+def test_what_cannot_be_copied_or_come_back_is_refused(bench):
+    slot, _ = filled(bench, 10, seed=7)
+    kept = bench.cache.offload(slot)
+    bench.cache.release(slot)
+    with pytest.raises(SlotError):
+        bench.cache.offload(slot)
+    with pytest.raises(ArgumentError, match="offloaded"):
+        bench.cache.restore(slot)
+    spec = small_spec()
+    with (
+        KVCache(spec, device="cpu", memory="4MiB", layout="token") as other,
+        pytest.raises(TensorError, match=r"4 arenas of 1024 bytes a token.*1 of 4096"),
+    ):
+        other.restore(kept)
+    assert other.closed
+    with (
+        KVCache(spec, device="cpu", memory="4MiB", accounting=True) as counting,
+        pytest.raises(UnsupportedError, match="accounting"),
+    ):
+        counting.offload(counting.admit(10))
