@@ -211,8 +211,11 @@ PATCH_TEST(other_memory_is_not_replaced)
 	map_one(&gpu, base, handle, 0, 1);
 }
 
-/* Nor is memory of a peer, which has entries of another kind. */
-PATCH_TEST(memory_of_a_peer_is_not_replaced)
+/*
+ * Nor is memory of a peer, which has entries of another kind. UVM's debug build (550) asserts a
+ * reference between PCIe peers that it takes only afterwards.
+ */
+TEST_WITH(memory_of_a_peer_is_not_replaced, .needs_patch = true, .logs = "set_optimal_p2p_write_ces")
 {
 	struct gpu gpu = open_gpu(0), peer = open_gpu_on(gpu.uvm, 1), from_peer = peer;
 	uint64_t base = external_range(&gpu, PAGE_2M), handle = vattn_alloc(&gpu, PAGE_64K, 4);
@@ -260,7 +263,8 @@ PATCH_TEST(table_beside_other_ranges)
 	pushes = counters(0).pushes;
 	ours = vattn_stats(&gpu).pte_pushes;
 	map_one(&gpu, area + PAGE_2M, handle, 0, 1);	/* nothing else can lie in it */
-	CHECK_EQ(counters(0).pushes - pushes, vattn_stats(&gpu).pte_pushes - ours);
+	/* UVM's debug build has pushes of its own. */
+	CHECK(module_is_debug() || counters(0).pushes - pushes == vattn_stats(&gpu).pte_pushes - ours);
 	pushes = counters(0).pushes;
 	ours = vattn_stats(&gpu).pte_pushes;
 	map_one(&gpu, base + PAGE_2M, handle, 16, 16);	/* managed memory may come after it */

@@ -79,6 +79,7 @@ static struct scene make_scene(void)
 	scene.handle = vattn_alloc(&scene.gpu, PAGE_64K, 96);
 	map_one(&scene.gpu, scene.base, scene.handle, 0, 32);
 	CHECK_EQ(try_map_external(&scene.gpu, scene.base + PAGE_2M, PAGE_2M, 0, slab, 1), NV_OK);
+	CHECK_EQ(try_map_external(&scene.gpu, scene.base + 12 * MB, PAGE_2M, 0, slab, 1), NV_OK);
 	return scene;
 }
 
@@ -122,6 +123,12 @@ static NV_STATUS map_replacing(struct scene *scene)
 	return try_map(&scene->gpu, entries, 2);
 }
 
+/* Nothing is cut, which would stay so and leave the next attempt with fewer calls. */
+static NV_STATUS map_over_stock(struct scene *scene)
+{
+	return try_map_one(&scene->gpu, scene->base + 12 * MB, scene->handle, 0, 32, UVM_VATTN_MAP_REPLACE);
+}
+
 static NV_STATUS unmap_middle(struct scene *scene)
 {
 	struct uvm_vattn_unmap_entry entries[2] = {
@@ -147,6 +154,7 @@ PATCH_TEST(every_call_fails_once)
 	fail_each_call(&scene, "alloc of 2M pages", alloc_big, 5);
 	fail_each_call(&scene, "map", map_new, 8);
 	fail_each_call(&scene, "map that replaces", map_replacing, 8);
+	fail_each_call(&scene, "map that replaces all of RM's", map_over_stock, 4);
 	fail_each_call(&scene, "unmap", unmap_middle, 6);
 	fail_each_call(&scene, "free", free_new, 0);
 	CHECK_EQ(counters(0).tlb_stale_hits, 0);
