@@ -20,14 +20,7 @@ Parts = Sequence[Plan]
 
 def held(spec: CacheSpec, parts: Parts, tokens: int) -> int:
     """Return the bytes that a request of ``tokens`` tokens holds in the pages of ``parts``."""
-    geometries = [
-        made.spec.geometry(
-            made.choice.layout,
-            made.choice.page_size,
-            made.choice.layers_per_arena if made.choice.layout == "token" else None,
-        )
-        for made in parts
-    ]
+    geometries = [made.geometry() for made in parts]
     return held_bytes(spec, geometries, tokens, parts[0].costs.private_guard)
 
 

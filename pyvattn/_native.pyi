@@ -24,6 +24,7 @@ __all__: list[str] = [
     "Driver",
     "FaultAdaptor",
     "Fence",
+    "LayerGroup",
     "Lease",
     "Ledger",
     "LedgerMember",
@@ -363,6 +364,14 @@ class CacheStats:
     @property
     def zeroed_bytes(self) -> int: ...
 
+class LayerGroup:
+    """
+    What the core knows of a pyvattn.LayerGroup.
+    """
+    def __init__(
+        self, *, arenas: int, token_bytes: int, guard_tokens: int, window: int = 0
+    ) -> None: ...
+
 class Cache:
     """
     The core of pyvattn.KVCache.
@@ -371,11 +380,9 @@ class Cache:
         self,
         *,
         driver: Driver,
-        arenas: int,
+        groups: collections.abc.Sequence[LayerGroup],
         slots: int,
         max_tokens: int,
-        guard_tokens: int,
-        token_bytes: int,
         budget: Budget,
         slab_bytes: int = 0,
         background: bool = True,
@@ -387,9 +394,9 @@ class Cache:
     def can_admit(self, tokens: int) -> bool: ...
     def close(self) -> None: ...
     def drain(self) -> None: ...
-    def fork(self, slot: Slot, tokens: int) -> tuple[Slot, int, int]:
+    def fork(self, slot: Slot, tokens: int) -> tuple[Slot, list[tuple[int, int]]]:
         """
-        A new Slot, and the bytes [first, end) of each row that are yet to be copied.
+        A new Slot, and for each group the bytes [first, end) of each row yet to be copied.
         """
     def front(self, slot: Slot) -> int:
         """
@@ -413,15 +420,21 @@ class Cache:
         For the end of the process: ends the thread, refuses calls.
         """
     def stats(self) -> CacheStats: ...
-    def step(self, lengths: dict[Slot, int]) -> None: ...
-    def step_rows(self, rows: typing.Any, lengths: typing.Any) -> None: ...
+    def step(
+        self, lengths: dict[Slot, int], after: Fence | None = None, rollback: int = 0
+    ) -> None: ...
+    def step_rows(
+        self, rows: typing.Any, lengths: typing.Any, after: Fence | None = None, rollback: int = 0
+    ) -> None: ...
     def take_dropped(self) -> list[typing.Any]:
         """
         (Slot, tokens at most) of live slots whose Slot was dropped since the last call.
         """
     def trim(self, slot: Slot, tokens: int, after: Fence | None = None) -> None: ...
     def trim_front(self, slot: Slot, tokens: int, after: Fence | None = None) -> None: ...
-    def try_step(self, lengths: dict[Slot, int]) -> bool: ...
+    def try_step(
+        self, lengths: dict[Slot, int], after: Fence | None = None, rollback: int = 0
+    ) -> bool: ...
     def view(
         self,
         arena: int,

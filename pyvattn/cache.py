@@ -129,7 +129,7 @@ class KVCache(Opened):
             budget = self._lease = SharedMemory(device, guarantee=guarantee, weight=weight)
             self._owns_lease = True
         try:
-            self._open(spec, opened.geometry, opened.driver, budget, background, ahead, strict)
+            self._open(spec, opened.geometries, opened.driver, budget, background, ahead, strict)
         except BaseException:
             self._leave()
             raise
@@ -151,15 +151,15 @@ class KVCache(Opened):
         cache = cls.__new__(cls)
         check_type("spec", spec, CacheSpec)
         check_type("driver", driver, _native.Driver)
-        geometry = spec.geometry(layout, driver.page_size, layers_per_arena)
+        geometries = spec.geometries(layout, driver.page_size, layers_per_arena)
         budget = budget_of(memory)
-        cache._open(spec, geometry, driver, budget, background, read_ahead, strict)
+        cache._open(spec, geometries, driver, budget, background, read_ahead, strict)
         return cache
 
     def _open(
         self,
         spec: CacheSpec,
-        geometry: Geometry,
+        geometries: tuple[Geometry, ...],
         driver: _native.Driver,
         budget: Budget,
         background: bool,
@@ -178,11 +178,17 @@ class KVCache(Opened):
         self._keepers = Keepers()
         self._native = _native.Cache(
             driver=driver,
-            arenas=geometry.arenas,
-            slots=geometry.slots,
-            max_tokens=geometry.max_tokens,
-            guard_tokens=geometry.guard_tokens,
-            token_bytes=geometry.token_bytes,
+            groups=[
+                _native.LayerGroup(
+                    arenas=geometry.arenas,
+                    token_bytes=geometry.token_bytes,
+                    guard_tokens=geometry.guard_tokens,
+                    window=window or 0,
+                )
+                for geometry, window in zip(geometries, spec.windows, strict=True)
+            ],
+            slots=spec.max_slots,
+            max_tokens=spec.max_tokens,
             budget=budget,
             # A slab is what goes back when neighbours ask.
             slab_bytes=self._lease.chunk_bytes if self._lease is not None else 0,
@@ -190,8 +196,9 @@ class KVCache(Opened):
             read_ahead=ahead,
             strict=strict,
         )
-        self._tensors = LayerTensors(self._native, spec, geometry)
-        self._own(spec, geometry, driver, self._native)
+        self._has_windows = any(spec.windows)
+        self._tensors = LayerTensors(self._native, spec, geometries)
+        self._own(spec, geometries, driver, self._native)
 
     def acquire(self, tokens: int = 0) -> Slot:
         """Return a slot for a new request: the free one whose pages best fit ``tokens``.
@@ -233,10 +240,11 @@ class KVCache(Opened):
         """
         self._recover_dropped()
         count = self._native.length(slot) if tokens is None else tokens
-        fork, first, end = self._with_room(self._native.fork, slot, count)
-        if first < end and self.driver != "host-accounting":
+        fork, ranges = self._with_room(self._native.fork, slot, count)
+        lacking = any(first < end for first, end in ranges)
+        if lacking and self.driver != "host-accounting":
             try:
-                self._tensors.copy(slot.index, fork.index, first, end)
+                self._tensors.copy(slot.index, fork.index, ranges)
             except BaseException:
                 self._native.release(fork)
                 raise
@@ -251,12 +259,18 @@ class KVCache(Opened):
         stream waits for the copies by itself.
 
         Raises :class:`~pyvattn.errors.SlotError`, :class:`~pyvattn.errors.MissingDependency`
-        without torch, and :class:`~pyvattn.errors.UnsupportedError` with ``accounting``.
+        without torch, and :class:`~pyvattn.errors.UnsupportedError` with ``accounting`` and
+        for a spec with groups.
         """
+        if self._spec.groups:
+            raise UnsupportedError(
+                "layers of the cache differ, and a slot is copied where all are alike: release it "
+                "and compute its tokens again"
+            )
         if self.driver == "host-accounting":
             raise UnsupportedError("accounting=True has no memory to copy: open the cache without")
         length, front = self._native.length(slot), self._native.front(slot)
-        size = self._geometry.token_bytes
+        size = self.geometry.token_bytes
         data = self._tensors.to_host(slot.index, front * size, length * size)
         return Offloaded(length, front, size, data, self._fence(None))
 
@@ -268,7 +282,7 @@ class KVCache(Opened):
         :class:`~pyvattn.errors.TensorError` where the cache has another layout.
         """
         check_type("offloaded", offloaded, Offloaded)
-        check_fits(offloaded, self._geometry)
+        check_fits(offloaded, self.geometries)
         slot = self.admit(offloaded.length)
         try:
             # Another stream may have been in use when it was copied.
@@ -295,7 +309,7 @@ class KVCache(Opened):
         """
         self._native.release(slot, self._fence(after))
 
-    def step(self, lengths: Mapping[Slot, int]) -> None:
+    def step(self, lengths: Mapping[Slot, int], *, rollback: int = 0) -> None:
         """Back the first ``lengths[slot]`` tokens of every slot named, whole or not at all.
 
         Slots that are not named keep their length. A length may also fall, as
@@ -305,19 +319,26 @@ class KVCache(Opened):
         :class:`~pyvattn.errors.LengthError`,
         :class:`~pyvattn.errors.BusyError` or
         :class:`~pyvattn.errors.DriverError`, with the cache unchanged.
-        """
-        self._with_room(self._native.step, lengths if type(lengths) is dict else _dict_of(lengths))
 
-    def step_array(self, rows: Any, lengths: Any) -> None:
+        Layers with a window (:class:`pyvattn.LayerGroup`) leave behind what lies before it as
+        a slot grows, counted from the length that it had, where the next query stands: those
+        tokens may be read by kernels that were launched on torch's stream before this call and
+        by none after it. They are gone where the step fails as well, and no length may fall
+        below the one that the slot had; with ``rollback`` it may, by so many tokens. Where
+        another pass takes the place of one that failed, step back to where that began first.
+        """
+        self._with_room(self._native.step, _dict_of(lengths), *self._passage(rollback))
+
+    def step_array(self, rows: Any, lengths: Any, *, rollback: int = 0) -> None:
         """:meth:`step` for arrays: ``rows[i]`` gets ``lengths[i]`` tokens.
 
         Both are one-dimensional contiguous int64 buffers (numpy arrays, say) of
         the same size; a row is ``slot.index``. Keep the slots too: the caller keeps
         track of which request each row belongs to.
         """
-        self._with_room(self._native.step_rows, rows, lengths)
+        self._with_room(self._native.step_rows, rows, lengths, *self._passage(rollback))
 
-    def try_step(self, lengths: Mapping[Slot, int]) -> bool:
+    def try_step(self, lengths: Mapping[Slot, int], *, rollback: int = 0) -> bool:
         """:meth:`step` where nothing has to be waited for but the driver; say if it was done.
 
         ``False``, with nothing changed, where pages would first have to be zeroed or be
@@ -325,8 +346,15 @@ class KVCache(Opened):
         again. Raises what :meth:`step` raises, and
         :class:`~pyvattn.errors.OutOfMemory` only where waiting would not help.
         """
-        wanted = lengths if type(lengths) is dict else _dict_of(lengths)
-        return self._with_room(self._native.try_step, wanted)
+        passage = self._passage(rollback)
+        return self._with_room(self._native.try_step, _dict_of(lengths), *passage)
+
+    def _passage(self, rollback: int) -> tuple[_native.Fence | None, int]:
+        """Return what a step says of windows: nothing where there are none."""
+        tokens = whole_number(rollback)
+        if tokens is None or not 0 <= tokens < 2**31:
+            raise ArgumentError(f"rollback={shown(rollback)}: use a number of tokens, 0 for none")
+        return (self._fence(None), tokens) if self._has_windows else (None, 0)
 
     def trim(
         self,
@@ -372,7 +400,7 @@ class KVCache(Opened):
         :class:`~pyvattn.errors.SlotError` and
         :class:`~pyvattn.errors.LengthError`.
         """
-        self._native.prefetch(lengths if type(lengths) is dict else _dict_of(lengths))
+        self._native.prefetch(_dict_of(lengths))
 
     def drain(self) -> None:
         """Wait until the mapper thread has done everything it was asked for."""
@@ -421,7 +449,7 @@ class KVCache(Opened):
 
     def _could_have(self, tokens: int) -> bool:
         """Whether there would be room for ``tokens`` if every keeper gave up what it holds."""
-        s, g = self.stats(), self._geometry
+        s = self.stats()
         to_come = s.memory_limit // s.page_size - s.pages_allocated
         room = (
             to_come
@@ -430,7 +458,7 @@ class KVCache(Opened):
             + s.pages_quarantined
             + self._keepers.kept_pages()
         )
-        return -(-tokens * g.token_bytes // g.page_size) * g.arenas <= room
+        return sum(g.pages(tokens) * g.arenas for g in self._geometries) <= room
 
     def length(self, slot: Slot) -> int:
         """Return the tokens that the last step backed for a live slot."""
@@ -538,6 +566,8 @@ def _check_front(front: object, length: object) -> None:
 
 
 def _dict_of(lengths: Mapping[Slot, int]) -> dict[Slot, int]:
+    if type(lengths) is dict:
+        return lengths
     if not hasattr(lengths, "keys"):
         raise ArgumentError(f"lengths={shown(lengths)}: pass a dict of slots and their tokens")
     return dict(lengths)

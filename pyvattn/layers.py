@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import accumulate, islice
 from typing import Any, Protocol
 
 from pyvattn import _native
@@ -39,10 +41,12 @@ class Viewed(Protocol):
 class LayerTensors:
     """K and V of every layer, as whatever array library wants them."""
 
-    def __init__(self, native: Viewed, spec: CacheSpec, geometry: Geometry) -> None:
+    def __init__(self, native: Viewed, spec: CacheSpec, geometries: Sequence[Geometry]) -> None:
         self._native = native
         self._spec = spec
-        self._geometry = geometry
+        self._geometries = geometries
+        # The arenas of a group follow those of the groups before it.
+        self._first_arena = list(accumulate((g.arenas for g in geometries), initial=0))
         self._torch: dict[int, tuple[Any, Any]] = {}
         self._bytes: list[Any] = []
 
@@ -66,18 +70,21 @@ class LayerTensors:
     def arena(self, index: int, from_dlpack: Callable[[Any], Any] | None) -> Any:
         """Return the bytes of one arena, ``[max_slots, row_bytes]``, by default for torch."""
         check_callable("from_dlpack", from_dlpack)
-        arenas = self._geometry.arenas
+        arenas = self._first_arena[-1]
         number = whole_number(index)
         if number is None or not 0 <= number < arenas:
             raise ArgumentError(f"arena {shown(index)}: use a whole number from 0 to {arenas - 1}")
-        slots, row_bytes = self._geometry.slots, self._geometry.row_bytes
+        geometry = self._geometries[bisect_right(self._first_arena, number) - 1]
+        slots, row_bytes = geometry.slots, geometry.row_bytes
         view = self._native.view(number, 0, (slots, row_bytes), (row_bytes, 1), "uint8")
         return (from_dlpack or _torch_from_dlpack("uint8"))(view)
 
-    def copy(self, source: int, target: int, first: int, end: int) -> None:
-        """Copy bytes ``[first, end)`` of one row to another, in every arena."""
-        for arena in self._arenas():
-            arena[target, first:end] = arena[source, first:end]
+    def copy(self, source: int, target: int, ranges: Sequence[tuple[int, int]]) -> None:
+        """Copy bytes ``[first, end)`` of one row to another: a range for the arenas of a group."""
+        arenas = iter(self._arenas())
+        for geometry, (first, end) in zip(self._geometries, ranges, strict=True):
+            for arena in islice(arenas, geometry.arenas):
+                arena[target, first:end] = arena[source, first:end]
 
     def to_host(self, row: int, first: int, end: int) -> Any:
         """Return bytes ``[first, end)`` of a row, ``[arenas, bytes]``, on their way to the host.
@@ -100,7 +107,7 @@ class LayerTensors:
 
     def _arenas(self) -> list[Any]:
         if not self._bytes:
-            self._bytes = [self.arena(index, None) for index in range(self._geometry.arenas)]
+            self._bytes = [self.arena(index, None) for index in range(self._first_arena[-1])]
         return self._bytes
 
     def forget(self) -> None:
@@ -109,8 +116,9 @@ class LayerTensors:
         self._bytes.clear()
 
     def _make(self, layer: int, make: Callable[[Any], Any]) -> tuple[Any, Any]:
-        views = self._geometry.views[layer]
-        return make(self._dlpack(views.k)), make(self._dlpack(views.v))
+        group, place = self._spec.group_of(layer)
+        views, first = self._geometries[group].views[place], self._first_arena[group]
+        return make(self._dlpack(views.k, first)), make(self._dlpack(views.v, first))
 
     def _number(self, index: int) -> int:
         layers = self._spec.layers
@@ -121,9 +129,10 @@ class LayerTensors:
             raise LayerError(f"layer {shown(number)} is outside 0..{layers - 1}")
         return number % layers
 
-    def _dlpack(self, view: TensorView) -> _native.TensorView:
+    def _dlpack(self, view: TensorView, first_arena: int) -> _native.TensorView:
         dtype = "uint8" if self._spec.dtype in _AS_BYTES else self._spec.dtype
-        return self._native.view(view.arena, view.offset, view.shape, view.strides, dtype)
+        arena = first_arena + view.arena
+        return self._native.view(arena, view.offset, view.shape, view.strides, dtype)
 
 
 def _torch_from_dlpack(dtype: str) -> Callable[[Any], Any]:

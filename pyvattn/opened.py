@@ -10,7 +10,7 @@ from typing import NoReturn, Protocol, SupportsIndex, TypeVar
 
 from pyvattn import _native
 from pyvattn.at_exit import Core, is_left_open, left_open_text, retire_at_exit
-from pyvattn.errors import CopyError, DriverError
+from pyvattn.errors import CopyError, DriverError, SpecError
 from pyvattn.fences import fence_after
 from pyvattn.geometry import Geometry
 from pyvattn.logs import logger_of
@@ -42,15 +42,19 @@ class Opened:
     """Owns memory until :meth:`close`."""
 
     _spec: CacheSpec
-    _geometry: Geometry
+    _geometries: tuple[Geometry, ...]
     _driver: _native.Driver
     _core: OpenCore
 
     def _own(
-        self, spec: CacheSpec, geometry: Geometry, driver: _native.Driver, core: OpenCore
+        self,
+        spec: CacheSpec,
+        geometries: tuple[Geometry, ...],
+        driver: _native.Driver,
+        core: OpenCore,
     ) -> None:
         self._spec = spec
-        self._geometry = geometry
+        self._geometries = geometries
         self._driver = driver
         self._has_streams = _native.has_streams(driver.capabilities.name)
         self._core = core
@@ -63,8 +67,21 @@ class Opened:
 
     @property
     def geometry(self) -> Geometry:
-        """Where tokens lie: layout, page size, arenas and strides."""
-        return self._geometry
+        """Where tokens lie: layout, page size, arenas and strides.
+
+        Raises :class:`~pyvattn.errors.SpecError` for groups of layers, each of which has one.
+        """
+        if len(self._geometries) > 1:
+            raise SpecError(
+                f"the spec has {len(self._geometries)} groups of layers, each with a geometry of "
+                "its own: use geometries"
+            )
+        return self._geometries[0]
+
+    @property
+    def geometries(self) -> tuple[Geometry, ...]:
+        """Where the tokens of each group of layers lie; one where all are alike."""
+        return self._geometries
 
     @property
     def driver(self) -> str:
@@ -85,12 +102,13 @@ class Opened:
     @property
     def page_size(self) -> int:
         """Granule of physical memory, in bytes."""
-        return self._geometry.page_size
+        return self._geometries[0].page_size
 
     @property
     def layout(self) -> str:
-        """``"layer"`` or ``"token"``."""
-        return self._geometry.layout
+        """``"layer"`` or ``"token"``; of groups that differ in it ``"mixed"``."""
+        layouts = {geometry.layout for geometry in self._geometries}
+        return layouts.pop() if len(layouts) == 1 else "mixed"
 
     @property
     def closed(self) -> bool:
@@ -156,8 +174,9 @@ class Opened:
 
     def __repr__(self) -> str:
         s = self._spec
+        shapes = " and ".join(f"{p.layers} layers of {p.kv_heads}x{p.head_dim}" for p in s.parts)
         return (
-            f"<{type(self).__name__} {s.layers} layers of {s.kv_heads}x{s.head_dim} {s.dtype}, "
+            f"<{type(self).__name__} {shapes} {s.dtype}, "
             f"{s.max_slots} slots of {s.max_tokens} tokens, driver {self.driver}, pages of "
             f"{format_page_size(self.page_size)}, layout {self.layout}"
             f"{', closed' if self.closed else ''}>"

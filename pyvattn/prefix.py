@@ -16,7 +16,7 @@ from typing import NamedTuple
 from pyvattn._native import Fence, Slot
 from pyvattn.arguments import check_type
 from pyvattn.cache import KVCache
-from pyvattn.errors import ArgumentError, LengthError, OutOfMemory, OutOfSlots, SlotError
+from pyvattn.errors import ArgumentError, LengthError, OutOfMemory, OutOfSlots, SlotError, SpecError
 from pyvattn.text import shown
 from pyvattn.whole_numbers import whole_number
 
@@ -71,6 +71,11 @@ class PrefixIndex:
 
     def __init__(self, cache: KVCache) -> None:
         check_type("cache", cache, KVCache)
+        if cache.spec.groups:
+            raise SpecError(
+                "layers of the cache differ, and those with a window do not keep the beginning "
+                "of a prompt: a PrefixIndex needs a spec without groups, such as spec.flat()"
+            )
         geometry = cache.geometry
         #: Tokens of a block: the fewest that fill whole pages.
         self.block_tokens = geometry.page_size // math.gcd(geometry.page_size, geometry.token_bytes)

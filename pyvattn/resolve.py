@@ -15,7 +15,7 @@ from pyvattn.errors import CalibrationError, ConfigError, DriverUnavailable, Pla
 from pyvattn.geometry import Geometry
 from pyvattn.logs import logger_of
 from pyvattn.machine import MadeOn, identify
-from pyvattn.planner import plan, use_calibration
+from pyvattn.planner import plan_parts, use_calibration
 from pyvattn.planner.costs import DriverCosts, default_costs
 from pyvattn.spec import CacheSpec
 from pyvattn.text import shown
@@ -38,16 +38,19 @@ class Resolved:
 
     driver: str
     device: int
-    geometry: Geometry
+    geometries: tuple[Geometry, ...]
     read_ahead: int
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An open driver, where tokens lie on its pages, and the planner's read-ahead in tokens."""
+    """An open driver, where tokens lie on its pages, and the planner's read-ahead in tokens.
+
+    There is a geometry for each group of layers.
+    """
 
     driver: _native.Driver
-    geometry: Geometry
+    geometries: tuple[Geometry, ...]
     read_ahead: int
 
 
@@ -90,17 +93,17 @@ def open_driver(
 
 
 def _open(chosen: Resolved, peer_access: bool) -> Opened:
-    page_size = chosen.geometry.page_size
+    page_size = chosen.geometries[0].page_size
     driver = _native.make_driver(chosen.driver, page_size, chosen.device, peer_access)
     _log.info(
         "opened %s on device %d: pages of %s, layout %s, %d tokens read ahead",
         chosen.driver,
         chosen.device,
         format_page_size(page_size),
-        chosen.geometry.layout_name,
+        ", ".join(geometry.layout_name for geometry in chosen.geometries),
         chosen.read_ahead,
     )
-    return Opened(driver, chosen.geometry, chosen.read_ahead)
+    return Opened(driver, chosen.geometries, chosen.read_ahead)
 
 
 def resolve(
@@ -124,7 +127,7 @@ def resolve(
     on_cuda, ordinal = _parse_device(check_device(device))
     name = choose_driver(driver, on_cuda, ordinal)
     planned_as = _PLANNED_AS.get(name) or _native.emulates(name) or name
-    planned = plan(
+    plans = plan_parts(
         spec,
         driver=planned_as,
         costs=_costs(planned_as),
@@ -134,15 +137,11 @@ def resolve(
     )
     if on_cuda:
         # Ordinary memory, which also the emulated devices have, has no such TLB.
-        for text in planned.warnings:
+        for text in (text for planned in plans for text in planned.warnings):
             warnings.warn(text, PlanWarning, stacklevel=4)
-    chosen = planned.choice
-    geometry = spec.geometry(
-        chosen.layout,
-        chosen.page_size,
-        chosen.layers_per_arena if chosen.layout == "token" else None,
-    )
-    return Resolved(name, ordinal, geometry, chosen.read_ahead_tokens)
+    geometries = tuple(planned.geometry() for planned in plans)
+    read_ahead = max(planned.choice.read_ahead_tokens for planned in plans)
+    return Resolved(name, ordinal, geometries, read_ahead)
 
 
 def _costs(driver: str) -> DriverCosts:

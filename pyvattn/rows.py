@@ -15,6 +15,7 @@ from typing import Any
 from pyvattn import _native
 from pyvattn.arguments import check_type, check_whole
 from pyvattn.budget import Budget, budget_of
+from pyvattn.errors import SpecError
 from pyvattn.geometry import Geometry
 from pyvattn.layers import LayerTensors
 from pyvattn.opened import Opened
@@ -69,6 +70,12 @@ class BlockPool(Opened):
         layers_per_arena: int | None = None,
         peer_access: bool = False,
     ) -> None:
+        check_type("spec", spec, CacheSpec)
+        if len(spec.groups) > 1:
+            raise SpecError(
+                f"the spec has {len(spec.groups)} groups of layers, and a pool holds blocks of "
+                "layers that are alike: open one for each of its parts"
+            )
         opened = open_driver(
             spec,
             device=device,
@@ -78,7 +85,7 @@ class BlockPool(Opened):
             layers_per_arena=layers_per_arena,
             peer_access=peer_access,
         )
-        self._open(spec, opened.geometry, opened.driver, budget_of(memory))
+        self._open(spec, opened.geometries[0], opened.driver, budget_of(memory))
 
     @classmethod
     def on_driver(
@@ -106,7 +113,7 @@ class BlockPool(Opened):
         self._native = _native.BlockPool(
             driver=driver, arenas=geometry.arenas, budget=budget, slab_bytes=slab_bytes
         )
-        self._own(spec, geometry, driver, self._native)
+        self._own(spec, (geometry,), driver, self._native)
 
     def blocks_for(self, tokens: int) -> int:
         """Return how many blocks the first ``tokens`` tokens of a row take.
@@ -114,7 +121,7 @@ class BlockPool(Opened):
         Kernels may read up to ``spec.guard_tokens`` tokens further. Where the driver is
         not zero-backed (``cumem``, ``stock-uvm``), ask for so many more.
         """
-        return self._geometry.pages(check_whole("tokens", tokens))
+        return self.geometry.pages(check_whole("tokens", tokens))
 
     def allocate(self, count: int, after: int | None = None) -> list[int]:
         """Return ``count`` blocks that the caller holds, in runs as long as can be.
@@ -181,7 +188,7 @@ class RowMap:
             guard_tokens=geometry.guard_tokens,
             token_bytes=geometry.token_bytes,
         )
-        self._tensors = LayerTensors(self._native, pool.spec, geometry)
+        self._tensors = LayerTensors(self._native, pool.spec, [geometry])
 
     @property
     def pool(self) -> BlockPool:

@@ -230,6 +230,16 @@ class CacheSpec:
                 return place, group.layers.index(number)
         return 0, number
 
+    def window_of(self, layer: int) -> int | None:
+        """Return how many tokens a layer keeps; ``None`` for all. Raises ``LayerError``."""
+        return self.windows[self.group_of(layer)[0]]
+
+    def guard_of(self, layer: int) -> int:
+        """Return the tail guard of a layer. Raises :class:`~pyvattn.errors.LayerError`."""
+        place, _ = self.group_of(layer)
+        own = self.groups[place].guard_tokens if self.groups else None
+        return self.guard_tokens if own is None else own
+
     def bytes_at(self, tokens: int) -> int:
         """Return the bytes that a request of so many tokens needs, guards and pages aside."""
         count = whole_number(tokens)
@@ -345,6 +355,12 @@ class CacheSpec:
         if self.groups:
             return self.parts[0].geometry(layout, page_size, layers_per_arena)
         return build_geometry(self, layout, page_size, layers_per_arena)
+
+    def geometries(
+        self, layout: str, page_size: int | str, layers_per_arena: int | None = None
+    ) -> tuple[Geometry, ...]:
+        """Return :meth:`geometry` for each of the spec's parts, all with one page size."""
+        return tuple(part.geometry(layout, page_size, layers_per_arena) for part in self.parts)
 
 
 def _check_field_names(spec: type[CacheSpec], named: Mapping[str, Any]) -> None:

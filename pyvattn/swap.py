@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +38,12 @@ class Offloaded:
         return self.fence is None or self.fence.passed()
 
 
-def check_fits(offloaded: Offloaded, geometry: Geometry) -> None:
+def check_fits(offloaded: Offloaded, geometries: Sequence[Geometry]) -> None:
     """Raise :class:`~pyvattn.errors.TensorError` for a cache whose tokens lie otherwise."""
     arenas = offloaded.data.shape[0]
-    if (arenas, offloaded.token_bytes) != (geometry.arenas, geometry.token_bytes):
+    if [(arenas, offloaded.token_bytes)] != [(g.arenas, g.token_bytes) for g in geometries]:
+        here = " and ".join(f"{g.arenas} of {g.token_bytes}" for g in geometries)
         raise TensorError(
             f"these tokens lie in {arenas} arenas of {offloaded.token_bytes} bytes a token, this "
-            f"cache has {geometry.arenas} of {geometry.token_bytes}: restore them in one with "
-            "the same spec and layout"
+            f"cache has {here}: restore them in one with the same spec and layout"
         )

@@ -50,7 +50,7 @@ CORRECTIONS = [
     (r"(def (?:acquire|admit)\(self, tokens: int\)) -> typing\.Any", r"\1 -> Slot"),
     (
         r"(def fork\(self, slot: )typing\.Any(, tokens: int\)) -> tuple:",
-        r"\1Slot\2 -> tuple[Slot, int, int]:",
+        r"\1Slot\2 -> tuple[Slot, list[tuple[int, int]]]:",
     ),
     (r"slot: typing\.Any", "slot: Slot"),
     (r"lengths: dict\b", "lengths: dict[Slot, int]"),

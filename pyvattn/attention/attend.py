@@ -10,10 +10,17 @@ import torch
 from torch import Tensor
 
 from pyvattn.arguments import check_flag, is_number
-from pyvattn.attention.indices import Indices
+from pyvattn.attention.indices import Indices, check_indices
 from pyvattn.attention.kernel import Kernel
-from pyvattn.attention.problem import UNLIMITED, Problem, check_by_head, check_cache
+from pyvattn.attention.problem import (
+    UNLIMITED,
+    Problem,
+    check_by_head,
+    check_cache,
+    check_window,
+)
 from pyvattn.attention.registry import choose
+from pyvattn.attention.windows import guard_of, narrowed, starts_of, window_of
 from pyvattn.errors import ConfigError, UnsupportedError
 from pyvattn.text import shown
 
@@ -93,6 +100,10 @@ def attend(
     stands before a row's first token comes out as zero. With ``causal=False``
     every query attends to all tokens of its row, as in FlashAttention.
 
+    A layer that keeps no more than a window (:class:`pyvattn.LayerGroup`) is attended to within
+    it, whatever ``window_size`` and ``starts`` say beyond, and nothing before it is read. Both
+    ends of ``window_size`` count from the query.
+
     ``scale`` defaults to ``head_dim ** -0.5``. ``kernel="auto"`` takes the
     fastest one that can do the problem.
 
@@ -131,6 +142,15 @@ def attend(
             "read its latent tensor with cache.layer() and a kernel made for it"
         )
     k, v = cache.layer(layer)
+    window = window_of(cache.spec, layer)
+    if window is not None and isinstance(q, Tensor) and q.dim() in (3, 4):
+        check_window(window_size)
+        check_indices("lengths", lengths, None)
+        counts = q.shape[1] if query_counts is None else query_counts
+        starts = starts_of(lengths, counts, window, starts)
+        # One query sees what its row's start leaves of it, which more kernels can do.
+        if counts != 1 or window_size[0] != UNLIMITED:
+            window_size = narrowed(window_size, window)
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     for name, value in (("scale", scale), ("softcap", softcap)):
         if not is_number(value):
@@ -153,7 +173,7 @@ def attend(
     if sinks is not None:
         check_by_head("sinks", sinks, q)
     with_lse = return_lse or sinks is not None
-    chosen = choose(kernel, problem, cache.spec.guard_tokens, with_lse)
+    chosen = choose(kernel, problem, guard_of(cache.spec, layer), with_lse)
     # Kernels launch on torch's current device, which may be another one of several.
     with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
         if not with_lse:

@@ -196,11 +196,7 @@ class Problem:
             )
 
     def _check_scores(self) -> None:
-        if not _is_window(self.window_size):
-            raise ConfigError(
-                f"window_size {shown(self.window_size)}: use (left, right) in tokens, "
-                "-1 for no limit"
-            )
+        check_window(self.window_size)
         if not (math.isfinite(self.softcap) and self.softcap >= 0):
             raise ConfigError(f"softcap {self.softcap}: use a positive number, or 0 for none")
         if self.alibi_slopes is not None:
@@ -218,12 +214,17 @@ def check_by_head(name: str, values: object, q: Tensor, rows: int | None = None)
         raise TensorError(f"{name} is {values.dtype} on {values.device}: use float32 on {q.device}")
 
 
-def _is_window(window_size: object) -> bool:
-    return (
+def check_window(window_size: object) -> None:
+    """Refuse what is no pair of distances."""
+    is_window = (
         isinstance(window_size, tuple)
         and len(window_size) == 2
         and all(type(side) is int and side >= UNLIMITED for side in window_size)
     )
+    if not is_window:
+        raise ConfigError(
+            f"window_size {shown(window_size)}: use (left, right) in tokens, -1 for no limit"
+        )
 
 
 def check_cache(cache: object) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from pyvattn.arguments import check_name, check_type
 from pyvattn.errors import ConfigError, SpecError
-from pyvattn.geometry import check_layout, check_page_size
+from pyvattn.geometry import Geometry, check_layout, check_page_size
 from pyvattn.planner import explain
 from pyvattn.planner.candidate import Candidate, evaluate
 from pyvattn.planner.costs import DriverCosts, default_costs
@@ -49,6 +49,12 @@ class Plan:
     choice: Candidate
     candidates: tuple[Candidate, ...]
     warnings: tuple[str, ...]
+
+    def geometry(self) -> Geometry:
+        """Where tokens lie by the choice."""
+        chosen = self.choice
+        layers = chosen.layers_per_arena if chosen.layout == "token" else None
+        return self.spec.geometry(chosen.layout, chosen.page_size, layers)
 
     @property
     def explanation(self) -> str:

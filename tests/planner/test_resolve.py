@@ -84,7 +84,7 @@ def test_a_slow_choice_by_name_warns_and_is_kept(machine):
     slow = {**AUTO, "driver": "stock-uvm", "page_size": "64K", "layout": "token"}
     with pytest.warns(PlanWarning, match="64K"):
         found = resolve(SPEC, **slow)
-    assert (found.geometry.page_size, found.geometry.layout) == (64 << 10, "token")
+    assert (found.geometries[0].page_size, found.geometries[0].layout) == (64 << 10, "token")
 
 
 def test_rows_grow_by_what_the_planner_would_map_at_a_time(machine):

@@ -42,6 +42,7 @@ Cache::Cache(const DriverPtr& driver, const Geometry& geometry, BudgetPtr budget
       eager_(options.eager),
       read_ahead_(options.read_ahead),
       strict_(options.strict),
+      window_(options.window),
       fork_generation_(fork_generation()),
       rows_(driver_, geometry),
       pool_(std::make_unique<BlockPool>(
@@ -83,8 +84,7 @@ std::uint64_t Cache::resize(std::uint64_t memory_limit) {
   check_usable();
   settle();
   const std::uint64_t block = geometry_.block_bytes();
-  const std::uint64_t live = slots_.blocks_in(SlotState::live) + slots_.blocks_in(SlotState::free) -
-                             spare_blocks() - doubles().live;
+  const std::uint64_t live = blocks_needed_live();
   if (memory_limit < std::max<std::uint64_t>(live, 1) * block) {
     throw LimitError("a limit of " + bytes_text(memory_limit) + " is below the " +
                      bytes_text(std::max<std::uint64_t>(live, 1) * block) +
@@ -95,13 +95,44 @@ std::uint64_t Cache::resize(std::uint64_t memory_limit) {
   return pool_->bytes_allocated();
 }
 
-std::uint64_t Cache::give_back() {
+std::uint64_t Cache::give_back() { return shrink(budget_->limit()); }
+
+std::uint64_t Cache::shrink(std::uint64_t limit) {
   check_usable();
   const Lock lock(mutex_);
   check_usable();
   settle();
-  give_back_past(budget_->limit());
+  give_back_past(limit);
   return pool_->bytes_allocated();
+}
+
+std::uint64_t Cache::bytes_needed() {
+  check_usable();
+  const Lock lock(mutex_);
+  check_usable();
+  settle();
+  return blocks_needed_live() * geometry_.block_bytes();
+}
+
+std::uint64_t Cache::blocks_needed_live() {
+  return slots_.blocks_in(SlotState::live) + slots_.blocks_in(SlotState::free) - spare_blocks() -
+         doubles().live;
+}
+
+std::uint64_t Cache::bytes_for(std::int64_t tokens) const {
+  return math_.pages_for(check_length(tokens)) * geometry_.block_bytes();
+}
+
+void Cache::reclaim(std::uint64_t bytes) {
+  check_usable();
+  const Lock lock(mutex_);
+  check_usable();
+  for (const std::uint32_t slot : wanted_slots_) slots_.wanted(slot) = 0;
+  wanted_slots_.clear();
+  admission_wanted_ = false;
+  settle();
+  const std::uint64_t limit = budget_->limit();
+  give_back_past(limit - std::min(limit, bytes));
 }
 
 // Until the budget holds no more than the limit: slabs that hold nothing, and then those that

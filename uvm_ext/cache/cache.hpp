@@ -38,28 +38,34 @@ class Cache {
 
   // A free slot: the one whose pages fit `tokens` best, of those whose fence has passed
   // where one will do. Nothing is mapped yet. Throws LengthError, OutOfSlots.
-  SlotRef acquire(std::int64_t tokens);
+  // That of `row` where one is given, which must not be live: throws SlotError.
+  SlotRef acquire(std::int64_t tokens, std::optional<std::uint32_t> row = std::nullopt);
   // acquire() and step() in one, whole or not at all: a slot whose first `tokens` tokens are
   // backed. Throws what they do.
   SlotRef admit(std::int64_t tokens);
   // A new slot that begins with the first `tokens` tokens of a live one, backed: whole blocks
   // are shared, the rest is for the caller to copy. Neither slot can be shortened to less
   // than what they share. Whole or not at all. Throws what admit() does, and SlotError.
-  Fork fork(const SlotRef& slot, std::int64_t tokens);
+  // With a `row`, its slot.
+  Fork fork(const SlotRef& slot, std::int64_t tokens,
+            std::optional<std::uint32_t> row = std::nullopt);
   // Ends a request. Its pages stay for the next one until memory is short; they are
   // zeroed once `after` (null: nothing) has passed. Throws SlotError.
   void release(const SlotRef& slot, FencePtr after);
   // On return the first `length` tokens of every slot named are backed. Whole or not
-  // at all. Throws SlotError, LengthError, OutOfMemory, DriverError, BusyError.
-  void step(const SlotLength* requests, std::size_t count);
+  // at all, but that with a window blocks are left behind first which no length that is left to
+  // a slot can need. Throws SlotError, LengthError, OutOfMemory, DriverError, BusyError.
+  void step(const SlotLength* requests, std::size_t count, const Passage& passage = {});
   // The same where nothing has to be waited for but driver calls; false, with nothing
   // changed, where blocks would have to be zeroed first, or be let go of by the device or
   // the background. Throws what step() does.
-  bool try_step(const SlotLength* requests, std::size_t count);
+  bool try_step(const SlotLength* requests, std::size_t count, const Passage& passage = {});
   // Shortens a slot to `length` tokens, and gives the blocks past it back once `after` has
   // passed and they are zeroed. Throws SlotError, LengthError where it is shorter; after a
   // DriverError it is shortened, and still has its blocks.
   void trim(const SlotRef& slot, std::int64_t length, FencePtr after);
+  // Throws what trim() would refuse, and changes nothing.
+  void check_trim(const SlotRef& slot, std::int64_t length);
   // Nobody reads a slot's first `tokens` tokens any more once `after` has passed: whole blocks
   // of them go back then, which this does not wait for. Lengths count on from the row's start,
   // and no length falls below. Throws SlotError, LengthError where it is shorter.
@@ -71,6 +77,27 @@ class Cache {
   bool can_admit(std::int64_t tokens);
   // Waits until the background has done what it was asked for.
   void drain();
+
+  // --- for caches that share a budget, and act as one ---
+
+  // Ends a request that came to nothing.
+  void cancel(const SlotRef& slot);
+  // What the slots of a step are now, and that they are so again: blocks that the step brought
+  // stay spare. Throws SlotError.
+  std::vector<SlotMark> marks(const SlotLength* requests, std::size_t count);
+  void restore(const std::vector<SlotMark>& marks);
+  bool has_free_slot();
+  // What a request of `tokens` needs that the cache has not got: neither free nor spare.
+  std::uint64_t bytes_lacking(std::int64_t tokens);
+  std::uint64_t bytes_for(std::int64_t tokens) const;
+  // Gives back what is spare until the budget has room for `bytes`, or nothing is. What the
+  // background was asked for is forgotten.
+  void reclaim(std::uint64_t bytes);
+  // What live slots hold and cannot spare.
+  std::uint64_t bytes_needed();
+  // Gives back what is spare until the budget holds no more than `limit`, or nothing is; returns
+  // the bytes that stay allocated.
+  std::uint64_t shrink(std::uint64_t limit);
 
   // Moves the budget's limit; returns the bytes that the cache has allocated afterwards.
   // Throws LimitError where live slots hold more.
@@ -128,6 +155,7 @@ class Cache {
   // cache.cpp
   void give_back_past(std::uint64_t limit) REQUIRES(mutex_);
   void wait_for_readers() REQUIRES(mutex_);
+  std::uint64_t blocks_needed_live() REQUIRES(mutex_);
 
   // cache_sharing.cpp
   std::uint32_t share(const SlotRef& from, std::uint32_t to, std::uint32_t length) REQUIRES(mutex_);
@@ -150,6 +178,8 @@ class Cache {
 
   // cache_requests.cpp
   SlotRef take_slot(std::uint32_t tokens) REQUIRES(mutex_);
+  SlotRef take_row(std::uint32_t row, std::uint32_t tokens) REQUIRES(mutex_);
+  SlotRef begin_request(std::uint32_t slot, std::uint32_t tokens) REQUIRES(mutex_);
   void abandon(const SlotRef& slot) REQUIRES(mutex_);
   void clean_soon(std::uint32_t slot) REQUIRES(mutex_);
   void end_request(std::uint32_t slot, FencePtr after) REQUIRES(mutex_);
@@ -180,6 +210,13 @@ class Cache {
   void poison(std::uint32_t slot) REQUIRES(mutex_);
 
   // cache_trim.cpp
+  std::uint32_t check_trim_locked(const SlotRef& slot, std::uint32_t length) REQUIRES(mutex_);
+  void pass_on(const SlotLength* requests, std::size_t count, const Passage& passage)
+      REQUIRES(mutex_);
+  void leave_behind(std::uint32_t slot, std::uint32_t front, const FencePtr& after)
+      REQUIRES(mutex_);
+  void drop_passed(const SlotLength* requests, std::size_t count) REQUIRES(mutex_);
+  std::uint32_t gone_below(std::uint32_t slot) const REQUIRES(mutex_);
   void cut_tail(std::uint32_t slot, std::uint32_t kept, const FencePtr& after) REQUIRES(mutex_);
   std::uint32_t whole_blocks(std::uint32_t tokens) const;
   std::uint32_t behind_end(std::uint32_t slot) const REQUIRES(mutex_);
@@ -228,6 +265,7 @@ class Cache {
   const bool eager_;
   const std::uint32_t read_ahead_;
   const bool strict_;
+  const std::uint32_t window_;
   const int fork_generation_;
 
   // --- without a lock ---

@@ -47,6 +47,13 @@ std::uint32_t Cache::check_length(std::int64_t length) const {
 void Cache::check_lowest(std::uint32_t slot, std::uint32_t length) const {
   const std::uint32_t lowest = slots_.head(slot).lowest;
   if (length >= lowest) return;
+  if (window_ > 0 && length < gone_below(slot)) {
+    throw LengthError("slot " + std::to_string(slot) + " has layers that keep " +
+                      std::to_string(window_) + " tokens, which its last steps left behind from " +
+                      "a length of " + std::to_string(length) +
+                      ": pass rollback= to step() where " + "lengths may fall below " +
+                      std::to_string(gone_below(slot)));
+  }
   if (length < slots_.trimmed(slot)) {
     throw LengthError("the first " + std::to_string(slots_.trimmed(slot)) + " tokens of slot " +
                       std::to_string(slot) + " were trimmed, so its length cannot be " +

@@ -10,30 +10,10 @@
 
 #include "base/errors.hpp"
 #include "base/stopwatch.hpp"
+#include "cache/exclusive.hpp"
 #include "drivers/both_fences.hpp"
 
 namespace pyvattn {
-namespace {
-
-// Holds a flag for one call; refuses a second caller.
-class Exclusive {
- public:
-  explicit Exclusive(std::atomic<bool>& flag) : flag_(flag) {
-    if (flag_.exchange(true)) {
-      throw BusyError(
-          "two threads called step() at once: let one thread step, or hold a lock around it");
-    }
-  }
-  Exclusive(const Exclusive&) = delete;
-  Exclusive& operator=(const Exclusive&) = delete;
-  ~Exclusive() { flag_ = false; }
-
- private:
-  std::atomic<bool>& flag_;
-};
-
-}  // namespace
-
 // A free slot whose blocks are no longer in use. The lock is released while waiting for
 // one: other threads may release more meanwhile, or take what came free.
 std::uint32_t Cache::ready_slot(std::uint32_t blocks) {
@@ -74,7 +54,33 @@ std::optional<std::uint32_t> Cache::choose_slot(std::uint32_t blocks) {
 SlotRef Cache::take_slot(std::uint32_t tokens) {
   const std::uint32_t expected =
       tokens > 0 ? std::min(geometry_.max_tokens, tokens + forecast_.growth()) : 0;
-  const std::uint32_t slot = ready_slot(math_.pages_for(expected));
+  return begin_request(ready_slot(math_.pages_for(expected)), tokens);
+}
+
+// The slot of that row, once nobody uses its blocks any more. It must not be live.
+SlotRef Cache::take_row(std::uint32_t row, std::uint32_t tokens) {
+  while (slots_.head(row).state != SlotState::free || !rows_.is_ready(row) ||
+         rows_.is_in_flight(row)) {
+    check_usable();
+    const SlotState state = slots_.head(row).state;
+    if (state == SlotState::live) {
+      throw SlotError("slot " + std::to_string(row) + " is live: release() it first");
+    }
+    const FencePtr fence = rows_.fence(row);
+    if (rows_.is_in_flight(row) || state == SlotState::cleaning) {
+      settled_.wait(mutex_);
+    } else if (state == SlotState::released) {
+      clean(row);
+    } else {
+      const Unlocked unlocked(mutex_);
+      fence->wait();
+    }
+  }
+  check_usable();
+  return begin_request(row, tokens);
+}
+
+SlotRef Cache::begin_request(std::uint32_t slot, std::uint32_t tokens) {
   slots_.asked(slot) = tokens;
   rows_.set_fence(slot, nullptr);
   slots_.set_state(slot, SlotState::live);
@@ -91,12 +97,12 @@ SlotRef Cache::take_slot(std::uint32_t tokens) {
   return {slot, head.generation};
 }
 
-SlotRef Cache::acquire(std::int64_t tokens) {
+SlotRef Cache::acquire(std::int64_t tokens, std::optional<std::uint32_t> row) {
   const std::uint32_t length = check_length(tokens);
   check_usable();
   const Lock lock(mutex_);
   check_usable();
-  const SlotRef slot = take_slot(length);
+  const SlotRef slot = row ? take_row(*row, length) : take_slot(length);
   nudge_mapper();
   return slot;
 }
@@ -153,25 +159,31 @@ void Cache::lock_for_step() {
   blocking_seconds_ += seconds_since(start);
 }
 
-void Cache::step(const SlotLength* requests, std::size_t count) {
+void Cache::step(const SlotLength* requests, std::size_t count, const Passage& passage) {
   const Exclusive one(stepping_);
   check_usable();
   lock_for_step();
   const Lock lock(mutex_, std::adopt_lock);
-  if (!check_step(requests, count).empty()) make_resident(requests, count);
+  const bool growing = !check_step(requests, count).empty();
+  if (window_ > 0) pass_on(requests, count, passage);
+  if (growing) make_resident(requests, count);
   finish_step(requests, count);
+  if (window_ > 0 && !mapper_) drop_passed(requests, count);
 }
 
-bool Cache::try_step(const SlotLength* requests, std::size_t count) {
+bool Cache::try_step(const SlotLength* requests, std::size_t count, const Passage& passage) {
   const Exclusive one(stepping_);
   check_usable();
   lock_for_step();
   const Lock lock(mutex_, std::adopt_lock);
-  if (!check_step(requests, count).empty() && !grow_now(requests, count)) {
+  const bool growing = !check_step(requests, count).empty();
+  if (window_ > 0) pass_on(requests, count, passage);
+  if (growing && !grow_now(requests, count)) {
     wake_mapper();
     return false;
   }
   finish_step(requests, count);
+  if (window_ > 0 && !mapper_) drop_passed(requests, count);
   return true;
 }
 
@@ -179,9 +191,41 @@ bool Cache::try_step(const SlotLength* requests, std::size_t count) {
 // the cache closed.
 void Cache::abandon(const SlotRef& slot) {
   const SlotHead& head = slots_.head(slot.index);
-  if (head.state != SlotState::live || head.generation != slot.generation) return;
+  const bool is_same = head.generation == slot.generation || slot.generation == SlotRef::kCurrent;
+  if (head.state != SlotState::live || !is_same) return;
   end_request(slot.index, nullptr);
   clean_soon(slot.index);
+}
+
+void Cache::cancel(const SlotRef& slot) {
+  const Lock lock(mutex_);
+  abandon(slot);
+}
+
+std::vector<SlotMark> Cache::marks(const SlotLength* requests, std::size_t count) {
+  const Lock lock(mutex_);
+  std::vector<SlotMark> found;
+  found.reserve(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::uint32_t slot = check_live(requests[i].slot);
+    const SlotHead& head = slots_.head(slot);
+    found.push_back({slot, head.length, head.written, head.claimed});
+  }
+  return found;
+}
+
+void Cache::restore(const std::vector<SlotMark>& marks) {
+  const Lock lock(mutex_);
+  for (const SlotMark& mark : marks) {
+    SlotHead& head = slots_.head(mark.slot);
+    if (head.state != SlotState::live) continue;
+    tokens_used_ += mark.length;
+    tokens_used_ -= head.length;
+    head.length = mark.length;
+    head.written = mark.written;
+    head.claimed = mark.claimed;
+    if (strict_) poison(mark.slot);
+  }
 }
 
 SlotRef Cache::admit(std::int64_t tokens) {
@@ -249,6 +293,22 @@ void Cache::prefetch(const SlotLength* requests, std::size_t count) {
     if (length > slots_.head(requests[i].slot.index).capacity) ask(requests[i].slot.index, length);
   }
   wake_mapper();
+}
+
+bool Cache::has_free_slot() {
+  const Lock lock(mutex_);
+  return slots_.slots_in(SlotState::live) < slots_.size();
+}
+
+std::uint64_t Cache::bytes_lacking(std::int64_t tokens) {
+  const std::uint32_t length = check_length(tokens);
+  check_usable();
+  const Lock lock(mutex_);
+  const std::uint64_t own = pool_->blocks_free() + slots_.blocks_in(SlotState::released) +
+                            slots_.blocks_in(SlotState::cleaning) - doubles().released +
+                            blocks_behind() + spare_blocks();
+  const std::uint64_t needed = math_.pages_for(length);
+  return (needed - std::min(needed, own)) * geometry_.block_bytes();
 }
 
 bool Cache::can_admit(std::int64_t tokens) {

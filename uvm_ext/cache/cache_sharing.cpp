@@ -44,7 +44,7 @@ class Sharing {
 
 }  // namespace
 
-Fork Cache::fork(const SlotRef& ref, std::int64_t tokens) {
+Fork Cache::fork(const SlotRef& ref, std::int64_t tokens, std::optional<std::uint32_t> row) {
   const std::uint32_t length = check_length(tokens);
   check_usable();
   const Lock one(forking_);
@@ -53,13 +53,13 @@ Fork Cache::fork(const SlotRef& ref, std::int64_t tokens) {
   check_live(ref);
   // A fork says nothing about what requests are acquired for.
   const Forecast before = forecast_;
-  const SlotLength request = {take_slot(0), length};
+  const SlotLength request = {row ? take_row(*row, 0) : take_slot(0), length};
   forecast_ = before;
   const std::uint32_t slot = request.slot.index;
   std::uint32_t blocks = 0;
   try {
     blocks = share(ref, slot, length);
-    raise_lowest(slot, slots_.trimmed(slot));
+    raise_lowest(slot, std::min(gone_below(slot), length));
     const auto shared = static_cast<std::uint32_t>(
         Geometry::divide_up(blocks * geometry_.page_size, geometry_.token_bytes));
     Sharing fork(slots_, slot, shared);
@@ -88,7 +88,7 @@ std::uint32_t Cache::share(const SlotRef& from, std::uint32_t to, std::uint32_t 
                       std::to_string(slots_.head(slot).length) +
                       " tokens and cannot be forked at " + std::to_string(length));
   }
-  if (length < slots_.trimmed(slot)) check_lowest(slot, length);
+  if (length < gone_below(slot)) check_lowest(slot, length);
   unmap_tail({to, 0}, From::foreground);
   const std::uint32_t front = behind_end(slot);
   const std::uint32_t blocks = whole_blocks(length);

@@ -16,21 +16,33 @@ namespace pyvattn {
 
 // --- the end ---
 
-void Cache::trim(const SlotRef& ref, std::int64_t tokens, FencePtr after) {
+void Cache::check_trim(const SlotRef& ref, std::int64_t tokens) {
   const std::uint32_t length = check_length(tokens);
   check_usable();
   const Lock lock(mutex_);
-  check_usable();
-  std::uint32_t slot = check_live(ref);
-  wait_not_in_flight(slot);
-  slot = check_live(ref);
-  SlotHead& head = slots_.head(slot);
+  check_trim_locked(ref, length);
+}
+
+std::uint32_t Cache::check_trim_locked(const SlotRef& ref, std::uint32_t length) {
+  const std::uint32_t slot = check_live(ref);
+  const SlotHead& head = slots_.head(slot);
   if (length > head.length) {
     throw LengthError("slot " + std::to_string(slot) + " has " + std::to_string(head.length) +
                       " tokens and cannot be shortened to " + std::to_string(length) +
                       ": step() is what makes it longer");
   }
   check_lowest(slot, length);
+  return slot;
+}
+
+void Cache::trim(const SlotRef& ref, std::int64_t tokens, FencePtr after) {
+  const std::uint32_t length = check_length(tokens);
+  check_usable();
+  const Lock lock(mutex_);
+  check_usable();
+  wait_not_in_flight(check_live(ref));
+  const std::uint32_t slot = check_trim_locked(ref, length);
+  SlotHead& head = slots_.head(slot);
   tokens_used_ -= head.length - length;
   head.length = length;
   head.claimed = length;
@@ -85,20 +97,57 @@ void Cache::trim_front(const SlotRef& ref, std::int64_t tokens, FencePtr after) 
     throw LengthError("slot " + std::to_string(slot) + " has " + std::to_string(head.length) +
                       " tokens and cannot lose the first " + std::to_string(front));
   }
+  if (front <= slots_.trimmed(slot)) return;
+  leave_behind(slot, front, after);
+  raise_lowest(slot, front);
+  if (mapper_) return nudge_mapper();
+  const SlotLength request = {ref, 0};
+  drop_passed(&request, 1);
+}
+
+// Without a background: what growth has not taken of the fronts of these slots goes back.
+void Cache::drop_passed(const SlotLength* requests, std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) {
+    try {
+      drop_front(requests[i].slot.index);
+    } catch (const std::exception&) {
+      // The blocks stay behind: growth takes them, or reports why not.
+    }
+  }
+}
+
+// Nobody reads the tokens before `front` any more, which is further than before, once the fence
+// has passed.
+void Cache::leave_behind(std::uint32_t slot, std::uint32_t front, const FencePtr& after) {
   std::uint32_t& trimmed = slots_.trimmed(slot);
-  if (front <= trimmed) return;
   const std::uint32_t end = whole_blocks(front);
   if (end > behind_end(slot)) behind_[slot].push_back({end, after});
   tokens_used_ -= front - trimmed;
   trimmed = front;
-  raise_lowest(slot, front);
   if (strict_ && (!after || after->passed())) poison_front(slot);
-  if (mapper_) return nudge_mapper();
-  try {
-    drop_front(slot);
-  } catch (const std::exception&) {
-    // The blocks stay behind: growth takes them, or reports why not.
+}
+
+// Leaves behind what lies before the windows of the step's queries, which begin where a slot that
+// grows ends now. Growth takes those blocks first.
+void Cache::pass_on(const SlotLength* requests, std::size_t count, const Passage& passage) {
+  const std::uint64_t reach = std::uint64_t{window_} - 1 + passage.rollback;
+  bool any = false;
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::uint32_t slot = requests[i].slot.index;
+    const std::uint64_t first = slots_.head(slot).length;
+    if (static_cast<std::uint64_t>(requests[i].length) <= first || first <= reach) continue;
+    if (first - reach <= slots_.trimmed(slot)) continue;
+    leave_behind(slot, static_cast<std::uint32_t>(first - reach), passage.after);
+    raise_lowest(slot, gone_below(slot));
+    any = true;
   }
+  if (any) nudge_mapper();
+}
+
+// The least length whose next query finds its window.
+std::uint32_t Cache::gone_below(std::uint32_t slot) const {
+  const std::uint32_t trimmed = slots_.trimmed(slot);
+  return trimmed > 0 && window_ > 0 ? trimmed + window_ - 1 : trimmed;
 }
 
 // Blocks that the first `tokens` tokens fill.

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "blocks/block_pool.hpp"
+#include "drivers/driver.hpp"
 
 namespace pyvattn {
 
@@ -24,6 +25,17 @@ struct CacheOptions {
   // a slot's length is NaN in every dtype, so that who reads there, or reads what was never
   // written, sees it.
   bool strict = false;
+  // Layers need no more than so many tokens before a query, itself among them: each step leaves
+  // what lies before behind. Zero: all.
+  std::uint32_t window = 0;
+};
+
+// What a step says of kernels, for caches with a window: those of earlier steps have ended once
+// `after` (null: now) has passed, and lengths may fall by `rollback` tokens below where this
+// step's queries begin.
+struct Passage {
+  FencePtr after;
+  std::uint32_t rollback = 0;
 };
 
 // A slot as it was acquired: the generation tells a slot from its later uses.
@@ -33,6 +45,14 @@ struct SlotRef {
 
   std::uint32_t index = 0;
   std::uint32_t generation = kCurrent;
+};
+
+// What a step changes of a slot, to be put back where it fails elsewhere.
+struct SlotMark {
+  std::uint32_t slot = 0;
+  std::uint32_t length = 0;
+  std::uint32_t written = 0;
+  std::uint32_t claimed = 0;
 };
 
 struct SlotLength {

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "cache/cache.hpp"
+#include "cache/grouped_cache.hpp"
 #include "python/arguments.hpp"
 #include "python/bindings.hpp"
 #include "python/gil.hpp"
@@ -22,12 +22,12 @@ namespace {
 // the objects that Python has of them.
 class NumberedCache {
  public:
-  NumberedCache(const DriverPtr& driver, const Geometry& geometry, const BudgetPtr& budget,
-                const CacheOptions& options)
-      : cache(driver, geometry, budget, options),
-        slots(std::make_shared<SlotObjects>(geometry.slots)) {}
+  NumberedCache(const DriverPtr& driver, const std::vector<LayerGroup>& groups, std::uint32_t rows,
+                std::uint32_t max_tokens, const BudgetPtr& budget, const CacheOptions& options)
+      : cache(driver, groups, rows, max_tokens, budget, options),
+        slots(std::make_shared<SlotObjects>(rows)) {}
 
-  Cache cache;
+  GroupedCache cache;
   const std::shared_ptr<SlotObjects> slots;
   const std::uint64_t number = ++count();
 
@@ -38,16 +38,18 @@ class NumberedCache {
   }
 };
 
-void step(NumberedCache& self, const py::dict& lengths) {
+void step(NumberedCache& self, const py::dict& lengths, const FencePtr& after,
+          std::uint32_t rollback) {
   const Requests requests(lengths, self.number);
   const WithoutGil unlocked;
-  self.cache.step(requests.data(), requests.size());
+  self.cache.step(requests.data(), requests.size(), {after, rollback});
 }
 
-void step_rows(NumberedCache& self, const py::object& rows, const py::object& lengths) {
-  const Requests requests(rows, lengths, self.cache.geometry().slots);
+void step_rows(NumberedCache& self, const py::object& rows, const py::object& lengths,
+               const FencePtr& after, std::uint32_t rollback) {
+  const Requests requests(rows, lengths, self.cache.slots());
   const WithoutGil unlocked;
-  self.cache.step(requests.data(), requests.size());
+  self.cache.step(requests.data(), requests.size(), {after, rollback});
 }
 
 void prefetch(NumberedCache& self, const py::dict& lengths) {
@@ -79,18 +81,21 @@ py::object admit(NumberedCache& self, const py::object& tokens) {
 py::tuple fork(NumberedCache& self, const py::object& slot, const py::object& tokens) {
   const SlotRef ref = slot_ref(slot.ptr(), self.number);
   const std::int64_t length = length_of(tokens);
-  Fork made;
+  std::vector<Fork> made;
   {
     const WithoutGil unlocked;
     made = self.cache.fork(ref, length);
   }
-  return py::make_tuple(slot_object(self.number, made.slot, self.slots), made.first, made.end);
+  py::list copies;
+  for (const Fork& each : made) copies.append(py::make_tuple(each.first, each.end));
+  return py::make_tuple(slot_object(self.number, made.front().slot, self.slots), copies);
 }
 
-bool try_step(NumberedCache& self, const py::dict& lengths) {
+bool try_step(NumberedCache& self, const py::dict& lengths, const FencePtr& after,
+              std::uint32_t rollback) {
   const Requests requests(lengths, self.number);
   const WithoutGil unlocked;
-  return self.cache.try_step(requests.data(), requests.size());
+  return self.cache.try_step(requests.data(), requests.size(), {after, rollback});
 }
 
 void trim(NumberedCache& self, const py::object& slot, const py::object& tokens,
@@ -150,12 +155,14 @@ py::list live_slots(NumberedCache& self) {
 }
 
 py::list live_pages(NumberedCache& self) {
+  std::vector<std::pair<LiveSlot, std::size_t>> live;
+  {
+    const WithoutGil unlocked;
+    live = self.cache.live_pages();
+  }
   py::list found;
-  const std::size_t arenas = self.cache.geometry().arenas;
-  for (const LiveSlot& each : live(self)) {
-    const auto holes = std::count(each.blocks.begin(), each.blocks.end(), RowTable::kHole);
-    const std::size_t mapped = each.blocks.size() - static_cast<std::size_t>(holes);
-    found.append(py::make_tuple(slot_object(self.number, each.slot, self.slots), mapped * arenas));
+  for (const auto& [slot, pages] : live) {
+    found.append(py::make_tuple(slot_object(self.number, slot.slot, self.slots), pages));
   }
   return found;
 }
@@ -216,33 +223,40 @@ void bind_cache(py::module_& module) {
       "Bytes of addresses that a row takes in an arena.");
   module.def("begin_exit", &begin_exit,
              "The process ends: other threads that use a retired cache end quietly.");
+  py::class_<LayerGroup>(module, "LayerGroup", "What the core knows of a pyvattn.LayerGroup.")
+      .def(py::init([](std::uint32_t arenas, std::uint64_t token_bytes, std::uint32_t guard_tokens,
+                       std::uint32_t window) {
+             return LayerGroup{arenas, token_bytes, guard_tokens, window};
+           }),
+           py::kw_only(), py::arg("arenas"), py::arg("token_bytes"), py::arg("guard_tokens"),
+           py::arg("window") = 0);
   py::class_<NumberedCache, Holder>(module, "Cache", "The core of pyvattn.KVCache.")
-      .def(py::init([](const DriverPtr& driver, std::uint32_t arenas, std::uint32_t slots,
-                       std::uint32_t max_tokens, std::uint32_t guard_tokens,
-                       std::uint64_t token_bytes, const BudgetPtr& budget, std::size_t slab_bytes,
-                       bool background, std::uint32_t read_ahead, bool strict) {
-             const Geometry geometry{arenas,       slots,       max_tokens,
-                                     guard_tokens, token_bytes, driver->page_size()};
+      .def(py::init([](const DriverPtr& driver, const std::vector<LayerGroup>& groups,
+                       std::uint32_t slots, std::uint32_t max_tokens, const BudgetPtr& budget,
+                       std::size_t slab_bytes, bool background, std::uint32_t read_ahead,
+                       bool strict) {
              const WithoutGil unlocked;
              return Holder(
-                 new NumberedCache(driver, geometry, budget,
-                                   CacheOptions{slab_bytes, background, read_ahead, strict}));
+                 new NumberedCache(driver, groups, slots, max_tokens, budget,
+                                   CacheOptions{slab_bytes, background, read_ahead, strict, 0}));
            }),
-           py::kw_only(), py::arg("driver"), py::arg("arenas"), py::arg("slots"),
-           py::arg("max_tokens"), py::arg("guard_tokens"), py::arg("token_bytes"),
-           py::arg("budget").none(false), py::arg("slab_bytes") = 0, py::arg("background") = true,
-           py::arg("read_ahead") = 0, py::arg("strict") = false)
+           py::kw_only(), py::arg("driver"), py::arg("groups"), py::arg("slots"),
+           py::arg("max_tokens"), py::arg("budget").none(false), py::arg("slab_bytes") = 0,
+           py::arg("background") = true, py::arg("read_ahead") = 0, py::arg("strict") = false)
       .def("acquire", &acquire, py::arg("tokens"))
       .def("admit", &admit, py::arg("tokens"))
       .def("fork", &fork, py::arg("slot"), py::arg("tokens"),
-           "A new Slot, and the bytes [first, end) of each row that are yet to be copied.")
-      .def("try_step", &try_step, py::arg("lengths"))
+           "A new Slot, and for each group the bytes [first, end) of each row yet to be copied.")
+      .def("try_step", &try_step, py::arg("lengths"), py::arg("after") = py::none(),
+           py::arg("rollback") = 0)
       .def("trim", &trim, py::arg("slot"), py::arg("tokens"), py::arg("after") = py::none())
       .def("trim_front", &trim_front, py::arg("slot"), py::arg("tokens"),
            py::arg("after") = py::none())
       .def("release", &release, py::arg("slot"), py::arg("after") = py::none())
-      .def("step", &step, py::arg("lengths"))
-      .def("step_rows", &step_rows, py::arg("rows"), py::arg("lengths"))
+      .def("step", &step, py::arg("lengths"), py::arg("after") = py::none(),
+           py::arg("rollback") = 0)
+      .def("step_rows", &step_rows, py::arg("rows"), py::arg("lengths"),
+           py::arg("after") = py::none(), py::arg("rollback") = 0)
       .def("prefetch", &prefetch, py::arg("lengths"))
       .def("length", &length, py::arg("slot"))
       .def("front", &front, py::arg("slot"), "Tokens that nobody reads any more.")

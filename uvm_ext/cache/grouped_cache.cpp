@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cache/grouped_cache.hpp"
+
+#include <algorithm>
+#include <exception>
+#include <optional>
+#include <string>
+
+#include "adaptors/serialized.hpp"
+#include "base/errors.hpp"
+#include "base/text.hpp"
+#include "cache/exclusive.hpp"
+
+namespace pyvattn {
+namespace {
+
+// Memory moves between groups by whole slabs, so they are small: as many as this in all. A host
+// slab is a file.
+constexpr std::uint64_t kMostSlabs = 512;
+
+// The same slot in the other groups.
+SlotRef row_of(const SlotRef& slot) { return {slot.index, SlotRef::kCurrent}; }
+
+std::vector<SlotLength> rows_of(const SlotLength* requests, std::size_t count) {
+  std::vector<SlotLength> rows(requests, requests + count);
+  for (SlotLength& each : rows) each.slot = row_of(each.slot);
+  return rows;
+}
+
+}  // namespace
+
+GroupedCache::GroupedCache(const DriverPtr& driver, const std::vector<LayerGroup>& groups,
+                           std::uint32_t slots, std::uint32_t max_tokens, BudgetPtr budget,
+                           const CacheOptions& options)
+    : budget_(std::move(budget)) {
+  if (groups.empty()) throw ConfigError("a cache needs one group of layers at least");
+  const bool several = groups.size() > 1;
+  const DriverPtr shared = several ? std::make_shared<SerializedAdaptor>(driver) : driver;
+  for (const LayerGroup& group : groups) {
+    const Geometry geometry{group.arenas,      slots,
+                            max_tokens,        group.guard_tokens,
+                            group.token_bytes, driver->page_size()};
+    CacheOptions own = options;
+    own.window = group.window;
+    if (several && own.slab_bytes == 0) {
+      own.slab_bytes = std::max<std::uint64_t>(budget_->limit() / kMostSlabs, 1);
+    }
+    caches_.push_back(std::make_unique<Cache>(shared, geometry, budget_, own));
+  }
+}
+
+// Makes a call of one group. Where that runs out of memory, once more with what the others have
+// to spare.
+template <typename Call>
+void GroupedCache::with_room(std::size_t group, const Call& call) {
+  std::uint64_t wanted = 0;
+  try {
+    return call();
+  } catch (const OutOfMemory& error) {
+    wanted = error.requested;
+  }
+  for (std::size_t other = 0; other < caches_.size(); ++other) {
+    if (other != group) caches_[other]->reclaim(wanted);
+  }
+  call();
+}
+
+void GroupedCache::cancel(const SlotRef& slot, std::size_t groups) {
+  for (std::size_t group = 0; group < groups; ++group) {
+    caches_[group]->cancel(group == 0 ? slot : row_of(slot));
+  }
+}
+
+// A slot in every group, or in none.
+SlotRef GroupedCache::take(std::int64_t tokens) {
+  const SlotRef slot = leader().acquire(tokens);
+  for (std::size_t group = 1; group < caches_.size(); ++group) {
+    try {
+      caches_[group]->acquire(tokens, slot.index);
+    } catch (...) {
+      cancel(slot, group);
+      throw;
+    }
+  }
+  return slot;
+}
+
+SlotRef GroupedCache::acquire(std::int64_t tokens) {
+  if (alone()) return leader().acquire(tokens);
+  const Lock lock(mutex_);
+  return take(tokens);
+}
+
+SlotRef GroupedCache::admit(std::int64_t tokens) {
+  if (alone()) return leader().admit(tokens);
+  const Lock lock(mutex_);
+  const SlotRef slot = take(tokens);
+  try {
+    const SlotLength request = {slot, tokens};
+    step_all(&request, 1, {});
+  } catch (...) {
+    cancel(slot, caches_.size());
+    throw;
+  }
+  return slot;
+}
+
+std::vector<Fork> GroupedCache::fork(const SlotRef& slot, std::int64_t tokens) {
+  if (alone()) return {leader().fork(slot, tokens)};
+  const Lock lock(mutex_);
+  std::vector<Fork> made;
+  for (std::size_t group = 0; group < caches_.size(); ++group) {
+    Cache& cache = *caches_[group];
+    try {
+      with_room(group, [&] {
+        made.push_back(group == 0 ? cache.fork(slot, tokens)
+                                  : cache.fork(row_of(slot), tokens, made.front().slot.index));
+      });
+    } catch (...) {
+      if (group > 0) cancel(made.front().slot, group);
+      throw;
+    }
+  }
+  return made;
+}
+
+void GroupedCache::release(const SlotRef& slot, const FencePtr& after) {
+  if (alone()) return leader().release(slot, after);
+  const Lock lock(mutex_);
+  leader().release(slot, after);
+  for (std::size_t group = 1; group < caches_.size(); ++group) {
+    caches_[group]->release(row_of(slot), after);
+  }
+}
+
+// Group by group; where one fails, lengths are what they were in all.
+void GroupedCache::step_all(const SlotLength* requests, std::size_t count, const Passage& passage) {
+  std::vector<SlotLength> rows;
+  std::vector<SlotMark> marks;
+  for (std::size_t group = 0; group < caches_.size(); ++group) {
+    Cache& cache = *caches_[group];
+    try {
+      if (group == 0) {
+        marks = cache.marks(requests, count);
+        rows = rows_of(requests, count);
+      }
+      const SlotLength* const own = group == 0 ? requests : rows.data();
+      with_room(group, [&] { cache.step(own, count, passage); });
+    } catch (...) {
+      for (std::size_t done = 0; done < group; ++done) caches_[done]->restore(marks);
+      throw;
+    }
+  }
+}
+
+void GroupedCache::step(const SlotLength* requests, std::size_t count, const Passage& passage) {
+  if (alone()) return leader().step(requests, count, passage);
+  const Exclusive one(stepping_);
+  const Lock lock(mutex_);
+  step_all(requests, count, passage);
+}
+
+bool GroupedCache::try_step(const SlotLength* requests, std::size_t count, const Passage& passage) {
+  if (alone()) return leader().try_step(requests, count, passage);
+  const Exclusive one(stepping_);
+  const Lock lock(mutex_);
+  const std::vector<SlotMark> marks = leader().marks(requests, count);
+  const std::vector<SlotLength> rows = rows_of(requests, count);
+  for (std::size_t group = 0; group < caches_.size(); ++group) {
+    bool enough = false;
+    try {
+      enough = caches_[group]->try_step(group == 0 ? requests : rows.data(), count, passage);
+    } catch (const OutOfMemory&) {
+      // Others may have some to spare, which step() sees to.
+    } catch (...) {
+      for (std::size_t done = 0; done < group; ++done) caches_[done]->restore(marks);
+      throw;
+    }
+    if (enough) continue;
+    for (std::size_t done = 0; done < group; ++done) caches_[done]->restore(marks);
+    return false;
+  }
+  return true;
+}
+
+void GroupedCache::trim(const SlotRef& slot, std::int64_t length, const FencePtr& after) {
+  if (alone()) return leader().trim(slot, length, after);
+  const Lock lock(mutex_);
+  leader().check_trim(slot, length);
+  for (const auto& cache : caches_) cache->check_trim(row_of(slot), length);
+  std::exception_ptr failure;
+  for (const auto& cache : caches_) {
+    try {
+      cache->trim(row_of(slot), length, after);
+    } catch (const DriverError&) {
+      // It is shortened all the same, as the others are.
+      failure = std::current_exception();
+    }
+  }
+  if (failure) std::rethrow_exception(failure);
+}
+
+void GroupedCache::trim_front(const SlotRef& slot, std::int64_t tokens, const FencePtr& after) {
+  if (alone()) return leader().trim_front(slot, tokens, after);
+  const Lock lock(mutex_);
+  leader().trim_front(slot, tokens, after);
+  for (std::size_t group = 1; group < caches_.size(); ++group) {
+    caches_[group]->trim_front(row_of(slot), tokens, after);
+  }
+}
+
+void GroupedCache::prefetch(const SlotLength* requests, std::size_t count) {
+  leader().prefetch(requests, count);
+  if (alone()) return;
+  const Lock lock(mutex_);
+  const std::vector<SlotLength> rows = rows_of(requests, count);
+  for (std::size_t group = 1; group < caches_.size(); ++group) {
+    caches_[group]->prefetch(rows.data(), count);
+  }
+}
+
+bool GroupedCache::can_admit(std::int64_t tokens) {
+  if (alone()) return leader().can_admit(tokens);
+  const Lock lock(mutex_);
+  const auto fits = [&] {
+    std::uint64_t lacking = 0;
+    for (const auto& cache : caches_) lacking += cache->bytes_lacking(tokens);
+    return lacking <= budget_->headroom();
+  };
+  if (!leader().has_free_slot()) return false;
+  if (fits()) return true;
+  std::uint64_t needed = 0;
+  for (const auto& cache : caches_) needed += cache->bytes_for(tokens);
+  for (const auto& cache : caches_) cache->reclaim(needed);
+  return fits();
+}
+
+void GroupedCache::drain() {
+  for (const auto& cache : caches_) cache->drain();
+}
+
+std::uint64_t GroupedCache::resize(std::uint64_t memory_limit) {
+  if (alone()) return leader().resize(memory_limit);
+  const Lock lock(mutex_);
+  std::uint64_t needed = 0;
+  std::uint64_t least = 0;
+  for (const auto& cache : caches_) {
+    needed += cache->bytes_needed();
+    least += cache->geometry().block_bytes();
+  }
+  needed = std::max(needed, least);
+  if (memory_limit < needed) {
+    throw LimitError("a limit of " + bytes_text(memory_limit) + " is below the " +
+                     bytes_text(needed) + " that live slots hold: release some first");
+  }
+  for (const auto& cache : caches_) cache->shrink(memory_limit);
+  budget_->set_limit(memory_limit);
+  std::uint64_t allocated = 0;
+  for (const auto& cache : caches_) allocated += cache->give_back();
+  return allocated;
+}
+
+std::uint64_t GroupedCache::give_back() {
+  if (alone()) return leader().give_back();
+  const Lock lock(mutex_);
+  std::uint64_t allocated = 0;
+  for (const auto& cache : caches_) allocated += cache->give_back();
+  return allocated;
+}
+
+void GroupedCache::close() {
+  std::exception_ptr failure;
+  for (const auto& cache : caches_) {
+    try {
+      cache->close();
+    } catch (const std::exception&) {
+      failure = std::current_exception();
+    }
+  }
+  if (failure) std::rethrow_exception(failure);
+}
+
+void GroupedCache::retire() {
+  for (const auto& cache : caches_) cache->retire();
+}
+
+CacheStats GroupedCache::stats() {
+  CacheStats whole = leader().stats();
+  for (std::size_t group = 1; group < caches_.size(); ++group) {
+    const CacheStats own = caches_[group]->stats();
+    CacheStats sum = whole;
+#define PYVATTN_ADD(type, name) sum.name += own.name;
+    PYVATTN_CACHE_STATS(PYVATTN_ADD)
+#undef PYVATTN_ADD
+    // These all groups have in common.
+    sum.page_size = whole.page_size;
+    sum.slots_live = whole.slots_live;
+    sum.memory_limit = whole.memory_limit;
+    whole = sum;
+  }
+  return whole;
+}
+
+std::vector<std::pair<LiveSlot, std::size_t>> GroupedCache::live_pages() {
+  const Lock lock(mutex_);
+  std::vector<std::pair<LiveSlot, std::size_t>> found;
+  for (const LiveSlot& slot : leader().live_slots()) found.emplace_back(slot, 0);
+  for (const auto& cache : caches_) {
+    const std::vector<LiveSlot> slots = cache->live_slots();
+    for (std::size_t i = 0; i < slots.size() && i < found.size(); ++i) {
+      const std::vector<BlockId>& blocks = slots[i].blocks;
+      const auto holes = std::count(blocks.begin(), blocks.end(), RowTable::kHole);
+      const std::size_t mapped = blocks.size() - static_cast<std::size_t>(holes);
+      found[i].second += mapped * cache->geometry().arenas;
+    }
+  }
+  return found;
+}
+
+ArenaPtr GroupedCache::arena(std::uint32_t index) {
+  for (const auto& cache : caches_) {
+    const std::uint32_t arenas = cache->geometry().arenas;
+    if (index < arenas || cache == caches_.back()) return cache->arena(index);
+    index -= arenas;
+  }
+  throw ConfigError("arena " + std::to_string(index) + " is none of this cache's");
+}
+
+}  // namespace pyvattn
