@@ -42,7 +42,7 @@ class Ours:
         self, model: Any, load: Load, *, device: str, driver: str, page_size: str, layout: str
     ) -> None:
         from pyvattn.integrations.transformers import Engine, spec_for
-        from pyvattn.integrations.transformers.graphs import decode_kernel
+        from pyvattn.integrations.transformers.graphs import decode_kernels
 
         requests = len(load.prompts)
         spec = spec_for(model, max_slots=requests + 1, max_tokens=load.longest)
@@ -63,7 +63,8 @@ class Ours:
             self.cache.close()
             raise
         graph = "decode in a CUDA graph" if self._engine.graphs else "no CUDA graph"
-        self.note = f"{self.cache.driver}, {decode_kernel(model, self.cache).name}, {graph}"
+        kernels = " and ".join(each.name for each in decode_kernels(model, self.cache))
+        self.note = f"{self.cache.driver}, {kernels}, {graph}"
 
     def _capture(self, rows: int) -> float | None:
         """Capture every batch size to ``rows``; returns the seconds, or None without graphs."""

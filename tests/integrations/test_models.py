@@ -15,7 +15,7 @@ from tiny_models import (
     transformers,
 )
 
-from pyvattn import KVCache, errors
+from pyvattn import CacheSpec, KVCache, LayerGroup, errors
 from pyvattn.integrations.transformers import VAttentionCache, spec_for
 
 SMALL = {
@@ -109,27 +109,55 @@ def test_a_sliding_mask_that_no_layer_uses_does_not_matter(prompts):
         assert_same(generate(model, inputs, cache), expected)
 
 
+def cache_of(**groups):
+    """A cache for the tiny models above whose two layers are as given."""
+    shape = {"kv_heads": 2, "head_dim": 16}
+    spec = CacheSpec(
+        groups=[LayerGroup(layers, **shape, window=window) for layers, window in groups.values()],
+        dtype="float32",
+        max_slots=4,
+        max_tokens=128,
+        guard_tokens=0,
+    )
+    return KVCache(spec, device="cpu", memory="64MiB")
+
+
 @pytest.mark.parametrize("first", ["full_attention", "sliding_attention"])
-def test_a_layer_that_attends_with_a_sliding_mask_is_refused(prompts, first):
+def test_a_cache_that_keeps_more_than_a_window_serves_as_well(prompts, first):
     kinds = ["full_attention", "sliding_attention"]
     model = make_cohere2(kinds if first == kinds[0] else kinds[::-1])
-    with pytest.raises(errors.UnsupportedError, match="sliding_attention"):
-        VAttentionCache.for_model(model, **ROOM)
+    inputs = left_padded(prompts)
+    expected = reference(model, inputs)
+    model.set_attn_implementation("pyvattn")
+    with cache_of(all=([0, 1], 20)) as kv, pytest.raises(errors.UnsupportedError, match="all"):
+        generate(model, inputs, VAttentionCache(kv))
     spec = spec_for(make_cohere2(["full_attention"] * 2), max_slots=4, max_tokens=128)
-    model.set_attn_implementation("pyvattn")
-    with (
-        KVCache(spec, device="cpu", memory="64MiB") as kv,
-        pytest.raises(errors.UnsupportedError, match="another mask, such as a sliding window"),
-    ):
-        generate(model, left_padded(prompts), VAttentionCache(kv))
+    with KVCache(spec, device="cpu", memory="64MiB") as kv:
+        assert_same(generate(model, inputs, VAttentionCache(kv)), expected)
 
 
-def test_a_model_of_sliding_layers_only_is_refused(prompts):
+def test_a_cache_that_keeps_less_than_a_window_is_refused(prompts):
     model = make("Mistral", **GROUPED, sliding_window=8)
-    spec = spec_for(make_llama(**{**SMALL, **GROUPED}), max_slots=4, max_tokens=128)
     model.set_attn_implementation("pyvattn")
     with (
-        KVCache(spec, device="cpu", memory="64MiB") as kv,
-        pytest.raises(errors.UnsupportedError, match="another mask, such as a sliding window"),
+        cache_of(all=([0, 1], 7)) as kv,
+        pytest.raises(errors.UnsupportedError, match="attends to 8 tokens, and the cache keeps 7"),
     ):
         generate(model, left_padded(prompts), VAttentionCache(kv))
+
+
+def test_masks_are_windows_or_refused():
+    from transformers import masking_utils as masks
+
+    from pyvattn.integrations.transformers.masks import mask_window
+
+    assert mask_window(masks.causal_mask_function, None) == 0
+    sliding = masks.sliding_window_causal_mask_function(8)
+    assert mask_window(sliding, 8) == 8
+    for other in (9, None, 0, "8"):
+        assert mask_window(sliding, other) is None
+    chunks = masks.chunked_causal_mask_function(8, torch.zeros(1, dtype=torch.int))
+    both = masks.or_masks(sliding, masks.causal_mask_function)
+    narrower = masks.and_masks(sliding, masks.causal_mask_function)
+    for function in (chunks, both, narrower, masks.bidirectional_mask_function):
+        assert mask_window(function, 8) is None

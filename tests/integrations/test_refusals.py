@@ -116,13 +116,21 @@ def test_dropout(llama, cache):
     llama.eval()
 
 
-def test_a_model_with_a_sliding_window(llama):
-    from transformers import MistralConfig, MistralForCausalLM
-
-    small = {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 50, "intermediate_size": 32}
-    model = MistralForCausalLM(MistralConfig(sliding_window=16, **small))
-    with pytest.raises(errors.UnsupportedError, match="sliding_attention"):
-        spec_for(model, max_slots=1, max_tokens=64)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"layer_types": ["chunked_attention"] * 3, "attention_chunk_size": 8},
+            "chunked_attention",
+        ),
+        ({"num_kv_shared_layers": 1}, "the last 1 layers of the model read the K and V of others"),
+    ],
+)
+def test_layers_that_the_cache_does_not_hold(llama, monkeypatch, changes, message):
+    for name, value in changes.items():
+        monkeypatch.setattr(llama.config, name, value, raising=False)
+    with pytest.raises(errors.UnsupportedError, match=message):
+        spec_for(llama, max_slots=1, max_tokens=64)
 
 
 @torch.no_grad()

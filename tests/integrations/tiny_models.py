@@ -88,10 +88,10 @@ def dynamic(model):
     return transformers.DynamicCache(config=model.config)
 
 
-def reference(model, inputs, **options):
+def reference(model, inputs, attention="sdpa", **options):
     """What the library generates with its own cache and attention."""
     before = model.config._attn_implementation
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(attention)
     try:
         return generate(model, inputs, dynamic(model), **options)
     finally:

@@ -7,10 +7,6 @@ REASONS = {
     # K and V as the layer cached them are not what attention reads.
     r"changes keys or values once they are cached": ["DiffLlama", "JetMoe"],
     r"uses cached values for more than attention": ["Doge"],
-    # Attention with something that kernels over the cache do not do.
-    r"cannot do s_aux": ["GptOss", "GraniteMoeSWA", "GraniteSWA"],
-    r"cannot do softcap": ["Gemma2", "VaultGemma"],
-    r"layers of sliding_attention": ["Moshi"],
     # Attention that is the model's own.
     r"does not use the library's attention interface": [
         "Bloom",

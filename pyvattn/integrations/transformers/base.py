@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from pyvattn.arguments import check_flag, check_type, check_whole
+from pyvattn.arguments import check_type, check_whole
 from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.transformers.compiled import outside_graphs
-from pyvattn.integrations.transformers.forward import ForwardPass
+from pyvattn.integrations.transformers.forward import ForwardPass, WindowedPass
 from pyvattn.integrations.transformers.interface import ATTENTION, CacheLength, OtherMask
 from pyvattn.integrations.transformers.layers import Layer, LayerChanges
 
@@ -59,17 +59,18 @@ class ContiguousCache(Cache):
 
     @outside_graphs
     def mask(
-        self, batch_size: int, queries: int, padding_mask: Tensor | None, causal: bool
-    ) -> ForwardPass | OtherMask:
+        self, batch_size: int, queries: int, padding_mask: Tensor | None, window: int | None
+    ) -> ForwardPass | WindowedPass | OtherMask:
         """Return what the layers get in place of a mask: the pass, which begins with the first.
 
-        A model may make masks that no layer uses, so one that is not ``causal`` is refused
-        only where a layer attends with it.
+        ``window`` is that of a causal mask, 0 where it has none, and ``None`` for a mask of
+        another kind. A model may make masks that no layer uses, so that is refused only where
+        a layer attends with it.
         """
-        check_flag("causal", causal)
-        made = self.begin(batch_size, queries, padding_mask) if causal else OtherMask()
+        tokens = None if window is None else check_whole("window", window, 0)
+        made = OtherMask() if tokens is None else self.begin(batch_size, queries, padding_mask)
         self._mask = self._pass or made
-        return made
+        return WindowedPass(made, tokens) if tokens and isinstance(made, ForwardPass) else made
 
     def finish(self) -> None:
         """Note that the last layer of the pass is stored."""

@@ -41,8 +41,9 @@ class VAttentionCache(ContiguousCache):
 
     Greedy decoding, sampling, beam search, assisted decoding, chunked prefill,
     continuing a conversation with the same cache and ``copy.deepcopy`` of a
-    saved prompt work. Sliding windows, returned attention weights and custom
-    4-D masks raise :class:`~pyvattn.errors.UnsupportedError`.
+    saved prompt work. Layers with sliding windows hold their windows, and past them
+    nothing can be cropped, as assisted decoding does. Returned attention weights and
+    custom 4-D masks raise :class:`~pyvattn.errors.UnsupportedError`.
     """
 
     def __init__(self, kv: KVCache) -> None:
@@ -129,6 +130,11 @@ class VAttentionCache(ContiguousCache):
         They are views where the rows hold no padding and their slots lie side by side, and
         copies with zeros for padding elsewhere.
         """
+        if self.kv.spec.window_of(layer) is not None:
+            raise UnsupportedError(
+                f"layer {layer} keeps a window of its tokens, which is not all that was seen: "
+                "attend to it, or use the library's DynamicCache"
+            )
         return self._rows.read(layer, self._real) if self.get_seq_length() else (None, None)
 
     def __iter__(self) -> Iterator[tuple[Tensor | None, Tensor | None, None]]:
@@ -150,7 +156,7 @@ class VAttentionCache(ContiguousCache):
             self._drop_hidden(real[:, :seen])
         else:
             self._rows.acquire(lengths)
-        self._rows.back(lengths)
+        self._rows.back(lengths, real[:, :seen].sum(dim=1).tolist())
         self._real_after = real
         slots = [int(slot) for slot in self._rows.slots]
         self._pass = ForwardPass.of_batch(self.kv, slots, lengths, real[:, seen:], self.device)
@@ -169,6 +175,7 @@ class VAttentionCache(ContiguousCache):
         seen = self.get_seq_length()
         remove = whole_number("tokens_to_remove", tokens_to_remove)
         keep = remove if remove > 0 else seen + remove
+        self._check_windows(keep < seen, "crop()")
         self._set_real(self._real[:, : max(0, min(keep, seen))])
 
     def reorder_cache(self, beam_idx: Tensor | Sequence[int]) -> None:
@@ -257,10 +264,20 @@ class VAttentionCache(ContiguousCache):
     def _drop_hidden(self, shown: Tensor) -> None:
         """Drop the tokens that are cached and that the mask hides from now on."""
         hidden = self._real & ~shown
+        self._check_windows(bool(hidden.any()), "a mask that hides cached tokens")
         for row in hidden.any(dim=1).nonzero()[:, 0].tolist():
             cached = self._real[row].nonzero()[:, 0]
             self._rows.keep(row, shown[row][cached].nonzero()[:, 0])
         self._real = shown
+
+    def _check_windows(self, changes: bool, what: str) -> None:
+        """Refuse what would need tokens that layers with a window have given up."""
+        windows = [window for window in self.kv.spec.windows if window is not None]
+        if changes and windows and max(self.lengths, default=0) > min(windows):
+            raise UnsupportedError(
+                f"{what} needs tokens from before the window of {min(windows)}, which are not "
+                "kept: use the library's DynamicCache"
+            )
 
     def _select(self, chosen: list[int]) -> None:
         """Make row ``i`` what row ``chosen[i]`` was."""

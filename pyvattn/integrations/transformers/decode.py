@@ -21,7 +21,7 @@ from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.transformers.base import ContiguousCache
 from pyvattn.integrations.transformers.compat import cache_argument
 from pyvattn.integrations.transformers.forward import ForwardPass
-from pyvattn.integrations.transformers.graphs import Recorder, decode_kernel
+from pyvattn.integrations.transformers.graphs import Recorder, decode_kernels
 from pyvattn.integrations.transformers.parts import Chunk, Part, known, upload
 from pyvattn.integrations.transformers.sampling import choose_by
 
@@ -52,7 +52,7 @@ class DeviceBatch:
         self._lengths = torch.ones(slots, dtype=torch.long, device=model.device)
         self._new = torch.zeros(slots, dtype=torch.long, device=model.device)
         # A kernel that reads slots on the device takes many rows at once.
-        self._grouped = decode_kernel(model, cache).capturable
+        self._grouped = all(kernel.capturable for kernel in decode_kernels(model, cache))
         self._record = Recorder(model.device).record
         # By the number of rows, and whether the logits are kept.
         self._captured: dict[tuple[int, bool], _Captured] = {}

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from pyvattn.attention import append, attend
+from pyvattn.attention.problem import UNLIMITED
 from pyvattn.errors import TensorError, UnsupportedError
 from pyvattn.integrations.transformers.compiled import outside_graphs
 from pyvattn.integrations.transformers.parts import (
@@ -27,6 +28,18 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from pyvattn.cache import KVCache
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a layer's attention does besides: a window (0: none), a softcap, sinks."""
+
+    window: int = 0
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+
+_PLAIN = Scores()
 
 
 @dataclass
@@ -46,6 +59,8 @@ class ForwardPass:
     positions: Tensor
     parts: Sequence[Part]
     source: tuple[Tensor, Tensor] | None = None
+    #: As of a :class:`WindowedPass`: none.
+    window: ClassVar[int] = 0
     layer: int = field(default=-1, init=False)
     # K and V of that layer, until it attended.
     _stored: tuple[Tensor, Tensor] | None = field(default=None, init=False)
@@ -137,7 +152,13 @@ class ForwardPass:
 
     @outside_graphs
     def attend(
-        self, module: Module, query: Tensor, key: Tensor, value: Tensor, scale: float | None
+        self,
+        module: Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None,
+        scores: Scores = _PLAIN,
     ) -> Tensor:
         """Attend ``[batch, q_heads, queries, head_dim]`` to the layer stored last.
 
@@ -154,21 +175,50 @@ class ForwardPass:
             )
         q = _autocast(query, key.dtype).transpose(1, 2)
         if self.parts[0].whole:
-            return self._attend(self.parts[0], q, scale)
+            return self._attend(self.parts[0], q, scale, scores)
         # Padding in front of a row attends to nothing.
         make = torch.empty if self.source is None else torch.zeros
         out = make(q.shape, dtype=q.dtype, device=q.device)
         for part in self.parts:
-            part.put(self._attend(part, part.take(q), scale), out)
+            part.put(self._attend(part, part.take(q), scale, scores), out)
         return out
 
     def restart(self) -> None:
         """Make the pass as new, after one that failed halfway."""
         self._stored = None
 
-    def _attend(self, part: Part, q: Tensor, scale: float | None) -> Tensor:
-        slots, lengths = part.slots, part.lengths
-        return attend(q, self.kv, self.layer, slots, lengths, causal=True, scale=scale)
+    def _attend(self, part: Part, q: Tensor, scale: float | None, scores: Scores) -> Tensor:
+        window = scores.window if scores.window < self.kv.spec.max_tokens else 0
+        kept = self.kv.spec.window_of(self.layer)
+        if kept is not None and not 0 < window <= kept:
+            raise UnsupportedError(
+                f"layer {self.layer} attends to {window or 'all'} tokens, and the cache keeps "
+                f"{kept} of them: open the cache with spec_for(model, max_slots, max_tokens)"
+            )
+        # attend() knows the window of layers that keep no more.
+        left = window - 1 if window and kept != window else UNLIMITED
+        sinks = None if scores.sinks is None else scores.sinks.float()
+        return attend(
+            q,
+            self.kv,
+            self.layer,
+            part.slots,
+            part.lengths,
+            causal=True,
+            scale=scale,
+            window_size=(left, UNLIMITED),
+            softcap=scores.softcap or 0.0,
+            starts=None if kept is None else part.starts(kept),
+            sinks=sinks,
+        )
+
+
+@dataclass(frozen=True)
+class WindowedPass:
+    """A pass as layers with a window get it."""
+
+    step: ForwardPass
+    window: int
 
 
 def _same(tensor: Tensor, stored: Tensor) -> bool:

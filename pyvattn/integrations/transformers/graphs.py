@@ -47,8 +47,9 @@ def why_no_graphs(model: PreTrainedModel, cache: KVCache) -> str | None:
         return "one slot fills up captured batches, and the cache has only one: max_slots=2"
     for kind, _ in varying(model.config.get_text_config(decoder=True)):
         return f"rope_type={kind!r} reads the longest position on the host in every step"
-    kernel = decode_kernel(model, cache)
-    if not kernel.capturable:
+    for kernel in decode_kernels(model, cache):
+        if kernel.capturable:
+            continue
         return (
             f"attention kernel {kernel.name} reads lengths on the host; the others take float16 "
             "and bfloat16: load the model in one of these"
@@ -56,14 +57,23 @@ def why_no_graphs(model: PreTrainedModel, cache: KVCache) -> str | None:
     return None
 
 
-def decode_kernel(model: PreTrainedModel, cache: KVCache) -> Kernel:
-    """Return the attention kernel that a decode step of ``model`` over ``cache`` takes."""
-    k, v = cache.layer(0)
-    heads = model.config.get_text_config(decoder=True).num_attention_heads
-    q = torch.empty(1, 1, heads, k.shape[-1], dtype=k.dtype, device=k.device)
-    row = torch.ones(1, dtype=torch.int32, device=k.device)
-    problem = Problem(q, k, v, row, row, True, 1.0)
-    return choose("auto", problem, cache.spec.guard_tokens)
+def decode_kernels(model: PreTrainedModel, cache: KVCache) -> list[Kernel]:
+    """Return the attention kernels that a decode step of ``model`` takes, one for each group."""
+    config = model.config.get_text_config(decoder=True)
+    softcap = getattr(config, "attn_logit_softcapping", None) or 0.0
+    sinks = any(name.endswith(".sinks") for name, _ in model.named_parameters())
+    first = [group.layers[0] for group in cache.spec.groups] or [0]
+    found = []
+    for layer, window in zip(first, cache.spec.windows, strict=True):
+        k, v = cache.layer(layer)
+        q = torch.empty(
+            1, 1, config.num_attention_heads, k.shape[-1], dtype=k.dtype, device=k.device
+        )
+        row = torch.ones(1, dtype=torch.int32, device=k.device)
+        starts = None if window is None else row
+        problem = Problem(q, k, v, row, row, True, 1.0, softcap=softcap, starts=starts)
+        found.append(choose("auto", problem, cache.spec.guard_of(layer), sinks))
+    return found
 
 
 class Recorder:

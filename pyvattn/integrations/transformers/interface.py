@@ -20,7 +20,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from pyvattn.errors import UnsupportedError
-from pyvattn.integrations.transformers.forward import ForwardPass
+from pyvattn.integrations.transformers.forward import ForwardPass, Scores, WindowedPass
+from pyvattn.integrations.transformers.masks import mask_window
 from pyvattn.integrations.transformers.rope import check_rope
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ ATTENTION = "pyvattn"
 
 # Arguments of attention functions that change the result in ways the cache's
 # attention does not know.
-_REFUSED = ("sliding_window", "softcap", "s_aux", "position_bias")
+_REFUSED = ("position_bias",)
 
 
 class CacheLength(int):
@@ -49,14 +50,13 @@ class CacheLength(int):
 
 
 class OtherMask:
-    """Stands for a mask other than causal, which a layer may or may not attend with."""
+    """Stands for a mask that only a mask can do, which a layer may or may not attend with."""
 
     def refuse(self) -> NoReturn:
         """Say that a layer does."""
         raise UnsupportedError(
-            "the contiguous cache does causal attention with padding only, and a layer of the "
-            "model attends with another mask, such as a sliding window: use the library's "
-            "DynamicCache"
+            "the contiguous cache does causal attention with padding, and within sliding windows, "
+            "and a layer of the model attends with another mask: use the library's DynamicCache"
         )
 
 
@@ -74,13 +74,13 @@ def _mask(
     mask_function: Any = causal_mask_function,
     attention_mask: Tensor | None = None,
     **options: Any,
-) -> Tensor | ForwardPass | OtherMask | None:
+) -> Tensor | ForwardPass | WindowedPass | OtherMask | None:
     """Begin the forward pass of a contiguous cache; for any other, make a mask."""
     if isinstance(kv_length, CacheLength):
         cache = kv_length.cache
         check_rope(options["config"], cache.get_max_length())
-        causal = mask_function is causal_mask_function
-        return cache.mask(batch_size, q_length, attention_mask, causal)
+        window = mask_window(mask_function, options.get("local_size"))
+        return cache.mask(batch_size, q_length, attention_mask, window)
     mask: Tensor | None = sdpa_mask(
         batch_size,
         q_length,
@@ -97,7 +97,7 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | ForwardPass | OtherMask | None,
+    attention_mask: Tensor | ForwardPass | WindowedPass | OtherMask | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **options: Any,
@@ -105,13 +105,28 @@ def _attention(
     """Attend to the contiguous cache; where there is none, as the library does."""
     if isinstance(attention_mask, OtherMask):
         attention_mask.refuse()
-    if isinstance(attention_mask, ForwardPass):
+    if isinstance(attention_mask, (ForwardPass, WindowedPass)):
         _refuse(dropout, options)
-        return attention_mask.attend(module, query, key, value, scaling), None
+        asked = Scores(attention_mask.window, options.get("softcap"), options.get("s_aux"))
+        _check_window(asked.window, options.get("sliding_window"))
+        step = attention_mask.step if isinstance(attention_mask, WindowedPass) else attention_mask
+        return step.attend(module, query, key, value, scaling, asked), None
     result: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
     )
     return result
+
+
+def _check_window(of_mask: int, of_layer: int | None) -> None:
+    """Refuse a layer that asks for a window other than that of its mask.
+
+    The library's own implementations follow one or the other.
+    """
+    if of_layer is not None and of_layer != of_mask:
+        raise UnsupportedError(
+            f"a layer of the model asks for sliding_window={of_layer} with a mask that has "
+            f"{of_mask or 'none'}: use the library's DynamicCache"
+        )
 
 
 def _refuse(dropout: float, options: dict[str, Any]) -> None:

@@ -35,6 +35,10 @@ class Part:
     lengths: Indices
     whole: ClassVar[bool] = True
 
+    def starts(self, window: int) -> Indices | None:
+        """Return where the windows of rows begin whose queries are fewer than the part's."""
+        return None
+
     def take(self, q: Tensor) -> Tensor:
         """Return the queries of the part, ``[rows, queries, heads, dim]``."""
         return q
@@ -66,11 +70,18 @@ class Group(Part):
 
     ``tokens`` (int64, ``[rows, queries]``) are places in the batch, flattened to one row; any
     where a row is padded. ``real`` are the places of ``tokens``, flattened, that are not padding.
+    ``firsts`` says where in its slot each row's first query stands that is not.
     """
 
     tokens: Tensor
     real: Tensor
+    firsts: KnownIndices
     whole: ClassVar[bool] = False
+
+    def starts(self, window: int) -> KnownIndices:
+        """Return where each row's window begins."""
+        first = [max(0, place - window + 1) for place in self.firsts]
+        return KnownIndices.of(first, (self.firsts.tensor - window + 1).clamp(min=0))
 
     def take(self, q: Tensor) -> Tensor:
         """Gather the queries, row by row."""
@@ -118,6 +129,7 @@ def parts_of_rows(
         known(before[padding].tolist(), device),
         upload(places, device),
         upload(torch.arange(len(places), device="cpu"), device),
+        known((before[padding] - 1).tolist(), device),
     )
     return [alone, *_aligned(slots, lengths, real, device)]
 
@@ -135,7 +147,8 @@ def _aligned(
     tokens[used] = real.flatten().nonzero()[:, 0]
     places = used.flatten().nonzero()[:, 0]
     group = known(slots, device), known(lengths, device)
-    return [Group(*group, upload(tokens, device), upload(places, device))]
+    firsts = known((host(lengths) - counts).tolist(), device)
+    return [Group(*group, upload(tokens, device), upload(places, device), firsts)]
 
 
 def _part(chunks: list[Chunk], offsets: list[int], device: torch.device, of: int) -> Part:
@@ -151,7 +164,8 @@ def _part(chunks: list[Chunk], offsets: list[int], device: torch.device, of: int
     tokens = ends[:, None] + torch.arange(-most, 0, device="cpu")
     real = (tokens >= starts).flatten().nonzero()[:, 0]
     tokens = tokens.maximum(starts)
-    return Group(slots, lengths, upload(tokens, device), upload(real, device))
+    firsts = known([chunk.first for chunk in chunks], device)
+    return Group(slots, lengths, upload(tokens, device), upload(real, device), firsts)
 
 
 def known(values: Sequence[int], device: torch.device) -> KnownIndices:

@@ -55,8 +55,14 @@ class Rows:
             self.release()
             raise
 
-    def back(self, lengths: Sequence[int]) -> None:
-        """Back ``lengths`` tokens of the rows, and have the page of the next token mapped."""
+    def back(self, lengths: Sequence[int], seen: Sequence[int]) -> None:
+        """Back ``lengths`` tokens of the rows, and have the page of the next token mapped.
+
+        ``seen`` of them were computed before: a pass that failed may have backed more.
+        """
+        longer = zip(self.slots, seen, strict=True) if any(self.kv.spec.windows) else ()
+        if back := {slot: count for slot, count in longer if self.kv.length(slot) > count}:
+            self.kv.step(back)
         self.kv.step(dict(zip(self.slots, lengths, strict=True)))
         limit = self.kv.spec.max_tokens
         wanted = zip(self.slots, lengths, strict=True)
@@ -87,7 +93,7 @@ class Rows:
         """Return the same rows in slots of their own; ``lengths`` tokens of each are copied."""
         rows = Rows(self.kv)
         rows.acquire(lengths)
-        rows.back(lengths)
+        rows.back(lengths, [0] * len(lengths))
         for source, target, length in zip(self.slots, rows.slots, lengths, strict=True):
             self._copy(source, target, length)
         return rows
@@ -133,9 +139,13 @@ class Rows:
         return taken
 
     def _copy(self, source: Slot, target: Slot, length: int) -> None:
-        for layer in range(self.kv.spec.layers):
+        spec = self.kv.spec
+        for layer in range(spec.layers):
+            # What lies before the window of the next token may be gone.
+            window = spec.window_of(layer)
+            first = 0 if window is None else max(0, length - window + 1)
             for tensor in self.kv.layer(layer):
-                tensor[int(target), :length].copy_(tensor[int(source), :length])
+                tensor[int(target), first:length].copy_(tensor[int(source), first:length])
 
 
 def _release(kv: KVCache, slots: list[Slot]) -> None:

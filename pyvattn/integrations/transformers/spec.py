@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from pyvattn.attention import guard_needed
 from pyvattn.cache import KVCache
 from pyvattn.errors import ArgumentError, ConfigError, SpecError, UnsupportedError
 from pyvattn.integrations.transformers.rope import check_rope
+from pyvattn.layer_group import LayerGroup
 from pyvattn.spec import CacheSpec
 from pyvattn.text import shown
 
@@ -36,21 +38,22 @@ def spec_for(
 
     Its tail guard is what the attention kernels of this machine need. Raises
     :class:`~pyvattn.errors.UnsupportedError` for a model with other layers than
-    full attention, with rotary frequencies that ``max_tokens`` would change or with layers
-    on several GPUs, and
+    full attention and sliding windows, with rotary frequencies that ``max_tokens``
+    would change or with layers on several GPUs, and
     :class:`~pyvattn.errors.SpecError` for a config that says too little.
     """
     check_model(model)
     _check_one_device(model)
     config = model.config.get_text_config(decoder=True)
-    _check_layers(config)
-    spec = CacheSpec.from_hf_config(
+    windows = _layer_windows(config)
+    read = CacheSpec.from_hf_config(
         config.to_dict(),
         dtype=model.dtype if dtype is None else dtype,
         max_slots=max_slots,
         max_tokens=max_tokens,
         guard_tokens=guard_needed(),
     )
+    spec = with_windows(read, windows)
     if spec.kind != "kv":
         raise UnsupportedError(
             f"model type {config.model_type!r} caches a latent vector, which transformers "
@@ -96,12 +99,13 @@ def check_fit(model: PreTrainedModel, cache: KVCache) -> None:
     spec = cache.spec
     wanted = spec_for(model, max_slots=spec.max_slots, max_tokens=spec.max_tokens)
     for name in ("kind", "layers", "kv_heads", "head_dim", "dtype"):
-        has, needs = getattr(spec, name), getattr(wanted, name)
-        if has != needs:
-            raise SpecError(
-                f"the cache has {name}={has!r} and the model needs {needs!r}: open the cache with "
-                "spec_for(model, max_slots, max_tokens)"
-            )
+        _check_equal(name, getattr(spec, name), getattr(wanted, name))
+    for layer in range(wanted.layers):
+        has, needs = _kept(spec, layer), _kept(wanted, layer)
+        _check_equal(f"the shape of layer {layer}", has[:2], needs[:2])
+        # A cache that keeps more serves as well.
+        if has[2] is not None and (needs[2] is None or has[2] < needs[2]):
+            _check_equal(f"the window of layer {layer}", has[2], needs[2])
 
 
 def positions_of(model: PreTrainedModel) -> int | None:
@@ -124,10 +128,48 @@ def _check_one_device(model: PreTrainedModel) -> None:
         )
 
 
-def _check_layers(config: PreTrainedConfig) -> None:
-    kinds, _ = get_layer_types_and_kwargs(config)
-    if others := sorted(set(kinds) - {"full_attention"}):
+def _check_equal(name: str, has: object, needs: object) -> None:
+    if has != needs:
+        raise SpecError(
+            f"the cache has {name}={has!r} and the model needs {needs!r}: open the cache with "
+            "spec_for(model, max_slots, max_tokens)"
+        )
+
+
+def _kept(spec: CacheSpec, layer: int) -> tuple[int, int, int | None]:
+    """Return the KV heads of a layer, their width, and how many tokens it keeps."""
+    place, _ = spec.group_of(layer)
+    group = spec.groups[place] if spec.groups else spec
+    return group.kv_heads, group.head_dim, spec.windows[place]
+
+
+def _layer_windows(config: PreTrainedConfig) -> list[int | None]:
+    """Return how many tokens each layer keeps, as the library's own cache has it."""
+    kinds, options = get_layer_types_and_kwargs(config)
+    if others := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
         raise UnsupportedError(
             f"the model has layers of {', '.join(others)}; the contiguous cache holds full "
-            "attention only: use the library's DynamicCache"
+            "attention and sliding windows: use the library's DynamicCache"
         )
+    if getattr(config, "num_kv_shared_layers", None):
+        raise UnsupportedError(
+            f"the last {config.num_kv_shared_layers} layers of the model read the K and V of "
+            "others, which the contiguous cache cannot hand them: use the library's DynamicCache"
+        )
+    window = options.get("sliding_window")
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def with_windows(spec: CacheSpec, windows: Sequence[int | None]) -> CacheSpec:
+    """Return ``spec`` with the windows of the library in place of those that were read."""
+    if len(windows) != spec.layers or spec.kind != "kv":
+        return spec.flat()
+    kept: dict[tuple[int, int, int | None], list[int]] = {}
+    for layer, window in enumerate(windows):
+        heads, dim, _ = _kept(spec, layer)
+        short = window is not None and window < spec.max_tokens
+        kept.setdefault((heads, dim, window if short else None), []).append(layer)
+    if len(kept) == 1 and next(iter(kept))[2] is None:
+        return spec.flat()
+    groups = [LayerGroup(layers, *shape) for shape, layers in kept.items()]
+    return replace(spec, layers=0, kv_heads=0, head_dim=0, groups=groups)
