@@ -64,8 +64,7 @@ class Neighbours:
                 self._lease.want(0)
 
     def _bytes_for(self, tokens: int) -> int:
-        geometry = self._cache.geometry
-        return geometry.pages(tokens) * geometry.arenas * geometry.page_size
+        return sum(g.pages(tokens) * g.arenas * g.page_size for g in self._cache.geometries)
 
     def _unused(self) -> int:
         """Return bytes that the cache holds and no request needs."""
