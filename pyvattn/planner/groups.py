@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pyvattn.arguments import check_type
-from pyvattn.errors import SpecError
+from pyvattn.arguments import check_flag, check_type, check_whole
+from pyvattn.errors import ArgumentError, SpecError
 from pyvattn.geometry import Geometry
 from pyvattn.planner.choose import Plan, page_sizes, plan
 from pyvattn.planner.costs import DriverCosts, default_costs
@@ -73,6 +73,16 @@ def held_bytes(
     while a prompt is computed so does what its newest chunk pushes out of the windows.
     """
     check_type("spec", spec, CacheSpec)
+    check_type("geometries", geometries, Sequence)
+    check_flag("private_guard", private_guard)
+    tokens = check_whole("tokens", tokens)
+    for geometry in geometries:
+        check_type("geometries", geometry, Geometry)
+    if len(geometries) != len(spec.parts):
+        raise ArgumentError(
+            f"geometries: {len(geometries)} of them for {len(spec.parts)} groups of layers: give "
+            "that of each of spec.parts"
+        )
     held = 0
     for window, geometry in zip(spec.windows, geometries, strict=True):
         guard = geometry.guard_tokens if private_guard else 0

@@ -185,6 +185,10 @@ _VALID: dict[str, Any] = {
     "spec": lambda w: SPEC,
     "memory": lambda w: "4MiB",
     "layers": lambda w: 2,
+    "LayerGroup.layers": lambda w: [0, 1],
+    "planner.held_bytes.geometries": lambda w: [SPEC.geometry("layer", 65536)],
+    "planner.held_bytes.private_guard": lambda w: True,
+    "integrations.transformers.VAttentionCache.mask.window": lambda w: 0,
     "kv_heads": lambda w: 2,
     "head_dim": lambda w: 8,
     "driver": lambda w: "host",
@@ -328,6 +332,7 @@ RECORDS = {
 
 # Optional arguments that a call on this machine needs all the same.
 GIVEN: dict[str, Any] = {
+    "CacheSpec": lambda w: {"layers": 2, "kv_heads": 2, "head_dim": 8},
     "KVCache": lambda w: HOST,
     "BlockPool": lambda w: HOST,
     # A cache of 64 tokens: in a larger one a good request may take minutes.
