@@ -423,7 +423,7 @@ class KVCache(Opened):
         self._keepers.remove(keeper)
 
     def resize(self, memory: int | str) -> int:
-        """See :meth:`pyvattn.opened.Opened.resize`; slots that keepers hold are given up first."""
+        """Move the memory limit as any owner does; slots that keepers hold are given up first."""
         while True:
             try:
                 return super().resize(memory)
@@ -432,7 +432,7 @@ class KVCache(Opened):
                     raise
 
     def give_back(self) -> int:
-        """See :meth:`pyvattn.opened.Opened.give_back`; slots that keepers hold are given up."""
+        """Give back as any owner does; slots that keepers hold are given up first."""
         allocated = super().give_back()
         while allocated > self.stats().memory_limit and self._keepers.give_up():
             allocated = super().give_back()
