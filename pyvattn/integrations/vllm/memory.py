@@ -50,7 +50,7 @@ class RowMemory:
     ) -> None:
         self.sizes = sizes
         self.positions = sizes.max_blocks
-        spec = _spec(sizes, self.positions)
+        spec = _spec(sizes, sizes.rows + self._rows_of_blocks(), self.positions)
         arenas = sizes.layers // paging.layers_per_arena
         self.pool = BlockPool.on_driver(
             spec,
@@ -69,10 +69,15 @@ class RowMemory:
         self._guards: dict[int, int] = {}
         self._open_null_row()
         self._touch_blocks()
+        self._rows_of_none = len(self.rows.open_rows())
         self.reset_stats()
 
-    def open(self, blocks: list[int]) -> int:
-        """Stage a row for these blocks of vLLM's: one that has them already, where there is."""
+    def open(self, blocks: list[int], computed: int | None = None) -> int:
+        """Stage a row for these blocks of vLLM's: one that has them already, where there is.
+
+        The blocks of the first ``computed`` tokens hold KV that is needed, by default all of
+        them. Nothing depends on it here, where each block of vLLM's is always the same of ours.
+        """
         guard = self._guard_behind(len(blocks))
         row = self.rows.open(self._named(blocks) + guard)
         self._note_guard(row, len(guard))
@@ -127,7 +132,7 @@ class RowMemory:
             "retries": self._flusher.retries,
             "map_seconds": self._flusher.flush_seconds,
             "waited_seconds": self._flusher.waited_seconds,
-            "open_rows": len(self.rows.open_rows()) - 1,
+            "open_rows": len(self.rows.open_rows()) - self._rows_of_none,
         }
 
     def reset_stats(self) -> None:
@@ -158,6 +163,10 @@ class RowMemory:
         if blocks:
             self._flusher.staged()
 
+    def _rows_of_blocks(self) -> int:
+        """Return how many rows more than vLLM asks for are needed."""
+        return 0
+
     def _touch_blocks(self) -> None:
         """Map each block once: drivers zero fresh memory then, which no step should wait for."""
         for first in range(0, len(self._blocks), self.positions):
@@ -178,19 +187,19 @@ class RowMemory:
         self.rows.flush()
 
 
-def _spec(sizes: Sizes, positions: int) -> CacheSpec:
+def _spec(sizes: Sizes, rows: int, positions: int) -> CacheSpec:
     try:
         return CacheSpec(
             layers=sizes.layers,
             kv_heads=sizes.heads,
             head_dim=sizes.head_size,
             dtype=sizes.dtype,
-            max_slots=sizes.rows,
+            max_slots=rows,
             max_tokens=positions * sizes.block_size,
             guard_tokens=0,
         )
     except SpecError as error:
         raise SpecError(
-            f"{sizes.rows} rows of {positions * sizes.block_size} tokens: {error}. Lower "
+            f"{rows} rows of {positions * sizes.block_size} tokens: {error}. Lower "
             "--max-num-seqs, --max-model-len or pyvattn's option rows"
         ) from error
