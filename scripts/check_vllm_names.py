@@ -24,6 +24,7 @@ RELIED_ON = [
     # Runner V1 and its table.
     ("v1/worker/gpu_model_runner.py", "GPUModelRunner", "initialize_kv_cache_tensors", (
         "kv_cache_config", "kernel_block_sizes")),
+    ("v1/worker/gpu_input_batch.py", "InputBatch", "add_request", ("request",)),
     ("v1/worker/block_table.py", "BlockTable", "add_row", ("block_ids", "row_idx")),
     ("v1/worker/block_table.py", "BlockTable", "append_row", ("block_ids", "row_idx")),
     ("v1/worker/block_table.py", "BlockTable", "clear_row", ("row_idx",)),
@@ -34,6 +35,7 @@ RELIED_ON = [
     ("v1/worker/gpu/model_runner.py", "GPUModelRunner", "initialize_kv_cache", (
         "kv_cache_config",)),
     ("v1/worker/gpu/model_runner.py", "GPUModelRunner", "_remove_request", ("req_id",)),
+    ("v1/worker/gpu/model_runner.py", "GPUModelRunner", "add_requests", ("scheduler_output",)),
     ("v1/worker/gpu/attn_utils.py", "", "init_kv_cache", ()),
     ("v1/worker/gpu/block_table.py", "BlockTables", "append_block_ids", (
         "req_index", "new_block_ids", "overwrite")),
@@ -82,9 +84,12 @@ MENTIONED = [
     ("v1/worker/gpu/model_runner.py", "self.kv_cache_config"),
     ("v1/worker/gpu/model_runner.py", "self.compilation_config.static_forward_context"),
     ("v1/worker/gpu/model_runner.py", "self.req_states.req_id_to_index"),
+    ("v1/worker/gpu/model_runner.py", "in scheduler_output.scheduled_new_reqs"),
     ("v1/worker/gpu/model_runner.py", "init_kv_cache("),
     ("v1/worker/gpu_model_runner.py", "self.attn_groups"),
     ("v1/worker/gpu_model_runner.py", "self.input_batch.block_table"),
+    ("v1/worker/gpu_model_runner.py", "self.input_batch.add_request("),
+    ("v1/worker/gpu_input_batch.py", "request.num_computed_tokens"),
     ("v1/worker/block_table.py", "self.num_blocks_per_row"),
     ("v1/core/sched/scheduler.py", "self.num_lookahead_tokens"),
     ("v1/core/sched/scheduler.py", "self.kv_cache_manager"),

@@ -36,7 +36,7 @@ class Backend:
 class StandInRunner:
     """``vllm.v1.worker.gpu.model_runner.GPUModelRunner``, of a model of two layers."""
 
-    def __init__(self, style):
+    def __init__(self, style, *, late=False):
         self.style = style
         self.device = torch.device("cpu")
         self.max_model_len = 256
@@ -44,7 +44,7 @@ class StandInRunner:
         self.layers = {"layer.0": None, "layer.1": None}
         self.compilation_config = types.SimpleNamespace(static_forward_context=self.layers)
         self.vllm_config = types.SimpleNamespace(
-            additional_config={},
+            additional_config={"pyvattn": {"late_binding": True}} if late else {},
             cache_config=types.SimpleNamespace(cache_dtype="auto"),
             scheduler_config=types.SimpleNamespace(max_num_seqs=2),
             compilation_config=self.compilation_config,
@@ -64,6 +64,10 @@ class StandInRunner:
         else:
             made = module.init_kv_cache(self.layers, kv_cache_config, self.device, block_tables=1)
             self.kv_caches = list(made.values())
+
+    def add_requests(self, scheduler_output):
+        for index, new in enumerate(scheduler_output.scheduled_new_reqs):
+            self.block_tables.append_block_ids(index, new.block_ids, overwrite=True)
 
     def _remove_request(self, req_id):
         self.removed.append(req_id)
@@ -111,4 +115,41 @@ def test_v2_gets_its_tensors_from_rows_and_lets_go_of_those_that_end(vllm_module
     assert memory.stats()["open_rows"] == 0
     runner._remove_request("unknown")
     assert runner.removed == ["a", "unknown"]
+    memory.close_all()
+
+
+def new_requests(*requests):
+    """What the scheduler says of requests, each with its blocks and tokens from the cache."""
+    return types.SimpleNamespace(
+        scheduled_new_reqs=[
+            types.SimpleNamespace(block_ids=(blocks,), num_computed_tokens=computed)
+            for blocks, computed in requests
+        ]
+    )
+
+
+def test_v2_with_late_binding_takes_fresh_blocks_alone_for_empty(vllm_modules):
+    runner = StandInRunner("0.32", late=True)
+    adopt_runner(runner, RunnerV2, lambda name, page, device: _native.make_driver(name, page))
+    runner.initialize_kv_cache(types.SimpleNamespace(num_blocks=10))
+    memory = runner.pyvattn_memory
+    layer = runner.layers["layer.1"]
+    # Rows of four blocks each: five of requests, and three that map each block for good.
+    assert layer.shape == ((5 + 3) * 4, 2, 64, 128)
+
+    runner.add_requests(new_requests(([1, 2], 0)))
+    runner.block_tables.compute_slot_mappings(None)
+    for value, place in enumerate(runner.block_tables.tables[0], 1):
+        layer[place].fill_(value)
+    runner._remove_request("a")
+    runner.block_tables.compute_slot_mappings(None)
+    memory.reset_stats()
+
+    runner.add_requests(new_requests(([1, 3], 64), ([2, 4], 64)))
+    runner.block_tables.compute_slot_mappings(None)
+    first, second = (runner.block_tables.tables[index] for index in (0, 1))
+    assert (layer[first[0]] == 1).all()
+    assert (layer[second[0]] == 2).all()
+    # 3 got the page of 2 for its own, in the row of the first request.
+    assert memory.stats()["pages_copied"] == 1
     memory.close_all()

@@ -141,6 +141,28 @@ def test_v1_requests_keep_their_rows_when_the_batch_is_reordered(memory, v1):
     assert blocks_behind(memory, v1.ids[1, :1].tolist()) == [1]
 
 
+def test_requests_get_the_computed_tokens_that_were_said_for_them(memory, v1, v2, monkeypatch):
+    computed = []
+    opened = memory.open
+
+    def note(blocks, tokens):
+        computed.append(tokens)
+        return opened(blocks, tokens)
+
+    monkeypatch.setattr(memory, "open", note)
+    with v2.adding([5, 0]):
+        v2.append_block_ids(0, ([1],), overwrite=True)
+        v2.append_block_ids(1, ([2],), overwrite=True)
+        v2.append_block_ids(0, ([3],), overwrite=False)
+    with v1.adding([7]):
+        v1.add_row([4], 0)
+    with pytest.raises(RuntimeError, match="a request that was refused"), v1.adding([9]):
+        raise RuntimeError("a request that was refused")
+    v1.add_row([5], 1)
+    v2.append_block_ids(1, ([6],), overwrite=True)
+    assert computed == [5, 0, 7, None, None]
+
+
 def test_a_table_can_be_told_of_new_memory(memory, v1):
     v1.add_row([1], 0)
     other, _ = make_memory()

@@ -10,6 +10,7 @@ from typing import Any
 from pyvattn import _native
 from pyvattn.dtypes import ITEMSIZE
 from pyvattn.geometry import check_page_size
+from pyvattn.integrations.vllm.late_memory import LateRowMemory
 from pyvattn.integrations.vllm.layout import choose_paging, read_shape
 from pyvattn.integrations.vllm.memory import RowMemory, Sizes
 from pyvattn.integrations.vllm.options import Options
@@ -41,7 +42,8 @@ def build_memory(runner: Any, spec: Any, blocks: int, make_driver: MakeDriver) -
     token_bytes = 2 * sizes.heads * sizes.head_size * ITEMSIZE[sizes.dtype]
     paging = choose_paging(page_sizes, sizes.layers, token_bytes, sizes.block_size)
     driver = make_driver(name, paging.page_size, ordinal)
-    memory = RowMemory(sizes, paging, driver, background=options.map_in_background)
+    make = LateRowMemory if options.late_binding else RowMemory
+    memory = make(sizes, paging, driver, background=options.map_in_background)
     _log_choice(memory)
     return memory
 

@@ -25,6 +25,7 @@ class Options:
     seldom waits for a row that kernels still read. ``map_in_background``: map in a thread
     from the moment block ids arrive. ``kernel``: of ``--attention-backend CUSTOM``, one that
     :func:`pyvattn.attention.attend` knows, or ``"module:attribute"`` of a kernel of the user's.
+    ``late_binding``: copy what blocks hold for the prefix cache, rather than map blocks anew.
 
     The last two are the scheduler's, which ``--scheduler-cls`` names. ``order_blocks``: hand out
     blocks in the order of rows that have them. ``guard_tokens``: how far past every length there
@@ -36,6 +37,7 @@ class Options:
     rows: int | None = None
     map_in_background: bool = True
     kernel: str = "auto"
+    late_binding: bool = False
     order_blocks: bool = True
     guard_tokens: int | None = None
 
@@ -66,7 +68,7 @@ class Options:
             check_page_size(self.page_size)
         if self.rows is not None and (whole_number(self.rows) or 0) < 2:
             raise ConfigError(f"{_KEY} option rows={shown(self.rows)}: use a whole number from 2")
-        for name in ("map_in_background", "order_blocks"):
+        for name in ("map_in_background", "late_binding", "order_blocks"):
             if not isinstance(given := getattr(self, name), bool):
                 raise ConfigError(f"{_KEY} option {name}={shown(given)}: use true or false")
         guard = 0 if self.guard_tokens is None else whole_number(self.guard_tokens)

@@ -16,8 +16,8 @@ class RowBooks(Protocol):
 
     positions: int
 
-    def open(self, blocks: list[int]) -> int:
-        """Stage a row for vLLM's blocks."""
+    def open(self, blocks: list[int], computed: int | None = None) -> int:
+        """Stage a row for vLLM's blocks, the first of which hold so many tokens."""
 
     def extend(self, row: int, blocks: list[int]) -> None:
         """Stage more blocks at its end."""
@@ -43,10 +43,13 @@ class RequestRows:
         self._memory = memory
         self._at: dict[int, _Request] = {}
 
-    def open(self, place: int, blocks: list[int]) -> list[int]:
-        """Begin a request; one that was at the place before has ended."""
+    def open(self, place: int, blocks: list[int], computed: int | None = None) -> list[int]:
+        """Begin a request; one that was at the place before has ended.
+
+        ``computed``: how many tokens its blocks hold already; by default all may.
+        """
         self.close(place)
-        request = self._at[place] = _Request(self._memory.open(blocks))
+        request = self._at[place] = _Request(self._memory.open(blocks, computed))
         return self._ids(request, len(blocks))
 
     def extend(self, place: int, blocks: list[int]) -> list[int]:

@@ -56,7 +56,19 @@ class RunnerV1(_Runner):
         (table,) = runner.input_batch.block_table.block_tables
         assert self.pyvattn_memory is not None
         adopt_table(table, TableV1, self.pyvattn_memory)
+        _adopt_batch(runner.input_batch, table)
         return tensors
+
+
+class _Batch:
+    """``vllm.v1.worker.gpu_input_batch.InputBatch``, of runner V1."""
+
+    pyvattn_table: TableV1
+
+    def add_request(self, request: Any) -> Any:
+        """Tell the table of how many of its tokens a request has KV: it may have run before."""
+        with self.pyvattn_table.adding([request.num_computed_tokens]):
+            return super().add_request(request)  # type: ignore[misc]
 
 
 class RunnerV2(_Runner):
@@ -81,6 +93,13 @@ class RunnerV2(_Runner):
         assert self.pyvattn_memory is not None
         adopt_table(runner.block_tables, TableV2, self.pyvattn_memory)
 
+    def add_requests(self, scheduler_output: Any) -> None:
+        """Tell the table how many tokens of each new request are in the prefix cache."""
+        runner: Any = self
+        new = scheduler_output.scheduled_new_reqs
+        with runner.block_tables.adding([each.num_computed_tokens for each in new]):
+            super().add_requests(scheduler_output)  # type: ignore[misc]
+
     def _remove_request(self, req_id: str) -> Any:
         """Let go of the request's row as soon as it ends, not when its index is used again."""
         runner: Any = self
@@ -95,6 +114,13 @@ def adopt_runner(runner: Any, mixin: type[_Runner], make_driver: Any) -> None:
     built = type(runner)
     runner.__class__ = type(f"Row{built.__name__}", (mixin, built), {})
     runner.pyvattn_make_driver = make_driver
+
+
+def _adopt_batch(batch: Any, table: TableV1) -> None:
+    built = type(batch)
+    if not issubclass(built, _Batch):
+        batch.__class__ = type(f"Row{built.__name__}", (_Batch, built), {})
+    batch.pyvattn_table = table
 
 
 def _shared_layers(runner: Any) -> list[str]:

@@ -8,6 +8,9 @@ into those that vLLM built: ``v1/worker/gpu/block_table.py`` (runner V2) and
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pyvattn.integrations.vllm.memory import RowMemory
@@ -24,6 +27,24 @@ class _Table:
         """Begin, with no requests."""
         self._memory = memory
         self._requests = RequestRows(memory)
+        self._computed: deque[int] = deque()
+
+    @contextmanager
+    def adding(self, computed: Iterable[int]) -> Iterator[None]:
+        """Say of how many tokens the blocks of the requests hold KV that begin meanwhile.
+
+        One number for each, in their order; without a number all blocks may hold some.
+        """
+        self._computed.extend(computed)
+        try:
+            yield
+        finally:
+            # One that is left would be taken for that of another request.
+            self._computed.clear()
+
+    def _open(self, index: int, blocks: list[int]) -> list[int]:
+        computed = self._computed.popleft() if self._computed else None
+        return self._requests.open(index, blocks, computed)
 
 
 class TableV2(_Table):
@@ -34,7 +55,7 @@ class TableV2(_Table):
     ) -> None:
         """Map the blocks in the request's row, and write the row's ids."""
         (blocks,) = new_block_ids
-        write = self._requests.open if overwrite else self._requests.extend
+        write = self._open if overwrite else self._requests.extend
         ids = write(req_index, list(blocks))
         super().append_block_ids(req_index, (ids,), overwrite)  # type: ignore[misc]
 
@@ -54,7 +75,7 @@ class TableV1(_Table):
 
     def add_row(self, block_ids: list[int], row_idx: int) -> None:
         """Begin a request, whose blocks are all named."""
-        ids = self._requests.open(row_idx, list(block_ids))
+        ids = self._open(row_idx, list(block_ids))
         self.num_blocks_per_row[row_idx] = 0  # type: ignore[attr-defined]
         super().append_row(ids, row_idx)  # type: ignore[misc]
 
