@@ -18,11 +18,14 @@ from types import SimpleNamespace
 
 from pyvattn import _native
 from pyvattn.integrations.vllm.block_order import order_by_rows
+from pyvattn.integrations.vllm.late_memory import LateRowMemory
 from pyvattn.integrations.vllm.layout import Paging
 from pyvattn.integrations.vllm.memory import RowMemory, Sizes
 from pyvattn.traces import read_trace, synthetic_trace
 
 WORKLOADS = ("apart", "prompts", "chats")
+# vLLM's order over plain rows; the scheduler's order; late binding in the worker; and both.
+WAYS = ("plain", "ordered", "late", "ordered late")
 BLOCK = 16
 LONGEST = 24576
 # Uncached prompt tokens a step.
@@ -32,9 +35,10 @@ PAGE = 1 << 16
 
 @dataclass(frozen=True)
 class Result:
-    """Blocks mapped a step, and which part of the prompts' tokens the cache had."""
+    """Blocks mapped and copied a request, and which part of the prompts' tokens the cache had."""
 
     maps: float
+    copies: float
     hit_rate: float
 
 
@@ -108,7 +112,7 @@ class Workload:
 class Engine:
     """vLLM's manager of so many blocks, and the rows of a worker."""
 
-    def __init__(self, blocks, running, ours):
+    def __init__(self, blocks, running, how):
         import torch
         from vllm.v1.core.kv_cache_manager import KVCacheManager
         from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
@@ -129,11 +133,12 @@ class Engine:
             enable_caching=True,
         )
         rows = 2 * running + 1
-        if ours:
+        if "ordered" in how:
             order_by_rows(self.manager, rows - 1)
         self._driver = _native.StatisticsAdaptor(_native.make_driver("host", PAGE, 0))
         sizes = Sizes(1, 1, 1024, "bfloat16", BLOCK, blocks, rows, LONGEST // BLOCK)
-        self.memory = RowMemory(sizes, Paging(PAGE, 1), self._driver, background=False)
+        memory = LateRowMemory if "late" in how else RowMemory
+        self.memory = memory(sizes, Paging(PAGE, 1), self._driver, background=False)
 
     def admit(self, request):
         """Return how many tokens were in the prefix cache, or None where there is no room."""
@@ -147,7 +152,7 @@ class Engine:
         if new is None:
             return None
         request.num_computed_tokens = request.num_tokens
-        request.row = self.memory.open(hits.get_block_ids()[0] + new.get_block_ids()[0])
+        request.row = self.memory.open(hits.get_block_ids()[0] + new.get_block_ids()[0], cached)
         return cached
 
     def step(self, request):
@@ -165,19 +170,21 @@ class Engine:
         self.memory.close(request.row)
 
     def mapped(self):
-        """Return how many blocks were mapped so far."""
+        """Return how many blocks were mapped so far, and how many copied."""
         self.memory.join()
-        return self._driver.counts()["map"].bytes // PAGE
+        mapped = self._driver.counts()["map"].bytes // PAGE
+        return mapped, self.memory.stats().get("pages_copied", 0)
 
     def close(self):
         self.memory.close_all()
 
 
-def simulate(workload, *, ours, blocks, running, requests):
+def simulate(workload, *, how, blocks, running, requests):
     """Serve so many requests, and count in the second half of them."""
-    engine = Engine(blocks, running, ours)
+    engine = Engine(blocks, running, how)
     now, waiting, admitted, step = [], deque(), 0, 0
-    found = asked = steps = maps_before = 0
+    found = asked = counted = 0
+    before = engine.mapped()
     while admitted < requests:
         step += 1
         for request in [r for r in now if r.num_tokens >= r.num_prompt_tokens + r.generated]:
@@ -201,17 +208,17 @@ def simulate(workload, *, ours, blocks, running, requests):
             budget -= request.num_tokens - cached
             if admitted > requests // 2:
                 asked, found = asked + request.num_tokens, found + cached
-        maps = engine.mapped()
+                counted += 1
+        now_done = engine.mapped()
         if admitted <= requests // 2:
-            maps_before = maps
-        else:
-            steps += 1
+            before = now_done
     engine.close()
-    return Result((maps - maps_before) / steps, found / asked)
+    maps, copies = (done - first for done, first in zip(now_done, before, strict=True))
+    return Result(maps / counted, copies / counted, found / asked)
 
 
-def compare(kind, lengths, *, running, requests, factor, think_steps=100):
-    """Return what vLLM's order gives, and ours: the same requests, and the same memory."""
+def compare(kind, lengths, *, running, requests, factor, ways, think_steps=100):
+    """Return what each of the ways gives: the same requests, and the same memory."""
     mean = sum(prompt + generated / 2 for prompt, generated in lengths) / len(lengths)
     if kind == "prompts":
         mean += 1000  # of a system prompt, what is not shared at the time
@@ -221,12 +228,12 @@ def compare(kind, lengths, *, running, requests, factor, think_steps=100):
     return tuple(
         simulate(
             Workload(kind, lengths, think_steps),
-            ours=ours,
+            how=how,
             blocks=blocks,
             running=running,
             requests=requests,
         )
-        for ours in (False, True)
+        for how in ways
     )
 
 
@@ -234,6 +241,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trace", help="lengths of real requests; without it some are made up")
     parser.add_argument("--workload", choices=WORKLOADS, action="append")
+    parser.add_argument("--way", choices=WAYS, action="append")
     parser.add_argument("--running", type=int, default=64)
     parser.add_argument("--requests", type=int, default=1200)
     parser.add_argument("--factor", type=float, default=1.5, help="memory over what runs takes")
@@ -242,19 +250,20 @@ def main():
     lengths = [(each.prompt, max(1, each.generated)) for each in trace.requests]
     print(f"{trace.label}, {options.running} running, {options.requests} requests")
     for kind in options.workload or WORKLOADS:
-        theirs, ours = compare(
+        results = compare(
             kind,
             lengths,
             running=options.running,
             requests=options.requests,
             factor=options.factor,
+            ways=options.way or WAYS,
         )
-        print(
-            f"{kind:8} maps a step {theirs.maps:6.1f} -> {ours.maps:6.1f} "
-            f"({1 - ours.maps / theirs.maps:4.0%} fewer), hit rate {theirs.hit_rate:.4f} -> "
-            f"{ours.hit_rate:.4f}",
-            flush=True,
-        )
+        for how, result in zip(options.way or WAYS, results, strict=True):
+            print(
+                f"{kind:8} {how:13} maps a request {result.maps:6.1f}, copies "
+                f"{result.copies:6.1f}, hit rate {result.hit_rate:.4f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
