@@ -109,7 +109,7 @@ BOUNDS = (
         "a push of zeros is filled to the brim",
         "uvm_vattn_memory.c",
         (("#define CLEAR_PUSH_BYTES 512", "#define CLEAR_PUSH_BYTES 0"),),
-        "handles_beyond_4_gib",
+        "zeros_in_several_pushes",
     ),
     Mutant(
         "all pushes of a batch are counted as one",
@@ -142,7 +142,7 @@ BOUNDS = (
                 "	return gpu->parent;",
             ),
         ),
-        "@(unmap_invalidates_*|one_range_*|step_of_*|statistics_*)",
+        "few_pages_are_invalidated_at_once",
         chip="gp102",
     ),
     Mutant(
@@ -166,6 +166,6 @@ BOUNDS = (
                 "		uvm_hal_wfi_membar(&writer->push, UVM_MEMBAR_GPU);",
             ),
         ),
-        "page_tables_where_the_gpu_has_no_memory",
+        "tables_under_directories_of_the_host",
     ),
 )

@@ -92,6 +92,22 @@ PATCH_TEST(step_of_scattered_arenas)
 	CHECK_EQ(counters(0).tlb_stale_hits, 0);
 }
 
+/* One method for few pages as well, also where the GPU takes one address at a time. */
+PATCH_TEST(few_pages_are_invalidated_at_once)
+{
+	struct gpu gpu = open_gpu(0);
+	uint64_t base = external_range(&gpu, PAGE_2M), handle = vattn_alloc(&gpu, PAGE_64K, 5), before;
+
+	/* The page table is there, and stays. */
+	map_one(&gpu, base, handle, 0, 1);
+	before = counters(0).invalidates;
+	map_one(&gpu, base + PAGE_64K, handle, 1, 4);
+	CHECK_EQ(counters(0).invalidates, ++before);
+	unmap_one(&gpu, base + PAGE_64K, 4 * PAGE_64K);
+	CHECK_EQ(counters(0).invalidates, ++before);
+	gpu_check_fault(&gpu, base + 4 * PAGE_64K);
+}
+
 /* What may have gone through an old entry comes before a membar after the invalidate; a new one has no such past. */
 PATCH_TEST(unmap_orders_what_was_accessed)
 {

@@ -213,3 +213,28 @@ PATCH_TEST(page_tables_where_the_gpu_has_no_memory)
 	for (i = 0; i < 64; i++)
 		gpu_check_zero(&gpu, entries[i].address, PAGE_64K);
 }
+
+/*
+ * Tables in the GPU's memory, to which entries lead that lie in the host's: those are flushed to it
+ * too. UVM has small pieces left when the GPU has no page any more, so there are many directories.
+ */
+PATCH_TEST(tables_under_directories_of_the_host)
+{
+	enum { DIRECTORIES = 40 };
+	struct gpu gpu = open_gpu(0);
+	uint64_t handle = vattn_alloc(&gpu, PAGE_64K, 2), hogs[390];
+	uint64_t base = external_range(&gpu, DIRECTORIES * 512 * MB), i;
+	unsigned int count = 0;
+
+	limit_pages(0, counters(0).pages_total - counters(0).pages_free);
+	while (count < 390 && try_alloc(&gpu, PAGE_64K, 1, &hogs[count]) == NV_OK)
+		count++;
+	for (i = 0; i < DIRECTORIES; i++)
+		map_one(&gpu, base + i * 512 * MB, handle, 0, 1);
+	limit_pages(0, 0);
+	while (count)
+		vattn_free(&gpu, hogs[--count]);
+	for (i = 0; i < DIRECTORIES; i++)
+		map_one(&gpu, base + i * 512 * MB + PAGE_2M, handle, 1, 1);
+	gpu_check_zero(&gpu, base + (DIRECTORIES - 1) * 512 * MB + PAGE_2M, PAGE_64K);
+}

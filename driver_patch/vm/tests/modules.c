@@ -91,6 +91,15 @@ TEST_WITH(handles_beyond_4_gib, .needs_patch = true, .gpu = "fb_mb=9216 gpus=1",
 	CHECK_EQ(vattn_stats(&gpu).process_bytes, SMALL * PAGE_64K + 2 * (512 + 64));
 }
 
+/* More than one push has room for: the simulator looks at how long each is. */
+TEST_WITH(zeros_in_several_pushes, .needs_patch = true, .gpu = "fb_mb=9216 gpus=1", .uvm = "uvm_vattn_max_mbytes=8256")
+{
+	struct gpu gpu = open_gpu(0);
+
+	vattn_free(&gpu, vattn_alloc(&gpu, PAGE_2M, 4100));
+	CHECK(vattn_stats(&gpu).clear_pushes > 1);
+}
+
 /* References are counted in an int. */
 TEST_WITH(too_many_mappings_asked_for, .needs_patch = true,
 	  .uvm = "uvm_vattn_max_mappings=18446744073709551615 uvm_vattn_max_mbytes=18446744073709551615")
