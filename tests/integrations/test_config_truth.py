@@ -16,6 +16,7 @@ from tiny_models import VOCABULARY, torch, transformers
 
 from pyvattn import CacheSpec, SpecError
 from pyvattn.configs.families import DEFAULTS, VERSION
+from pyvattn.integrations.transformers.compat import kinds_and_windows
 
 auto = pytest.importorskip("transformers.models.auto.modeling_auto")
 FAMILIES = dict(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -172,11 +173,10 @@ def families_with_a_window():
 def test_layers_with_a_window_are_those_of_the_library(kind):
     arguments = {name: value for name, value in tiny(kind).items() if name != "layer_types"}
     config = CONFIGS[kind](**arguments)
-    theirs, options = transformers.cache_utils.get_layer_types_and_kwargs(config)
+    theirs, wanted = kinds_and_windows(config)
     if not {*theirs} <= {"sliding_attention", "full_attention"}:
         pytest.skip("the library has layers of other kinds in it")
-    window = options.get("sliding_window")
-    wanted = [window if name == "sliding_attention" else None for name in theirs]
+    window = next(filter(None, wanted), None)
     read = windows_read(config.to_dict())
     assert read in (wanted, None)
     # Files of earlier releases have a window and no list: no layer may keep less than it needs.

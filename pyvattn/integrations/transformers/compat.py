@@ -6,8 +6,10 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
+from transformers.cache_utils import get_layer_types_and_kwargs
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def cache_argument(model: PreTrainedModel) -> str:
@@ -17,3 +19,15 @@ def cache_argument(model: PreTrainedModel) -> str:
     """
     arguments = inspect.signature(model.forward).parameters
     return "cache" if "cache" in arguments else "past_key_values"
+
+
+def kinds_and_windows(config: PreTrainedConfig) -> tuple[list[str], list[int | None]]:
+    """Return the kind of each layer, and the window of those with sliding attention.
+
+    Newer releases of the library say it for each layer, earlier ones once for all.
+    """
+    kinds, options = get_layer_types_and_kwargs(config)
+    each = options if isinstance(options, list) else [options] * len(kinds)
+    windows = [one.get("sliding_window") for one in each]
+    sliding = [kind == "sliding_attention" for kind in kinds]
+    return kinds, [w if slides else None for w, slides in zip(windows, sliding, strict=True)]

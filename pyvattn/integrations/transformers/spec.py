@@ -9,11 +9,11 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
-from transformers.cache_utils import get_layer_types_and_kwargs
 
 from pyvattn.attention import guard_needed
 from pyvattn.cache import KVCache
 from pyvattn.errors import ArgumentError, ConfigError, SpecError, UnsupportedError
+from pyvattn.integrations.transformers.compat import kinds_and_windows
 from pyvattn.integrations.transformers.rope import check_rope
 from pyvattn.layer_group import LayerGroup
 from pyvattn.spec import CacheSpec
@@ -145,7 +145,7 @@ def _kept(spec: CacheSpec, layer: int) -> tuple[int, int, int | None]:
 
 def _layer_windows(config: PreTrainedConfig) -> list[int | None]:
     """Return how many tokens each layer keeps, as the library's own cache has it."""
-    kinds, options = get_layer_types_and_kwargs(config)
+    kinds, windows = kinds_and_windows(config)
     if others := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
         raise UnsupportedError(
             f"the model has layers of {', '.join(others)}; the contiguous cache holds full "
@@ -156,8 +156,7 @@ def _layer_windows(config: PreTrainedConfig) -> list[int | None]:
             f"the last {config.num_kv_shared_layers} layers of the model read the K and V of "
             "others, which the contiguous cache cannot hand them: use the library's DynamicCache"
         )
-    window = options.get("sliding_window")
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    return windows
 
 
 def with_windows(spec: CacheSpec, windows: Sequence[int | None]) -> CacheSpec:
