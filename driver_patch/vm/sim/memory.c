@@ -8,15 +8,17 @@
 #define SIM_FB_POISON 0xa5	/* memory of a GPU is not zero at start */
 
 /*
- * Of a larger frame buffer so much is there, and above it as much once more, again and again: for
+ * A frame buffer up to SIM_FB_WHOLE is all there: the tests of user space, which look at what they
+ * wrote, have 320M. Of a larger one SIM_FB_REAL is, and above it as much once more, again and again: for
  * tests of large sizes, which look at addresses and not at what lies there. Page tables are safe as
  * long as no two of them lie that far apart.
  */
+#define SIM_FB_WHOLE (512ULL << 20)
 #define SIM_FB_REAL (64ULL << 20)
 
 int sim_fb_init(struct sim_gpu *gpu, u64 size)
 {
-	u64 real = min(size, 2 * SIM_FB_REAL);
+	u64 real = size <= SIM_FB_WHOLE ? size : 2 * SIM_FB_REAL;
 
 	gpu->fb = vmalloc(real);
 	if (!gpu->fb)
@@ -33,12 +35,14 @@ void sim_fb_exit(struct sim_gpu *gpu)
 
 void *sim_fb(struct sim_gpu *gpu, u64 address)
 {
-	return gpu->fb + (address < SIM_FB_REAL ? address : SIM_FB_REAL + address % SIM_FB_REAL);
+	if (gpu->fb_size <= SIM_FB_WHOLE || address < SIM_FB_REAL)
+		return gpu->fb + address;
+	return gpu->fb + SIM_FB_REAL + address % SIM_FB_REAL;
 }
 
 bool sim_fb_repeats(struct sim_gpu *gpu, const void *at)
 {
-	return gpu->fb_size > 2 * SIM_FB_REAL && at >= gpu->fb + SIM_FB_REAL && at < gpu->fb + 2 * SIM_FB_REAL;
+	return gpu->fb_size > SIM_FB_WHOLE && at >= gpu->fb + SIM_FB_REAL && at < gpu->fb + 2 * SIM_FB_REAL;
 }
 
 /* Where a physical address lies for the CPU, and how many bytes follow it in one piece. */
