@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ledger/process.hpp"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <fstream>
-#include <iterator>
 #include <sstream>
 
 namespace pyvattn::ledger {
@@ -18,11 +17,20 @@ struct Status {
   std::uint64_t start_time = 0;
 };
 
+// By plain calls: a stream throws where the process goes between open and read.
+std::string read_file(const std::string& path) {
+  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) return {};
+  char text[1024];
+  const ssize_t bytes = ::read(file, text, sizeof text);
+  ::close(file);
+  return {text, bytes > 0 ? static_cast<std::size_t>(bytes) : 0};
+}
+
 // Fields 3, 20 and 22 of /proc/PID/stat; the second is the command, in parentheses, and may
 // hold anything.
 bool read_status(std::uint32_t pid, Status& status) {
-  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  const std::string text = read_file("/proc/" + std::to_string(pid) + "/stat");
   const std::size_t end = text.rfind(')');
   if (end == std::string::npos) return false;
   std::istringstream rest(text.substr(end + 1));
@@ -60,10 +68,8 @@ bool is_gone(const Process& process) {
 }
 
 std::string boot_id() {
-  std::ifstream file("/proc/sys/kernel/random/boot_id");
-  std::string id;
-  std::getline(file, id);
-  return id;
+  const std::string id = read_file("/proc/sys/kernel/random/boot_id");
+  return id.substr(0, id.find('\n'));
 }
 
 }  // namespace pyvattn::ledger
