@@ -115,7 +115,7 @@ static void read_file(const char *path, char *text, size_t size)
 const char *setting(const char *name, const char *fallback)
 {
 	static char line[2048];
-	static char value[256];
+	static char value[512];
 	char key[64];
 	char *at;
 
