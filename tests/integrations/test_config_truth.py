@@ -171,7 +171,9 @@ def families_with_a_window():
 
 @pytest.mark.parametrize("kind", sorted(families_with_a_window()))
 def test_layers_with_a_window_are_those_of_the_library(kind):
-    arguments = {name: value for name, value in tiny(kind).items() if name != "layer_types"}
+    # The newest library finds no layer that Gemma 3n's shared ones of the default list could read.
+    listed = kind == "gemma3n_text"
+    arguments = {name: n for name, n in tiny(kind).items() if listed or name != "layer_types"}
     config = CONFIGS[kind](**arguments)
     theirs, wanted = kinds_and_windows(config)
     if not {*theirs} <= {"sliding_attention", "full_attention"}:
