@@ -51,6 +51,7 @@ demo: $(VENV)/.demo $(VENV)/.build ## Serve 24 prompts with a real language mode
 
 test: $(VENV)/.test $(VENV)/.build ## Run every test that this machine can run
 	@$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	@$(if $(PYTEST_ARGS),,JOBS=$(JOBS) scripts/test_cxx.sh)
 
 .PHONY: test-transformers-newest
 test-transformers-newest: $(VENV)/.test $(VENV)/.build ## Run tests/integrations against the newest release of transformers

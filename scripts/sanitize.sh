@@ -16,7 +16,7 @@ mkdir -p "$build"
 {
   cmake -S uvm_ext -B "$build" -G Ninja -DPYVATTN_PYTHON=OFF -DPYVATTN_TESTS=ON \
     -DCMAKE_BUILD_TYPE=None -DPYVATTN_WERROR=ON -DPYVATTN_SANITIZE="$sanitizers"
-  cmake --build "$build" --parallel "${JOBS:-2}"
+  cmake --build "$build" --target core_tests --parallel "${JOBS:-2}"
 } >"$build/build.log" 2>&1 || { tail -n 40 "$build/build.log" >&2; exit 1; }
 
 export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:check_initialization_order=1
