@@ -324,7 +324,13 @@ TEST(leases_in_threads_under_load_never_hold_more_than_the_budget_together) {
     for (std::thread& thread : threads) thread.join();
     CHECK(!exceeded);
     const auto last = folder.join("last");
-    CHECK_EQUAL(last->take(32), 32u);
+    // What was given by name to one who left at that moment is a dead one's until it is swept.
+    std::uint32_t taken = last->take(32);
+    while (taken < 32) {
+      last->sweep();
+      taken += last->take(32 - taken);
+    }
+    CHECK_EQUAL(taken, 32u);
   });
 }
 
