@@ -49,6 +49,15 @@ def test_a_row_that_kernels_may_still_read_is_left_alone_where_pages_are_replace
     assert binding.pages([10, 12]) == [4, 5]
 
 
+def test_a_new_row_is_taken_rather_than_one_that_ended_in_this_step_and_would_be_cut(binding):
+    binding.open(1, [1, 2, 3])
+    binding.close(1)
+    assert binding.bind([7], fixed=0) == []
+    assert binding.pages([7]) == [7]
+    binding.open(2, [7])
+    assert binding.bind([8], fixed=0) == [(1, 8)]  # no row is left
+
+
 def test_what_lies_behind_in_a_row_that_ends_in_this_step_is_not_counted_on(binding):
     binding.open(1, [1, 2, 3])
     binding.close(1)

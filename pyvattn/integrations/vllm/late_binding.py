@@ -20,8 +20,8 @@ __all__ = ["LateBinding"]
 
 # So many of the longest closed rows are looked at, and of those that begin as is wanted; and so
 # many positions of each.
-_CANDIDATES = 24
-_SAMPLES = 64
+_CANDIDATES = 64
+_SAMPLES = 24
 # A row that ended so few steps ago may still be read: to unmap something there means to wait.
 _STEPS_READ = 3
 # What that costs, and what a position costs where something else is to be unmapped first, in
@@ -167,10 +167,12 @@ class LateBinding:
         same = islice(reversed(self._beginning.get(wanted[0], {})), _CANDIDATES)
         rows = dict.fromkeys([*same, *islice(self._closed, _CANDIDATES)])
         fitting = [row for row in rows if self._begins(row, wanted[0], fixed)]
-        if fitting:
-            return min(fitting, key=lambda row: self._cost(row, wanted, fixed))
-        # The row map takes an empty row then, or else the longest closed.
-        return None if self._unopened else next(iter(self._closed), None)
+        costs = {row: self._cost(row, wanted, fixed) for row in fitting}
+        best = min(costs, key=costs.__getitem__, default=None)
+        # The row map takes an empty row then, where there is one, and else the longest closed.
+        if self._unopened and (best is None or costs[best] > len(wanted)):
+            return None
+        return next(iter(self._closed), None) if best is None else best
 
     def _begins(self, row: int, wanted: int, fixed: int) -> bool:
         pages = self._rows[row].pages
