@@ -200,6 +200,7 @@ def transformers(ctx: click.Context, /, out: str | None, as_json: bool, **option
 @_option("--quantization", help="vLLM's --quantization, such as fp8 [none].")
 @_option("--backend", help="Attention backend of both.")
 @_option("--ours-backend", help="Attention backend of ours [that of both].")
+@_option("--late-binding", is_flag=True, help="Ours gives fresh blocks the pages of their row.")
 @_option("--block-size", type=click.IntRange(min=0), help="Block size of ours [16].")
 @_option("--stock-block-size", type=click.IntRange(min=0), help="Block size of stock [its own].")
 @_option("--driver", help="Name of the driver.")
@@ -211,7 +212,7 @@ def transformers(ctx: click.Context, /, out: str | None, as_json: bool, **option
 def vllm(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
     """Serve requests with vLLM, over pyvattn's rows and stock, by turns.
 
-    Needs vLLM, and a GPU with room for two engines. Weights are dummies, the same for both.
+    Needs vLLM, and a GPU with room for two engines. Weights are random, the same for both.
     On the CPU use --model tiny --block-size 128 and few tokens. The exit code is 1 if a target
     is missed.
     """

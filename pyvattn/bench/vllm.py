@@ -44,7 +44,8 @@ class Options(Settings, least={"new_tokens": 2}):
 
     ``kv_gib`` of each engine, 0: what fits twice. ``backend`` is vLLM's of both on a GPU,
     ``ours_backend`` of ours alone. ``block_size`` 0: vLLM's default for stock, and the 16
-    tokens that fill a page of 2 MiB for ours. With ``ours_backend`` ours has our scheduler too.
+    tokens that fill a page of 2 MiB for ours. With ``ours_backend`` ours has our scheduler too;
+    ``late_binding`` is the plug-in's option.
     """
 
     model: str = "llama-3-8b"
@@ -63,6 +64,7 @@ class Options(Settings, least={"new_tokens": 2}):
     quantization: str = ""
     backend: str = "FLASH_ATTN"
     ours_backend: str = ""
+    late_binding: bool = False
     block_size: int = 0
     stock_block_size: int = 0
     driver: str = "auto"
@@ -133,7 +135,8 @@ def _start(options: Options) -> tuple[Engine, Engine]:
         stock["block_size"] = options.stock_block_size
     ours["block_size"] = options.block_size or 16
     ours["worker_cls"] = "pyvattn.vllm.Worker"
-    ours["additional_config"] = {"pyvattn": {"driver": options.driver}}
+    plug_in = {"driver": options.driver, "late_binding": options.late_binding}
+    ours["additional_config"] = {"pyvattn": plug_in}
     if options.ours_backend:
         ours["attention_backend"] = options.ours_backend
         ours["scheduler_cls"] = "pyvattn.vllm.Scheduler"
@@ -337,7 +340,8 @@ def _waited(title: str, rounds: _Rounds, part: int) -> Measure:
     last = rounds[-1][1][part].stats
     note = (
         f"last round: {last['map_calls']:.0f} maps and {last['unmap_calls']:.0f} unmaps in "
-        f"{last['map_seconds']:.3f} s, {last['blocks_placed']:.0f} blocks placed"
+        f"{last['map_seconds']:.3f} s, {last['blocks_placed']:.0f} blocks placed, "
+        f"{last.get('pages_copied', 0):.0f} copied"
     )
     figure = _figure(f"ours, {title}: steps waited for map calls", shares, "of the run")
     return replace(figure, at_most=0.01, note=note)

@@ -23,7 +23,9 @@ OPTIONS = bench.Options(
     decode_tokens=30,
     kv_gib=0.01,
 )
-STATS = dict.fromkeys(("map_calls", "unmap_calls", "map_seconds", "blocks_placed"), 1.0)
+STATS = dict.fromkeys(
+    ("map_calls", "unmap_calls", "map_seconds", "blocks_placed", "pages_copied"), 1.0
+)
 
 
 class FakeEngine:
@@ -110,6 +112,12 @@ def test_where_tokens_part_both_are_asked_how_near_the_likeliest_are(engines, mo
         assert prompt[-1] == sum(prompt[:-1]) % 97  # as far as they agree
     margin = only(found, ["ours,", "widest margin"])
     assert (margin.value, margin.note) == (0.75, "median 0.500, of 3 requests")
+
+
+def test_late_binding_is_asked_of_ours_alone(engines):
+    measured(replace(OPTIONS, workload=("short",), late_binding=True))
+    assert engines.made["ours"]["additional_config"]["pyvattn"]["late_binding"] is True
+    assert "additional_config" not in engines.made["stock"]
 
 
 def test_long_prompts_come_again_from_the_prefix_cache(engines):
