@@ -58,6 +58,12 @@ def test_a_new_row_is_taken_rather_than_one_that_ended_in_this_step_and_would_be
     assert binding.bind([8], fixed=0) == [(1, 8)]  # no row is left
 
 
+def test_a_row_that_begins_with_a_hit_is_the_one_to_come_though_a_new_one_is_left(binding):
+    binding.open(1, [1, 2, 3])
+    binding.close(1)
+    assert binding.bind([1, 7], fixed=1) == [(2, 7)]
+
+
 def test_what_lies_behind_in_a_row_that_ends_in_this_step_is_not_counted_on(binding):
     binding.open(1, [1, 2, 3])
     binding.close(1)

@@ -140,9 +140,9 @@ def test_every_id_holds_what_was_written_to_it_last(shape, background):
     engine = Engine(memory, draw, list(range(1, memory.sizes.blocks)))
     write(memory, 0, 0, 251)
     for _ in range(150):
-        if draw.random() < 0.1:
+        if draw.random() < 0.4:
             memory.join()
-            faults.fail_nth(draw.randrange(3))
+            faults.fail_nth(draw.randrange(2))
         engine.step()
         faults.disarm()
     assert memory.stats()["retries"] > 0

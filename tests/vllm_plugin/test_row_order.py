@@ -125,7 +125,7 @@ def test_fewer_maps_for_the_same_prefix_cache_under_vllms_own_manager(workload, 
     assert ours.maps < at_most * stock.maps
     assert ours.hit_rate >= 0.99 * stock.hit_rate
     # The worker alone does it with some copies, and leaves the cache as it is.
-    assert late.maps < 0.7 * stock.maps
+    assert late.maps < min(0.7 * stock.maps, ours.maps)
     assert 0 < late.copies < stock.maps
     assert late.hit_rate == stock.hit_rate
     assert (stock.hit_rate > 0.2) == (workload != "apart")

@@ -164,13 +164,14 @@ class LateBinding:
         """Return the row that the row map will take, once pages have been exchanged for it."""
         if not wanted:
             return None
-        same = islice(reversed(self._beginning.get(wanted[0], {})), _CANDIDATES)
+        same = list(islice(reversed(self._beginning.get(wanted[0], {})), _CANDIDATES))
         rows = dict.fromkeys([*same, *islice(self._closed, _CANDIDATES)])
         fitting = [row for row in rows if self._begins(row, wanted[0], fixed)]
         costs = {row: self._cost(row, wanted, fixed) for row in fitting}
         best = min(costs, key=costs.__getitem__, default=None)
-        # The row map takes an empty row then, where there is one, and else the longest closed.
-        if self._unopened and (best is None or costs[best] > len(wanted)):
+        # Where no row begins with the page the row map takes an empty one, if there is one, and
+        # else the longest closed.
+        if self._unopened and not same and (best is None or costs[best] > len(wanted)):
             return None
         return next(iter(self._closed), None) if best is None else best
 
