@@ -210,9 +210,10 @@ def limit_member(member: str, memory: int | str | None) -> Member:
             if member in (_text(each.name), str(each.pid))
         ]
     if len(found) != 1:
+        called = f"{len(found)} members are" if found else "no member is"
         raise ConfigError(
-            f"{len(found)} members are called {shown(member)}: name one that `pyvattn top` shows, "
-            "by its process id where names are alike"
+            f"{called} called {shown(member)}: name one that `pyvattn top` shows, by its process "
+            "id where names are alike"
         )
     ledger, each, chunks = found[0]
     ledger.limit(

@@ -113,7 +113,7 @@ def test_an_operator_limits_a_member_and_frees_it_again(runtime):
         assert limit == {"chat": 3 * BLOCK, "batch": None}
         limit_member("chat", None)
         assert one.wait_for(3 * BLOCK, PATIENCE)
-        with pytest.raises(ConfigError, match="0 members are called 'nobody'"):
+        with pytest.raises(ConfigError, match="no member is called 'nobody'"):
             limit_member("nobody", "1MiB")
         with pytest.raises(ConfigError, match="2 members"):
             limit_member(str(os.getpid()), "1MiB")
