@@ -26,24 +26,19 @@ from pyvattn.integrations.vllm.row_attention import (
     attend,
     kernel_name,
     refuse_unsupported,
-    rows_only,
     write,
 )
+from pyvattn.integrations.vllm.row_layout import RowLayout, rows_only
 
 __all__ = ["RowAttentionBackend"]
 
 
-class RowAttentionBackend(AttentionBackend):  # type: ignore[misc]
+class RowAttentionBackend(RowLayout, AttentionBackend):  # type: ignore[misc]
     """What vLLM asks of a backend before it has one."""
 
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16, torch.float32]
     supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16"]
     forward_includes_kv_cache_update = True
-
-    @staticmethod
-    def get_name() -> str:
-        """Return the name that vLLM has for backends of others."""
-        return "CUSTOM"
 
     @staticmethod
     def get_impl_cls() -> type[RowAttention]:
@@ -54,13 +49,6 @@ class RowAttentionBackend(AttentionBackend):  # type: ignore[misc]
     def get_builder_cls() -> type[RowBatchBuilder]:
         """Return what prepares a step."""
         return RowBatchBuilder
-
-    @staticmethod
-    def get_kv_cache_shape(
-        num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, **_: object
-    ) -> tuple[int, ...]:
-        """Return the shape of a layer's blocks: K of a token's heads, then V."""
-        return (num_blocks, block_size, 2, num_kv_heads, head_size)
 
 
 @dataclass

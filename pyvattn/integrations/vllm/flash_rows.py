@@ -22,20 +22,16 @@ from vllm.v1.attention.backends.flash_attn import (
 )
 
 from pyvattn.errors import UnsupportedError
-from pyvattn.integrations.vllm.row_attention import refuse_unsupported, rows_only
+from pyvattn.integrations.vllm.row_attention import refuse_unsupported
+from pyvattn.integrations.vllm.row_layout import RowLayout, rows_only
 
 __all__ = ["FlashRowBackend"]
 
 _HOPPER_VERSION = 3
 
 
-class FlashRowBackend(FlashAttentionBackend):  # type: ignore[misc]
+class FlashRowBackend(RowLayout, FlashAttentionBackend):  # type: ignore[misc]
     """vLLM's FLASH_ATTN but for the layout and the block table."""
-
-    @staticmethod
-    def get_name() -> str:
-        """Return the name that vLLM has for backends of others."""
-        return "CUSTOM"
 
     @staticmethod
     def get_impl_cls() -> type[FlashRowAttention]:
@@ -46,13 +42,6 @@ class FlashRowBackend(FlashAttentionBackend):  # type: ignore[misc]
     def get_builder_cls() -> type[FlashRowBuilder]:
         """Return what prepares a step."""
         return FlashRowBuilder
-
-    @staticmethod
-    def get_kv_cache_shape(
-        num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, **_: object
-    ) -> tuple[int, ...]:
-        """Return the shape of a layer's blocks: K of a token's heads, then V."""
-        return (num_blocks, block_size, 2, num_kv_heads, head_size)
 
     @staticmethod
     def get_kv_cache_stride_order(include_num_layers_dimension: bool = False) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from pyvattn.attention.registry import choose
 from pyvattn.errors import ConfigError, UnsupportedError
 from pyvattn.text import shown
 
-__all__ = ["Batch", "attend", "kernel_name", "refuse_unsupported", "rows_only", "write"]
+__all__ = ["Batch", "attend", "kernel_name", "refuse_unsupported", "write"]
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,6 @@ def attend(
     )
     # Nothing is mapped behind a row's blocks: kernels that read there are refused.
     out[:total] = choose(kernel, problem, guard_tokens=0).attend(problem)
-
-
-def rows_only(cache: Tensor) -> None:
-    """Refuse a layer's cache that is vLLM's own: with that, another worker keeps it."""
-    if cache.dim() != 5:
-        raise UnsupportedError(
-            "--attention-backend CUSTOM of pyvattn needs rows: add --worker-cls pyvattn.vllm.Worker"
-        )
 
 
 def refuse_unsupported(asked: dict[str, bool]) -> None:
