@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -12,6 +11,7 @@ from pyvattn._native import Slot
 from pyvattn.arguments import check_flag, check_name, check_type
 from pyvattn.at_exit import is_left_open
 from pyvattn.budget import Budget, budget_of
+from pyvattn.dropped import DroppedSlots, report
 from pyvattn.errors import (
     ArgumentError,
     ConfigError,
@@ -174,7 +174,6 @@ class KVCache(Opened):
                 f"read_ahead={shown(read_ahead)}: use a number of tokens, 0 for none, or 'auto'"
             )
         self._lease = budget if isinstance(budget, SharedMemory) else None
-        self._dropped: list[Slot] = []
         self._keepers = Keepers()
         self._native = _native.Cache(
             driver=driver,
@@ -196,6 +195,7 @@ class KVCache(Opened):
             read_ahead=ahead,
             strict=strict,
         )
+        self._dropped = DroppedSlots(self._native)
         self._has_windows = any(spec.windows)
         self._tensors = LayerTensors(self._native, spec, geometries)
         self._own(spec, geometries, driver, self._native)
@@ -213,7 +213,7 @@ class KVCache(Opened):
         ``ResourceWarning`` names it at the next call of this, of :meth:`admit`,
         :meth:`can_admit` or :meth:`close`, and where a step runs out of memory.
         """
-        self._recover_dropped()
+        self._dropped.recover()
         return self._with_room(self._native.acquire, tokens)
 
     def admit(self, tokens: int) -> Slot:
@@ -222,7 +222,7 @@ class KVCache(Opened):
         Whole or not at all: where no slot or too few pages are left, nothing has changed.
         Raises what the two raise, but never :class:`~pyvattn.errors.BusyError`.
         """
-        self._recover_dropped()
+        self._dropped.recover()
         return self._with_room(self._native.admit, tokens)
 
     def fork(self, slot: Slot, tokens: int | None = None) -> Slot:
@@ -238,7 +238,7 @@ class KVCache(Opened):
         both slots, until their release. Raises what :meth:`admit` raises, and
         :class:`~pyvattn.errors.SlotError`, with nothing changed.
         """
-        self._recover_dropped()
+        self._dropped.recover()
         count = self._native.length(slot) if tokens is None else tokens
         fork, ranges = self._with_room(self._native.fork, slot, count)
         lacking = any(first < end for first, end in ranges)
@@ -408,7 +408,7 @@ class KVCache(Opened):
 
     def can_admit(self, tokens: int) -> bool:
         """Whether a request of ``tokens`` would find a slot and pages now."""
-        self._recover_dropped()
+        self._dropped.recover()
         while not self._native.can_admit(tokens):
             if not self._could_have(tokens) or not self._keepers.give_up():
                 return False
@@ -444,7 +444,7 @@ class KVCache(Opened):
             return call(*arguments)
         except (OutOfMemory, OutOfSlots) as error:
             failure = error
-        self._recover_dropped()
+        self._dropped.recover()
         return self._keepers.retry(failure, lambda: call(*arguments))
 
     def _could_have(self, tokens: int) -> bool:
@@ -477,24 +477,6 @@ class KVCache(Opened):
         Pages that were read ahead or inherited are among them.
         """
         return dict(self._native.live_pages())
-
-    def _recover_dropped(self) -> None:
-        """Release what was dropped before its first step, and report the rest."""
-        if self._native.any_dropped:
-            _report(self._lost_slots())
-
-    def _lost_slots(self) -> list[Slot]:
-        """Return slots with tokens that were dropped since the last call; release others."""
-        live = self.live_slots()
-        self._dropped = [slot for slot in self._dropped if slot in live]
-        lost = []
-        for slot, tokens in self._native.take_dropped():
-            if tokens == 0:
-                self._native.release(slot)
-            else:
-                lost.append(slot)
-        self._dropped += lost
-        return lost
 
     def layer(self, index: int, from_dlpack: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
         """Return the K and V of one layer, each ``[max_slots, max_tokens, kv_heads, head_dim]``.
@@ -530,11 +512,11 @@ class KVCache(Opened):
 
     def close(self, after: object = None) -> None:
         """Give everything back: see :meth:`pyvattn.opened.Opened.close`."""
-        lost = self._lost_slots() if is_left_open(self._native) else []
+        lost = self._dropped.lost() if is_left_open(self._native) else []
         self._tensors.forget()
         super().close(after)
         self._leave()
-        _report(lost)
+        report(lost)
 
     @property
     def lease(self) -> SharedMemory | None:
@@ -547,16 +529,6 @@ class KVCache(Opened):
 
     def _bytes_allocated(self) -> int:
         return self.stats().bytes_allocated
-
-
-def _report(lost: list[Slot]) -> None:
-    if lost:
-        warnings.warn(
-            f"{', '.join(map(repr, lost))} dropped without release(): the pages stay taken; "
-            "find such slots in live_slots() and release them",
-            ResourceWarning,
-            stacklevel=4,
-        )
 
 
 def _check_front(front: object, length: object) -> None:

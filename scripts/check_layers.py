@@ -29,9 +29,19 @@ PYTHON = (  # pyvattn/ and cli/
     ("cuda", "cuda_graphs", "dtypes", "fences", "nvidia", "samples", "stats", "units"),
     # files that people name
     ("files",),
-    # rows of traces; pictures; what "auto" means; who keeps slots for later; layers that are alike;
-    # the end of the process
-    ("at_exit", "auto", "budget", "gpu_timing", "keepers", "layer_group", "plots", "trace_rows"),
+    # rows of traces; pictures; what "auto" means; who keeps slots for later, and who drops them;
+    # layers that are alike; the end of the process
+    (
+        "at_exit",
+        "auto",
+        "budget",
+        "dropped",
+        "gpu_timing",
+        "keepers",
+        "layer_group",
+        "plots",
+        "trace_rows",
+    ),
     # what a cache must hold, and where it lies
     ("configs", "geometry"),
     ("spec",),
