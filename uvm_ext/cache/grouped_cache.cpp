@@ -318,12 +318,14 @@ std::vector<std::pair<LiveSlot, std::size_t>> GroupedCache::live_pages() {
 }
 
 ArenaPtr GroupedCache::arena(std::uint32_t index) {
+  std::uint32_t first = 0;
   for (const auto& cache : caches_) {
     const std::uint32_t arenas = cache->geometry().arenas;
-    if (index < arenas || cache == caches_.back()) return cache->arena(index);
-    index -= arenas;
+    if (index - first < arenas) return cache->arena(index - first);
+    first += arenas;
   }
-  throw ConfigError("arena " + std::to_string(index) + " is none of this cache's");
+  throw ConfigError("arena " + std::to_string(index) + " is outside 0.." +
+                    std::to_string(first - 1));
 }
 
 }  // namespace pyvattn

@@ -200,7 +200,12 @@ void Lease::run() {
   }
   while (!stopping_ && !lost_) {
     const std::uint32_t seen = *bell;
-    attend();
+    try {
+      attend();
+    } catch (const std::exception&) {
+      // Without memory for its lists, say. An error here would end the process: the next
+      // round tries again, and callers meet what lasts.
+    }
     if (!stopping_ && !lost_) wait_while(*bell, seen, kRound);
   }
 }
