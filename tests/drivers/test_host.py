@@ -24,5 +24,5 @@ def test_a_failure_that_cannot_be_undone_is_reported_by_the_next_map():
     slab = driver.allocate_slab(page)
     with pytest.raises(DriverError, match="could not be undone: close this cache"):
         driver.map([_native.MapEntry(space.address(1), page, slab, 0)])
-    # Whoever closes the cache can still take mappings away.
+    # Closing the cache still takes mappings away.
     driver.unmap([_native.MapEntry(space.address(1), page, slab, 0)])

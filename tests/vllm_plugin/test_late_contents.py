@@ -120,7 +120,7 @@ class Engine:
                 assert holds(self.memory, request.row, position, self.content[id_])
 
     def check_cached(self):
-        """Look at everything that was ever written, whoever had it."""
+        """Look at everything that was ever written, by any request."""
         for request in list(self.requests):
             self.end(request)
         for id_, value in self.content.items():
