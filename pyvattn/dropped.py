@@ -8,8 +8,6 @@ import warnings
 from pyvattn import _native
 from pyvattn._native import Slot
 
-__all__ = ["DroppedSlots", "report"]
-
 
 class DroppedSlots:
     """Those of one cache."""
