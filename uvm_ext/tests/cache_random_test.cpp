@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random requests on one thread, against a model of what every slot was told.
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <optional>
 
@@ -17,13 +18,15 @@ using test::WatchedCache;
 // Bytes of a token that are written and read.
 constexpr std::size_t kSample = 8;
 
+using Sample = std::array<unsigned char, kSample>;
+
 // The guard may become a page while it is read: a zero-backed driver replaces one by the
-// other in one go. ThreadSanitizer sees a write in the mmap that does so, and is told.
-__attribute__((no_sanitize("thread"))) bool reads_as_zeros(const volatile unsigned char* bytes) {
-  for (std::size_t i = 0; i < kSample; ++i) {
-    if (bytes[i] != 0) return false;
-  }
-  return true;
+// other in one go. ThreadSanitizer sees a write in the mmap that does so, and is told. It may
+// happen between two bytes: only a byte at a time is what it should be.
+__attribute__((no_sanitize("thread"))) Sample read_sample(const volatile unsigned char* bytes) {
+  Sample sample;
+  for (std::size_t i = 0; i < kSample; ++i) sample.data()[i] = bytes[i];
+  return sample;
 }
 
 class Requests {
@@ -181,8 +184,8 @@ class Requests {
     if (length == 0) return;
     for (std::uint32_t arena = 0; arena < cache_.shape.arenas; ++arena) {
       for (std::uint64_t t = request.written(); t < length + cache_.shape.guard_tokens; ++t) {
-        const unsigned char* bytes = cache_.token(arena, request.slot, t);
-        CHECK(reads_as_zeros(bytes) || is_gone(request, bytes[0]));
+        const Sample sample = read_sample(cache_.token(arena, request.slot, t));
+        for (const unsigned char byte : sample) CHECK(byte == 0 || is_gone(request, byte));
       }
     }
   }
