@@ -32,7 +32,7 @@ extern const struct test __start_tests[], __stop_tests[];
 
 static unsigned int passed, failed, skipped;
 static const char *flavour, *chip_name;	/* of the modules that are loaded */
-static bool on_first_chip, on_last_chip;
+static bool on_last_chip;
 static const char *used_gpu, *used_uvm;	/* parameters of the modules that are loaded */
 static bool modules_are_spent;
 static bool patched;		/* as they are without parameters */
@@ -159,20 +159,9 @@ static void run_test(const struct test *test)
 	}
 }
 
-static bool matches(const char *choice, const struct test *test)
-{
-	return !fnmatch(setting(choice, "*"), test->name, FNM_EXTMATCH);
-}
-
-/*
- * The stock module may have a choice of its own: most tests have nothing to say about it. So may
- * all chips but the first: many tests are about locks, limits and Python.
- */
 static bool is_chosen(const struct test *test)
 {
-	if (!strcmp(flavour, "stock") && !matches("only_stock", test))
-		return false;
-	return (on_first_chip || matches("only_more", test)) && matches("only", test);
+	return !fnmatch(setting("only", "*"), test->name, FNM_EXTMATCH);
 }
 
 static bool is_over(void)
@@ -216,27 +205,14 @@ static void run_modules(void)
 	end_modules();
 }
 
-/*
- * Where both modules are tested, NVIDIA's own is there to be compared with: as the first chip, as
- * which the patched one runs every test.
- */
-static bool needs_one_chip(void)
-{
-	return !strcmp(flavour, "stock") && !access("/modules/patched", R_OK);
-}
-
 static void run_chips(void)
 {
 	char chips[64], *rest = chips;
 
 	snprintf(chips, sizeof(chips), "%s", setting("chips", "gh100"));
-	if (needs_one_chip())
-		chips[strcspn(chips, ",")] = 0;
-	on_first_chip = true;
 	while (!is_over() && (chip_name = strsep(&rest, ","))) {
 		on_last_chip = !rest;
 		run_modules();
-		on_first_chip = false;
 	}
 }
 
