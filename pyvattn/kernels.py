@@ -21,8 +21,9 @@ _AMPERE, _HOPPER = (8, 0), (9, 0)
 class KnownKernel:
     """A kernel's name, what it takes, and what it needs beside torch.
 
-    ``guard_tokens`` are those past a row's length that it may read. ``least`` and ``most`` are
-    the compute capabilities that it runs on; one without ``least`` runs on the CPU as well.
+    ``guard_tokens`` are those past a row's length that it may read, ``float8_guard_tokens`` those
+    of K and V of a byte an element where they are more. ``least`` and ``most`` are the compute
+    capabilities that it runs on; one without ``least`` runs on the CPU as well.
     """
 
     name: str
@@ -32,6 +33,13 @@ class KnownKernel:
     install: str = "pip install 'pyvattn[torch]'"
     least: Capability | None = None
     most: Capability | None = None
+    float8_guard_tokens: int = 0
+
+    def guard_for(self, itemsize: int) -> int:
+        """Return how far past a row it may read, in tokens of elements of so many bytes."""
+        if itemsize == 1 and self.float8_guard_tokens:
+            return self.float8_guard_tokens
+        return self.guard_tokens
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,7 @@ KERNELS = (
         install="build it from hopper/ of the flash-attention repository",
         least=_HOPPER,
         most=_HOPPER,
+        float8_guard_tokens=224,
     ),
     KnownKernel(
         "flash-attn-2",

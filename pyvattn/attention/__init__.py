@@ -14,6 +14,7 @@ from pyvattn.attention.attend import attend
 from pyvattn.attention.features import Feature
 from pyvattn.attention.flex import FlexKernel
 from pyvattn.attention.kernel import Kernel
+from pyvattn.attention.kv_scales import KVScales, LayerScales, scales_of, set_scales
 from pyvattn.attention.problem import Problem
 from pyvattn.attention.registry import guard_needed, kernel_infos, register
 from pyvattn.kernels import KernelInfo
@@ -21,12 +22,16 @@ from pyvattn.kernels import KernelInfo
 __all__ = [
     "Feature",
     "FlexKernel",
+    "KVScales",
     "Kernel",
     "KernelInfo",
+    "LayerScales",
     "Problem",
     "append",
     "attend",
     "guard_needed",
     "kernel_infos",
     "register",
+    "scales_of",
+    "set_scales",
 ]

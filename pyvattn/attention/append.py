@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyvattn.attention.problem import check_cache
+from pyvattn.attention.fused import append_quantised, is_fused
+from pyvattn.attention.kv_scales import scales_of
+from pyvattn.attention.problem import TORCH_DTYPES, check_cache
+from pyvattn.attention.quantise import FLOAT8, quantised
 from pyvattn.errors import TensorError
 from pyvattn.text import shown
 
@@ -30,6 +33,11 @@ def append(
     positions write a rectangle and two ``[tokens]`` write any set of tokens.
     The call reads no value on the host and can be captured in a CUDA graph.
 
+    A float8 cache with scales (:func:`pyvattn.attention.set_scales`) takes float32, float16 and
+    bfloat16: values are divided by the scale of their head and rounded, and what is too large
+    becomes the largest float8. On a GPU with float8 that is one Triton kernel. Tokens that are
+    float8 already are stored as they are.
+
     ``cache.step`` must have backed the positions: writing past what it backed
     is a fault of the process, as with any wild pointer. Numbers below 0 count from the end.
 
@@ -45,10 +53,20 @@ def append(
         if places.dtype not in _WHOLE:  # booleans would be a mask
             raise TensorError(f"{name} is a tensor of {places.dtype}: use torch.int64")
     k_cache, v_cache = cache.layer(layer)
-    _check_new("k", k, k_cache)
-    _check_new("v", v, v_cache)
+    scales = scales_of(cache)
+    for name, new, cached in (("k", k, k_cache), ("v", v, v_cache)):
+        _check_new(name, new, cached, scales is not None)
     if k.shape[:-2] != v.shape[:-2]:
         raise TensorError(f"k is {list(k.shape)} and v {list(v.shape)}: give both for each token")
+    if k.dtype != v.dtype:
+        raise TensorError(f"k is {k.dtype} and v {v.dtype}: give both in one dtype")
+    if k.dtype != k_cache.dtype:
+        assert scales is not None
+        small = scales.of(layer)
+        if is_fused(k_cache) and _has_room(slots, positions, k):
+            append_quantised(slots, positions, (k, v), (k_cache, v_cache), small)
+            return
+        k, v = quantised(k, small.k, k_cache.dtype), quantised(v, small.v, v_cache.dtype)
     try:
         k_cache.index_put_((slots, positions), k)
         v_cache.index_put_((slots, positions), v)
@@ -64,13 +82,19 @@ def append(
         ) from error
 
 
-def _check_new(name: str, new: Tensor, cached: Tensor) -> None:
+def _check_new(name: str, new: Tensor, cached: Tensor, has_scales: bool) -> None:
     if new.shape[-2:] != cached.shape[-2:]:
         raise TensorError(
             f"new tokens' {name} has shape {list(new.shape)}, the cache has heads of "
             f"{list(cached.shape[-2:])}: use [..., kv_heads, head_dim]"
         )
-    if new.dtype != cached.dtype or new.device != cached.device:
+    quantises = cached.dtype in FLOAT8 and new.dtype in TORCH_DTYPES
+    if quantises and not has_scales:
+        raise TensorError(
+            f"new tokens' {name} is {new.dtype} for a cache of {cached.dtype} without scales: "
+            "give it some with set_scales()"
+        )
+    if (new.dtype != cached.dtype and not quantises) or new.device != cached.device:
         raise TensorError(
             f"new tokens' {name} is {new.dtype} on {new.device}, the cache {cached.dtype} on "
             f"{cached.device}: convert it, or make the cache with that dtype and device"

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyvattn.arguments import check_flag, is_number
 from pyvattn.attention.indices import Indices, check_indices
 from pyvattn.attention.kernel import Kernel
+from pyvattn.attention.kv_scales import scales_of
 from pyvattn.attention.problem import (
     UNLIMITED,
     Problem,
@@ -104,6 +105,12 @@ def attend(
     it, whatever ``window_size`` and ``starts`` say beyond, and nothing before it is read. Both
     ends of ``window_size`` count from the query.
 
+    A float8 cache with scales (:func:`pyvattn.attention.set_scales`) takes queries of a wider
+    dtype, which is the result's. FlashAttention-3 computes in float8, with queries quantised by
+    row and KV head, and ``reference`` does what that means in float64; the kernels that attend
+    row by row convert a row to the queries' dtype first. Without scales, elements are the
+    values, queries must be float8 as well, and ``reference`` alone attends.
+
     ``scale`` defaults to ``head_dim ** -0.5``. ``kernel="auto"`` takes the
     fastest one that can do the problem.
 
@@ -151,6 +158,7 @@ def attend(
         # One query sees what its row's start leaves of it, which more kernels can do.
         if counts != 1 or window_size[0] != UNLIMITED:
             window_size = narrowed(window_size, window)
+    scales = scales_of(cache)
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     for name, value in (("scale", scale), ("softcap", softcap)):
         if not is_number(value):
@@ -168,6 +176,7 @@ def attend(
         starts,
         alibi_slopes,
         query_counts,
+        None if scales is None else scales.of(layer),
     )
     problem.check()
     if sinks is not None:

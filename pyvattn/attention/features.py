@@ -15,6 +15,7 @@ class Feature(Enum):
     ALIBI = "ALiBi slopes"
     PACKED = "packed queries"
     LSE = "the log-sum-exp"
+    QUANTISED = "float8 K and V"
 
 
 def named(features: frozenset[Feature]) -> str:

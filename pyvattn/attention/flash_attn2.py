@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from pyvattn.attention.features import Feature
 from pyvattn.attention.flash_kvcache import FlashKvcacheKernel
 from pyvattn.attention.problem import Problem
@@ -15,8 +17,9 @@ class FlashAttention2Kernel(FlashKvcacheKernel):
     """FlashAttention-2: Ampere and later, decode with split KV."""
 
     known = kernel_named("flash-attn-2")
-    features = frozenset(Feature) - {Feature.PACKED}
+    features = frozenset(Feature) - {Feature.PACKED, Feature.QUANTISED}
 
-    def options(self, problem: Problem) -> dict[str, Any]:
-        """Return the slopes."""
-        return {} if problem.alibi_slopes is None else {"alibi_slopes": problem.alibi_slopes}
+    def arguments(self, problem: Problem) -> tuple[Tensor, dict[str, Any]]:
+        """Return the queries and the slopes."""
+        slopes = problem.alibi_slopes
+        return problem.q, {} if slopes is None else {"alibi_slopes": slopes}

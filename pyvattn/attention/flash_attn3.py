@@ -3,17 +3,25 @@
 
 On Hopper the kernel loads K and V with TMA, whole tiles at a time: up to 175 tokens past
 a row's length are read at head dim 128 and 191 at 64, which the cache's tail guard backs.
+Tiles of float8 K and V have up to 224 tokens.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from pyvattn.attention.features import Feature
 from pyvattn.attention.flash_attn3_build import why_not_built, why_not_built_for
 from pyvattn.attention.flash_kvcache import FlashKvcacheKernel
 from pyvattn.attention.problem import Problem
+from pyvattn.attention.quantise import quantised_queries
 from pyvattn.kernels import kernel_named
+
+# TMA copies 16 bytes at a time.
+_FLOAT8_STEP = 16
 
 
 class FlashAttention3Kernel(FlashKvcacheKernel):
@@ -28,10 +36,26 @@ class FlashAttention3Kernel(FlashKvcacheKernel):
 
     def unsupported(self, problem: Problem) -> str | None:
         """Say what of a batch the kernel or this build of it does not take."""
-        return super().unsupported(problem) or why_not_built_for(problem)
+        reason = super().unsupported(problem) or why_not_built_for(problem)
+        if reason is not None or problem.scales is None:
+            return reason
+        if problem.k.dtype != torch.float8_e4m3fn:
+            return f"takes float8_e4m3fn of the float8 dtypes, the cache is {problem.k.dtype}"
+        if problem.k.shape[-1] % _FLOAT8_STEP:
+            return f"takes float8 of head dims in steps of {_FLOAT8_STEP}"
+        return None
 
-    def options(self, problem: Problem) -> dict[str, Any]:
-        """Return where each row's queries begin, if they are packed."""
-        if not problem.packed:
-            return {}
-        return {"cu_seqlens_q": problem.query_ends, "max_seqlen_q": problem.most_queries}
+    def guard_for(self, problem: Problem) -> int:
+        """Return the longest tile of the dtype."""
+        return self.known.guard_for(problem.k.dtype.itemsize)
+
+    def arguments(self, problem: Problem) -> tuple[Tensor, dict[str, Any]]:
+        """Return the queries, in float8 where the cache is, and where each row's begin."""
+        q, options = problem.q, {}
+        if problem.packed:
+            options = {"cu_seqlens_q": problem.query_ends, "max_seqlen_q": problem.most_queries}
+        if problem.scales is not None:
+            q, options["q_descale"] = quantised_queries(problem)
+            for name, scale in problem.scales._asdict().items():
+                options[f"{name}_descale"] = scale.expand(len(problem.lengths), -1)
+        return q, options

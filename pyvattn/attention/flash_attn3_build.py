@@ -49,6 +49,8 @@ def why_not_built_for(problem: Problem) -> str | None:
     """Say what of ``problem`` the build was made without, or return ``None``."""
     if lacking := problem.features & features_left_out():
         return f"this build of it was made without {named(lacking)}"
+    if "FP8" in left_out() and problem.scales is not None:
+        return "this build of it was made without float8"
     if "FP16" in left_out() and problem.q.dtype == torch.float16:
         return "this build of it was made without float16"
     # A head dim takes the kernel of the next larger one.

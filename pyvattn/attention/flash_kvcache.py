@@ -33,16 +33,16 @@ class FlashKvcacheKernel(ListedKernel):
     def attend(self, problem: Problem) -> Tensor:
         """Attend with one call."""
         out: Tensor = self._call(problem)
-        return out
+        return out.to(problem.q.dtype)
 
     def attend_with_lse(self, problem: Problem) -> tuple[Tensor, Tensor]:
         """Attend with one call."""
         out, lse, *_ = self._call(problem, return_softmax_lse=True)
-        return out, blank_lse(lse, problem)
+        return out.to(problem.q.dtype), blank_lse(lse, problem)
 
     @abstractmethod
-    def options(self, problem: Problem) -> dict[str, Any]:
-        """Return the arguments that only this version takes."""
+    def arguments(self, problem: Problem) -> tuple[Tensor, dict[str, Any]]:
+        """Return the queries as the kernel takes them, and arguments that only this version has."""
 
     def _call(self, problem: Problem, **options: Any) -> Any:
         # What was not asked for is not named: the call is then the one that was measured.
@@ -52,16 +52,17 @@ class FlashKvcacheKernel(ListedKernel):
             options["softcap"] = problem.softcap
         if problem.device_starts is not None:
             options["cache_leftpad"] = problem.device_starts
+        q, own = self.arguments(problem)
         try:
             return self.module().flash_attn_with_kvcache(
-                problem.q,
+                q,
                 problem.k,
                 problem.v,
                 cache_seqlens=problem.device_lengths,
                 cache_batch_idx=problem.device_slots,
                 softmax_scale=problem.scale,
                 causal=problem.causal,
-                **self.options(problem),
+                **own,
                 **options,
             )
         except RuntimeError as error:

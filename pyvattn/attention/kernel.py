@@ -35,6 +35,10 @@ class Kernel(ABC):
         """Say why the kernel cannot do ``problem``, whose features it has, or return ``None``."""
         return None
 
+    def guard_for(self, problem: Problem) -> int:
+        """Return how many tokens past a row's length it may read in ``problem``."""
+        return self.guard_tokens
+
     @abstractmethod
     def attend(self, problem: Problem) -> Tensor:
         """Return the result in the shape of ``problem.q``, which has rows and queries.

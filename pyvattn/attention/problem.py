@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from pyvattn.attention.features import Feature
 from pyvattn.attention.indices import Indices, check_indices, outside, to_device, to_host
 from pyvattn.errors import ArgumentError, ConfigError, TensorError
 from pyvattn.text import shown
+
+if TYPE_CHECKING:
+    from pyvattn.attention.kv_scales import LayerScales
 
 # What torch's own attention takes, on every device.
 TORCH_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -42,6 +46,9 @@ class Problem:
     (left, right)``, -1 for no limit. A score ``s`` becomes ``softcap * tanh(s /
     softcap)``, unless that is zero, and ``slope * |p - token|`` is taken off it, with
     ``alibi_slopes`` of ``[q_heads]`` or ``[batch, q_heads]``, float32.
+
+    With ``scales``, ``k`` and ``v`` are float8 and stand for their elements times those of
+    their head, and ``q`` is of a wider dtype, which is the result's as well.
     """
 
     q: Tensor
@@ -56,6 +63,7 @@ class Problem:
     starts: Indices | None = None
     alibi_slopes: Tensor | None = None
     query_counts: Indices | None = None
+    scales: LayerScales | None = None
 
     @property
     def packed(self) -> bool:
@@ -71,6 +79,7 @@ class Problem:
             Feature.SOFTCAP: self.softcap != 0,
             Feature.ALIBI: self.alibi_slopes is not None,
             Feature.PACKED: self.packed,
+            Feature.QUANTISED: self.scales is not None,
         }
         return frozenset(feature for feature, wanted in asked.items() if wanted)
 
@@ -161,10 +170,26 @@ class Problem:
                 f"q has {q_heads} heads of {head_dim}, the cache {kv_heads} KV heads of "
                 f"{cached_dim}: the dims must be equal and the heads a multiple"
             )
-        if self.q.dtype != self.k.dtype or self.q.device != self.k.device:
+        if self.scales is not None:
+            self._check_wide()
+        elif self.q.dtype != self.k.dtype or self.q.device != self.k.device:
+            remedy = (
+                "give the cache scales with set_scales()"
+                if self.k.dtype.itemsize == 1 and self.q.dtype in TORCH_DTYPES
+                else "convert q, or make the cache with that dtype and device"
+            )
             raise TensorError(
                 f"q is {self.q.dtype} on {self.q.device}, the cache {self.k.dtype} on "
-                f"{self.k.device}: convert q, or make the cache with that dtype and device"
+                f"{self.k.device}: {remedy}"
+            )
+
+    def _check_wide(self) -> None:
+        """Refuse queries that were quantised before, whose scale nobody knows."""
+        if self.q.dtype not in TORCH_DTYPES or self.q.device != self.k.device:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in TORCH_DTYPES)
+            raise TensorError(
+                f"q is {self.q.dtype} on {self.q.device}, for a cache with scales on "
+                f"{self.k.device}: pass it there in one of {names}"
             )
 
     def _check_indices(self) -> None:

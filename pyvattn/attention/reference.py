@@ -9,6 +9,7 @@ from torch import Tensor
 from pyvattn.attention.features import Feature
 from pyvattn.attention.optional import ListedKernel
 from pyvattn.attention.problem import Problem
+from pyvattn.attention.quantise import with_quantised_queries
 from pyvattn.attention.rows import Row, by_row_with_lse
 from pyvattn.attention.scores import alibi, visible
 from pyvattn.kernels import kernel_named
@@ -25,8 +26,10 @@ class ReferenceKernel(ListedKernel):
         return self.attend_with_lse(problem)[0]
 
     def attend_with_lse(self, problem: Problem) -> tuple[Tensor, Tensor]:
-        """Attend to one row after the other."""
-        return by_row_with_lse(problem, lambda row: _attend_row(row, problem))
+        """Attend to one row after the other; with scales, by queries in the cache's dtype."""
+        asked = problem if problem.scales is None else with_quantised_queries(problem)
+        out, lse = by_row_with_lse(asked, lambda row: _attend_row(row, asked), torch.float64)
+        return out.to(problem.q.dtype), lse
 
 
 def _attend_row(row: Row, problem: Problem) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,9 @@ from pyvattn.attention.reference import ReferenceKernel
 from pyvattn.attention.sdpa import SdpaKernel
 from pyvattn.attention.sdpa_backends import sdpa_backends
 from pyvattn.attention.varlen import VarlenKernel
+from pyvattn.dtypes import ITEMSIZE, dtype_name
 from pyvattn.errors import ConfigError, UnsupportedError
-from pyvattn.kernels import KernelInfo
+from pyvattn.kernels import KERNELS, KernelInfo
 from pyvattn.logs import logger_of
 
 _log = logger_of(__name__)
@@ -56,13 +57,21 @@ def kernel_infos() -> list[KernelInfo]:
     ]
 
 
-def guard_needed() -> int:
+def guard_needed(dtype: str = "bfloat16") -> int:
     """Return the ``guard_tokens`` with which ``kernel="auto"`` can take any kernel of this machine.
 
-    That is the most that one of those available here reads past a row's length.
+    That is the most that one of those available here reads past a row's length in a cache of
+    ``dtype``.
     """
+    itemsize = ITEMSIZE[dtype_name(dtype)]
+    known = {kernel.name: kernel for kernel in KERNELS}
     return max(
-        (info.guard_tokens for info in kernel_infos() if info.unavailable is None), default=0
+        (
+            known[info.name].guard_for(itemsize) if info.name in known else info.guard_tokens
+            for info in kernel_infos()
+            if info.unavailable is None
+        ),
+        default=0,
     )
 
 
@@ -107,10 +116,11 @@ def _objection(
         return f"does not do {named(lacking)}"
     if reason := kernel.unsupported(problem):
         return reason
-    if guard_tokens is not None and kernel.guard_tokens > guard_tokens:
+    needed = kernel.guard_for(problem)
+    if guard_tokens is not None and needed > guard_tokens:
         return (
-            f"may read {kernel.guard_tokens} tokens past a row's length, and the cache guards "
-            f"{guard_tokens}: open it with CacheSpec(guard_tokens={kernel.guard_tokens})"
+            f"may read {needed} tokens past a row's length, and the cache guards "
+            f"{guard_tokens}: open it with CacheSpec(guard_tokens={needed})"
         )
     return None
 

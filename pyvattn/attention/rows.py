@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 
 from pyvattn.attention.problem import UNLIMITED, Problem
+from pyvattn.attention.quantise import dequantised
+
+_Place = slice | tuple[int, slice]
 
 
 @dataclass(frozen=True)
 class Row:
     """One row's queries, ``[queries, q_heads, dim]``, and views of the tokens that it attends to.
 
-    ``k`` and ``v`` are ``[tokens, kv_heads, dim]``. ``index`` is the row's place in the batch,
-    ``start`` the token of the slot at which ``k`` begins.
+    ``k`` and ``v`` are ``[tokens, kv_heads, dim]``; of a float8 cache with scales, copies of what
+    its elements stand for. ``index`` is the row's place in the batch, ``start`` the token of the
+    slot at which ``k`` begins.
     """
 
     index: int
@@ -44,29 +48,34 @@ def by_row(problem: Problem, attend_row: Callable[[Row], Tensor]) -> Tensor:
     of one that sees none, kernels give what they like.
     """
     out = torch.zeros_like(problem.q)
-    for row, place in _rows(problem, out):
-        place.copy_(attend_row(row))
+    for row, place in _rows(problem, problem.q.dtype):
+        out[place] = attend_row(row)
     return out
 
 
 def by_row_with_lse(
-    problem: Problem, attend_row: Callable[[Row], tuple[Tensor, Tensor]]
+    problem: Problem,
+    attend_row: Callable[[Row], tuple[Tensor, Tensor]],
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`by_row`; ``attend_row`` also returns the log-sum-exp, ``[q_heads, queries]``."""
+    """As :func:`by_row`; ``attend_row`` also returns the log-sum-exp, ``[q_heads, queries]``.
+
+    ``dtype`` is what rows of a float8 cache are converted to, by default that of the queries.
+    """
     out = torch.zeros_like(problem.q)
     # of queries in the order of q, as `out` has them; heads come to the front at the end
     sums = torch.full(
         problem.q.shape[:-1], -torch.inf, dtype=torch.float32, device=problem.q.device
     )
-    for (row, place), (_, its_sums) in zip(_rows(problem, out), _rows(problem, sums), strict=True):
+    for row, place in _rows(problem, dtype or problem.q.dtype):
         attended, lse = attend_row(row)
-        place.copy_(attended)
-        its_sums.copy_(lse.transpose(0, 1))
+        out[place] = attended
+        sums[place] = lse.transpose(0, 1).float()
     return out, sums.transpose(-1, -2)
 
 
-def _rows(problem: Problem, out: Tensor) -> Iterator[tuple[Row, Tensor]]:
-    """Yield each row with the queries that see a token, and where in ``out`` they belong."""
+def _rows(problem: Problem, dtype: torch.dtype) -> Iterator[tuple[Row, _Place]]:
+    """Yield each row with the queries that see a token, and where among ``problem.q`` they are."""
     end = 0
     _, right = problem.bounds
     numbers = zip(
@@ -83,12 +92,14 @@ def _rows(problem: Problem, out: Tensor) -> Iterator[tuple[Row, Tensor]]:
         count = queries if right == UNLIMITED else min(queries, tokens + right)
         if tokens <= 0 or count <= 0:
             continue
-        if problem.packed:
-            q, place = problem.q[end - count : end], out[end - count : end]
-        else:
-            q, place = problem.q[index, -count:], out[index, -count:]
-        seen = slice(start, length)
-        yield Row(index, q, problem.k[slot, seen], problem.v[slot, seen], start), place
+        place: _Place = (
+            slice(end - count, end) if problem.packed else (index, slice(queries - count, queries))
+        )
+        k, v = problem.k[slot, start:length], problem.v[slot, start:length]
+        if problem.scales is not None:
+            k = dequantised(k, problem.scales.k, dtype)
+            v = dequantised(v, problem.scales.v, dtype)
+        yield Row(index, problem.q[place], k, v, start), place
 
 
 def blank(out: Tensor, problem: Problem) -> Tensor:

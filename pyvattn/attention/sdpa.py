@@ -23,7 +23,9 @@ class SdpaKernel(ListedKernel):
     """torch's own attention: runs wherever torch does."""
 
     known = kernel_named("sdpa")
-    features = frozenset((Feature.WINDOW, Feature.STARTS, Feature.ALIBI, Feature.PACKED))
+    features = frozenset(
+        (Feature.WINDOW, Feature.STARTS, Feature.ALIBI, Feature.PACKED, Feature.QUANTISED)
+    )
 
     def unsupported(self, problem: Problem) -> str | None:
         """Say which dtype torch does not take."""

@@ -33,7 +33,7 @@ _HALF = (torch.float16, torch.bfloat16)
 class SdpaBackendKernel(ListedKernel):
     """scaled_dot_product_attention with one backend, one call for each row."""
 
-    features = frozenset((Feature.STARTS, Feature.PACKED))
+    features = frozenset((Feature.STARTS, Feature.PACKED, Feature.QUANTISED))
 
     def __init__(self, known: KnownKernel, backend: SDPBackend) -> None:
         self.known = known

@@ -357,7 +357,7 @@ def test_the_device_of_the_queries_counts_and_not_the_current_one(monkeypatch, k
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d=None: capability.get(d))
     q = SimpleNamespace(device=torch.device("cuda:1"), dtype=torch.float16, shape=(1, 1, 4, 64))
-    problem = SimpleNamespace(q=q, features=frozenset())
+    problem = SimpleNamespace(q=q, features=frozenset(), scales=None)
     assert "the device has 7.5" in kernel.unsupported(problem)
     capability[q.device] = (9, 0)
     assert kernel.unsupported(problem) is None

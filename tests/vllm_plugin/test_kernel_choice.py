@@ -29,9 +29,10 @@ class Ours(Stock):
     allocates_guard = True
 
 
-def config(backend="CUSTOM", scheduler=Ours, **options):
+def config(backend="CUSTOM", scheduler=Ours, cache_dtype="auto", **options):
     return SimpleNamespace(
         additional_config={"pyvattn": options},
+        cache_config=SimpleNamespace(cache_dtype=cache_dtype),
         attention_config=SimpleNamespace(backend=backend and SimpleNamespace(name=backend)),
         scheduler_config=SimpleNamespace(get_scheduler_cls=lambda: scheduler),
     )
@@ -51,6 +52,11 @@ def vllm(monkeypatch):
     }
     monkeypatch.setattr(kernel_choice, "import_module", modules.__getitem__)
     return stand_in
+
+
+@pytest.mark.parametrize(("dtype", "reads"), [("fp8", 224), ("fp8_e4m3", 224), ("bfloat16", 192)])
+def test_tiles_of_float8_are_longer(vllm, dtype, reads):
+    assert guard_tokens(config(cache_dtype=dtype)) == reads
 
 
 @pytest.mark.parametrize("kernel", ["auto", "flash-attn-3"])

@@ -55,7 +55,10 @@ def check_guard(config: Any) -> None:
 
 
 def _needed(config: Any) -> int:
-    return kernel_named(_FLASH).guard_tokens if attends_by_flash_rows(config) else 0
+    if not attends_by_flash_rows(config):
+        return 0
+    float8 = str(config.cache_config.cache_dtype).startswith("fp8")
+    return kernel_named(_FLASH).guard_for(1 if float8 else 2)
 
 
 def _vllm_runs_flash_3() -> bool:

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One Triton kernel that quantises new tokens to float8 and stores them where they belong."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pyvattn.attention.kv_scales import LayerScales
+
+
+def append_quantised(
+    slots: Tensor,
+    positions: Tensor,
+    new: tuple[Tensor, Tensor],
+    cached: tuple[Tensor, Tensor],
+    scales: LayerScales,
+) -> None:
+    """Store K and V of ``new``, ``[..., kv_heads, head_dim]``, as ``append`` does.
+
+    One launch, which reads no value on the host. A place outside the tensors of ``cached``,
+    ``[slots, tokens, kv_heads, head_dim]``, is passed over.
+    """
+    k, v = (_as_rectangle(each) for each in new)
+    outer, inner, heads, dim = k.shape
+    if not k.numel():
+        return
+    slots, positions = (
+        each.broadcast_to(new[0].shape[:-2]).reshape(outer, inner) for each in (slots, positions)
+    )
+    _append[(outer * inner,)](
+        slots,
+        positions,
+        k,
+        v,
+        *cached,
+        *scales,
+        *slots.stride(),
+        *positions.stride(),
+        *k.stride(),
+        *v.stride(),
+        *cached[0].stride()[:3],
+        *cached[1].stride()[:3],
+        *cached[0].shape[:2],
+        inner,
+        MOST=torch.finfo(cached[0].dtype).max,
+        HEADS=heads,
+        DIM=dim,
+        ROWS=triton.next_power_of_2(heads),
+        COLUMNS=triton.next_power_of_2(dim),
+    )
+
+
+def _as_rectangle(new: Tensor) -> Tensor:
+    """View ``[..., heads, dim]`` as ``[outer, inner, heads, dim]``; more dims may be copied."""
+    if new.dim() == 4:
+        return new
+    return new[None] if new.dim() == 3 else new.reshape(1, -1, *new.shape[-2:])
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _append(  # type: ignore[no-untyped-def]
+    slots,
+    positions,
+    k,
+    v,
+    k_cache,
+    v_cache,
+    k_scale,
+    v_scale,
+    slots_outer,
+    slots_inner,
+    positions_outer,
+    positions_inner,
+    k_outer,
+    k_inner,
+    k_head,
+    k_dim,
+    v_outer,
+    v_inner,
+    v_head,
+    v_dim,
+    k_slot,
+    k_token,
+    k_cached_head,
+    v_slot,
+    v_token,
+    v_cached_head,
+    slot_count,
+    token_count,
+    inner,
+    MOST: tl.constexpr,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    number = tl.program_id(0)
+    a = (number // inner).to(tl.int64)
+    b = (number % inner).to(tl.int64)
+    slot = tl.load(slots + a * slots_outer + b * slots_inner).to(tl.int64)
+    token = tl.load(positions + a * positions_outer + b * positions_inner).to(tl.int64)
+    # As torch counts: from the end where negative.
+    slot = tl.where(slot < 0, slot + slot_count, slot)
+    token = tl.where(token < 0, token + token_count, token)
+    if (slot >= 0) & (slot < slot_count) & (token >= 0) & (token < token_count):
+        head = tl.arange(0, ROWS)[:, None]
+        dim = tl.arange(0, COLUMNS)[None, :]
+        mask = (head < HEADS) & (dim < DIM)
+        _store(
+            k + a * k_outer + b * k_inner + head * k_head + dim * k_dim,
+            k_cache + slot * k_slot + token * k_token + head * k_cached_head + dim,
+            k_scale + head,
+            head < HEADS,
+            mask,
+            MOST,
+        )
+        _store(
+            v + a * v_outer + b * v_inner + head * v_head + dim * v_dim,
+            v_cache + slot * v_slot + token * v_token + head * v_cached_head + dim,
+            v_scale + head,
+            head < HEADS,
+            mask,
+            MOST,
+        )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _store(source, target, scale, is_head, mask, MOST: tl.constexpr):  # type: ignore[no-untyped-def]
+    value = tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    # Rounded as torch divides; Triton's own division is approximate.
+    value = tl.div_rn(value, tl.load(scale, mask=is_head, other=1.0) + tl.zeros_like(value))
+    value = tl.clamp(value, -MOST, MOST, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(target, value.to(target.dtype.element_ty), mask=mask)

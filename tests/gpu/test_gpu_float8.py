@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Float8 K and V with scales on a GPU: the fused append, each kernel, and both in a CUDA graph."""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from pyvattn import CacheSpec, KVCache
+from pyvattn.attention import KVScales, append, attend, kernel_infos, set_scales
+from pyvattn.attention.fused import is_fused
+from pyvattn.attention.quantise import quantised
+from pyvattn.errors import UnsupportedError
+
+KERNELS = [info.name for info in kernel_infos() if info.unavailable is None] or ["none"]
+HEADS, DIM, LENGTHS = 2, 128, (1, 500, 223, 225, 1999)
+
+
+@pytest.fixture(params=["layer", "token"])
+def cache(request):
+    spec = CacheSpec(2, HEADS, DIM, "float8_e4m3fn", 8, 2048, 224)
+    with KVCache(
+        spec, device="cuda", driver="cumem", layout=request.param, memory="2GiB"
+    ) as opened:
+        scales = [[torch.rand(HEADS, device="cuda") * 0.1 + 0.005 for _ in range(2)] for _ in "kv"]
+        set_scales(opened, KVScales(*scales))
+        yield opened
+
+
+def fill(cache):
+    """Return the slots, of :data:`LENGTHS`, and the K and V that were appended to layer 1."""
+    slots, kept = [], []
+    for length in LENGTHS:
+        slot = cache.admit(length)
+        new = [torch.randn(length, HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in "kv"]
+        at = torch.arange(length, device="cuda")
+        append(cache, 1, torch.full_like(at, slot.index), at, *new)
+        slots.append(slot.index)
+        kept.append(new)
+    return slots, kept
+
+
+def test_the_fused_append_stores_the_bytes_that_torchs_operations_do(cache):
+    from pyvattn.attention import scales_of
+
+    if not is_fused(cache.layer(1)[0]):
+        pytest.skip("Triton does not convert to float8 on this GPU")
+    slots, kept = fill(cache)
+    for stored, which in zip(cache.layer(1), range(2), strict=True):
+        for slot, new in zip(slots, kept, strict=True):
+            wanted = quantised(new[which], scales_of(cache).of(1)[which], stored.dtype)
+            found = stored[slot, : len(wanted)]
+            assert torch.equal(found.view(torch.uint8), wanted.view(torch.uint8))
+
+
+@pytest.mark.parametrize("kernel", ["auto", *KERNELS])
+@pytest.mark.parametrize("queries", [1, 5, 300])
+def test_kernels_match_the_reference_with_the_same_quantisation(cache, kernel, queries):
+    slots, _ = fill(cache)
+    q = torch.randn(len(slots), queries, 8, DIM, device="cuda", dtype=torch.bfloat16)
+    try:
+        out = attend(q, cache, 1, slots, LENGTHS, kernel=kernel)
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+    wanted = attend(q, cache, 1, slots, LENGTHS, kernel="reference")
+    torch.testing.assert_close(out, wanted, atol=0.06, rtol=0.06)
+
+
+@pytest.mark.skipif("flash-attn-3" not in KERNELS, reason="flash-attn-3 cannot be used here")
+def test_a_captured_step_appends_and_attends_in_float8(cache):
+    slots, _ = fill(cache)
+    rows = torch.tensor(slots, device="cuda")
+    lengths = torch.tensor(LENGTHS, device="cuda", dtype=torch.int32)
+    new = torch.randn(2, len(slots), 1, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
+    q = torch.randn(len(slots), 1, 8, DIM, device="cuda", dtype=torch.bfloat16)
+
+    def step():
+        append(cache, 1, rows[:, None], (lengths - 1).long()[:, None], *new)
+        return attend(q, cache, 1, rows, lengths, kernel="flash-attn-3")
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+    for _ in range(3):
+        new.normal_()
+        q.normal_()
+        graph.replay()
+        torch.cuda.synchronize()
+        wanted = attend(q, cache, 1, slots, LENGTHS, kernel="reference")
+        torch.testing.assert_close(out, wanted, atol=0.06, rtol=0.06)
