@@ -14,7 +14,6 @@ emulated_members: types.ModuleType
 emulated_cuda: types.ModuleType
 emulated_nvidia: types.ModuleType
 __all__: list[str] = [
-    "MAX_VIRTUAL_BYTES",
     "BlockPool",
     "BlockPoolStats",
     "Budget",
@@ -31,6 +30,7 @@ __all__: list[str] = [
     "LedgerMember",
     "LedgerSnapshot",
     "LimitAdaptor",
+    "MAX_VIRTUAL_BYTES",
     "MapEntry",
     "MemoryLimit",
     "OperationCount",
