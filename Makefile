@@ -39,6 +39,9 @@ $(VENV)/.test: $(VENV)/.tools
 $(VENV)/.demo: $(VENV)/.tools
 	@$(SETUP) demo
 
+$(VENV)/.docs: $(VENV)/.tools
+	@$(SETUP) docs
+
 .PHONY: build env
 build: $(VENV)/.build ## Build the C++ core and install the package, editable, in .venv
 env: $(VENV)/.build $(VENV)/.test $(VENV)/.demo ## Install everything that development needs
@@ -71,6 +74,12 @@ test-peers: $(VENV)/.test $(VENV)/.build ## Run the tests that transformers brin
 	@$(BIN)/python -m pytest -n 2 tests/peers $(PYTEST_ARGS)
 
 # ---- checks ----
+
+# Warnings are errors, and a link that leads nowhere is a warning: see mkdocs.yml.
+.PHONY: docs
+docs: $(VENV)/.docs ## Build the documentation site into build/site
+	@NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build
+	@echo build/site/index.html
 
 .PHONY: lint format sanitize model-check wheel wheel-check wheels stubs results
 lint: $(VENV)/.test $(VENV)/.build ## Check style, types, layers and locks: ruff, mypy --strict, clang-format, clang

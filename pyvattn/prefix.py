@@ -32,7 +32,12 @@ class Admission(NamedTuple):
 
 @dataclass(frozen=True)
 class PrefixStats:
-    """What an index has found so far: requests, and tokens of their prompts."""
+    """What an index has found so far: requests, and tokens of their prompts.
+
+    ``hits`` of the ``requests`` that were admitted began like an earlier one; ``hit_tokens`` of
+    the ``tokens`` of their prompts need not be computed. ``kept_slots`` are kept for later
+    prompts now; ``evicted_slots`` were given up so far because memory or slots were short.
+    """
 
     requests: int = 0
     hits: int = 0

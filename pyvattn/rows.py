@@ -30,8 +30,12 @@ __all__ = ["BlockPool", "PoolStats", "RowMap"]
 class PoolStats:
     """A block pool at one moment. Sizes are in bytes.
 
-    ``blocks_available`` are free or can still be allocated under ``memory_limit``;
-    ``map_calls`` is one for each run of blocks and arena.
+    ``blocks_allocated`` of ``block_bytes`` each, all arenas counted, lie in ``slabs`` allocations
+    of the driver; ``blocks_free`` of them have no holder. ``blocks_available`` are free or can
+    still be allocated under ``memory_limit``. ``map_calls`` and ``unmap_calls`` are one for each
+    run of blocks and arena, ``map_batches`` one for each time that the driver was asked to map;
+    ``driver_failures`` are calls that failed and changed nothing. ``bookkeeping_bytes`` is host
+    memory of the tables.
     """
 
     blocks_allocated: int

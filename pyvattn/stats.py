@@ -16,16 +16,26 @@ class Stats:
     Every page is in one of three places: ``pages_free + pages_mapped +
     pages_quarantined == pages_allocated``.
 
+    * ``pages_allocated``: of ``page_size`` bytes each, in ``slabs`` allocations of the driver.
+    * ``pages_free``: under no slot, clean.
     * ``pages_mapped``: under slots. ``pages_live`` of them are what live requests
       need; ``pages_retained`` are left over from earlier requests, clean, and go
       to slots that need them; ``pages_ahead`` of these lie under live slots, read
       ahead or inherited.
     * ``pages_quarantined``: of released slots and of trimmed fronts, not zeroed yet or still
       within reach of running kernels.
+    * ``reclaimed_pages``: taken so far from slots that did not need them, for others.
+    * ``slots_live``: requests that hold a slot.
+    * ``memory_limit``: what slabs may take in all. ``bytes_reserved``: addresses, which cost
+      no memory. ``bookkeeping_bytes``: host memory of the tables.
     * ``bytes_used``: tokens below the lengths of live slots that were not trimmed, for each
       slot; pages that forks share count once.
     * ``map_calls``: one for each extent; ``map_batches``: one for each time
-      that the driver was asked; ``map_bytes``: what they mapped in all.
+      that the driver was asked; ``map_bytes``: what they mapped in all. ``unmap_calls``: the
+      other way.
+    * ``driver_failures``: calls of the driver that failed, and changed nothing.
+      ``prefetch_failures``: times that the mapper thread could not map what was asked of it.
+    * ``zeroed_bytes``: cleaned so far; ``zero_seconds``: what the calls for it took.
     * ``map_seconds_blocking``: what ``step`` waited for pages;
       ``map_seconds_hidden``: what the mapper thread did meanwhile.
     """

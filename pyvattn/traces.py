@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Request traces: the lengths, and where known the arrival times, of real requests.
 
-:mod:`pyvattn.trace_rows` knows the formats. Where a file has no times, arrivals
+``pyvattn.trace_rows`` knows the formats. Where a file has no times, arrivals
 are drawn from a Poisson process. Where there is no file, :func:`synthetic_trace`
 makes one up. Its lengths resemble a conversation service; it is not a recording
 and says so.

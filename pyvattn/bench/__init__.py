@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measurements: paired in one process, with median and spread, kept as JSON.
 
-One file for each bench; :mod:`pyvattn.bench.registry` lists them.
+One file for each bench; ``pyvattn.bench.registry`` lists them.
 """
 
 from pyvattn.bench.registry import BENCHES, Bench

@@ -17,7 +17,11 @@ from pyvattn.attention import registry
 from pyvattn.integrations.transformers import Engine, Request, spec_for
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "driver_patch").rglob("*.md")),
+]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 IMPORT = re.compile(r"^from pyvattn\S* import (?:\([^)]*\)|[^(\n]+)$", re.MULTILINE)
 # The host stands in for a GPU and its drivers.

@@ -143,7 +143,7 @@ class VAttentionCache(ContiguousCache):
             yield *self.read_layer(layer), None
 
     def begin(self, batch_size: int, queries: int, padding_mask: Tensor | None) -> ForwardPass:
-        """Back the new tokens of every row; see :meth:`ContiguousCache.begin`."""
+        """Back the new tokens of every row, and return the pass over them."""
         self.changes.check()
         real = self._check_mask(batch_size, queries, padding_mask)
         if self._pass is not None and torch.equal(real, self._real_after):
