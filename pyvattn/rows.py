@@ -100,20 +100,32 @@ class BlockPool(Opened):
         layout: str,
         memory: int | str | Budget,
         layers_per_arena: int | None = None,
+        slab_blocks: int | None = None,
     ) -> BlockPool:
-        """Open a pool on a driver that was made before, such as one wrapped in adaptors."""
+        """Open a pool on a driver that was made before, such as one wrapped in adaptors.
+
+        ``slab_blocks``: how many blocks go back to the driver together; a power of two is best.
+        """
         pool = cls.__new__(cls)
         check_type("spec", spec, CacheSpec)
         check_type("driver", driver, _native.Driver)
         geometry = spec.geometry(layout, driver.page_size, layers_per_arena)
-        pool._open(spec, geometry, driver, budget_of(memory))
+        blocks = 0 if slab_blocks is None else check_whole("slab_blocks", slab_blocks)
+        slab_bytes = blocks * geometry.arenas * geometry.page_size
+        pool._open(spec, geometry, driver, budget_of(memory), slab_bytes)
         return pool
 
     def _open(
-        self, spec: CacheSpec, geometry: Geometry, driver: _native.Driver, budget: Budget
+        self,
+        spec: CacheSpec,
+        geometry: Geometry,
+        driver: _native.Driver,
+        budget: Budget,
+        slab_bytes: int = 0,
     ) -> None:
         # A slab is what goes back when neighbours ask.
-        slab_bytes = budget.chunk_bytes if isinstance(budget, SharedMemory) else 0
+        if not slab_bytes and isinstance(budget, SharedMemory):
+            slab_bytes = budget.chunk_bytes
         self._native = _native.BlockPool(
             driver=driver, arenas=geometry.arenas, budget=budget, slab_bytes=slab_bytes
         )

@@ -51,9 +51,9 @@ class SharedMemory(_native.Lease):
     The first process gives the ``budget``, or the environment does in
     ``PYVATTN_SHARED_BUDGET``; on a GPU it may be left out: nine tenths of what is free then.
     ``name`` is what ``pyvattn top`` shows. In bytes: ``limit``, ``held``, ``headroom``,
-    ``leased``, ``target``; ``owed`` is what running requests hold and members below their
-    guarantees wait for, ``reach`` the most that it can come to hold. ``want`` says what waiting
-    requests need beyond what is held, until it is called again.
+    ``leased``, ``target``, ``budget``; ``owed`` is what running requests hold and members below
+    their guarantees wait for, ``reach`` the most that it can come to hold. ``want`` says what
+    waiting requests need beyond what is held, until it is called again.
 
     Raises :class:`~pyvattn.errors.LedgerError` and those derived from it, and
     :class:`~pyvattn.errors.ConfigError`. Close it after what it was given to, or use it in a with
@@ -90,6 +90,11 @@ class SharedMemory(_native.Lease):
             version=_version(),
             cooling_ms=0 if device == "cpu" else _DRIVER_COOLING_MS,
         )
+
+    @property
+    def budget(self) -> int:
+        """Bytes that all members share."""
+        return _native.Ledger(self.path).look().chunks * self.chunk_bytes
 
     def wait_for(self, memory: int | str, timeout: float) -> bool:
         """Ask for so many bytes and wait up to ``timeout`` seconds; say whether they are leased.

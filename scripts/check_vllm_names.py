@@ -43,6 +43,22 @@ RELIED_ON = [
     # Schedulers.
     ("v1/core/sched/scheduler.py", "Scheduler", "__init__", ()),
     ("v1/core/sched/async_scheduler.py", "AsyncScheduler", "", ()),
+    # Sharing: what changes blocks, and the queue that they are held out of.
+    ("v1/core/sched/scheduler.py", "Scheduler", "schedule", ()),
+    ("v1/core/sched/scheduler.py", "Scheduler", "update_from_output", ()),
+    ("v1/core/sched/scheduler.py", "Scheduler", "finish_requests", ()),
+    ("v1/core/sched/scheduler.py", "Scheduler", "reset_prefix_cache", ()),
+    ("v1/core/sched/scheduler.py", "Scheduler", "has_requests", ()),
+    ("v1/core/sched/scheduler.py", "Scheduler", "shutdown", ()),
+    ("v1/core/sched/scheduler.py", "Scheduler", "_preempt_request", ("request", "timestamp")),
+    ("v1/core/block_pool.py", "BlockPool", "_maybe_evict_cached_block", ("block",)),
+    ("v1/core/block_pool.py", "BlockPool", "get_num_free_blocks", ()),
+    ("v1/core/kv_cache_utils.py", "FreeKVCacheBlockQueue", "popleft_n", ("n",)),
+    ("v1/core/kv_cache_utils.py", "FreeKVCacheBlockQueue", "append_n", ("blocks",)),
+    ("v1/core/kv_cache_utils.py", "FreeKVCacheBlockQueue", "remove", ("block",)),
+    ("v1/core/kv_cache_utils.py", "FreeKVCacheBlockQueue", "get_all_free_blocks", ()),
+    ("v1/worker/gpu_worker.py", "Worker", "determine_available_memory", ()),
+    ("v1/worker/cpu_worker.py", "CPUWorker", "determine_available_memory", ()),
     ("v1/kv_cache_interface.py", "FullAttentionSpec", "", ()),
     # Attention backends.
     ("v1/attention/backends/registry.py", "", "register_backend", ("backend", "class_path")),

@@ -63,7 +63,7 @@ def generate(llm, new_tokens=24):
     from vllm import SamplingParams
 
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    preempted = _count_calls(scheduler, "_preempt_request")
+    preempted = count_calls(scheduler, "_preempt_request")
     sampling = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
     wanted = [{"prompt_token_ids": ids} for ids in prompts()]
     outputs = [
@@ -85,7 +85,8 @@ def run(model, new_tokens=24, **options):
     return result
 
 
-def _count_calls(owner, name):
+def count_calls(owner, name):
+    """Return a list that grows by one with each call of ``owner``'s method."""
     calls = []
     original = getattr(owner, name)
 

@@ -12,9 +12,12 @@ from pyvattn.dtypes import ITEMSIZE
 from pyvattn.geometry import check_page_size
 from pyvattn.integrations.vllm.late_memory import LateRowMemory
 from pyvattn.integrations.vllm.layout import choose_paging, read_shape
+from pyvattn.integrations.vllm.lease import offer_memory
 from pyvattn.integrations.vllm.memory import RowMemory, Sizes
 from pyvattn.integrations.vllm.options import Options
+from pyvattn.integrations.vllm.shared_memory import SharedRowMemory
 from pyvattn.resolve import choose_driver
+from pyvattn.shared import SharedMemory
 from pyvattn.units import format_page_size, format_size
 
 __all__ = ["MakeDriver", "build_memory", "layer_tensors"]
@@ -25,8 +28,10 @@ MakeDriver = Callable[[str, int, int], _native.Driver]
 _log = logging.getLogger("vllm.pyvattn")
 
 
-def build_memory(runner: Any, spec: Any, blocks: int, make_driver: MakeDriver) -> RowMemory:
-    """Open a driver, take the memory and map the null row.
+def build_memory(
+    runner: Any, spec: Any, blocks: int, make_driver: MakeDriver, lease: SharedMemory | None
+) -> RowMemory:
+    """Open a driver, take the memory, where no ``lease`` is to be asked, and map the null row.
 
     ``runner`` is vLLM's model runner, ``spec`` the ``FullAttentionSpec`` of its layers.
     Raises what :func:`choose_paging` and :class:`RowMemory` raise.
@@ -42,8 +47,18 @@ def build_memory(runner: Any, spec: Any, blocks: int, make_driver: MakeDriver) -
     token_bytes = 2 * sizes.heads * sizes.head_size * ITEMSIZE[sizes.dtype]
     paging = choose_paging(page_sizes, sizes.layers, token_bytes, sizes.block_size)
     driver = make_driver(name, paging.page_size, ordinal)
-    make = LateRowMemory if options.late_binding else RowMemory
-    memory = make(sizes, paging, driver, background=options.map_in_background)
+    background = options.map_in_background
+    memory: RowMemory
+    if lease is not None:
+        try:
+            memory = SharedRowMemory(sizes, paging, driver, background=background, lease=lease)
+        except BaseException:
+            lease.close()
+            raise
+        offer_memory(runner.vllm_config, memory)
+    else:
+        make = LateRowMemory if options.late_binding else RowMemory
+        memory = make(sizes, paging, driver, background=background)
     _log_choice(memory)
     return memory
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyvattn import _native
+from pyvattn.budget import Budget
 from pyvattn.errors import SpecError, UnsupportedError
 from pyvattn.integrations.vllm.flusher import Flusher
 from pyvattn.integrations.vllm.layout import Paging
@@ -45,6 +46,9 @@ class RowMemory:
     :meth:`open`, :meth:`extend` and :meth:`close` are staged; after :meth:`join` they hold.
     """
 
+    # As the pool chooses.
+    _slab_blocks: int | None = None
+
     def __init__(
         self, sizes: Sizes, paging: Paging, driver: _native.Driver, *, background: bool
     ) -> None:
@@ -56,10 +60,11 @@ class RowMemory:
             spec,
             driver,
             layout="token",
-            memory=sizes.blocks * arenas * paging.page_size,
+            memory=self._budget(sizes.blocks * arenas * paging.page_size),
             layers_per_arena=paging.layers_per_arena,
+            slab_blocks=self._slab_blocks,
         )
-        self._blocks = self.pool.allocate(sizes.blocks)
+        self._blocks = self.pool.allocate(self._blocks_at_first())
         self.rows = RowMap(self.pool)
         self._flusher = Flusher(self.rows.flush, background=background)
         self.requests = 0
@@ -162,6 +167,13 @@ class RowMemory:
         self.blocks_placed += blocks
         if blocks:
             self._flusher.staged()
+
+    def _budget(self, memory: int) -> int | Budget:
+        """Return what the blocks are taken from, that many bytes in all."""
+        return memory
+
+    def _blocks_at_first(self) -> int:
+        return self.sizes.blocks
 
     def _rows_of_blocks(self) -> int:
         """Return how many rows more than vLLM asks for are needed."""

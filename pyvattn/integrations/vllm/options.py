@@ -27,9 +27,12 @@ class Options:
     :func:`pyvattn.attention.attend` knows, or ``"module:attribute"`` of a kernel of the user's.
     ``late_binding``: copy what blocks hold for the prefix cache, rather than map blocks anew.
 
-    The last two are the scheduler's, which ``--scheduler-cls`` names. ``order_blocks``: hand out
+    The next two are the scheduler's, which ``--scheduler-cls`` names. ``order_blocks``: hand out
     blocks in the order of rows that have them. ``guard_tokens``: how far past every length there
     are blocks, for kernels that read whole tiles; by default as far as the kernel that runs does.
+
+    ``memory="shared"``: lease KV memory from what all engines of the user share, with the
+    ``budget``, ``guarantee``, ``weight`` and ``name`` of :class:`pyvattn.SharedMemory`.
     """
 
     driver: str = "auto"
@@ -40,6 +43,11 @@ class Options:
     late_binding: bool = False
     order_blocks: bool = True
     guard_tokens: int | None = None
+    memory: str = "own"
+    budget: int | str | None = None
+    guarantee: int | str = 0
+    weight: float = 1.0
+    name: str | None = None
 
     def row_count(self, requests: int) -> int:
         """Return how many rows there are where so many requests run at once."""
@@ -75,6 +83,13 @@ class Options:
         if guard is None or guard < 0:
             given = shown(self.guard_tokens)
             raise ConfigError(f"{_KEY} option guard_tokens={given}: use a whole number from 0")
+        if self.memory not in ("own", "shared"):
+            raise ConfigError(f"{_KEY} option memory={shown(self.memory)}: use own or shared")
+        if self.memory == "shared" and self.late_binding:
+            raise ConfigError(
+                f"{_KEY} option late_binding=True keeps every block mapped, and memory='shared' "
+                "gives blocks away: leave one of them out"
+            )
         for name in ("driver", "kernel"):
             if not isinstance(given := getattr(self, name), str):
                 raise ConfigError(f"{_KEY} option {name}={shown(given)}: use a {name}'s name")

@@ -13,6 +13,7 @@ from pyvattn.integrations.vllm.build import build_memory, layer_tensors
 from pyvattn.integrations.vllm.memory import RowMemory
 from pyvattn.integrations.vllm.refusals import check_groups
 from pyvattn.integrations.vllm.tables import TableV1, TableV2, adopt_table
+from pyvattn.shared import SharedMemory
 
 __all__ = ["RunnerV1", "RunnerV2", "adopt_runner"]
 
@@ -20,6 +21,7 @@ __all__ = ["RunnerV1", "RunnerV2", "adopt_runner"]
 class _Runner:
     pyvattn_memory: RowMemory | None = None
     pyvattn_make_driver: Any
+    pyvattn_lease: SharedMemory | None = None
 
     def _make_tensors(self, cache_config: Any, kernel_block_sizes: Any) -> dict[str, Any]:
         """Return a tensor of virtual blocks for each layer, over rows made anew."""
@@ -33,7 +35,7 @@ class _Runner:
         if self.pyvattn_memory is not None:
             self.pyvattn_memory.close_all()
         self.pyvattn_memory = build_memory(
-            self, spec, cache_config.num_blocks, self.pyvattn_make_driver
+            self, spec, cache_config.num_blocks, self.pyvattn_make_driver, self.pyvattn_lease
         )
         return layer_tensors(self, spec, self.pyvattn_memory)
 

@@ -15,6 +15,7 @@ from typing import Any
 from pyvattn.integrations.vllm.block_order import order_by_rows
 from pyvattn.integrations.vllm.kernel_choice import guard_tokens
 from pyvattn.integrations.vllm.options import Options
+from pyvattn.integrations.vllm.sharing_scheduler import SharingScheduler
 
 __all__ = ["make_scheduler", "make_sync_scheduler"]
 
@@ -34,7 +35,7 @@ def make_sync_scheduler() -> type:
 
 
 def _with_rows(base: Any) -> type:
-    class RowScheduler(base):  # type: ignore[misc]
+    class RowScheduler(SharingScheduler, base):  # type: ignore[misc]
         """Knows which rows have which blocks mapped, and what kernels read past a length."""
 
         allocates_guard = True
@@ -43,6 +44,7 @@ def _with_rows(base: Any) -> type:
             super().__init__(*arguments, **options)
             ours = Options.of(self.vllm_config.additional_config)
             self.num_lookahead_tokens += guard_tokens(self.vllm_config)
+            self.pyvattn_join()
             if ours.order_blocks:
                 most = self.vllm_config.scheduler_config.max_num_seqs
                 # Row 0 is no request's.

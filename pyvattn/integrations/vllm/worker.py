@@ -15,6 +15,12 @@ from pyvattn.integrations.vllm.kernel_choice import (
     check_guard,
     guard_tokens,
 )
+from pyvattn.integrations.vllm.lease import (
+    check_sharing,
+    join_ledger,
+    shares,
+    withdraw_memory,
+)
 from pyvattn.integrations.vllm.options import Options
 from pyvattn.integrations.vllm.refusals import check_config
 from pyvattn.integrations.vllm.runners import RunnerV1, RunnerV2, adopt_runner
@@ -36,6 +42,7 @@ class RowWorker:
         check_config(vllm_config)
         Options.of(vllm_config.additional_config)
         check_guard(vllm_config)
+        check_sharing(vllm_config)
         super().__init__(vllm_config, *arguments, **options)  # type: ignore[call-arg]
 
     def init_device(self) -> None:
@@ -44,6 +51,16 @@ class RowWorker:
         worker: Any = self
         mixin = RunnerV2 if worker.use_v2_model_runner else RunnerV1
         adopt_runner(worker.model_runner, mixin, self.make_driver)
+
+    def determine_available_memory(self) -> int:
+        """Return what vLLM found, or all that engines share: what is leased of it changes."""
+        available: int = super().determine_available_memory()  # type: ignore[misc]
+        worker: Any = self
+        if not shares(worker.vllm_config):
+            return available
+        lease = join_ledger(worker.vllm_config, worker.model_runner.device)
+        worker.model_runner.pyvattn_lease = lease
+        return lease.budget
 
     def load_model(self, **options: Any) -> None:
         """Let vLLM build the model, whose layers choose their attention backend."""
@@ -62,6 +79,7 @@ class RowWorker:
         super().shutdown()  # type: ignore[misc]
         runner = getattr(self, "model_runner", None)
         memory = getattr(runner, "pyvattn_memory", None)
+        withdraw_memory(self.vllm_config)  # type: ignore[attr-defined]
         if memory is not None:
             memory.close_all()
 
