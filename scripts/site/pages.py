@@ -87,6 +87,6 @@ def source_page(path: Path) -> str:
     if path.is_dir():
         files = sorted(each.relative_to(path).as_posix() for each in path.rglob("*.*"))
         return f"# {path.relative_to(ROOT)}/\n\n" + "\n".join(f"- `{each}`" for each in files)
-    kind = {".py": "python", ".json": "json"}.get(path.suffix, "text")
+    kind = {".py": "python", ".json": "json", ".ipynb": "json"}.get(path.suffix, "text")
     text = path.read_text(encoding="utf-8")
     return f"# {path.relative_to(ROOT)}\n\n````{kind}\n{text}\n````\n"
