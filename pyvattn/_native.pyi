@@ -398,9 +398,9 @@ class Cache:
         """
         A new Slot, and for each group the bytes [first, end) of each row yet to be copied.
         """
-    def front(self, slot: Slot) -> int:
+    def fronts(self, slot: Slot) -> list[int]:
         """
-        Tokens that nobody reads any more.
+        Tokens that nobody reads any more, by groups.
         """
     def give_back(self) -> int: ...
     def length(self, slot: Slot) -> int: ...
@@ -432,6 +432,12 @@ class Cache:
         """
     def trim(self, slot: Slot, tokens: int, after: Fence | None = None) -> None: ...
     def trim_front(self, slot: Slot, tokens: int, after: Fence | None = None) -> None: ...
+    def trim_fronts(
+        self, slot: Slot, tokens: collections.abc.Sequence[int], after: Fence | None = None
+    ) -> None:
+        """
+        trim_front() with a number for each group.
+        """
     def try_step(
         self, lengths: dict[Slot, int], after: Fence | None = None, rollback: int = 0
     ) -> bool: ...

@@ -259,25 +259,21 @@ class KVCache(Opened):
         stream waits for the copies by itself.
 
         Raises :class:`~pyvattn.errors.SlotError`, :class:`~pyvattn.errors.MissingDependency`
-        without torch, and :class:`~pyvattn.errors.UnsupportedError` with ``accounting`` and
-        for a spec with groups.
+        without torch, and :class:`~pyvattn.errors.UnsupportedError` with ``accounting``.
         """
-        if self._spec.groups:
-            raise UnsupportedError(
-                "layers of the cache differ, and a slot is copied where all are alike: release it "
-                "and compute its tokens again"
-            )
         if self.driver == "host-accounting":
             raise UnsupportedError("accounting=True has no memory to copy: open the cache without")
-        length, front = self._native.length(slot), self._native.front(slot)
-        size = self.geometry.token_bytes
-        data = self._tensors.to_host(slot.index, front * size, length * size)
-        return Offloaded(length, front, size, data, self._fence(None))
+        length, fronts = self._native.length(slot), tuple(self._native.fronts(slot))
+        sizes = tuple(geometry.token_bytes for geometry in self._geometries)
+        ranges = [(f * size, length * size) for f, size in zip(fronts, sizes, strict=True)]
+        data = self._tensors.to_host(slot.index, ranges)
+        return Offloaded(length, fronts, sizes, data, self._fence(None))
 
     def restore(self, offloaded: Offloaded) -> Slot:
         """Return a new slot with the tokens that :meth:`offload` copied, as often as you like.
 
-        Copies as :meth:`offload` does: launch what reads the tokens on the same stream. Raises
+        Copies as :meth:`offload` does: launch what reads the tokens on the same stream. What was
+        left behind by windows is backed while this runs, and goes back then. Raises
         what :meth:`admit` raises, with nothing changed, and
         :class:`~pyvattn.errors.TensorError` where the cache has another layout.
         """
@@ -288,10 +284,11 @@ class KVCache(Opened):
             # Another stream may have been in use when it was copied.
             if offloaded.fence is not None:
                 offloaded.fence.wait()
-            first = offloaded.front * offloaded.token_bytes
-            self._tensors.from_host(offloaded.data, slot.index, first)
-            if offloaded.front:
-                self.trim(slot, front=offloaded.front)
+            pairs = zip(offloaded.fronts, offloaded.token_bytes, strict=True)
+            firsts = [front * size for front, size in pairs]
+            self._tensors.from_host(offloaded.data, slot.index, firsts)
+            if any(offloaded.fronts):
+                self._native.trim_fronts(slot, list(offloaded.fronts), self._fence(None))
         except BaseException:
             self.release(slot)
             raise
@@ -374,9 +371,10 @@ class KVCache(Opened):
         passed, as below a sliding window. Whole pages of them go back then, which is not waited
         for: the slot's own growth takes them first, without zeroing, and the mapper thread gives
         the rest to the pool. What others share only loses a holder. Lengths count on from the
-        start of the row, and none may fall below ``front`` again. What is read there is the
-        caller's fault: zeros, old tokens or, where nothing is mapped on a GPU, an illegal
-        access; with ``strict`` NaN as long as it is mapped.
+        start of the row, and none may fall below ``front`` again, nor to where the next query
+        would lack some of a layer's window. What is read there is the caller's fault: zeros, old
+        tokens or, where nothing is mapped on a GPU, an illegal access; with ``strict`` NaN as long
+        as it is mapped.
 
         Raises :class:`~pyvattn.errors.SlotError`, :class:`~pyvattn.errors.LengthError` for more
         tokens than the slot has, both with nothing changed, and

@@ -86,24 +86,30 @@ class LayerTensors:
             for arena in islice(arenas, geometry.arenas):
                 arena[target, first:end] = arena[source, first:end]
 
-    def to_host(self, row: int, first: int, end: int) -> Any:
-        """Return bytes ``[first, end)`` of a row, ``[arenas, bytes]``, on their way to the host.
+    def to_host(self, row: int, ranges: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
+        """Return bytes ``[first, end)`` of a row on their way to the host: a range for each group.
 
-        One copy for each arena, on a GPU into pinned memory and on torch's stream.
+        ``[arenas, bytes]`` of every group. One copy for each arena, on a GPU into pinned memory
+        and on torch's stream.
         """
         import torch
 
-        arenas = self._arenas()
-        on_gpu = arenas[0].is_cuda
-        host = torch.empty((len(arenas), end - first), dtype=torch.uint8, pin_memory=on_gpu)
-        for copy, arena in zip(host, arenas, strict=True):
-            copy.copy_(arena[row, first:end], non_blocking=on_gpu)
-        return host
+        arenas = iter(self._arenas())
+        on_gpu = self._arenas()[0].is_cuda
+        copies = []
+        for geometry, (first, end) in zip(self._geometries, ranges, strict=True):
+            size = (geometry.arenas, end - first)
+            copies.append(torch.empty(size, dtype=torch.uint8, pin_memory=on_gpu))
+            for copy, arena in zip(copies[-1], islice(arenas, geometry.arenas), strict=True):
+                copy.copy_(arena[row, first:end], non_blocking=on_gpu)
+        return tuple(copies)
 
-    def from_host(self, host: Any, row: int, first: int) -> None:
-        """Copy what :meth:`to_host` returned to a row, from byte ``first`` on, the same way."""
-        for copy, arena in zip(host, self._arenas(), strict=True):
-            arena[row, first : first + host.shape[1]].copy_(copy, non_blocking=arena.is_cuda)
+    def from_host(self, host: Sequence[Any], row: int, firsts: Sequence[int]) -> None:
+        """Copy what :meth:`to_host` returned to a row, from bytes ``firsts`` on, the same way."""
+        arenas = iter(self._arenas())
+        for copies, first in zip(host, firsts, strict=True):
+            for copy, arena in zip(copies, islice(arenas, len(copies)), strict=True):
+                arena[row, first : first + len(copy)].copy_(copy, non_blocking=arena.is_cuda)
 
     def _arenas(self) -> list[Any]:
         if not self._bytes:

@@ -3,20 +3,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import operator
 import threading
-from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from pyvattn._native import Fence, Slot
 from pyvattn.arguments import check_type
+from pyvattn.block_hashes import chain, root_of, token_ids
 from pyvattn.cache import KVCache
-from pyvattn.errors import ArgumentError, LengthError, OutOfMemory, OutOfSlots, SlotError, SpecError
+from pyvattn.errors import DriverError, LengthError, OutOfMemory, OutOfSlots, SlotError
+from pyvattn.prefix_rows import Row, Source
 from pyvattn.text import shown
 from pyvattn.whole_numbers import whole_number
 
@@ -47,16 +46,6 @@ class PrefixStats:
     kept_slots: int = 0
 
 
-@dataclass
-class _Row:
-    """What is known of a slot: the digest of each block that is finished, in order."""
-
-    salt: bytes
-    digests: list[bytes] = field(default_factory=list)
-    # Blocks that other rows have got from it, or it from others.
-    shared: int = 0
-
-
 class PrefixIndex:
     """Finds prompts that begin like earlier ones, in the slots of a cache.
 
@@ -70,23 +59,25 @@ class PrefixIndex:
     cache fails for want of what is kept. Slots cost addresses only: open the cache with more
     than run at once.
 
+    Where layers have windows (:class:`pyvattn.LayerGroup`), a prompt can go on only where the
+    window before is still there: where an earlier request ended, to the token, and where the
+    index has kept it. That it does at the last whole block of every prompt and where two prompts
+    parted, each in a slot of its own, which shares the row's pages.
+
     Forget a slot with :meth:`forget` before you shorten it below what was published, trim its
     front, or write there. Any thread may call.
     """
 
     def __init__(self, cache: KVCache) -> None:
         check_type("cache", cache, KVCache)
-        if cache.spec.groups:
-            raise SpecError(
-                "layers of the cache differ, and those with a window do not keep the beginning "
-                "of a prompt: a PrefixIndex needs a spec without groups, such as spec.flat()"
-            )
-        geometry = cache.geometry
-        #: Tokens of a block: the fewest that fill whole pages.
-        self.block_tokens = geometry.page_size // math.gcd(geometry.page_size, geometry.token_bytes)
+        #: Tokens of a block: the fewest that fill whole pages in all layers.
+        self.block_tokens = math.lcm(
+            *(g.page_size // math.gcd(g.page_size, g.token_bytes) for g in cache.geometries)
+        )
         self._cache = cache
+        self._has_windows = any(cache.spec.windows)
         self._lock = threading.RLock()
-        self._rows: dict[Slot, _Row] = {}
+        self._rows: dict[Slot, Row] = {}
         # The slots that hold a block, by its digest.
         self._holders: dict[bytes, dict[Slot, None]] = {}
         # Slots that no request uses, the longest unused first, with what has to pass.
@@ -104,15 +95,18 @@ class PrefixIndex:
         The first ``hit`` of them are there already: compute the others, at least one. Raises
         what :meth:`pyvattn.KVCache.admit` raises, with nothing changed but what was kept.
         """
-        ids = _ids(prompt)
+        ids = token_ids(prompt)
         total = _total(ids, tokens)
-        root = _root(salt)
+        root = root_of(salt)
         with self._lock:
             found = self._found(root, ids)
-            slot, hit = self._take(found, total) if found else (None, 0)
+            source = self._source(found, ids)
+            slot, hit = self._take(source, total) if source else (None, 0)
             if slot is None:
                 slot, hit = self._cache.admit(total), 0
-                self._rows[slot] = _Row(root)
+                self._rows[slot] = Row(root)
+            if self._has_windows:
+                self._rows[slot].ends = {len(found), (len(ids) - 1) // self.block_tokens} - {0}
             self._counts["requests"] += 1
             self._counts["hits"] += hit > 0
             self._counts["tokens"] += len(ids)
@@ -123,14 +117,14 @@ class PrefixIndex:
         self, prompt: Sequence[int], tokens: int | None = None, salt: bytes | str = b""
     ) -> bool:
         """Whether :meth:`admit` would find a slot and pages now."""
-        ids = _ids(prompt)
-        total, root = _total(ids, tokens), _root(salt)
+        ids = token_ids(prompt)
+        total, root = _total(ids, tokens), root_of(salt)
         with self._lock:
-            found = self._found(root, ids)
-            for slot in self._holders[found[-1]] if found else ():
+            source = self._source(self._found(root, ids), ids)
+            for slot in source.slots if source else ():
                 if slot in self._kept:
                     self._kept.move_to_end(slot)
-            return self._cache.can_admit(total - len(found) * self.block_tokens)
+            return self._cache.can_admit(total - (source.hit if source else 0))
 
     def publish(self, slot: Slot, tokens: Sequence[int]) -> None:
         """Say that K and V of ``tokens``, from the slot's first on, are final.
@@ -139,14 +133,17 @@ class PrefixIndex:
         launched behind those that write them. Raises :class:`~pyvattn.errors.SlotError` for a slot
         that :meth:`admit` did not return.
         """
-        ids = _ids(tokens)
+        ids = token_ids(tokens)
         with self._lock:
             row = self._row(slot)
             known = len(row.digests)
             last = row.digests[-1] if known else row.salt
-            for digest in _chain(last, ids[known * self.block_tokens :], self.block_tokens):
+            for digest in chain(last, ids[known * self.block_tokens :], self.block_tokens):
                 row.digests.append(digest)
                 self._holders.setdefault(digest, {})[slot] = None
+            if self._has_windows:
+                row.tail = ids[len(row.digests) * self.block_tokens :]
+                self._keep_ends(slot, row)
 
     def release(self, slot: Slot, after: object = None) -> None:
         """End a request; ``after`` as in :meth:`pyvattn.KVCache.release`.
@@ -156,9 +153,9 @@ class PrefixIndex:
         with self._lock:
             row = self._row(slot)
             last = self._holders[row.digests[-1]] if row.digests else {}
-            twin = next((other for other in last if other in self._kept), None)
+            twin = next((other for other in last if self._replaces(other, row)), None)
             fence = self._cache._fence(after)
-            if row.digests and twin is None:
+            if row.digests and twin is None and self._least(slot) <= self._end(row):
                 self._kept[slot] = fence
                 return
             if twin is not None:
@@ -169,9 +166,13 @@ class PrefixIndex:
     def forget(self, slot: Slot) -> None:
         """Nobody finds what was published of a slot any more. It stays its request's."""
         with self._lock:
-            salt = self._row(slot).salt
+            row = self._row(slot)
+            for mark in row.marks:
+                # They may keep what was never computed.
+                if mark in self._kept:
+                    self._let_go(mark)
             self._drop(slot)
-            self._rows[slot] = _Row(salt)
+            self._rows[slot] = Row(row.salt)
 
     # --- for the cache, and the end ---
 
@@ -180,10 +181,8 @@ class PrefixIndex:
         with self._lock:
             if not self._kept:
                 return False
-            slot, fence = self._kept.popitem(last=False)
             self._counts["evicted_slots"] += 1
-            self._drop(slot)
-            self._cache.release(slot, fence)
+            self._let_go(next(iter(self._kept)))
             return True
 
     def kept_pages(self) -> int:
@@ -210,7 +209,7 @@ class PrefixIndex:
 
     # --- finding ---
 
-    def _row(self, slot: Slot) -> _Row:
+    def _row(self, slot: Slot) -> Row:
         check_type("slot", slot, Slot)
         row = self._rows.get(slot)
         if row is None or slot in self._kept:
@@ -223,71 +222,121 @@ class PrefixIndex:
         The last token of a prompt is always computed: its logits are what is wanted.
         """
         found = []
-        for digest in _chain(root, ids[:-1], self.block_tokens):
+        for digest in chain(root, ids[:-1], self.block_tokens):
             if digest not in self._holders:
                 break
             found.append(digest)
         return found
 
-    def _take(self, found: list[bytes], total: int) -> tuple[Slot | None, int]:
-        count = len(found)
-        holders = list(self._holders[found[-1]])
-        kept = [slot for slot in holders if slot in self._kept]
-        ending = [slot for slot in kept if len(self._rows[slot].digests) == count]
-        # A row that ends there is the request's own: nothing is mapped.
-        for slot in ending:
-            if self._reuse(slot, count, total):
-                return slot, count * self.block_tokens
-        return self._share(kept[-1] if kept else holders[-1], found, total)
+    def _source(self, found: list[bytes], ids: list[int]) -> Source | None:
+        """Return the slots that have most of a prompt which begins with blocks ``found``."""
+        least: dict[Slot, int] = {}
+        for count in range(len(found), 0, -1):
+            holders = self._holders[found[count - 1]]
+            least.update((slot, self._least(slot)) for slot in holders if slot not in least)
+            hit = count * self.block_tokens
+            for slot in holders:
+                row = self._rows[slot]
+                end = self._end(row)
+                ends_here = slot in self._kept and len(row.digests) == count
+                if ends_here and hit < end < len(ids) and row.tail == ids[hit:end]:
+                    return Source([slot], found[:count], end)
+            if slots := [slot for slot in holders if least[slot] <= hit]:
+                return Source(slots, found[:count], hit)
+        return None
 
-    def _reuse(self, slot: Slot, count: int, total: int) -> bool:
-        """Give a kept slot to a request that begins with its first ``count`` blocks.
+    def _least(self, slot: Slot) -> int:
+        """Return the fewest tokens of a slot behind which every layer's window is there."""
+        if not self._has_windows:
+            return 0
+        fronts = self._cache._native.fronts(slot)
+        pairs = zip(fronts, self._cache.spec.windows, strict=True)
+        return max(front + window - 1 if front and window else front for front, window in pairs)
+
+    def _end(self, row: Row) -> int:
+        return len(row.digests) * self.block_tokens + len(row.tail)
+
+    def _replaces(self, slot: Slot, row: Row) -> bool:
+        """Whether a slot is kept and has whatever a row could be found for."""
+        other = self._rows[slot]
+        same_end = len(other.digests) == len(row.digests) and other.tail == row.tail
+        return slot in self._kept and (same_end or not self._has_windows)
+
+    # --- taking ---
+
+    def _take(self, source: Source, total: int) -> tuple[Slot | None, int]:
+        kept = [slot for slot in source.slots if slot in self._kept]
+        # A row that ends there is the request's own: nothing is mapped.
+        for slot in kept:
+            row = self._rows[slot]
+            ends_there = len(row.digests) == len(source.digests) and not row.is_mark
+            if ends_there and self._reuse(slot, source, total):
+                return slot, source.hit
+        return self._share(kept[-1] if kept else source.slots[-1], source, total)
+
+    def _reuse(self, slot: Slot, source: Source, total: int) -> bool:
+        """Give a kept slot to a request that begins with what ``source`` says.
 
         ``False``, with nothing changed, where other rows have more of it, so that its own tokens
         cannot lie there, and where the device may still read what would be written over.
         """
-        fence = self._kept[slot]
-        if self._rows[slot].shared > count or (fence is not None and not fence.passed()):
+        fence, row = self._kept[slot], self._rows[slot]
+        if row.shared > len(source.digests) or (fence is not None and not fence.passed()):
             return False
         del self._kept[slot]
         try:
+            if self._has_windows:
+                self._step_back(slot, source)
             self._cache.step({slot: total})
         except BaseException as error:
             self._kept[slot] = fence
             if isinstance(error, LengthError):
                 return False
             raise
-        self._unpublish(slot, count)
+        self._unpublish(slot, len(source.digests))
+        row.is_mark, row.tail = False, []
         return True
 
-    def _share(self, source: Slot, found: list[bytes], total: int) -> tuple[Slot | None, int]:
-        """Map the blocks of ``source`` into another row; it is not given up meanwhile."""
-        count, kept = len(found), source in self._kept
-        fence = self._kept.pop(source, None)
+    def _step_back(self, slot: Slot, source: Source) -> None:
+        """Let a slot end where a request begins: a step leaves behind what that does not see."""
+        self._cache.step({slot: source.hit})
+        self._unpublish(slot, len(source.digests))
+        row = self._rows[slot]
+        del row.tail[source.hit - len(source.digests) * self.block_tokens :]
+
+    def _share(self, origin: Slot, source: Source, total: int) -> tuple[Slot | None, int]:
+        """Map the blocks of ``origin`` into another row; it is not given up meanwhile."""
+        kept = origin in self._kept
+        fence = self._kept.pop(origin, None)
         try:
-            slot = self._forked(source, count * self.block_tokens, total)
+            slot = self._forked(origin, source.hit, total)
         except (OutOfMemory, OutOfSlots):
             if not kept:
                 raise
-            self._kept[source] = fence
-            if self._reuse(source, count, total):
-                return source, count * self.block_tokens
+            self._kept[origin] = fence
+            if self._reuse(origin, source, total):
+                return origin, source.hit
             # Others have more of it: without it, there may be room.
-            self._kept.move_to_end(source, last=False)
+            self._kept.move_to_end(origin, last=False)
             self.give_up()
             return None, 0
         except BaseException:
             if kept:
-                self._kept[source] = fence
+                self._kept[origin] = fence
             raise
         if kept:
-            self._kept[source] = fence
-        row = self._rows[source]
-        row.shared = max(row.shared, count)
-        self._rows[slot] = _Row(row.salt, list(found), shared=count)
-        for digest in found:
+            self._kept[origin] = fence
+        self._add_sharer(slot, origin, source.digests)
+        return slot, source.hit
+
+    def _add_sharer(self, slot: Slot, origin: Slot, digests: list[bytes]) -> Row:
+        """Note that a slot has got its first blocks from another."""
+        row = self._rows[origin]
+        row.shared = max(row.shared, len(digests))
+        self._rows[slot] = Row(row.salt, list(digests), shared=len(digests))
+        for digest in digests:
             self._holders[digest][slot] = None
-        return slot, count * self.block_tokens
+        return self._rows[slot]
 
     def _forked(self, source: Slot, tokens: int, total: int) -> Slot:
         slot = self._cache.fork(source, tokens)
@@ -297,6 +346,39 @@ class PrefixIndex:
             self._cache.release(slot)
             raise
         return slot
+
+    # --- keeping windows ---
+
+    def _keep_ends(self, slot: Slot, row: Row) -> None:
+        """Keep the windows behind which a later prompt may go on, as far as they are published."""
+        for count in sorted(end for end in row.ends if end <= len(row.digests)):
+            row.ends.discard(count)
+            holders = map(self._rows.__getitem__, self._holders[row.digests[count - 1]])
+            if any(other.is_mark and len(other.digests) == count for other in holders):
+                continue
+            mark = self._marked(slot, count * self.block_tokens)
+            if mark is not None:
+                self._add_sharer(mark, slot, row.digests[:count]).is_mark = True
+                self._kept[mark] = None
+                row.marks.append(mark)
+
+    def _marked(self, slot: Slot, tokens: int) -> Slot | None:
+        """Return a fork of whole blocks, for which no more than one kept slot goes."""
+        for may_go in (True, False):
+            try:
+                return self._cache._native.fork(slot, tokens)[0]
+            except (OutOfMemory, OutOfSlots):
+                if not may_go or not self.give_up():
+                    return None
+            except (LengthError, DriverError):
+                # The window is gone already, or nothing can be mapped: it is found no more.
+                return None
+        return None
+
+    def _let_go(self, slot: Slot) -> None:
+        fence = self._kept.pop(slot)
+        self._drop(slot)
+        self._cache.release(slot, fence)
 
     def _drop(self, slot: Slot) -> None:
         self._unpublish(slot, 0)
@@ -313,30 +395,8 @@ class PrefixIndex:
         del digests[kept:]
 
 
-def _ids(tokens: Sequence[int]) -> list[int]:
-    try:
-        return array("q", [operator.index(token) for token in tokens]).tolist()
-    except (TypeError, OverflowError, RuntimeError):  # the last for tensors without values
-        raise ArgumentError(f"{shown(tokens)} is no sequence of token ids") from None
-
-
 def _total(ids: list[int], tokens: object) -> int:
     total = len(ids) if tokens is None else whole_number(tokens)
     if total is None or total < len(ids):
         raise LengthError(f"tokens={shown(tokens)}: back {len(ids)} at least, as the prompt has")
     return total
-
-
-def _root(salt: bytes | str) -> bytes:
-    if isinstance(salt, str):
-        return hashlib.sha256(b"str " + salt.encode("utf-8", "surrogatepass")).digest()
-    if isinstance(salt, bytes):
-        return hashlib.sha256(b"bytes " + salt).digest()
-    raise ArgumentError(f"salt={shown(salt)}: use bytes or text")
-
-
-def _chain(last: bytes, ids: Sequence[int], block: int) -> Iterator[bytes]:
-    """Yield the digest of each whole block, each made of the one before."""
-    for begin in range(0, len(ids) - block + 1, block):
-        last = hashlib.sha256(last + array("q", ids[begin : begin + block]).tobytes()).digest()
-        yield last

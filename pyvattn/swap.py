@@ -18,19 +18,21 @@ __all__ = ["Offloaded"]
 class Offloaded:
     """K and V of a slot's tokens in host memory, which goes with the last reference to this.
 
-    ``length`` tokens, of which the first ``front`` are not there: nobody read them any more.
+    ``length`` tokens. The rest is one for each group of layers that are alike: the first
+    ``fronts`` of the tokens are not there, as nobody read them any more, ``token_bytes`` are what
+    each takes in an arena, and ``data`` has them, ``[arenas, bytes]``.
     """
 
     length: int
-    front: int
-    token_bytes: int
-    data: Any
+    fronts: tuple[int, ...]
+    token_bytes: tuple[int, ...]
+    data: tuple[Any, ...]
     fence: Fence | None
 
     @property
     def bytes(self) -> int:
         """Bytes of host memory that it takes, in all arenas."""
-        return int(self.data.numel())
+        return sum(int(each.numel()) for each in self.data)
 
     @property
     def ready(self) -> bool:
@@ -40,10 +42,12 @@ class Offloaded:
 
 def check_fits(offloaded: Offloaded, geometries: Sequence[Geometry]) -> None:
     """Raise :class:`~pyvattn.errors.TensorError` for a cache whose tokens lie otherwise."""
-    arenas = offloaded.data.shape[0]
-    if [(arenas, offloaded.token_bytes)] != [(g.arenas, g.token_bytes) for g in geometries]:
-        here = " and ".join(f"{g.arenas} of {g.token_bytes}" for g in geometries)
+    arenas = [each.shape[0] for each in offloaded.data]
+    had = list(zip(arenas, offloaded.token_bytes, strict=True))
+    has = [(geometry.arenas, geometry.token_bytes) for geometry in geometries]
+    if had != has:
+        there, here = (" and ".join(f"{n} of {size}" for n, size in each) for each in (had, has))
         raise TensorError(
-            f"these tokens lie in {arenas} arenas of {offloaded.token_bytes} bytes a token, this "
-            f"cache has {here}: restore them in one with the same spec and layout"
+            f"these tokens lie in arenas, {there} bytes a token, and this cache has {here}: "
+            "restore them in one with the same spec and layout"
         )

@@ -30,16 +30,18 @@ PYTHON = (  # pyvattn/ and cli/
     # files that people name
     ("files",),
     # rows of traces; pictures; what "auto" means; who keeps slots for later, and who drops them;
-    # layers that are alike; the end of the process
+    # layers that are alike; what blocks of tokens are known by; the end of the process
     (
         "at_exit",
         "auto",
+        "block_hashes",
         "budget",
         "dropped",
         "gpu_timing",
         "keepers",
         "layer_group",
         "plots",
+        "prefix_rows",
         "trace_rows",
     ),
     # what a cache must hold, and where it lies

@@ -24,7 +24,6 @@ from pyvattn import (
 )
 from pyvattn._native import emulated_cuda as gpu
 from pyvattn.planner import held_bytes
-from pyvattn.prefix import PrefixIndex
 
 WINDOW = 100
 
@@ -289,8 +288,6 @@ def test_what_takes_layers_that_are_alike_says_so():
         assert len(cache.geometries) == 2
         with pytest.raises(SpecError, match="geometries"):
             _ = cache.geometry
-        with pytest.raises(SpecError, match="flat"):
-            PrefixIndex(cache)
 
 
 def test_strict_poisons_what_a_window_left_behind():

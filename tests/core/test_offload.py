@@ -6,10 +6,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from checked_cache import small_spec
+from test_groups import WINDOW, grouped_spec
 
 from pyvattn import (
     ArgumentError,
     KVCache,
+    LengthError,
     OutOfMemory,
     SlotError,
     TensorError,
@@ -54,10 +56,10 @@ def test_tokens_come_back_as_they_were_in_another_slot(bench):
     slot, written = filled(bench, tokens, seed=1)
     kept = bench.cache.offload(slot)
     assert kept.ready
-    assert (kept.length, kept.front) == (tokens, 0)
+    assert (kept.length, kept.fronts) == (tokens, (0,))
     # A token takes 1 KiB in each of four arenas, and each is one run of bytes.
     assert kept.bytes == tokens * 4096
-    assert kept.data.shape == (4, tokens * 1024)
+    assert [each.shape for each in kept.data] == [(4, tokens * 1024)]
     bench.cache.release(slot)
     other, others = filled(bench, tokens, seed=2)
     back = bench.cache.restore(kept)
@@ -92,6 +94,58 @@ def test_what_nobody_reads_any_more_is_neither_copied_nor_kept(bench):
     assert bench.cache.live_pages() == {back: 8}
 
 
+@pytest.fixture
+def windowed(open_bench, driver_name):
+    # Two pages of the windowed layers.
+    spec = grouped_spec(max_tokens=16384)
+    return open_bench(name=driver_name, spec=spec, pages=64, shares=True)
+
+
+def spoken(bench, tokens, seed):
+    """A slot that has left behind what its windows do not need, and what layers should have."""
+    cache = bench.cache
+    slot = cache.admit(tokens - 1)
+    cache.step({slot: tokens})
+    draw = np.random.default_rng(seed)
+    written = []
+    for layer in range(3):
+        first = 0 if layer == 1 else tokens - WINDOW
+        for tensor in bench.arrays(layer):
+            values = draw.random((tokens - first, *tensor.shape[2:]), dtype=np.float32)
+            tensor[slot, first:tokens] = values
+            written.append((layer, first, values))
+    return slot, written
+
+
+def check_layers(bench, slot, written):
+    pairs = iter(written)
+    for layer in range(3):
+        for tensor in bench.arrays(layer):
+            _, first, values = next(pairs)
+            np.testing.assert_array_equal(tensor[slot, first : first + len(values)], values)
+
+
+def test_every_group_comes_back_with_what_it_had(windowed):
+    bench, cache = windowed, windowed.cache
+    tokens = 3 * bench.page // 1024 + 5
+    slot, written = spoken(bench, tokens, seed=8)
+    kept = cache.offload(slot)
+    assert kept.fronts == (tokens - WINDOW, 0)
+    assert kept.bytes == WINDOW * 4 * 1024 + tokens * 2 * 512
+    held = cache.live_pages()[slot]
+    cache.release(slot)
+    cache.release(spoken(bench, tokens, seed=9)[0])
+    back = cache.restore(kept)
+    check_layers(bench, back, written)
+    cache.drain()
+    assert cache.live_pages() == {back: held}
+    # As before, no length may fall to where a window is not whole.
+    with pytest.raises(LengthError, match="rollback"):
+        cache.step({back: tokens - 2})
+    cache.step({back: tokens + 1})
+    check_layers(bench, back, written)
+
+
 def test_a_slot_without_tokens_comes_back_without_tokens(bench):
     kept = bench.cache.offload(bench.cache.acquire())
     assert kept.bytes == 0
@@ -122,7 +176,7 @@ def test_what_cannot_be_copied_or_come_back_is_refused(bench):
     spec = small_spec()
     with (
         KVCache(spec, device="cpu", memory="4MiB", layout="token") as other,
-        pytest.raises(TensorError, match=r"4 arenas of 1024 bytes a token.*1 of 4096"),
+        pytest.raises(TensorError, match=r"arenas, 4 of 1024 bytes a token.*1 of 4096"),
     ):
         other.restore(kept)
     assert other.closed

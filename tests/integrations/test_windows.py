@@ -52,14 +52,14 @@ def expect(model, inputs, **options):
     return reference(model, inputs, attention, **options)
 
 
-def tiny(family):
+def tiny(family, **changes):
     if family == "Gemma3Text":
         import transformers
 
         torch.manual_seed(1)
-        config = transformers.Gemma3TextConfig(**{**SMALL, **FAMILIES[family]})
+        config = transformers.Gemma3TextConfig(**{**SMALL, **FAMILIES[family], **changes})
         return transformers.Gemma3ForCausalLM(config).eval()
-    return make(family, **FAMILIES[family])
+    return make(family, **{**FAMILIES[family], **changes})
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -186,19 +186,42 @@ def test_what_lies_before_the_window_is_refused(mistral):
     torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
 
 
-def test_the_engine_shares_no_prompts_of_layers_with_windows(mistral):
-    spec = spec_for(mistral, max_slots=3, max_tokens=128)
-    assert spec.groups
+@pytest.mark.parametrize("family", ["Gemma3Text", "Mistral"])
+def test_requests_share_prompts_and_say_what_they_would_alone(family):
+    """Samples, prompts that part, a chat of several turns: each with the window it needs."""
+    # Sixteen tokens a page.
+    model = tiny(family, head_dim=128, num_key_value_heads=8, num_attention_heads=8)
+    spec = spec_for(model, max_slots=12, max_tokens=256)
+    pages = {"page_size": "64K", "layout": "layer"}
     with (
-        KVCache(spec, device="cpu", memory="64MiB") as kv,
-        Engine(mistral, kv) as engine,
+        KVCache(spec, device="cpu", memory="64MiB", **pages) as kv,
+        Engine(model, kv, max_prefill_tokens=20) as engine,
     ):
-        assert engine.prefixes is None
-        samples = engine.submit_samples(PROMPTS[1], 6, n=2)
+        block = engine.prefixes.block_tokens
+        system, *tails = random_prompts((2 * block + 3, block + 5, block + 6, block + 7))
+
+        def ask(prompt, new=TWO_WINDOWS):
+            request = engine.submit(prompt, new)
+            engine.run()
+            # With a mask: what was said may have the token that pads.
+            expected = expect(model, left_padded([prompt]), max_new_tokens=new).sequences[0]
+            assert [*prompt, *request.output] == expected.tolist()
+            return request
+
+        turns = [ask(system + tail) for tail in tails]
+        assert [turn.reused for turn in turns] == [0, 0, 2 * block]
+        # A chat goes on to the token: the last that was said has no K and V yet.
+        for _ in range(2):
+            turn = ask([*turns[-1].tokens, 1, 2, 3])
+            assert turn.reused == len(turns[-1].tokens) - 1
+            turns.append(turn)
+        # Other words for the answer: from the prompt's last whole block on.
+        assert ask([*turns[0].prompt, 9, 8]).reused == 3 * block
+        # Where prompts parted is where one goes on.
+        samples = engine.submit_samples(system, 6, n=3)
         engine.run()
-        expected = expect(mistral, {"input_ids": torch.tensor([PROMPTS[1]])}, max_new_tokens=6)
-        for sample in samples:
-            assert [*PROMPTS[1], *sample.output] == expected.sequences[0].tolist()
+        assert [sample.reused for sample in samples] == [2 * block] * 3
+        assert len({tuple(sample.output) for sample in samples}) == 1
 
 
 def test_the_library_says_which_layers_have_windows(mistral):

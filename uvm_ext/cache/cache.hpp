@@ -44,9 +44,9 @@ class Cache {
   // backed. Throws what they do.
   SlotRef admit(std::int64_t tokens);
   // A new slot that begins with the first `tokens` tokens of a live one, backed: whole blocks
-  // are shared, the rest is for the caller to copy. Neither slot can be shortened to less
-  // than what they share. Whole or not at all. Throws what admit() does, and SlotError.
-  // With a `row`, its slot.
+  // are shared, the rest is for the caller to copy, and what lies before a window is left out.
+  // Neither slot can be shortened to less than what they share. Whole or not at all. Throws
+  // what admit() does, and SlotError. With a `row`, its slot.
   Fork fork(const SlotRef& slot, std::int64_t tokens,
             std::optional<std::uint32_t> row = std::nullopt);
   // Ends a request. Its pages stay for the next one until memory is short; they are
@@ -68,7 +68,8 @@ class Cache {
   void check_trim(const SlotRef& slot, std::int64_t length);
   // Nobody reads a slot's first `tokens` tokens any more once `after` has passed: whole blocks
   // of them go back then, which this does not wait for. Lengths count on from the row's start,
-  // and no length falls below. Throws SlotError, LengthError where it is shorter.
+  // and no length falls below, nor to where the next query lacks some of its window. Throws
+  // SlotError, LengthError where it is shorter.
   void trim_front(const SlotRef& slot, std::int64_t tokens, FencePtr after);
   // Asks for the same in the background and returns at once; what cannot be mapped is
   // left to step(). Throws SlotError, LengthError.
@@ -217,6 +218,7 @@ class Cache {
       REQUIRES(mutex_);
   void drop_passed(const SlotLength* requests, std::size_t count) REQUIRES(mutex_);
   std::uint32_t gone_below(std::uint32_t slot) const REQUIRES(mutex_);
+  std::uint32_t before_window(std::uint32_t length) const;
   void cut_tail(std::uint32_t slot, std::uint32_t kept, const FencePtr& after) REQUIRES(mutex_);
   std::uint32_t whole_blocks(std::uint32_t tokens) const;
   std::uint32_t behind_end(std::uint32_t slot) const REQUIRES(mutex_);

@@ -77,7 +77,8 @@ Fork Cache::fork(const SlotRef& ref, std::int64_t tokens, std::optional<std::uin
 }
 
 // Maps the whole blocks of the first `length` tokens of a live slot in the row of another, in
-// place of what that has; returns how many.
+// place of what that has, but none that lie before the window of the next token; returns where
+// they end.
 std::uint32_t Cache::share(const SlotRef& from, std::uint32_t to, std::uint32_t length) {
   std::uint32_t slot = check_live(from);
   while (rows_.is_in_flight(slot) || rows_.is_in_flight(to)) settled_.wait(mutex_);
@@ -90,10 +91,11 @@ std::uint32_t Cache::share(const SlotRef& from, std::uint32_t to, std::uint32_t 
   }
   if (length < gone_below(slot)) check_lowest(slot, length);
   unmap_tail({to, 0}, From::foreground);
-  const std::uint32_t front = behind_end(slot);
+  const std::uint32_t gone = std::max(slots_.trimmed(slot), before_window(length));
+  const std::uint32_t front = std::max(behind_end(slot), whole_blocks(gone));
   const std::uint32_t blocks = whole_blocks(length);
-  slots_.trimmed(to) = slots_.trimmed(slot);
-  tokens_used_ -= slots_.trimmed(to);
+  slots_.trimmed(to) = gone;
+  tokens_used_ -= gone;
   if (blocks == 0) return 0;
   // From here on these blocks are needed.
   slots_.head(to).written = length;

@@ -92,14 +92,14 @@ void Cache::trim_front(const SlotRef& ref, std::int64_t tokens, FencePtr after) 
   const Lock lock(mutex_);
   check_usable();
   const std::uint32_t slot = check_live(ref);
-  SlotHead& head = slots_.head(slot);
+  const SlotHead& head = slots_.head(slot);
   if (front > head.length) {
     throw LengthError("slot " + std::to_string(slot) + " has " + std::to_string(head.length) +
                       " tokens and cannot lose the first " + std::to_string(front));
   }
   if (front <= slots_.trimmed(slot)) return;
   leave_behind(slot, front, after);
-  raise_lowest(slot, front);
+  raise_lowest(slot, std::max(front, std::min(gone_below(slot), head.length)));
   if (mapper_) return nudge_mapper();
   const SlotLength request = {ref, 0};
   drop_passed(&request, 1);
@@ -148,6 +148,11 @@ void Cache::pass_on(const SlotLength* requests, std::size_t count, const Passage
 std::uint32_t Cache::gone_below(std::uint32_t slot) const {
   const std::uint32_t trimmed = slots_.trimmed(slot);
   return trimmed > 0 && window_ > 0 ? trimmed + window_ - 1 : trimmed;
+}
+
+// Tokens that the query behind `length` tokens does not see.
+std::uint32_t Cache::before_window(std::uint32_t length) const {
+  return window_ > 0 && length >= window_ ? length - (window_ - 1) : 0;
 }
 
 // Blocks that the first `tokens` tokens fill.

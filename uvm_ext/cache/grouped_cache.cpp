@@ -201,12 +201,36 @@ void GroupedCache::trim(const SlotRef& slot, std::int64_t length, const FencePtr
 }
 
 void GroupedCache::trim_front(const SlotRef& slot, std::int64_t tokens, const FencePtr& after) {
-  if (alone()) return leader().trim_front(slot, tokens, after);
-  const Lock lock(mutex_);
-  leader().trim_front(slot, tokens, after);
-  for (std::size_t group = 1; group < caches_.size(); ++group) {
-    caches_[group]->trim_front(row_of(slot), tokens, after);
+  trim_fronts(slot, std::vector<std::int64_t>(caches_.size(), tokens), after);
+}
+
+void GroupedCache::trim_fronts(const SlotRef& slot, const std::vector<std::int64_t>& tokens,
+                               const FencePtr& after) {
+  if (tokens.size() != caches_.size()) {
+    throw ConfigError(std::to_string(tokens.size()) + " fronts for " +
+                      std::to_string(caches_.size()) + " groups");
   }
+  if (alone()) return leader().trim_front(slot, tokens.front(), after);
+  const Lock lock(mutex_);
+  const std::int64_t length = leader().length(slot);
+  const std::int64_t most = *std::max_element(tokens.begin(), tokens.end());
+  if (most > length) {
+    throw LengthError("slot " + std::to_string(slot.index) + " has " + std::to_string(length) +
+                      " tokens and cannot lose the first " + std::to_string(most));
+  }
+  leader().trim_front(slot, tokens.front(), after);
+  for (std::size_t group = 1; group < caches_.size(); ++group) {
+    caches_[group]->trim_front(row_of(slot), tokens[group], after);
+  }
+}
+
+std::vector<std::int64_t> GroupedCache::fronts(const SlotRef& slot) {
+  const Lock lock(mutex_);
+  std::vector<std::int64_t> found;
+  for (const auto& cache : caches_) {
+    found.push_back(cache->front(found.empty() ? slot : row_of(slot)));
+  }
+  return found;
 }
 
 void GroupedCache::prefetch(const SlotLength* requests, std::size_t count) {

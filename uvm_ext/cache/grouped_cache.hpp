@@ -42,6 +42,9 @@ class GroupedCache {
   bool try_step(const SlotLength* requests, std::size_t count, const Passage& passage);
   void trim(const SlotRef& slot, std::int64_t length, const FencePtr& after);
   void trim_front(const SlotRef& slot, std::int64_t tokens, const FencePtr& after);
+  // The same with a number of tokens for each group.
+  void trim_fronts(const SlotRef& slot, const std::vector<std::int64_t>& tokens,
+                   const FencePtr& after);
   void prefetch(const SlotLength* requests, std::size_t count);
   // With several groups, what earlier requests have left is given back where that may help.
   bool can_admit(std::int64_t tokens);
@@ -53,7 +56,8 @@ class GroupedCache {
 
   CacheStats stats();
   std::int64_t length(const SlotRef& slot) { return leader().length(slot); }
-  std::int64_t front(const SlotRef& slot) { return leader().front(slot); }
+  // Of every group.
+  std::vector<std::int64_t> fronts(const SlotRef& slot);
   std::vector<LiveSlot> live_slots() { return leader().live_slots(); }
   // Every live slot, and the pages under its row in all arenas of all groups.
   std::vector<std::pair<LiveSlot, std::size_t>> live_pages();

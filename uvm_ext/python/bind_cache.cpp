@@ -114,6 +114,13 @@ void trim_front(NumberedCache& self, const py::object& slot, const py::object& t
   self.cache.trim_front(ref, front, after);
 }
 
+void trim_fronts(NumberedCache& self, const py::object& slot,
+                 const std::vector<std::int64_t>& tokens, const FencePtr& after) {
+  const SlotRef ref = slot_ref(slot.ptr(), self.number);
+  const WithoutGil unlocked;
+  self.cache.trim_fronts(ref, tokens, after);
+}
+
 void release(NumberedCache& self, const py::object& slot, const FencePtr& after) {
   const SlotRef ref = slot_ref(slot.ptr(), self.number);
   {
@@ -135,10 +142,10 @@ std::int64_t length(NumberedCache& self, const py::object& slot) {
   return self.cache.length(ref);
 }
 
-std::int64_t front(NumberedCache& self, const py::object& slot) {
+std::vector<std::int64_t> fronts(NumberedCache& self, const py::object& slot) {
   const SlotRef ref = slot_ref(slot.ptr(), self.number);
   const WithoutGil unlocked;
-  return self.cache.front(ref);
+  return self.cache.fronts(ref);
 }
 
 std::vector<LiveSlot> live(NumberedCache& self) {
@@ -252,6 +259,8 @@ void bind_cache(py::module_& module) {
       .def("trim", &trim, py::arg("slot"), py::arg("tokens"), py::arg("after") = py::none())
       .def("trim_front", &trim_front, py::arg("slot"), py::arg("tokens"),
            py::arg("after") = py::none())
+      .def("trim_fronts", &trim_fronts, py::arg("slot"), py::arg("tokens"),
+           py::arg("after") = py::none(), "trim_front() with a number for each group.")
       .def("release", &release, py::arg("slot"), py::arg("after") = py::none())
       .def("step", &step, py::arg("lengths"), py::arg("after") = py::none(),
            py::arg("rollback") = 0)
@@ -259,7 +268,7 @@ void bind_cache(py::module_& module) {
            py::arg("after") = py::none(), py::arg("rollback") = 0)
       .def("prefetch", &prefetch, py::arg("lengths"))
       .def("length", &length, py::arg("slot"))
-      .def("front", &front, py::arg("slot"), "Tokens that nobody reads any more.")
+      .def("fronts", &fronts, py::arg("slot"), "Tokens that nobody reads any more, by groups.")
       .def("live_slots", &live_slots, "(Slot, tokens) of every live slot.")
       .def("live_pages", &live_pages, "(Slot, pages under its row) of every live slot.")
       .def("take_dropped", &take_dropped,

@@ -70,8 +70,8 @@ class Engine:
 
     Prompts that begin alike share what they have in common, whole blocks of it, with requests
     that run or ran before: ``prefixes`` finds it (:class:`pyvattn.prefix.PrefixIndex`), and its
-    ``stats()`` count it. It is ``None`` with ``prefix_reuse=False``,
-    and where layers have windows.
+    ``stats()`` count it. It is ``None`` with ``prefix_reuse=False``. Where layers have windows, it
+    keeps some of them in slots of their own: give the cache more slots than run at once.
 
     Raises :class:`~pyvattn.errors.UnsupportedError` if ``graphs=True`` is not possible,
     :class:`~pyvattn.errors.SpecError` for numbers out of range and a cache that does not fit
@@ -118,9 +118,7 @@ class Engine:
         self._scratch = self._take_scratch() if self.graphs else None
         self._batch = DeviceBatch(model, cache, self._samplers.common, self._scratch)
         self._release_model = attend_through(model, self)
-        # Layers with a window do not keep the beginning of a prompt.
-        reuses = prefix_reuse and not cache.spec.groups
-        self.prefixes = PrefixIndex(cache) if reuses else None
+        self.prefixes = PrefixIndex(cache) if prefix_reuse else None
         self._neighbours = Neighbours(cache, self.prefixes)
 
     @property
