@@ -94,3 +94,36 @@ def test_a_captured_step_appends_and_attends_in_float8(cache):
         torch.cuda.synchronize()
         wanted = attend(q, cache, 1, slots, LENGTHS, kernel="reference")
         torch.testing.assert_close(out, wanted, atol=0.06, rtol=0.06)
+
+
+@pytest.mark.skipif("flash-attn-3" not in KERNELS, reason="flash-attn-3 cannot be used here")
+def test_an_engine_says_the_same_in_captured_steps_and_without():
+    """Captured before the first prompt, which sets the scales that the graphs read."""
+    transformers = pytest.importorskip("transformers")
+    from pyvattn.integrations.transformers import Engine, spec_for
+
+    torch.manual_seed(1)
+    config = transformers.LlamaConfig(
+        vocab_size=97,
+        hidden_size=512,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.1,
+        eos_token_id=None,
+    )
+    model = transformers.LlamaForCausalLM(config).to("cuda", torch.bfloat16).eval()
+    outputs = []
+    for graphs in (True, False):
+        spec = spec_for(model, 4, 512, "float8_e4m3fn")
+        with (
+            KVCache(spec, device="cuda:0", driver="cumem", memory="1GiB") as cache,
+            Engine(model, cache, graphs=graphs) as engine,
+        ):
+            engine.capture(3)
+            requests = [engine.submit(list(range(2, 2 + n)), 20) for n in (40, 9, 90)]
+            engine.run()
+            outputs.append([request.output for request in requests])
+    assert outputs[0] == outputs[1]
+    assert len({token for output in outputs[0] for token in output}) > 5

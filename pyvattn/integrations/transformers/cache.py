@@ -13,6 +13,7 @@ from pyvattn.arguments import check_type
 from pyvattn.cache import KVCache
 from pyvattn.errors import ConfigError, TensorError, UnsupportedError
 from pyvattn.integrations.transformers.base import ContiguousCache
+from pyvattn.integrations.transformers.float8 import GivenScales, give_scales, widened
 from pyvattn.integrations.transformers.forward import ForwardPass
 from pyvattn.integrations.transformers.request import check_count
 from pyvattn.integrations.transformers.rows import Rows
@@ -49,6 +50,7 @@ class VAttentionCache(ContiguousCache):
     def __init__(self, kv: KVCache) -> None:
         check_type("kv", kv, KVCache)
         super().__init__(kv)
+        give_scales(kv, None)
         self._owned = False
         self._release_model: Callable[[], None] | None = None
         self._rows = Rows(kv)
@@ -67,6 +69,8 @@ class VAttentionCache(ContiguousCache):
         memory: int | str,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        kv_dtype: str | None = None,
+        kv_scales: GivenScales = None,
         **options: Any,
     ) -> VAttentionCache:
         """Make a cache for ``model`` and let the model attend through pyvattn.
@@ -80,10 +84,19 @@ class VAttentionCache(ContiguousCache):
 
         ``dtype`` and ``device`` are those of the model's weights, unless they are
         given: the device where an offloaded model computes, the dtype under autocast.
+
+        ``kv_dtype="float8_e4m3fn"`` keeps K and V in float8, half of bfloat16, with
+        ``kv_scales`` (a :class:`pyvattn.attention.KVScales`, or the file of one) or, by default,
+        with scales that the first forward pass sets.
         """
         max_batch = check_count("max_batch", max_batch)
         check_cache_options(options)
-        spec = spec_for(model, max_slots=max_batch, max_tokens=max_tokens, dtype=dtype)
+        spec = spec_for(
+            model,
+            max_slots=max_batch,
+            max_tokens=max_tokens,
+            dtype=dtype if kv_dtype is None else kv_dtype,
+        )
         if device is None and model.device.type == "meta":
             raise ConfigError(
                 "the model's weights are offloaded, so they do not tell where it computes: pass "
@@ -91,9 +104,10 @@ class VAttentionCache(ContiguousCache):
             )
         where = check_device(model.device if device is None else device)
         kv = KVCache(spec, device=where, memory=memory, **options)
-        cache = cls(kv)
-        cache._owned = True
         try:
+            give_scales(kv, kv_scales)
+            cache = cls(kv)
+            cache._owned = True
             cache._release_model = attend_through(model, cache)
         except BaseException:
             kv.close()
@@ -128,14 +142,16 @@ class VAttentionCache(ContiguousCache):
         """Return the K and V of a layer, each ``[rows, kv_heads, tokens, head_dim]``.
 
         They are views where the rows hold no padding and their slots lie side by side, and
-        copies with zeros for padding elsewhere.
+        copies with zeros for padding elsewhere. Of a float8 cache they are float32 copies.
         """
         if self.kv.spec.window_of(layer) is not None:
             raise UnsupportedError(
                 f"layer {layer} keeps a window of its tokens, which is not all that was seen: "
                 "attend to it, or use the library's DynamicCache"
             )
-        return self._rows.read(layer, self._real) if self.get_seq_length() else (None, None)
+        if not self.get_seq_length():
+            return None, None
+        return widened(self.kv, layer, self._rows.read(layer, self._real))
 
     def __iter__(self) -> Iterator[tuple[Tensor | None, Tensor | None, None]]:
         """Yield the K and V of each layer, and no sliding window, as the library's caches do."""

@@ -23,6 +23,7 @@ from pyvattn.arguments import check_callable, check_flag, check_type, check_whol
 from pyvattn.cache import KVCache
 from pyvattn.errors import OutOfMemory, SpecError
 from pyvattn.integrations.transformers.decode import DeviceBatch
+from pyvattn.integrations.transformers.float8 import GivenScales, give_scales
 from pyvattn.integrations.transformers.graphs import on_device, wants_graphs
 from pyvattn.integrations.transformers.neighbours import Neighbours
 from pyvattn.integrations.transformers.parts import Chunk
@@ -73,6 +74,9 @@ class Engine:
     ``stats()`` count it. It is ``None`` with ``prefix_reuse=False``. Where layers have windows, it
     keeps some of them in slots of their own: give the cache more slots than run at once.
 
+    A cache in float8 is quantised with ``kv_scales``: a :class:`pyvattn.attention.KVScales`, or
+    the file of one. By default the first prompts that run set them, layer by layer.
+
     Raises :class:`~pyvattn.errors.UnsupportedError` if ``graphs=True`` is not possible,
     :class:`~pyvattn.errors.SpecError` for numbers out of range and a cache that does not fit
     the model, and :class:`~pyvattn.errors.ArgumentError` or
@@ -92,6 +96,7 @@ class Engine:
         graphs: bool | None = None,
         lookahead: bool | None = None,
         prefix_reuse: bool = True,
+        kv_scales: GivenScales = None,
     ) -> None:
         check_model(model)
         check_type("cache", cache, KVCache)
@@ -103,6 +108,7 @@ class Engine:
             check_flag("lookahead", lookahead)
         check_flag("prefix_reuse", prefix_reuse)
         check_fit(model, cache)
+        give_scales(cache, kv_scales)
         self.graphs = wants_graphs(model, cache, graphs)
         self._samplers = Samplers(model, _config_of(generation_config, stop_tokens))
         self.model = model

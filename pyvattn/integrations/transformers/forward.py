@@ -14,6 +14,7 @@ from pyvattn.attention import append, attend
 from pyvattn.attention.problem import UNLIMITED
 from pyvattn.errors import TensorError, UnsupportedError
 from pyvattn.integrations.transformers.compiled import outside_graphs
+from pyvattn.integrations.transformers.float8 import calibrate
 from pyvattn.integrations.transformers.parts import (
     Chunk,
     Part,
@@ -59,6 +60,8 @@ class ForwardPass:
     positions: Tensor
     parts: Sequence[Part]
     source: tuple[Tensor, Tensor] | None = None
+    #: Whether its tokens are a prompt's, which scales of float8 may be taken from.
+    calibrates: bool = True
     #: As of a :class:`WindowedPass`: none.
     window: ClassVar[int] = 0
     layer: int = field(default=-1, init=False)
@@ -98,7 +101,7 @@ class ForwardPass:
         Both are int64 tensors, and ``part`` is the same. Where that holds tensors alone, no
         value is read on the host, so the pass can be captured in a CUDA graph.
         """
-        return cls(kv, 1, slots[:, None], lengths[:, None] - 1, [part])
+        return cls(kv, 1, slots[:, None], lengths[:, None] - 1, [part], calibrates=False)
 
     @classmethod
     def of_chunks(
@@ -147,6 +150,8 @@ class ForwardPass:
         k, v = (_autocast(each, dtype).transpose(1, 2) for each in (key, value))
         if self.source is not None:
             k, v = k[self.source], v[self.source]
+        if self.calibrates:
+            calibrate(self.kv, layer, k, v)
         append(self.kv, layer, self.slots, self.positions, k, v)
         return self._stored
 
@@ -231,7 +236,11 @@ def _same(tensor: Tensor, stored: Tensor) -> bool:
 
 
 def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``tensor`` as ``dtype`` under autocast, where the library's attention casts too."""
-    if tensor.dtype != dtype and torch.is_autocast_enabled(tensor.device.type):
-        return tensor.to(dtype)
-    return tensor
+    """Return ``tensor`` as ``dtype`` under autocast, where the library's attention casts too.
+
+    For float8, which has scales of its own, as what autocast computes in.
+    """
+    where = tensor.device.type
+    if tensor.dtype == dtype or not torch.is_autocast_enabled(where):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(where) if dtype.itemsize == 1 else dtype)

@@ -12,6 +12,7 @@ from pyvattn.arguments import check_type
 from pyvattn.cache import KVCache
 from pyvattn.errors import ArgumentError, ConfigError, SpecError
 from pyvattn.integrations.transformers.engine import Engine
+from pyvattn.integrations.transformers.float8 import GivenScales
 from pyvattn.integrations.transformers.request import Request, check_count
 from pyvattn.integrations.transformers.spec import (
     check_cache_options,
@@ -38,6 +39,8 @@ def generate_batch(
     graphs: bool | None = None,
     prefix_reuse: bool = True,
     salt: bytes | str = b"",
+    kv_dtype: str | None = None,
+    kv_scales: GivenScales = None,
     **cache_options: Any,
 ) -> list[Request]:
     """Generate from lists of token ids by continuous batching, as the library's method does.
@@ -57,6 +60,9 @@ def generate_batch(
     ``max_batch``, ``max_prefill_tokens``, ``graphs``, ``prefix_reuse`` and ``salt`` are those of
     :class:`Engine`, which is what to use for requests that come one by one.
 
+    ``kv_dtype="float8_e4m3fn"`` keeps K and V in float8, half of bfloat16, with ``kv_scales`` as
+    :class:`Engine` takes them.
+
     Afterwards the model attends as it did before.
 
     Raises :class:`~pyvattn.errors.SpecError`, :class:`~pyvattn.errors.LengthError`,
@@ -74,9 +80,10 @@ def generate_batch(
         return []
     owned = None
     if cache is None:
-        cache = owned = _open(model, prompts, limits, memory, max_batch, cache_options)
-    elif memory is not None or cache_options:
-        given = ", ".join((["memory"] if memory is not None else []) + sorted(cache_options))
+        cache = owned = _open(model, prompts, limits, memory, max_batch, kv_dtype, cache_options)
+    elif memory is not None or kv_dtype is not None or cache_options:
+        named = {"memory": memory, "kv_dtype": kv_dtype, **cache_options}
+        given = ", ".join(name for name, value in named.items() if value is not None)
         raise ConfigError(f"cache is given, so {given} can change nothing: leave out one of them")
     try:
         with Engine(
@@ -87,6 +94,7 @@ def generate_batch(
             max_prefill_tokens=max_prefill_tokens,
             graphs=graphs,
             prefix_reuse=prefix_reuse,
+            kv_scales=kv_scales,
         ) as engine:
             submitted = zip(prompts, limits, configs, strict=True)
             requests = [
@@ -157,6 +165,7 @@ def _open(
     limits: Sequence[int],
     memory: int | str | None,
     max_batch: int,
+    kv_dtype: str | None,
     options: dict[str, Any],
 ) -> KVCache:
     """Open a cache for these prompts: a slot for each, one to fill up batches, and no more."""
@@ -167,5 +176,5 @@ def _open(
     longest = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
     check_loaded(model)
     slots = max(1, min(max_batch, len(prompts))) + 1
-    spec = spec_for(model, max_slots=slots, max_tokens=max(longest, 1))
+    spec = spec_for(model, max_slots=slots, max_tokens=max(longest, 1), dtype=kv_dtype)
     return KVCache(spec, device=str(model.device), memory=memory, **options)

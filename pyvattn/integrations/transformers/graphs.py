@@ -11,6 +11,7 @@ import torch
 
 from pyvattn.arguments import check_flag
 from pyvattn.attention.kernel import Kernel
+from pyvattn.attention.kv_scales import scales_of
 from pyvattn.attention.problem import Problem
 from pyvattn.attention.registry import choose
 from pyvattn.cuda_graphs import GraphPool
@@ -66,12 +67,13 @@ def decode_kernels(model: PreTrainedModel, cache: KVCache) -> list[Kernel]:
     found = []
     for layer, window in zip(first, cache.spec.windows, strict=True):
         k, v = cache.layer(layer)
-        q = torch.empty(
-            1, 1, config.num_attention_heads, k.shape[-1], dtype=k.dtype, device=k.device
-        )
+        scales = scales_of(cache)
+        dtype = k.dtype if scales is None else model.dtype
+        q = torch.empty(1, 1, config.num_attention_heads, k.shape[-1], dtype=dtype, device=k.device)
         row = torch.ones(1, dtype=torch.int32, device=k.device)
         starts = None if window is None else row
-        problem = Problem(q, k, v, row, row, True, 1.0, softcap=softcap, starts=starts)
+        own = None if scales is None else scales.of(layer)
+        problem = Problem(q, k, v, row, row, True, 1.0, softcap=softcap, starts=starts, scales=own)
         found.append(choose("auto", problem, cache.spec.guard_of(layer), sinks))
     return found
 

@@ -36,6 +36,8 @@ def spec_for(
 ) -> CacheSpec:
     """Return the spec of a cache for ``model``, by default with the dtype of its weights.
 
+    ``dtype="float8_e4m3fn"`` is for a cache that quantises.
+
     Its tail guard is what the attention kernels of this machine need. Raises
     :class:`~pyvattn.errors.UnsupportedError` for a model with other layers than
     full attention and sliding windows, with rotary frequencies that ``max_tokens``
@@ -51,7 +53,7 @@ def spec_for(
         dtype=model.dtype if dtype is None else dtype,
         max_slots=max_slots,
         max_tokens=max_tokens,
-        guard_tokens=guard_needed(),
+        guard_tokens=guard_needed(str(model.dtype if dtype is None else dtype)),
     )
     spec = with_windows(read, windows)
     if spec.kind != "kv":
@@ -99,7 +101,9 @@ def check_fit(model: PreTrainedModel, cache: KVCache) -> None:
     spec = cache.spec
     wanted = spec_for(model, max_slots=spec.max_slots, max_tokens=spec.max_tokens)
     for name in ("kind", "layers", "kv_heads", "head_dim", "dtype"):
-        _check_equal(name, getattr(spec, name), getattr(wanted, name))
+        # Float8 is made of whatever the model computes in.
+        if name != "dtype" or not spec.dtype.startswith("float8"):
+            _check_equal(name, getattr(spec, name), getattr(wanted, name))
     for layer in range(wanted.layers):
         has, needs = _kept(spec, layer), _kept(wanted, layer)
         _check_equal(f"the shape of layer {layer}", has[:2], needs[:2])
