@@ -30,7 +30,7 @@ RELIED_ON = [
     ("v1/worker/block_table.py", "BlockTable", "clear_row", ("row_idx",)),
     ("v1/worker/block_table.py", "BlockTable", "move_row", ("src", "tgt")),
     ("v1/worker/block_table.py", "BlockTable", "swap_row", ("src", "tgt")),
-    ("v1/worker/block_table.py", "BlockTable", "compute_slot_mapping", ()),
+    ("v1/worker/block_table.py", "MultiGroupBlockTable", "compute_slot_mapping", ()),
     # Runner V2 and its table.
     ("v1/worker/gpu/model_runner.py", "GPUModelRunner", "initialize_kv_cache", (
         "kv_cache_config",)),
@@ -60,6 +60,7 @@ RELIED_ON = [
     ("v1/worker/gpu_worker.py", "Worker", "determine_available_memory", ()),
     ("v1/worker/cpu_worker.py", "CPUWorker", "determine_available_memory", ()),
     ("v1/kv_cache_interface.py", "FullAttentionSpec", "", ()),
+    ("v1/kv_cache_interface.py", "SlidingWindowSpec", "", ()),
     # Attention backends.
     ("v1/attention/backends/registry.py", "", "register_backend", ("backend", "class_path")),
     ("v1/attention/backends/registry.py", "AttentionBackendEnum", "clear_override", ()),
@@ -107,6 +108,7 @@ MENTIONED = [
     ("v1/worker/gpu_model_runner.py", "self.input_batch.add_request("),
     ("v1/worker/gpu_input_batch.py", "request.num_computed_tokens"),
     ("v1/worker/block_table.py", "self.num_blocks_per_row"),
+    ("v1/worker/block_table.py", "self.block_tables = "),
     ("v1/core/sched/scheduler.py", "self.num_lookahead_tokens"),
     ("v1/core/sched/scheduler.py", "self.kv_cache_manager"),
     ("v1/attention/backend.py", "query_start_loc_cpu: "),

@@ -24,17 +24,32 @@ def groups(*specs):
     return SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=spec) for spec in specs])
 
 
-def test_one_group_of_full_attention_is_taken():
-    assert check_groups(groups(FULL), []) is FULL
+@pytest.mark.parametrize("specs", [(FULL,), (SLIDING,), (FULL, SLIDING, SLIDING)])
+def test_full_attention_and_sliding_windows_are_taken(specs):
+    assert check_groups(groups(*specs), []) == list(specs)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"block_size": 32}, r"16 of \[2, 64, 64, .*\] and 32 of \[2, 64"),
+        ({"num_kv_heads": 4}, r"16 of \[2, 64, 64, .*\] and 16 of \[4, 64"),
+        ({"head_size": 128}, r"16 of \[2, 128, 128, .*\] and 16 of \[2, 64"),
+        ({"head_size_v": 32}, r"16 of \[2, 64, 32, .*\] and 16 of \[2, 64, 64"),
+        ({"dtype": torch.float8_e4m3fn}, "bfloat16.* and .*float8"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_groups_whose_blocks_differ_are_refused(change, named):
+    other = interface.SlidingWindowSpec(**{**SHAPE, **change}, sliding_window=128)
+    with pytest.raises(UnsupportedError, match=f"{named}.*--disable-hybrid-kv-cache-manager"):
+        check_groups(groups(FULL, other), [])
 
 
 @pytest.mark.parametrize(
     ("specs", "named"),
     [
-        ((FULL, SLIDING), "FullAttentionSpec, SlidingWindowSpec"),
-        ((SLIDING,), "SlidingWindowSpec"),
         ((FULL, STATE), "FullAttentionSpec, MambaSpec"),
-        ((FULL, FULL), "FullAttentionSpec, FullAttentionSpec"),
         ((), "no KV cache"),
     ],
 )
@@ -48,3 +63,9 @@ def test_others_are_named_with_what_to_change(specs, named):
 def test_layers_that_read_anothers_cache_are_refused():
     with pytest.raises(UnsupportedError, match="share another's KV cache"):
         check_groups(groups(FULL), ["model.layers.3.self_attn.attn"])
+
+
+def test_an_engine_that_shares_its_memory_has_one_group():
+    assert check_groups(groups(FULL), [], shares=True) == [FULL]
+    with pytest.raises(UnsupportedError, match=r"2 groups of layers with .*memory='shared': leave"):
+        check_groups(groups(FULL, SLIDING), [], shares=True)

@@ -88,7 +88,7 @@ def vllm_modules(monkeypatch):
     monkeypatch.setitem(sys.modules, model_runner.__name__, model_runner)
     monkeypatch.setitem(sys.modules, utils.__name__, utils)
     spec = types.SimpleNamespace(num_kv_heads=2, head_size=64, block_size=64, dtype=torch.bfloat16)
-    monkeypatch.setattr(runners, "check_groups", lambda config, shared: spec)
+    monkeypatch.setattr(runners, "check_groups", lambda config, shared, shares: [spec])
     monkeypatch.setattr(runners, "_shared_layers", lambda runner: [])
     return model_runner
 

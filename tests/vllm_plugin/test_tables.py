@@ -11,24 +11,41 @@ import numpy as np
 import pytest
 from test_memory import make_memory
 
-from pyvattn.integrations.vllm.tables import TableV1, TableV2, adopt_table
+from pyvattn.integrations.vllm.tables import TablesV1, TableV1, TableV2, adopt_table
 
 
 class StandInV2:
-    """``vllm.v1.worker.gpu.block_table.BlockTables``, of one group."""
+    """``vllm.v1.worker.gpu.block_table.BlockTables``; ``tables`` are those of the first group."""
 
     def __init__(self):
-        self.tables = {}
+        self.groups = []
+
+    @property
+    def tables(self):
+        return self.groups[0]
 
     def append_block_ids(self, req_index, new_block_ids, overwrite):
-        before = [] if overwrite else self.tables[req_index]
-        self.tables[req_index] = before + list(new_block_ids[0])
+        while len(self.groups) < len(new_block_ids):
+            self.groups.append({})
+        for table, ids in zip(self.groups, new_block_ids, strict=True):
+            before = [] if overwrite else table[req_index]
+            table[req_index] = before + list(ids)
 
     def compute_slot_mappings(self, idx_mapping):
         return idx_mapping
 
 
 class StandInV1:
+    """``vllm.v1.worker.block_table.MultiGroupBlockTable``."""
+
+    def __init__(self, groups=1):
+        self.block_tables = [StandInTable() for _ in range(groups)]
+
+    def compute_slot_mapping(self, num_reqs):
+        self.prepared = num_reqs
+
+
+class StandInTable:
     """``vllm.v1.worker.block_table.BlockTable``."""
 
     def __init__(self):
@@ -57,9 +74,6 @@ class StandInV1:
         self.num_blocks_per_row[[src, tgt]] = self.num_blocks_per_row[[tgt, src]]
         self.ids[[src, tgt]] = self.ids[[tgt, src]]
 
-    def compute_slot_mapping(self, num_reqs):
-        self.prepared = num_reqs
-
 
 @pytest.fixture
 def memory():
@@ -77,9 +91,9 @@ def v2(memory):
 
 @pytest.fixture
 def v1(memory):
-    table = StandInV1()
-    adopt_table(table, TableV1, memory)
-    return table
+    tables = StandInV1()
+    adopt_table(tables, TablesV1, memory)
+    return tables
 
 
 def blocks_behind(memory, ids):
@@ -119,26 +133,50 @@ def test_v2_an_index_that_is_used_again_without_a_word_ends_the_request(memory, 
     assert blocks_behind(memory, v2.tables[0]) == [2]
 
 
+def test_v2_a_request_has_a_row_in_each_group_and_leaves_them_all(memory, v2):
+    v2.append_block_ids(0, ([1, 2], [0, 3]), overwrite=True)
+    v2.append_block_ids(0, ([], [4]), overwrite=False)
+    v2.compute_slot_mappings(None)
+    full, window = (table[0] for table in v2.groups)
+    assert blocks_behind(memory, full) == [1, 2]
+    assert blocks_behind(memory, window) == [0, 3, 4]
+    assert memory.stats()["open_rows"] == 2
+    v2.end_request(0)
+    assert memory.stats()["open_rows"] == 0
+
+
+def test_v2_a_block_that_left_a_window_goes_to_another_row(memory, v2):
+    v2.append_block_ids(0, ([1], [2, 3]), overwrite=True)
+    # Nobody says that 2 is behind the window of the first: the second simply has it.
+    v2.append_block_ids(1, ([2], [4, 5]), overwrite=True)
+    v2.compute_slot_mappings(None)
+    assert blocks_behind(memory, v2.groups[0][1]) == [2]
+    assert blocks_behind(memory, v2.groups[1][0]) == [2, 3]
+
+
 def test_v1_requests_keep_their_rows_when_the_batch_is_condensed(memory, v1):
-    v1.add_row([1, 2], 0)
-    v1.add_row([3], 1)
-    v1.clear_row(0)
-    v1.move_row(1, 0)
-    v1.append_row([4], 0)
+    table = v1.block_tables[0]
+    table.add_row([1, 2], 0)
+    table.add_row([3], 1)
+    table.clear_row(0)
+    table.move_row(1, 0)
+    table.append_row([4], 0)
     v1.compute_slot_mapping(1)
-    assert blocks_behind(memory, v1.ids[0, :2].tolist()) == [3, 4]
+    assert v1.prepared == 1
+    assert blocks_behind(memory, table.ids[0, :2].tolist()) == [3, 4]
     assert memory.stats()["open_rows"] == 1
 
 
 def test_v1_requests_keep_their_rows_when_the_batch_is_reordered(memory, v1):
-    v1.add_row([1], 0)
-    v1.add_row([2], 1)
-    v1.swap_row(0, 1)
-    v1.append_row([3], 0)
-    v1.append_row([], 1)
+    table = v1.block_tables[0]
+    table.add_row([1], 0)
+    table.add_row([2], 1)
+    table.swap_row(0, 1)
+    table.append_row([3], 0)
+    table.append_row([], 1)
     v1.compute_slot_mapping(2)
-    assert blocks_behind(memory, v1.ids[0, :2].tolist()) == [2, 3]
-    assert blocks_behind(memory, v1.ids[1, :1].tolist()) == [1]
+    assert blocks_behind(memory, table.ids[0, :2].tolist()) == [2, 3]
+    assert blocks_behind(memory, table.ids[1, :1].tolist()) == [1]
 
 
 def test_requests_get_the_computed_tokens_that_were_said_for_them(memory, v1, v2, monkeypatch):
@@ -150,25 +188,47 @@ def test_requests_get_the_computed_tokens_that_were_said_for_them(memory, v1, v2
         return opened(blocks, tokens)
 
     monkeypatch.setattr(memory, "open", note)
+    table = v1.block_tables[0]
     with v2.adding([5, 0]):
         v2.append_block_ids(0, ([1],), overwrite=True)
         v2.append_block_ids(1, ([2],), overwrite=True)
         v2.append_block_ids(0, ([3],), overwrite=False)
     with v1.adding([7]):
-        v1.add_row([4], 0)
+        table.add_row([4], 0)
     with pytest.raises(RuntimeError, match="a request that was refused"), v1.adding([9]):
         raise RuntimeError("a request that was refused")
-    v1.add_row([5], 1)
+    table.add_row([5], 1)
     v2.append_block_ids(1, ([6],), overwrite=True)
     assert computed == [5, 0, 7, None, None]
 
 
+def test_every_group_gets_the_computed_tokens_of_a_request(memory, v2, monkeypatch):
+    computed = []
+    opened = memory.open
+
+    def note(blocks, tokens):
+        computed.append(tokens)
+        return opened(blocks, tokens)
+
+    monkeypatch.setattr(memory, "open", note)
+    v1 = StandInV1(groups=2)
+    adopt_table(v1, TablesV1, memory)
+    with v1.adding(iter([7])):
+        for table in v1.block_tables:
+            table.add_row([4], 0)
+    with v2.adding([5]):
+        v2.append_block_ids(0, ([1], [2]), overwrite=True)
+    assert computed == [7, 7, 5, 5]
+
+
 def test_a_table_can_be_told_of_new_memory(memory, v1):
-    v1.add_row([1], 0)
+    v1.block_tables[0].add_row([1], 0)
     other, _ = make_memory()
-    adopt_table(v1, TableV1, other)
-    assert type(v1).__mro__.count(TableV1) == 1
-    v1.add_row([2], 0)
+    adopt_table(v1, TablesV1, other)
+    (table,) = v1.block_tables
+    assert type(v1).__mro__.count(TablesV1) == 1
+    assert type(table).__mro__.count(TableV1) == 1
+    table.add_row([2], 0)
     v1.compute_slot_mapping(1)
-    assert blocks_behind(other, v1.ids[0, :1].tolist()) == [2]
+    assert blocks_behind(other, table.ids[0, :1].tolist()) == [2]
     other.close_all()

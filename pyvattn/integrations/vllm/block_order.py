@@ -98,8 +98,8 @@ class _OrderedManager:
 def order_by_rows(manager: Any, rows: int) -> None:
     """Make a manager that vLLM built hand out blocks in the order of ``rows`` rows.
 
-    It stays as it is where it has several groups, which the worker refuses, and where the free
-    queue of this release has no ``prepend_n``.
+    It stays as it is where it has several groups of layers, whose blocks share one free queue, and
+    where the free queue of this release has no ``prepend_n``.
     """
     pool = manager.block_pool
     if not hasattr(pool.free_block_queue, "prepend_n"):

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pyvattn import _native
 from pyvattn.dtypes import ITEMSIZE
+from pyvattn.errors import UnsupportedError
 from pyvattn.geometry import check_page_size
 from pyvattn.integrations.vllm.late_memory import LateRowMemory
 from pyvattn.integrations.vllm.layout import choose_paging, read_shape
@@ -29,17 +30,22 @@ _log = logging.getLogger("vllm.pyvattn")
 
 
 def build_memory(
-    runner: Any, spec: Any, blocks: int, make_driver: MakeDriver, lease: SharedMemory | None
+    runner: Any,
+    specs: Sequence[Any],
+    blocks: int,
+    make_driver: MakeDriver,
+    lease: SharedMemory | None,
 ) -> RowMemory:
     """Open a driver, take the memory, where no ``lease`` is to be asked, and map the null row.
 
-    ``runner`` is vLLM's model runner, ``spec`` the ``FullAttentionSpec`` of its layers.
-    Raises what :func:`choose_paging` and :class:`RowMemory` raise.
+    ``runner`` is vLLM's model runner, ``specs`` those of its groups of layers, which have blocks
+    of the same shape. A block belongs to one group at a time, and holds as many layers as the
+    largest has. Raises what :func:`choose_paging` and :class:`RowMemory` raise.
     """
     options = Options.of(runner.vllm_config.additional_config)
     ordinal = runner.device.index or 0
     name = choose_driver(options.driver, runner.device.type == "cuda", ordinal)
-    sizes = _sizes(runner, spec, blocks, options)
+    sizes = _sizes(runner, specs, blocks, options)
     if options.page_size == "auto":
         page_sizes = _native.driver_capabilities(name, ordinal).page_sizes
     else:
@@ -59,15 +65,30 @@ def build_memory(
     else:
         make = LateRowMemory if options.late_binding else RowMemory
         memory = make(sizes, paging, driver, background=background)
-    _log_choice(memory)
+    _log_choice(memory, len(specs))
     return memory
 
 
-def layer_tensors(runner: Any, spec: Any, memory: RowMemory) -> dict[str, Any]:
-    """Return a tensor of virtual blocks for each layer, shaped as its backend wants it."""
+def layer_tensors(runner: Any, specs: Sequence[Any], memory: RowMemory) -> dict[str, Any]:
+    """Return a tensor of virtual blocks for each layer, shaped as its backend wants it.
+
+    Layers of several groups have the same bytes of a block, which is one group's at a time.
+    """
+    tensors: dict[str, Any] = {}
+    for spec, groups in zip(specs, runner.attn_groups, strict=True):
+        if len(groups) > 1:
+            names = ", ".join(group.backend.get_name() for group in groups)
+            raise UnsupportedError(
+                f"layers of one KV cache group with several attention backends, {names}: set "
+                "--attention-backend"
+            )
+        tensors |= _group_tensors(runner, groups[0], spec, memory)
+    return tensors
+
+
+def _group_tensors(runner: Any, group: Any, spec: Any, memory: RowMemory) -> dict[str, Any]:
     import torch
 
-    (group,) = (group for groups in runner.attn_groups for group in groups)
     if group.backend.get_name() == "CUSTOM":
         return _row_tensors(group.layer_names, spec, memory)
     shape = read_shape(group.backend, spec, runner.vllm_config.cache_config)
@@ -109,34 +130,35 @@ def _row_tensors(names: list[str], spec: Any, memory: RowMemory) -> dict[str, An
     }
 
 
-def _sizes(runner: Any, spec: Any, blocks: int, options: Options) -> Sizes:
+def _sizes(runner: Any, specs: Sequence[Any], blocks: int, options: Options) -> Sizes:
     import torch
 
-    config = runner.vllm_config
+    config, spec = runner.vllm_config, specs[0]
     # What the elements mean is the backend's business; fp8 may come as uint8.
     bytes_each = torch.empty((), dtype=spec.dtype).element_size()
     dtype = {1: "float8_e4m3fn", 2: "bfloat16", 4: "float32"}[bytes_each]
     return Sizes(
-        layers=len(_layer_names(runner)),
+        layers=max(map(len, _layer_names(runner))),
         heads=spec.num_kv_heads,
         head_size=spec.head_size,
         dtype=dtype,
         block_size=spec.block_size,
         blocks=blocks,
-        rows=options.row_count(config.scheduler_config.max_num_seqs),
+        rows=options.row_count(config.scheduler_config.max_num_seqs, len(specs)),
         max_blocks=-(-runner.max_model_len // spec.block_size),
     )
 
 
-def _layer_names(runner: Any) -> list[str]:
-    return [name for groups in runner.attn_groups for group in groups for name in group.layer_names]
+def _layer_names(runner: Any) -> list[list[str]]:
+    """Return the names of each group's layers."""
+    return [[name for each in groups for name in each.layer_names] for groups in runner.attn_groups]
 
 
-def _log_choice(memory: RowMemory) -> None:
+def _log_choice(memory: RowMemory, groups: int) -> None:
     geometry, sizes = memory.pool.geometry, memory.sizes
     _log.info(
         "pyvattn: driver %s, %d blocks of %d tokens (%s) in %d arenas of %d layers, pages of %s; "
-        "%d rows of %d blocks, %s of addresses",
+        "%d rows of %d blocks, groups of layers: %d, %s of addresses",
         memory.pool.driver,
         sizes.blocks,
         sizes.block_size,
@@ -146,5 +168,6 @@ def _log_choice(memory: RowMemory) -> None:
         format_page_size(geometry.page_size),
         geometry.slots,
         memory.positions,
+        groups,
         format_size(geometry.arena_bytes * geometry.arenas),
     )

@@ -21,11 +21,12 @@ class Options:
     """The options of the plug-in, with their defaults.
 
     ``driver`` and ``page_size`` (bytes, ``"64K"``) are those of :class:`pyvattn.KVCache`.
-    ``rows``: address rows, by default two for each of ``--max-num-seqs``, so that a request
-    seldom waits for a row that kernels still read. ``map_in_background``: map in a thread
-    from the moment block ids arrive. ``kernel``: of ``--attention-backend CUSTOM``, one that
-    :func:`pyvattn.attention.attend` knows, or ``"module:attribute"`` of a kernel of the user's.
-    ``late_binding``: copy what blocks hold for the prefix cache, rather than map blocks anew.
+    ``rows``: address rows of each of vLLM's groups of layers, by default two for each of
+    ``--max-num-seqs``, so that a request seldom waits for a row that kernels still read.
+    ``map_in_background``: map in a thread from the moment block ids arrive. ``kernel``: of
+    ``--attention-backend CUSTOM``, one that :func:`pyvattn.attention.attend` knows, or
+    ``"module:attribute"`` of a kernel of the user's. ``late_binding``: copy what blocks hold for
+    the prefix cache, rather than map blocks anew.
 
     The next two are the scheduler's, which ``--scheduler-cls`` names. ``order_blocks``: hand out
     blocks in the order of rows that have them. ``guard_tokens``: how far past every length there
@@ -49,9 +50,12 @@ class Options:
     weight: float = 1.0
     name: str | None = None
 
-    def row_count(self, requests: int) -> int:
-        """Return how many rows there are where so many requests run at once."""
-        return self.rows or 2 * requests + 1
+    def row_count(self, requests: int, groups: int = 1) -> int:
+        """Return how many rows there are where so many requests run at once.
+
+        A request has one in each of vLLM's groups of layers. Row 0 is no request's.
+        """
+        return groups * ((self.rows or 2 * requests + 1) - 1) + 1
 
     @classmethod
     def of(cls, additional_config: object) -> Options:

@@ -36,22 +36,42 @@ def check_config(config: Any) -> None:
     _refuse(problems)
 
 
-def check_groups(cache_config: Any, shared_layers: object) -> Any:
-    """Return the one ``FullAttentionSpec`` of a ``KVCacheConfig``, or refuse what it has."""
-    from vllm.v1.kv_cache_interface import FullAttentionSpec
+def check_groups(cache_config: Any, shared_layers: object, shares: bool = False) -> list[Any]:
+    """Return the spec of each group of a ``KVCacheConfig``, or refuse what it has.
 
-    groups = [group.kv_cache_spec for group in cache_config.kv_cache_groups]
+    Layers with full attention and with a sliding window are taken, where all have tokens of the
+    same shape: their blocks are of one pool. ``shares``: the engine shares memory with others.
+    """
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+
+    specs = [group.kv_cache_spec for group in cache_config.kv_cache_groups]
     problems = []
-    if len(groups) != 1 or type(groups[0]) is not FullAttentionSpec:
-        kinds = ", ".join(type(spec).__name__ for spec in groups) or "no KV cache"
+    if not specs or not all(type(spec) in (FullAttentionSpec, SlidingWindowSpec) for spec in specs):
+        kinds = ", ".join(type(spec).__name__ for spec in specs) or "no KV cache"
         problems.append(
-            f"layers of the kinds {kinds}: only full attention is, so try "
-            "--disable-hybrid-kv-cache-manager for sliding windows, or leave out --worker-cls"
+            f"layers of the kinds {kinds}: only full attention and sliding windows are, so "
+            "leave out --worker-cls"
+        )
+    elif len(shapes := {_shape(spec) for spec in specs}) > 1:
+        listed = " and ".join(f"{tokens} of {heads}" for tokens, *heads in sorted(shapes, key=str))
+        problems.append(
+            f"layers whose blocks differ (tokens of [KV heads, head sizes, dtype]): {listed}; try "
+            "--disable-hybrid-kv-cache-manager, or leave out --worker-cls"
+        )
+    if shares and len(specs) > 1:
+        problems.append(
+            f"{len(specs)} groups of layers with pyvattn option memory='shared': leave it out, or "
+            "try --disable-hybrid-kv-cache-manager"
         )
     if shared_layers:
         problems.append("layers that share another's KV cache: leave out --worker-cls")
     _refuse(problems)
-    return groups[0]
+    return specs
+
+
+def _shape(spec: Any) -> tuple[Any, ...]:
+    value_size = getattr(spec, "head_size_v", spec.head_size)
+    return (spec.block_size, spec.num_kv_heads, spec.head_size, value_size, str(spec.dtype))
 
 
 def _refuse(problems: list[str]) -> None:

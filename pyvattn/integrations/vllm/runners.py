@@ -12,7 +12,7 @@ from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.vllm.build import build_memory, layer_tensors
 from pyvattn.integrations.vllm.memory import RowMemory
 from pyvattn.integrations.vllm.refusals import check_groups
-from pyvattn.integrations.vllm.tables import TableV1, TableV2, adopt_table
+from pyvattn.integrations.vllm.tables import TablesV1, TableV2, adopt_table
 from pyvattn.shared import SharedMemory
 
 __all__ = ["RunnerV1", "RunnerV2", "adopt_runner"]
@@ -25,19 +25,20 @@ class _Runner:
 
     def _make_tensors(self, cache_config: Any, kernel_block_sizes: Any) -> dict[str, Any]:
         """Return a tensor of virtual blocks for each layer, over rows made anew."""
-        spec = check_groups(cache_config, _shared_layers(self))
-        if list(kernel_block_sizes) != [spec.block_size]:
+        specs = check_groups(cache_config, _shared_layers(self), self.pyvattn_lease is not None)
+        sizes = [spec.block_size for spec in specs]
+        if list(kernel_block_sizes) != sizes:
             raise UnsupportedError(
                 f"the attention backend wants blocks of {kernel_block_sizes} tokens, not of "
-                f"{spec.block_size}: set --block-size to that"
+                f"{sizes}: set --block-size to that"
             )
         # vLLM may have measured with a small cache before.
         if self.pyvattn_memory is not None:
             self.pyvattn_memory.close_all()
         self.pyvattn_memory = build_memory(
-            self, spec, cache_config.num_blocks, self.pyvattn_make_driver, self.pyvattn_lease
+            self, specs, cache_config.num_blocks, self.pyvattn_make_driver, self.pyvattn_lease
         )
-        return layer_tensors(self, spec, self.pyvattn_memory)
+        return layer_tensors(self, specs, self.pyvattn_memory)
 
     def _bind(self, tensors: dict[str, Any], layers: dict[str, Any], caches: list[Any]) -> None:
         utils = import_module("vllm.v1.worker.utils")
@@ -55,21 +56,20 @@ class RunnerV1(_Runner):
         tensors = self._make_tensors(kv_cache_config, kernel_block_sizes)
         layers = runner.compilation_config.static_forward_context
         self._bind(tensors, layers, runner.kv_caches)
-        (table,) = runner.input_batch.block_table.block_tables
         assert self.pyvattn_memory is not None
-        adopt_table(table, TableV1, self.pyvattn_memory)
-        _adopt_batch(runner.input_batch, table)
+        adopt_table(runner.input_batch.block_table, TablesV1, self.pyvattn_memory)
+        _adopt_batch(runner.input_batch)
         return tensors
 
 
 class _Batch:
     """``vllm.v1.worker.gpu_input_batch.InputBatch``, of runner V1."""
 
-    pyvattn_table: TableV1
+    block_table: TablesV1
 
     def add_request(self, request: Any) -> Any:
-        """Tell the table of how many of its tokens a request has KV: it may have run before."""
-        with self.pyvattn_table.adding([request.num_computed_tokens]):
+        """Tell the tables of how many of its tokens a request has KV: it may have run before."""
+        with self.block_table.adding([request.num_computed_tokens]):
             return super().add_request(request)  # type: ignore[misc]
 
 
@@ -118,11 +118,10 @@ def adopt_runner(runner: Any, mixin: type[_Runner], make_driver: Any) -> None:
     runner.pyvattn_make_driver = make_driver
 
 
-def _adopt_batch(batch: Any, table: TableV1) -> None:
+def _adopt_batch(batch: Any) -> None:
     built = type(batch)
     if not issubclass(built, _Batch):
         batch.__class__ = type(f"Row{built.__name__}", (_Batch, built), {})
-    batch.pyvattn_table = table
 
 
 def _shared_layers(runner: Any) -> list[str]:

@@ -10,23 +10,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from pyvattn.integrations.vllm.memory import RowMemory
 from pyvattn.integrations.vllm.requests import RequestRows
 
-__all__ = ["TableV1", "TableV2", "adopt_table"]
+__all__ = ["TableV1", "TableV2", "TablesV1", "adopt_table"]
 
 
 class _Table:
     _memory: RowMemory
-    _requests: RequestRows
 
     def use_rows(self, memory: RowMemory) -> None:
         """Begin, with no requests."""
         self._memory = memory
-        self._requests = RequestRows(memory)
         self._computed: deque[int] = deque()
 
     @contextmanager
@@ -42,26 +40,36 @@ class _Table:
             # One that is left would be taken for that of another request.
             self._computed.clear()
 
-    def _open(self, index: int, blocks: list[int]) -> list[int]:
-        computed = self._computed.popleft() if self._computed else None
-        return self._requests.open(index, blocks, computed)
+    def _next_computed(self) -> int | None:
+        return self._computed.popleft() if self._computed else None
 
 
 class TableV2(_Table):
-    """Of runner V2: a request keeps its index as long as it lives."""
+    """Of runner V2, for all groups of layers: a request keeps its index as long as it lives."""
+
+    def use_rows(self, memory: RowMemory) -> None:
+        """Begin, with no requests."""
+        super().use_rows(memory)
+        self._groups: list[RequestRows] = []
 
     def append_block_ids(
         self, req_index: int, new_block_ids: tuple[list[int], ...], overwrite: bool
     ) -> None:
-        """Map the blocks in the request's row, and write the row's ids."""
-        (blocks,) = new_block_ids
-        write = self._open if overwrite else self._requests.extend
-        ids = write(req_index, list(blocks))
-        super().append_block_ids(req_index, (ids,), overwrite)  # type: ignore[misc]
+        """Map the blocks in the request's rows, one for each group, and write their ids."""
+        while len(self._groups) < len(new_block_ids):
+            self._groups.append(RequestRows(self._memory))
+        groups = zip(self._groups, map(list, new_block_ids), strict=True)
+        if overwrite:
+            computed = self._next_computed()
+            ids = [rows.open(req_index, blocks, computed) for rows, blocks in groups]
+        else:
+            ids = [rows.extend(req_index, blocks) for rows, blocks in groups]
+        super().append_block_ids(req_index, tuple(ids), overwrite)  # type: ignore[misc]
 
     def end_request(self, req_index: int) -> None:
-        """Let another request have the row, which keeps what it has mapped."""
-        self._requests.close(req_index)
+        """Let other requests have the rows, which keep what they have mapped."""
+        for rows in self._groups:
+            rows.close(req_index)
 
     def compute_slot_mappings(self, *arguments: Any, **options: Any) -> Any:
         """The last call before the model runs: by its end everything is mapped."""
@@ -71,11 +79,16 @@ class TableV2(_Table):
 
 
 class TableV1(_Table):
-    """Of runner V1, which moves requests to keep its batch dense."""
+    """Of one group of layers in runner V1, which moves requests to keep its batch dense."""
+
+    def use_rows(self, memory: RowMemory) -> None:
+        """Begin, with no requests."""
+        super().use_rows(memory)
+        self._requests = RequestRows(memory)
 
     def add_row(self, block_ids: list[int], row_idx: int) -> None:
         """Begin a request, whose blocks are all named."""
-        ids = self._open(row_idx, list(block_ids))
+        ids = self._requests.open(row_idx, list(block_ids), self._next_computed())
         self.num_blocks_per_row[row_idx] = 0  # type: ignore[attr-defined]
         super().append_row(ids, row_idx)  # type: ignore[misc]
 
@@ -100,13 +113,34 @@ class TableV1(_Table):
         self._requests.swap(src, tgt)
         super().swap_row(src, tgt)  # type: ignore[misc]
 
+
+class TablesV1:
+    """Of runner V1, with a table for each group: ``MultiGroupBlockTable``."""
+
+    _memory: RowMemory
+
+    def use_rows(self, memory: RowMemory) -> None:
+        """Have each table begin, with no requests."""
+        self._memory = memory
+        for table in self.block_tables:  # type: ignore[attr-defined]
+            adopt_table(table, TableV1, memory)
+
+    @contextmanager
+    def adding(self, computed: Iterable[int]) -> Iterator[None]:
+        """Say it to each group's table: see :meth:`TableV1.adding`."""
+        numbers = list(computed)
+        with ExitStack() as tables:
+            for table in self.block_tables:  # type: ignore[attr-defined]
+                tables.enter_context(table.adding(numbers))
+            yield
+
     def compute_slot_mapping(self, *arguments: Any, **options: Any) -> None:
         """The last call before the model runs: by its end everything is mapped."""
         super().compute_slot_mapping(*arguments, **options)  # type: ignore[misc]
         self._memory.join()
 
 
-def adopt_table(table: Any, mixin: type[_Table], memory: RowMemory) -> None:
+def adopt_table(table: Any, mixin: type[_Table | TablesV1], memory: RowMemory) -> None:
     """Make a table that vLLM built write positions of rows from here on."""
     built = type(table)
     if not issubclass(built, mixin):
