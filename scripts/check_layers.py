@@ -55,8 +55,9 @@ PYTHON = (  # pyvattn/ and cli/
     ("detect",),
     # from "auto" to a driver, a page size and a layout
     ("resolve",),
-    # memory that processes share
+    # memory that processes share; what Prometheus reads of it
     ("shared",),
+    ("metrics",),
     # K and V of a layer as tensors; what owns memory until it is closed
     ("layers", "opened", "swap"),
     ("cache", "rows"),

@@ -8,7 +8,9 @@ for them.
 
 from __future__ import annotations
 
+import os
 import sys
+from functools import lru_cache
 from importlib import import_module
 
 BACKEND = "pyvattn.integrations.vllm.attention_backend.RowAttentionBackend"
@@ -21,3 +23,11 @@ def register() -> None:
         return
     registry = import_module("vllm.v1.attention.backends.registry")
     registry.register_backend(registry.AttentionBackendEnum.CUSTOM, BACKEND)
+    if os.environ.get("PYVATTN_METRICS") == "1":
+        _export_metrics()
+
+
+@lru_cache(maxsize=1)
+def _export_metrics() -> None:
+    """Add what the ledgers say to vLLM's own ``/metrics``."""
+    import_module("pyvattn.metrics").register_metrics()
