@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from pyvattn.cli.output import console, json_option, print_json, table
+from pyvattn.metrics import serve_metrics
 from pyvattn.shared import Ledger, Member, read_ledgers
 from pyvattn.units import format_size
 
@@ -28,13 +29,26 @@ _COLUMNS = ("member", "pid", "used", "lease", "target", "wanted", "guarantee", "
     show_default=True,
     help="Seconds between two looks.",
 )
+@click.option(
+    "--serve",
+    "port",
+    type=click.IntRange(0, 65535),
+    help="Serve Prometheus metrics at this port instead; 0: one that is free.",
+)
+@click.option(
+    "--address", default="127.0.0.1", show_default=True, help="Where --serve listens.", metavar="IP"
+)
 @json_option
-def command(once: bool, interval: float, as_json: bool) -> None:
+def command(once: bool, interval: float, port: int | None, address: str, as_json: bool) -> None:
     """Show the ledgers of shared memory: a table for each device, until Ctrl-C.
 
     ``--json`` prints one look; sizes are in bytes.
     """
-    if as_json:
+    if port is not None:
+        server, thread = serve_metrics(port, address)
+        click.echo(f"http://{address}:{server.server_port}/metrics")
+        thread.join()
+    elif as_json:
         print_json([asdict(ledger) for ledger in read_ledgers()])
     elif once:
         console().print(_view())
