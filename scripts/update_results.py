@@ -25,6 +25,7 @@ PAGES = (
     ROOT / "docs" / "planner.md",
     ROOT / "docs" / "gpu.md",
     ROOT / "docs" / "sharing.md",
+    ROOT / "docs" / "hybrid.md",
 )
 SECTION = re.compile(r"<!-- results: (\w+) -->\n.*?<!-- end of results -->", re.DOTALL)
 
@@ -119,6 +120,44 @@ def sharing() -> Iterator[str]:
             yield f"* {measure['name']}: {figure} ({measure['note']})"
     yield ""
     yield source(found, "sharing.json")
+
+
+def hybrid() -> Iterator[str]:
+    """Each model in MiB of a request by its length, and in requests that fit."""
+    found = json.loads((RESULTS / "hybrid.json").read_text())
+    models: dict[str, dict[str, dict[str, Any]]] = {}
+    for measure in found["measures"]:
+        model, _, name = measure["name"].partition(", ")
+        models.setdefault(model, {})[name] = measure
+    allocations = list(dict.fromkeys(name.split(", ")[-1] for name in models["Gemma-3-27B"]))
+    held = [name for name in allocations if " / " not in name]
+    counted = [name for name in held if name in models["Gemma-3-27B"]]
+    lengths = ("12", "2,000", "100,000")
+    yield f"MiB that a request of {', '.join(lengths[:-1])} and {lengths[-1]} tokens holds:"
+    yield ""
+    yield f"| model | {' | '.join(held)} |"
+    yield f"| {'--- | ' * (len(held) + 1)}".rstrip()
+    for model, values in models.items():
+        cells = (
+            ", ".join(f"{values[f'{n} tokens, {name}']['value']:,.1f}" for n in lengths)
+            for name in held
+        )
+        yield f"| {model} | {' | '.join(cells)} |"
+    yield ""
+    rounds, note = values["rows"]["rounds"], values["rows"]["note"]
+    yield f"Requests that fit, median of {rounds} places in the trace ({note}), and over the first:"
+    yield ""
+    yield f"| model | {' | '.join(counted)} |"
+    yield f"| {'--- | ' * (len(counted) + 1)}".rstrip()
+    for model, values in models.items():
+        counts = []
+        for name in counted:
+            ratio = values.get(f"{name} / {counted[0]}")
+            times = "" if ratio is None else f" ({ratio['value']:.2f} times)"
+            counts.append(f"{values[name]['value']:,.0f}{times}")
+        yield f"| {model} | {' | '.join(counts)} |"
+    yield ""
+    yield source(found, "hybrid.json")
 
 
 def reuse() -> Iterator[str]:
@@ -242,6 +281,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "capacity": capacity,
     "reuse": reuse,
     "sharing": sharing,
+    "hybrid": hybrid,
     "front": front,
     "transformers": transformers,
     "gpu": gpu,

@@ -240,6 +240,23 @@ def capacity(ctx: click.Context, /, out: str | None, as_json: bool, **options: A
 
 
 @click.command()
+@_option("--trace", type=click.Path(exists=True, dir_okay=False), help="File with a request trace.")
+@_option("--memory", help="Memory for the cache.")
+@_option("--rounds", type=click.IntRange(min=3), help="Places in the trace.")
+@_option("--page-size", help="Page size, such as 64K.")
+@_OUT
+@json_option
+@click.pass_context
+def hybrid(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
+    """Count what models with windows hold, and the requests that fit, against vLLM's blocks.
+
+    Without --trace the requests are SYNTHETIC. The exit code is 1 if a target
+    is missed.
+    """
+    run_bench(ctx, "hybrid", options, out, as_json)
+
+
+@click.command()
 @_option("--page-size", help="Page size, such as 64K.")
 @_option("--rounds", type=click.IntRange(min=3), help="Forks that are timed.")
 @_OUT

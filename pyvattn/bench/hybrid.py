@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bench hybrid``: what models whose layers differ hold, and how many requests fit.
+
+Arithmetic alone, so it runs anywhere: whole pages of rows whose windows were trimmed, against
+the blocks of vLLM. Requests of the trace are admitted in order, each at its full length, until
+one does not fit; the count is taken from many places of the trace. What a prompt holds while
+it is computed is left out on both sides.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from os import PathLike
+
+from pyvattn.arguments import Settings, check_type
+from pyvattn.bench.block_groups import BlockLayout
+from pyvattn.bench.report import Measure
+from pyvattn.bench.timing import ratios, summarise
+from pyvattn.errors import ConfigError
+from pyvattn.geometry import Geometry
+from pyvattn.kernels import kernel_named
+from pyvattn.layer_group import LayerGroup
+from pyvattn.planner import held_bytes
+from pyvattn.spec import CacheSpec
+from pyvattn.traces import Trace, read_trace, synthetic_trace
+from pyvattn.units import parse_size
+
+Held = Callable[[int], int]
+"""The bytes that a request of so many tokens holds."""
+
+# A question, a chat, a book.
+_LENGTHS = (12, 2_000, 100_000)
+_BLOCKS = "vLLM's blocks"
+# The kernel that reads furthest past a row, and the head dims that it takes. Layers of larger
+# ones have another, as all layers can, that reads no further than the row.
+_FURTHEST, _MOST_HEAD_DIM = "flash-attn-3", 256
+
+
+def _mixed(
+    windowed: int, shape: tuple[int, int], window: int, full: int, other: tuple[int, int]
+) -> list[LayerGroup]:
+    """Return groups of layers with a window and of those without, each of a shape."""
+    return [
+        LayerGroup(range(windowed), *shape, window=window),
+        LayerGroup(range(windowed, windowed + full), *other),
+    ]
+
+
+#: By their published configs. Which of the layers it is changes nothing here.
+MODELS: Mapping[str, CacheSpec] = {
+    name: CacheSpec(groups=groups, max_slots=1)
+    for name, groups in {
+        "gpt-oss-20b": _mixed(12, (8, 64), 128, 12, (8, 64)),
+        "gpt-oss-120b": _mixed(18, (8, 64), 128, 18, (8, 64)),
+        "Gemma-3-27B": _mixed(52, (16, 128), 1024, 10, (16, 128)),
+        "Gemma-4-31B": _mixed(50, (16, 256), 1024, 10, (4, 512)),
+        "Gemma-4-26B-A4B": _mixed(25, (8, 256), 1024, 5, (2, 512)),
+    }.items()
+}
+
+
+@dataclass(frozen=True)
+class Options(Settings, least={"rounds": 3}):
+    """``trace`` is a CSV file, or None for a synthetic trace; ``rounds`` places in it."""
+
+    trace: str | PathLike[str] | None = None
+    memory: str = "40GiB"
+    rounds: int = 31
+    page_size: str = "64K"
+
+
+def measure(options: Options) -> Iterator[Measure]:
+    """Yield every measure."""
+    check_type("options", options, Options)
+    trace = read_trace(options.trace) if options.trace else synthetic_trace()
+    memory = parse_size(options.memory, "memory")
+    starts = random.Random(0).sample(range(len(trace.requests)), options.rounds)
+    note = f"{trace.label}, {options.memory}, {options.page_size} pages, layout layer"
+    for model, spec in MODELS.items():
+        allocations = {_BLOCKS: BlockLayout.of(spec).bytes_at, **_rows(spec, options.page_size)}
+        if memory < 2 * max(held(trace.longest) for held in allocations.values()):
+            raise ConfigError(
+                f"memory={options.memory!r} holds less than two of the longest requests"
+            )
+        yield from _held(model, spec, allocations, note)
+        counts = {
+            name: [_fitting(held, memory, trace, start) for start in starts]
+            for name, held in allocations.items()
+        }
+        for name, values in counts.items():
+            yield Measure.of(f"{model}, {name}", summarise(values), "requests", note=note)
+        for name in list(counts)[1:]:
+            yield Measure.of(
+                f"{model}, {name} / {_BLOCKS}",
+                ratios(counts[name], counts[_BLOCKS]),
+                "times",
+                at_least=1.0,
+                note=note,
+            )
+
+
+def _rows(spec: CacheSpec, page_size: str) -> dict[str, Held]:
+    """Return what rows hold by themselves, and with a guard of private memory in each group."""
+    guard = kernel_named(_FURTHEST).guard_for(spec.itemsize)
+    guards = {
+        "rows": [0] * len(spec.groups),
+        f"rows guarded for {_FURTHEST}": [
+            guard if group.head_dim <= _MOST_HEAD_DIM else 0 for group in spec.groups
+        ],
+    }
+    found: dict[str, Held] = {}
+    for name, each in guards.items():
+        pairs = zip(spec.groups, each, strict=True)
+        groups = [replace(group, guard_tokens=tokens) for group, tokens in pairs]
+        guarded = CacheSpec(groups=groups, max_slots=spec.max_slots)
+        found[name] = partial(_pages, guarded, guarded.geometries("layer", page_size))
+    return found
+
+
+def _pages(spec: CacheSpec, geometries: Sequence[Geometry], tokens: int) -> int:
+    return held_bytes(spec, geometries, tokens, private_guard=True)
+
+
+def _held(
+    model: str, spec: CacheSpec, allocations: Mapping[str, Held], note: str
+) -> Iterator[Measure]:
+    for tokens in _LENGTHS:
+        for name, held in {**allocations, "tokens alone": spec.bytes_at}.items():
+            yield Measure(
+                f"{model}, {tokens:,} tokens, {name}", held(tokens) / 2**20, "MiB", note=note
+            )
+
+
+def _fitting(held: Held, memory: int, trace: Trace, start: int) -> float:
+    """Return how many requests fit, round the trace once from ``start``."""
+    left = memory
+    requests = trace.requests[start:] + trace.requests[:start]
+    for count, request in enumerate(requests):
+        left -= held(request.prompt + request.generated)
+        if left < 0:
+            return float(count)
+    return float(len(requests))

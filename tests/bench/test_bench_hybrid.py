@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `bench hybrid` counts, against what vLLM's own code gave for the same models."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyvattn import ConfigError, KVCache, LayerGroup
+from pyvattn.bench.block_groups import BlockLayout
+from pyvattn.bench.hybrid import MODELS, Options, measure
+from pyvattn.spec import CacheSpec
+
+# MiB by tokens, from vLLM 0.33's KVCacheManager, run on the models' layers.
+VLLM = {
+    "gpt-oss-20b": {12: 0.8, 200: 8.2, 2000: 49.9, 20000: 472, 100000: 2347},
+    "gpt-oss-120b": {12: 1.1, 200: 12.4, 2000: 74.8, 20000: 708, 100000: 3520},
+    "Gemma-3-27B": {12: 8.8, 200: 114, 2000: 636, 20000: 2042, 100000: 8292},
+    "Gemma-4-31B": {12: 15.0, 200: 180, 2000: 958, 20000: 2362, 100000: 8612},
+    "Gemma-4-26B-A4B": {12: 3.8, 200: 45.0, 2000: 239, 20000: 591, 100000: 2153},
+}
+# Its groups and the bytes of its blocks.
+GROUPS = {
+    "gpt-oss-20b": ([(1, 16), (1, 16)], 393_216),
+    "gpt-oss-120b": ([(1, 16), (1, 16)], 589_824),
+    "Gemma-3-27B": ([(6, 16), (1, 16)], 1_310_720),
+    "Gemma-4-31B": ([(5, 16), (1, 32)], 2_621_440),
+    "Gemma-4-26B-A4B": ([(5, 16), (1, 32)], 655_360),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_blocks_are_those_of_vllm(model):
+    layout = BlockLayout.of(MODELS[model])
+    assert ([(k.groups, k.block_tokens) for k in layout.kinds], layout.block_bytes) == GROUPS[model]
+    for tokens, mib in VLLM[model].items():
+        exact = layout.bytes_at(tokens) / 2**20
+        assert exact == pytest.approx(mib, abs=0.0501 if mib < 100 else 0.501), tokens
+
+
+def test_layers_that_are_alike_are_one_group():
+    layout = BlockLayout.of(CacheSpec.mla(layers=61))
+    assert layout.block_bytes == 1_124_352
+    assert layout.bytes_at(2000) == 125 * 1_124_352
+
+
+def test_kinds_of_nearly_as_many_layers_are_padded_to_the_larger():
+    groups = [LayerGroup(range(10), 1, 64, window=64), LayerGroup(range(10, 24), 1, 64)]
+    layout = BlockLayout.of(CacheSpec(groups=groups, max_slots=1))
+    assert [kind.groups for kind in layout.kinds] == [1, 1]
+    assert layout.block_bytes == 14 * 16 * 256
+
+
+@pytest.fixture(scope="module")
+def found():
+    return {each.name: each for each in measure(Options(rounds=5))}
+
+
+@pytest.mark.parametrize("model", ["gpt-oss-20b", "Gemma-3-27B"])
+def test_rows_hold_what_a_cache_holds(found, model):
+    spec = CacheSpec(groups=MODELS[model].groups, max_slots=1, max_tokens=4096, guard_tokens=0)
+    with KVCache(
+        spec, device="cpu", page_size="64K", layout="layer", memory="8GiB",
+        accounting=True, background=False, read_ahead=0,
+    ) as cache:  # fmt: skip
+        slot = cache.admit(1999)
+        cache.step({slot: 2000})
+        held = cache.live_pages()[slot] * cache.page_size
+    assert found[f"{model}, 2,000 tokens, rows"].value == held / 2**20
+
+
+def test_guards_are_those_of_each_group(found):
+    def guard(model):
+        rows, guarded = "12 tokens, rows", "12 tokens, rows guarded for flash-attn-3"
+        return found[f"{model}, {guarded}"].value - found[f"{model}, {rows}"].value
+
+    # 192 tokens of 1 KiB in 48 arenas: three pages.
+    assert guard("gpt-oss-20b") == 48 * 3 * 64 / 1024
+    # Layers of head dim 512 have a kernel without: 192 tokens of 8 KiB in 100 arenas, 24 pages.
+    assert guard("Gemma-4-31B") == 100 * 24 * 64 / 1024
+
+
+def test_more_fit_where_less_is_held(found):
+    for model in MODELS:
+        rows, guarded = f"{model}, rows", f"{model}, rows guarded for flash-attn-3"
+        assert found[rows].value > found[guarded].value > 0
+        assert found[f"{rows} / vLLM's blocks"].at_least == 1.0
+    assert found["Gemma-3-27B, rows / vLLM's blocks"].ok
+    assert "SYNTHETIC" in found["Gemma-3-27B, rows"].note
+
+
+def test_memory_for_less_than_two_requests_is_refused():
+    with pytest.raises(ConfigError, match="memory='1GiB'"):
+        list(measure(Options(memory="1GiB")))
