@@ -229,6 +229,14 @@ def limit_member(member: str, memory: int | str | None) -> Member:
     return _member(each, ledger.chunk_bytes, chunks)
 
 
+def own_limit(lease: SharedMemory) -> int:
+    """Return the most bytes that an operator lets a member of this process hold."""
+    look = _native.Ledger(lease.path).look()
+    own = (each for each in look.members if each.pid == os.getpid())
+    limits = [each.limit for each in own if _text(each.name) == lease.name]
+    return min(limits, default=look.chunks) * lease.chunk_bytes
+
+
 def _paths() -> list[Path]:
     return sorted(path for path in _folder().glob("ledger-*") if ".new-" not in path.name)
 

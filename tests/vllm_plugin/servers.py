@@ -18,7 +18,8 @@ import psutil
 from engines import OPTIONS, WORKER
 
 # For a machine on which everything else runs first.
-PATIENCE = 300
+PATIENCE = 900
+_SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 class Server:
@@ -82,6 +83,33 @@ def serve(model, folder):
             yield server
         finally:
             _end(server)
+
+
+@contextmanager
+def serve_two(model, folder):
+    """Start ``scripts/serve_two.sh`` with one model twice; yields both servers."""
+    log = folder / "servers.log"
+    with closing(socket.socket()) as a, closing(socket.socket()) as b, log.open("wb") as output:
+        ports = []
+        for held in (a, b):
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind(("127.0.0.1", 0))
+            ports.append(str(held.getsockname()[1]))
+        environment = _environment(folder)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        environment.update(PORT_A=ports[0], PORT_B=ports[1], PATH=path)
+        # Otherwise vLLM gives the worker of a CPU a process of its own; that of one GPU has none.
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        command = [str(_SCRIPTS / "serve_two.sh"), model, model]
+        command += [*_flags(OPTIONS), "--host", "127.0.0.1"]
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+        servers = [Server(process, f"http://127.0.0.1:{port}", log) for port in ports]
+        try:
+            yield servers
+        finally:
+            _end(servers[0])
 
 
 def shared_memory(processes):

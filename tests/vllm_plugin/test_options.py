@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import types
+from types import MappingProxyType
 
 import pytest
 
@@ -50,6 +51,7 @@ def test_what_cannot_be_read_is_named(given, message):
 def config(**changes):
     """A ``VllmConfig`` of which everything is supported, but for what is changed."""
     sections = {
+        "additional_config": None,
         "speculative_config": None,
         "kv_transfer_config": None,
         "parallel_config": {"decode_context_parallel_size": 1, "prefill_context_parallel_size": 1},
@@ -89,6 +91,15 @@ def test_what_is_not_supported_names_the_option_to_change(changes, message):
     check_config(config())
     with pytest.raises(UnsupportedError, match=message):
         check_config(config(**changes))
+
+
+def test_an_engine_that_shares_its_memory_may_sleep():
+    check_config(
+        config(
+            model_config={"enable_sleep_mode": True},
+            additional_config=MappingProxyType({"pyvattn": {"memory": "shared"}}),
+        )
+    )
 
 
 def test_everything_that_is_in_the_way_is_named_at_once():

@@ -8,9 +8,11 @@ import time
 from contextlib import ExitStack
 
 import pytest
+from async_cpu import kept_async
 from engines import WORKER, count_calls, engine
 
 from pyvattn import ConfigError, SharedMemory, UnsupportedError
+from pyvattn.integrations import vllm as plugin
 from pyvattn.shared import create_ledger, limit_member, read_ledgers
 
 SCHEDULER = "pyvattn.vllm.Scheduler"
@@ -42,6 +44,7 @@ def start(runtime, tiny_llama):
 
         def start(name, guarantee=0, **options):
             given = shared(name, guarantee=guarantee)
+            stack.enter_context(kept_async())
             return stack.enter_context(engine(tiny_llama, **given, **options))
 
         yield start
@@ -143,8 +146,9 @@ def test_two_busy_engines_share_what_is_short(start, stock):
     assert asked[0].said + asked[1].said == stock(texts[0] + texts[1], 24)
 
 
-def test_running_requests_end_for_one_below_its_guarantee_and_go_on_later(start, stock):
-    one = start("one")
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_running_requests_end_for_one_below_its_guarantee_and_go_on_later(start, stock, is_async):
+    one = start("one", async_scheduling=is_async)
     first = prompts(4, 600, seed=5)
     asked = Asked(one, first, 60)
     until(lambda: used_blocks("one") >= 20, asked)
@@ -180,6 +184,36 @@ def test_an_operator_takes_what_is_not_in_use(start):
     assert used_blocks("one") <= 6
     # Blocks that are held out are not in use.
     assert one.reset_prefix_cache()
+
+
+def test_one_that_sleeps_keeps_a_block_and_leaves_its_guarantee_to_others(start, stock):
+    one = start("one", guarantee=14 * BLOCK)
+    first = prompts(2, 600, seed=12)
+    asked = Asked(one, first, 4)
+    until(lambda: asked.done, asked)
+    assert used_blocks("one") >= 9
+    with SharedMemory("cpu", name="two") as two:
+        one.sleep(level=1)
+        assert used_blocks("one") == 1
+        until(lambda: two.wait_for((BLOCKS - 1) * BLOCK, 1))
+        two.want(0)
+        one.wake_up()
+        assert member("one").limit is None
+    again = Asked(one, first, 4)
+    until(lambda: again.done, again)
+    assert asked.said == again.said == stock(first, 4)
+
+
+def test_vllms_metrics_have_what_the_ledgers_say_where_that_is_asked_for(start, monkeypatch):
+    from prometheus_client import REGISTRY
+
+    start("one")
+    monkeypatch.setenv("PYVATTN_METRICS", "1")
+    for _ in range(2):  # as vLLM may do in one process
+        plugin.register()
+    exported = {metric.name: metric for metric in REGISTRY.collect()}
+    (used,) = exported["pyvattn_member_used_bytes"].samples
+    assert (used.labels["member"], used.value) == ("one", BLOCK)
 
 
 def test_what_cannot_share_is_refused(runtime, tiny_llama):

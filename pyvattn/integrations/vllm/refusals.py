@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyvattn.errors import UnsupportedError
+from pyvattn.integrations.vllm.options import Options
 
 __all__ = ["check_config", "check_groups"]
 
@@ -29,8 +30,11 @@ def check_config(config: Any) -> None:
             problems.append(f"context parallelism: set --{name}-context-parallel-size 1")
     if dtype not in _CACHE_DTYPES:
         problems.append(f"--kv-cache-dtype {dtype}: use one of {', '.join(_CACHE_DTYPES)}")
-    if config.model_config.enable_sleep_mode:
-        problems.append("sleep mode: leave out --enable-sleep-mode")
+    if config.model_config.enable_sleep_mode and not _shares_memory(config):
+        problems.append(
+            "sleep mode with memory of its own: leave out --enable-sleep-mode, or set pyvattn's "
+            "option memory to shared"
+        )
     if config.model_config.is_encoder_decoder:
         problems.append("encoder-decoder models: leave out --worker-cls")
     _refuse(problems)
@@ -72,6 +76,10 @@ def check_groups(cache_config: Any, shared_layers: object, shares: bool = False)
 def _shape(spec: Any) -> tuple[Any, ...]:
     value_size = getattr(spec, "head_size_v", spec.head_size)
     return (spec.block_size, spec.num_kv_heads, spec.head_size, value_size, str(spec.dtype))
+
+
+def _shares_memory(config: Any) -> bool:
+    return Options.of(config.additional_config).memory == "shared"
 
 
 def _refuse(problems: list[str]) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from pyvattn import _native
@@ -11,7 +11,7 @@ from pyvattn.budget import Budget
 from pyvattn.errors import BlockError, ConfigError, LedgerLost, OutOfMemory
 from pyvattn.integrations.vllm.layout import Paging
 from pyvattn.integrations.vllm.memory import NULL_BLOCK, RowMemory, Sizes
-from pyvattn.shared import SharedMemory
+from pyvattn.shared import SharedMemory, own_limit
 from pyvattn.units import format_size
 
 __all__ = ["SharedRowMemory"]
@@ -45,6 +45,10 @@ class SharedRowMemory(RowMemory):
         super().__init__(sizes, paging, driver, background=background)
         self._backed = {NULL_BLOCK: self._blocks[NULL_BLOCK]}
         self._backs_what_is_asked = False
+        # What an operator lets it hold; None while it is awake.
+        self._limit_awake: int | None = None
+        # The scheduler's part of giving.
+        self.give: Callable[[], None] = self.settle
 
     def back(self, ids: Sequence[int]) -> bool:
         """Take memory for all of these ids, or for none where the lease does not grant it."""
@@ -82,6 +86,20 @@ class SharedRowMemory(RowMemory):
             self.rows.flush()
             self.rows.reclaim(lacking)
         self.pool.give_back()
+
+    def sleep(self) -> None:
+        """Keep one chunk and what live requests have, and leave the guarantee to others."""
+        if self._limit_awake is None:
+            self._limit_awake = own_limit(self.lease)
+            chunk = self.lease.chunk_bytes
+            self.lease.set_limit(-(-self.block_bytes // chunk) * chunk)
+        self.give()
+
+    def wake(self) -> None:
+        """Take memory again, as requests need it."""
+        if self._limit_awake is not None:
+            self.lease.set_limit(self._limit_awake)
+            self._limit_awake = None
 
     @contextmanager
     def guarded(self, tokens: int) -> Iterator[None]:

@@ -37,6 +37,7 @@ class SharingScheduler:
             return
         memory = memory_of(scheduler.vllm_config)
         self.pyvattn_supply = Supply(self, memory)
+        memory.give = self._give_where_asked
         self._pyvattn_donor = _IdleDonor(self._give_where_idle, self.pyvattn_supply.is_asked)
 
     def schedule(self, *arguments: Any, **options: Any) -> Any:
@@ -73,6 +74,11 @@ class SharingScheduler:
         if self.pyvattn_supply is not None:
             self._pyvattn_donor.end()
         super().shutdown()  # type: ignore[misc]
+
+    def _give_where_asked(self) -> None:
+        with self._pyvattn_lock:
+            if self.pyvattn_supply is not None:
+                self.pyvattn_supply.give()
 
     def _give_where_idle(self) -> None:
         scheduler: Any = self

@@ -24,6 +24,7 @@ from pyvattn.integrations.vllm.lease import (
 from pyvattn.integrations.vllm.options import Options
 from pyvattn.integrations.vllm.refusals import check_config
 from pyvattn.integrations.vllm.runners import RunnerV1, RunnerV2, adopt_runner
+from pyvattn.integrations.vllm.shared_memory import SharedRowMemory
 from pyvattn.integrations.vllm.versions import check_version
 
 __all__ = ["make_worker"]
@@ -73,6 +74,20 @@ class RowWorker:
         memory = worker.model_runner.pyvattn_memory
         with memory.guarded(guard_tokens(worker.vllm_config)):
             return super().compile_or_warm_up_model()  # type: ignore[misc]
+
+    def sleep(self, level: int = 1) -> None:
+        """Let vLLM put weights away, and give back the KV memory that no live request has."""
+        super().sleep(level)  # type: ignore[misc]
+        memory = self.model_runner.pyvattn_memory  # type: ignore[attr-defined]
+        if isinstance(memory, SharedRowMemory):
+            memory.sleep()
+
+    def wake_up(self, tags: list[str] | None = None) -> None:
+        """Let vLLM fetch weights, and take KV memory again as requests need it."""
+        super().wake_up(tags)  # type: ignore[misc]
+        memory = self.model_runner.pyvattn_memory  # type: ignore[attr-defined]
+        if isinstance(memory, SharedRowMemory) and (tags is None or "kv_cache" in tags):
+            memory.wake()
 
     def shutdown(self) -> None:
         """Let vLLM shut down, and give the KV memory back."""
