@@ -61,7 +61,7 @@ BOUNDS = (
         "	u32 offset = 0;",
     ),
     narrow(
-        "what a mapping costs is reckoned in 32 bits",
+        "what a mapping costs has 32 bits",
         "uvm_vattn_account.c",
         "static u64 mapping_bytes(u64 size)",
         "static u64 mapping_bytes(u32 size)",

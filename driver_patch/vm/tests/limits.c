@@ -161,6 +161,8 @@ PATCH_TEST(limit_of_mappings)
 	CHECK_EQ(try_map(&gpu, entries, MANY - 1), NV_OK);
 	/* In every VA space of the process; and what would make one more is refused, by us and by UVM. */
 	CHECK_EQ(try_map_one(&other, far, there, 0, 1, 0), NV_ERR_INSUFFICIENT_RESOURCES);
+	CHECK_EQ(try_unmap_one(&gpu, base, PAGE_64K), NV_ERR_INSUFFICIENT_RESOURCES);
+	CHECK_EQ(try_unmap_external(&gpu, base, PAGE_64K), NV_ERR_INSUFFICIENT_RESOURCES);
 	CHECK_EQ(try_unmap_one(&gpu, base + PAGE_64K, PAGE_64K), NV_ERR_INSUFFICIENT_RESOURCES);
 	CHECK_EQ(try_unmap_external(&gpu, base + PAGE_64K, PAGE_64K), NV_ERR_INSUFFICIENT_RESOURCES);
 	/* Not RM's: they are its own business until we replace them. */
