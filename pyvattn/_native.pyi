@@ -167,11 +167,22 @@ class TraceRecord:
     @property
     def address(self) -> int: ...
     @property
-    def failure(self) -> str: ...
+    def call(self) -> int:
+        """
+        One number for all entries of a batch.
+        """
+    @property
+    def failure(self) -> str:
+        """
+        Empty where the call succeeded.
+        """
     @property
     def length(self) -> int: ...
     @property
-    def offset(self) -> int: ...
+    def offset(self) -> int:
+        """
+        Within the slab; of a reservation its alignment.
+        """
     @property
     def operation(self) -> str: ...
     @property

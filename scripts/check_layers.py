@@ -47,8 +47,8 @@ PYTHON = (  # pyvattn/ and cli/
     # what a cache must hold, and where it lies
     ("configs", "geometry"),
     ("spec",),
-    # this computer; requests
-    ("machine", "traces"),
+    # this computer; requests; calls of a driver
+    ("calls", "machine", "traces"),
     # which page size and which layout
     ("planner",),
     # which drivers there are

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from pyvattn.cli.commands.replay_calls import show_calls
 from pyvattn.cli.model_options import model_options, read_model
 from pyvattn.cli.output import console, json_option, print_json, progress_console, table
 from pyvattn.cli.sizes import size_option
@@ -72,9 +73,21 @@ _SHAPE = ("layers", "kv_heads", "head_dim", "latent_dim", "rope_dim", "dtype", "
 )
 @click.option("--seed", type=int, default=0, help="Seed of a synthetic trace [0].")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Write a PNG of memory over time.")
+@click.option(
+    "--calls",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Make the driver calls of this file again, in place of all the above.",
+)
+@click.option("--on", "driver", default="host", help="The driver that makes them [host].")
 @json_option
 def command(
-    trace: str | None, config: str | None, as_json: bool, plot: str | None, **options: Any
+    trace: str | None,
+    config: str | None,
+    as_json: bool,
+    plot: str | None,
+    calls: str | None,
+    driver: str,
+    **options: Any,
 ) -> None:
     """Run the requests of TRACE through the allocator, and through static and paged allocation.
 
@@ -82,7 +95,14 @@ def command(
     one of lengths alone, or JSON lines as in the Mooncake traces. Where it is left
     out, a SYNTHETIC trace is made up, and every output says so. No memory is
     touched: the real allocator counts what it would map.
+
+    With --calls, memory is: what pyvattn.calls recorded is done once more, call by call.
     """
+    if calls is not None:
+        if trace is not None:
+            raise click.UsageError("TRACE holds requests and --calls driver calls: name one")
+        show_calls(calls, driver, as_json)
+        return
     requests = _read(trace, options)
     # Allocators are compared that keep every token.
     spec = read_model(config, default=_MODEL, **{name: options[name] for name in _SHAPE}).flat()

@@ -18,6 +18,7 @@ from pyvattn import _native
 from pyvattn.attention import FlexKernel, Problem
 from pyvattn.bench import BENCHES, Measure, Report
 from pyvattn.bench.timing import Timing
+from pyvattn.calls import open_traced, read_calls, write_calls
 from pyvattn.detect import Machine, detect_drivers
 from pyvattn.integrations.transformers import Engine, VAttentionCache, spec_for
 from pyvattn.machine import MadeOn
@@ -130,6 +131,14 @@ class World:
         return torch.ones(2, 2, 1, 8)
 
     @cached_property
+    def calls(self) -> Path:
+        """A file with the calls of a cache that was opened and closed."""
+        path, driver = self.folder / "calls.jsonl", open_traced()
+        pyvattn.KVCache.on_driver(SPEC, driver, layout="layer", memory="4MiB").close()
+        write_calls(path, driver)
+        return path
+
+    @cached_property
     def trace(self) -> Any:
         return synthetic_trace(3)
 
@@ -208,6 +217,10 @@ _VALID: dict[str, Any] = {
     "lengths": lambda w: {w.slot: 6},
     "KVCache.step_array.rows": lambda w: np.array([w.slot.index]),
     "KVCache.step_array.lengths": lambda w: np.array([6]),
+    "calls.replay_calls.trace": lambda w: read_calls(w.calls),
+    "calls.read_calls.path": lambda w: w.calls,
+    "calls.write_calls.path": lambda w: w.folder / "written.jsonl",
+    "calls.write_calls.driver": lambda w: open_traced(),
     "index": lambda w: 0,
     "after": lambda w: None,
     "device": lambda w: 0,
@@ -308,6 +321,8 @@ for _bench in BENCHES.values():
 # Plain records, which hold what they are given and check nothing.
 RECORDS = {
     "attention.KernelInfo",
+    "calls.CallCount",
+    "calls.CallTrace",
     "bench.Bench",
     "bench.Measure",
     "bench.Measure.of",

@@ -8,7 +8,7 @@ namespace {
 
 TraceRecord record(Operation operation, Address address, std::uint64_t length, SlabId slab = 0,
                    std::uint64_t offset = 0) {
-  return TraceRecord{0, operation, address, length, slab, offset, {}};
+  return TraceRecord{0, 0, operation, address, length, slab, offset, {}};
 }
 
 std::vector<TraceRecord> records_of(Operation operation, const std::vector<MapEntry>& batch) {
@@ -40,18 +40,21 @@ void TraceAdaptor::add(std::vector<TraceRecord> records, const std::string& fail
   const std::lock_guard<std::mutex> lock(mutex_);
   for (TraceRecord& each : records) {
     each.sequence = next_sequence_++;
+    each.call = next_call_;
     each.failure = failure;
     records_.push_back(std::move(each));
     if (records_.size() > capacity_) records_.pop_front();
   }
+  ++next_call_;
 }
 
 Address TraceAdaptor::reserve(std::size_t bytes, std::size_t alignment) {
   Address address = 0;
-  traced({record(Operation::reserve, 0, bytes)}, [&](std::vector<TraceRecord>& records) {
-    address = inner().reserve(bytes, alignment);
-    records[0].address = address;
-  });
+  traced({record(Operation::reserve, 0, bytes, 0, alignment)},
+         [&](std::vector<TraceRecord>& records) {
+           address = inner().reserve(bytes, alignment);
+           records[0].address = address;
+         });
   return address;
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Keeps the last calls, failed ones too, so that a run can be looked at after
-// the fact and replayed as a benchmark.
+// the fact and made again: see pyvattn/calls.py.
 #pragma once
 
 #include <deque>
@@ -14,10 +14,13 @@ namespace pyvattn {
 
 struct TraceRecord {
   std::uint64_t sequence = 0;
+  // Entries of one batch have one number.
+  std::uint64_t call = 0;
   Operation operation = Operation::map;
   Address address = 0;
   std::uint64_t length = 0;
   SlabId slab = 0;
+  // Within the slab; of a reservation its alignment.
   std::uint64_t offset = 0;
   // Empty where the call succeeded, else what it said.
   std::string failure;
@@ -47,6 +50,7 @@ class TraceAdaptor final : public Adaptor {
   const std::size_t capacity_;
   mutable std::mutex mutex_;
   std::uint64_t next_sequence_ = 0;
+  std::uint64_t next_call_ = 0;
   std::deque<TraceRecord> records_;
 };
 

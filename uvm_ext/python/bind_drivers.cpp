@@ -50,13 +50,15 @@ void bind_values(py::module_& module) {
       .def_readonly("seconds", &OperationCount::seconds);
   py::class_<TraceRecord>(module, "TraceRecord", "One call that passed a TraceAdaptor.")
       .def_readonly("sequence", &TraceRecord::sequence)
+      .def_readonly("call", &TraceRecord::call, "One number for all entries of a batch.")
       .def_property_readonly("operation",
                              [](const TraceRecord& r) { return operation_name(r.operation); })
       .def_readonly("address", &TraceRecord::address)
       .def_readonly("length", &TraceRecord::length)
       .def_readonly("slab", &TraceRecord::slab)
-      .def_readonly("offset", &TraceRecord::offset)
-      .def_readonly("failure", &TraceRecord::failure);
+      .def_readonly("offset", &TraceRecord::offset,
+                    "Within the slab; of a reservation its alignment.")
+      .def_readonly("failure", &TraceRecord::failure, "Empty where the call succeeded.");
 }
 
 std::vector<Range> ranges_of(const std::vector<std::pair<Address, std::size_t>>& pairs) {
