@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pyvattn.errors import ConfigError
 from pyvattn.geometry import check_page_size
 from pyvattn.text import shown
+from pyvattn.units import parse_size
 from pyvattn.whole_numbers import whole_number
 
 __all__ = ["Options"]
@@ -89,6 +90,7 @@ class Options:
             raise ConfigError(f"{_KEY} option guard_tokens={given}: use a whole number from 0")
         if self.memory not in ("own", "shared"):
             raise ConfigError(f"{_KEY} option memory={shown(self.memory)}: use own or shared")
+        self._check_lease()
         if self.memory == "shared" and self.late_binding:
             raise ConfigError(
                 f"{_KEY} option late_binding=True keeps every block mapped, and memory='shared' "
@@ -97,3 +99,17 @@ class Options:
         for name in ("driver", "kernel"):
             if not isinstance(given := getattr(self, name), str):
                 raise ConfigError(f"{_KEY} option {name}={shown(given)}: use a {name}'s name")
+
+    def _check_lease(self) -> None:
+        for name in ("budget", "guarantee"):
+            if given := getattr(self, name):
+                parse_size(given, f"{_KEY} option {name}")
+        if self.memory == "shared":
+            return
+        for field in fields(self):
+            is_of_lease = field.name in ("budget", "guarantee", "weight", "name")
+            if is_of_lease and (given := getattr(self, field.name)) != field.default:
+                raise ConfigError(
+                    f"{_KEY} option {field.name}={shown(given)} is of memory='shared': add that, "
+                    f"or leave {field.name} out"
+                )
