@@ -23,7 +23,8 @@ class KnownKernel:
 
     ``guard_tokens`` are those past a row's length that it may read, ``float8_guard_tokens`` those
     of K and V of a byte an element where they are more. ``least`` and ``most`` are the compute
-    capabilities that it runs on; one without ``least`` runs on the CPU as well.
+    capabilities that it runs on; one without ``least`` runs on the CPU as well. Of those with a
+    guard, ``most_head_dim`` is the largest head dim that it takes.
     """
 
     name: str
@@ -34,6 +35,7 @@ class KnownKernel:
     least: Capability | None = None
     most: Capability | None = None
     float8_guard_tokens: int = 0
+    most_head_dim: int | None = None
 
     def guard_for(self, itemsize: int) -> int:
         """Return how far past a row it may read, in tokens of elements of so many bytes."""
@@ -65,6 +67,7 @@ KERNELS = (
         install="build it from hopper/ of the flash-attention repository",
         least=_HOPPER,
         most=_HOPPER,
+        most_head_dim=256,
         float8_guard_tokens=224,
     ),
     KnownKernel(
@@ -83,6 +86,7 @@ KERNELS = (
         module="flash_attn.cute",
         install="pip install flash-attn-4",
         least=_HOPPER,
+        most_head_dim=256,
     ),
     KnownKernel(
         "flashinfer",

@@ -17,6 +17,7 @@ from pyvattn.cli.model_options import model_options, read_model
 from pyvattn.cli.output import console, json_option, print_json, table
 from pyvattn.cli.sizes import size_option
 from pyvattn.configs import remarks
+from pyvattn.kernels import KERNELS
 from pyvattn.machine import identify
 from pyvattn.planner import (
     DEFAULT_COSTS,
@@ -25,6 +26,7 @@ from pyvattn.planner import (
     Plan,
     Workload,
     default_costs,
+    guarded_for,
     plan_parts,
     typical_workload,
     use_calibration,
@@ -59,6 +61,11 @@ _GUARD = next(field.default for field in fields(CacheSpec) if field.name == "gua
     help="Show every number of pages that rows may grow by, not only the least that hides mapping.",
 )
 @click.option("--guard", "guard_tokens", type=int, help=f"Tokens of tail guard [{_GUARD}].")
+@click.option(
+    "--kernel",
+    type=click.Choice([kernel.name for kernel in KERNELS]),
+    help="Plan with the tail guard that this attention kernel needs, in place of --guard.",
+)
 @click.option("--batch", type=int, help=f"Requests in a step [slots, up to {TYPICAL_BATCH}].")
 @click.option(
     "--prompt",
@@ -82,7 +89,9 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
     """
     shape = ("layers", "kv_heads", "head_dim", "latent_dim", "rope_dim", "dtype", "max_tokens",
              "max_slots", "tensor_parallel", "guard_tokens")  # fmt: skip
+    guard_tokens = options["guard_tokens"]
     spec = read_model(config, **{name: options.pop(name) for name in shape})
+    spec = _for_kernel(spec, options.pop("kernel"), guard_tokens)
     memory, driver = options.pop("memory"), options.pop("driver")
     load = _workload(spec, config, options)
     drivers = list(DEFAULT_COSTS) if driver == "all" else [driver]
@@ -129,6 +138,14 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
         out.print(held_table(requests))
     if driver == "all":
         out.print(Text("--driver NAME shows every candidate and why it was not taken."))
+
+
+def _for_kernel(spec: CacheSpec, kernel: str | None, guard_tokens: int | None) -> CacheSpec:
+    if kernel is None:
+        return spec
+    if guard_tokens is not None:
+        raise click.UsageError("--kernel says what guard there is: leave --guard out.")
+    return guarded_for(spec, kernel)
 
 
 def _workload(spec: CacheSpec, config: str | None, options: dict[str, Any]) -> Workload:

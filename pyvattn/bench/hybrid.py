@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 
@@ -21,9 +21,8 @@ from pyvattn.bench.report import Measure
 from pyvattn.bench.timing import ratios, summarise
 from pyvattn.errors import ConfigError
 from pyvattn.geometry import Geometry
-from pyvattn.kernels import kernel_named
 from pyvattn.layer_group import LayerGroup
-from pyvattn.planner import held_bytes
+from pyvattn.planner import guarded_for, held_bytes
 from pyvattn.spec import CacheSpec
 from pyvattn.traces import Trace, read_trace, synthetic_trace
 from pyvattn.units import parse_size
@@ -34,9 +33,8 @@ Held = Callable[[int], int]
 # A question, a chat, a book.
 _LENGTHS = (12, 2_000, 100_000)
 _BLOCKS = "vLLM's blocks"
-# The kernel that reads furthest past a row, and the head dims that it takes. Layers of larger
-# ones have another, as all layers can, that reads no further than the row.
-_FURTHEST, _MOST_HEAD_DIM = "flash-attn-3", 256
+# A kernel that reads no further than a row, and the one that reads furthest.
+_KERNELS = {"rows": "torch-varlen", "rows guarded for flash-attn-3": "flash-attn-3"}
 
 
 def _mixed(
@@ -104,18 +102,9 @@ def measure(options: Options) -> Iterator[Measure]:
 
 def _rows(spec: CacheSpec, page_size: str) -> dict[str, Held]:
     """Return what rows hold by themselves, and with a guard of private memory in each group."""
-    guard = kernel_named(_FURTHEST).guard_for(spec.itemsize)
-    guards = {
-        "rows": [0] * len(spec.groups),
-        f"rows guarded for {_FURTHEST}": [
-            guard if group.head_dim <= _MOST_HEAD_DIM else 0 for group in spec.groups
-        ],
-    }
     found: dict[str, Held] = {}
-    for name, each in guards.items():
-        pairs = zip(spec.groups, each, strict=True)
-        groups = [replace(group, guard_tokens=tokens) for group, tokens in pairs]
-        guarded = CacheSpec(groups=groups, max_slots=spec.max_slots)
+    for name, kernel in _KERNELS.items():
+        guarded = guarded_for(spec, kernel)
         found[name] = partial(_pages, guarded, guarded.geometries("layer", page_size))
     return found
 

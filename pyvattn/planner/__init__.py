@@ -12,7 +12,7 @@ from pyvattn.planner.calibration import Calibration, read_calibration, use_calib
 from pyvattn.planner.candidate import Candidate
 from pyvattn.planner.choose import GROWTH_PAGES, Plan, plan
 from pyvattn.planner.costs import DEFAULT_COSTS, DriverCosts, default_costs
-from pyvattn.planner.groups import held_bytes, plan_parts
+from pyvattn.planner.groups import guarded_for, held_bytes, plan_parts
 from pyvattn.planner.tlb import Losses, Verdict
 from pyvattn.planner.workload import Workload, typical_workload
 
@@ -27,6 +27,7 @@ __all__ = [
     "Verdict",
     "Workload",
     "default_costs",
+    "guarded_for",
     "held_bytes",
     "plan",
     "plan_parts",

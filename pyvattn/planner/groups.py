@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pyvattn.arguments import check_flag, check_type, check_whole
 from pyvattn.errors import ArgumentError, SpecError
 from pyvattn.geometry import Geometry
+from pyvattn.kernels import KERNELS, kernel_named
 from pyvattn.planner.choose import Plan, page_sizes, plan
 from pyvattn.planner.costs import DriverCosts, default_costs
 from pyvattn.spec import CacheSpec
+from pyvattn.text import shown
 
 
 def plan_parts(
@@ -62,6 +65,29 @@ def _preference(plans: Sequence[Plan]) -> tuple[float, ...]:
         round(loss, 3),
         sum(choice.calls_per_step for choice in choices),
     )
+
+
+def guarded_for(spec: CacheSpec, kernel: str) -> CacheSpec:
+    """Return ``spec`` with the tail guard that an attention kernel needs, each group with its own.
+
+    ``kernel`` is one of those that ``pyvattn info`` lists. Layers whose heads are too large for it
+    have another, and all others that take such heads read no further than a row. Raises
+    :class:`~pyvattn.errors.ArgumentError` for a kernel that is not known.
+    """
+    check_type("spec", spec, CacheSpec)
+    names = [each.name for each in KERNELS]
+    if not isinstance(kernel, str) or kernel not in names:
+        raise ArgumentError(f"kernel={shown(kernel)}: use one of {', '.join(names)}")
+    known = kernel_named(kernel)
+
+    def guard(head_dim: int) -> int:
+        too_large = known.most_head_dim is not None and head_dim > known.most_head_dim
+        return 0 if too_large else known.guard_for(spec.itemsize)
+
+    if not spec.groups:
+        return replace(spec, guard_tokens=guard(spec.head_dim))
+    groups = [replace(each, guard_tokens=guard(each.head_dim)) for each in spec.groups]
+    return replace(spec, groups=groups)
 
 
 def held_bytes(

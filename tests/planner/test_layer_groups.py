@@ -7,9 +7,9 @@ import pickle
 import pytest
 from click.testing import CliRunner
 
-from pyvattn import CacheSpec, ConfigError, LayerError, LayerGroup, SpecError
+from pyvattn import ArgumentError, CacheSpec, ConfigError, LayerError, LayerGroup, SpecError
 from pyvattn.cli.app import cli
-from pyvattn.planner import held_bytes, plan_parts
+from pyvattn.planner import guarded_for, held_bytes, plan_parts
 
 M = 1 << 20
 WINDOWED = LayerGroup([0, 1, 3, 4], kv_heads=2, head_dim=64, window=100)
@@ -264,6 +264,18 @@ class TestPlan:
         with pytest.raises(ConfigError, match="has no pages"):
             plan_parts(spec, driver="cumem", page_size="4K")
 
+    def test_the_guard_of_a_kernel_is_that_of_each_group(self):
+        large = LayerGroup([1], kv_heads=4, head_dim=512)
+        spec = spec_of(LayerGroup([0], kv_heads=16, head_dim=256, window=1024), large)
+        assert [p.guard_tokens for p in guarded_for(spec, "flash-attn-3").parts] == [192, 0]
+        assert [p.guard_tokens for p in guarded_for(spec, "torch-varlen").parts] == [0, 0]
+        assert guarded_for(CacheSpec(2, 8, 128), "flash-attn-4").guard_tokens == 192
+        assert guarded_for(CacheSpec(2, 8, 128), "sdpa").guard_tokens == 0
+        one_byte = CacheSpec(2, 8, 128, dtype="float8_e4m3fn")
+        assert guarded_for(one_byte, "flash-attn-3").guard_tokens == 224
+        with pytest.raises(ArgumentError, match=r"kernel='flash'.*flash-attn-3, flash-attn-2"):
+            guarded_for(spec, "flash")
+
     def test_what_is_held_are_the_pages_from_the_window_to_the_guard(self):
         spec = spec_of(max_slots=4, max_tokens=4096, guard_tokens=32)
         geometries = [part.geometry("layer", "4K") for part in spec.parts]
@@ -285,6 +297,21 @@ class TestPlan:
         for one in found["requests"]:
             assert set(one["held"]) == {"patched", "stock-uvm", "cumem", "host"}
             assert all(held >= one["needed"] for held in one["held"].values())
+
+    def test_the_command_plans_with_the_guard_of_a_kernel(self, tmp_path):
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(GPT_OSS_20B))
+        call = ["plan", str(path), "--driver", "cumem", "--page-size", "2M", "--json"]
+
+        def held(kernel):
+            found = json.loads(CliRunner().invoke(cli, [*call, "--kernel", kernel]).output)
+            return found["requests"][1]["held"]["cumem"]
+
+        # 192 tokens of 48 KiB, in whole pages.
+        assert held("flash-attn-3") - held("torch-varlen") >= 8 << 20
+        both = CliRunner().invoke(cli, [*call, "--kernel", "sdpa", "--guard", "0"])
+        assert both.exit_code != 0
+        assert "--guard" in str(both.exception) + both.output
 
     def test_more_requests_fit_than_without_windows(self, tmp_path):
         path = tmp_path / "config.json"

@@ -195,6 +195,7 @@ _VALID: dict[str, Any] = {
     "memory": lambda w: "4MiB",
     "layers": lambda w: 2,
     "LayerGroup.layers": lambda w: [0, 1],
+    "planner.guarded_for.kernel": lambda w: "flash-attn-3",
     "planner.held_bytes.geometries": lambda w: [SPEC.geometry("layer", 65536)],
     "planner.held_bytes.private_guard": lambda w: True,
     "integrations.transformers.VAttentionCache.mask.window": lambda w: 0,
