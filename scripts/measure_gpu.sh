@@ -4,21 +4,26 @@
 #
 #   scripts/measure_gpu.sh STEP... [FOLDER]
 #
-# STEP is tests, drivers, attention, overlap, transformers, baselines or all. FOLDER is
-# where the JSON goes, docs/results/ and the GPU's name by default. pyvattn must be
-# installed for PYTHON (python3), with torch; kernels that cannot be imported are left out.
+# STEP is tests, drivers, attention, overlap, transformers, baselines or all, or one of vllm's:
+# vllm-prompts, vllm-prompts-fp8, vllm-short, vllm-decode, vllm-trace, vllm-rates. FOLDER is
+# where the JSON goes, docs/results/ and the GPU's name by default. pyvattn must be installed
+# for PYTHON (python3), with torch; kernels that cannot be imported are left out. vllm-trace and
+# vllm-rates want the file of arXiv lengths in TRACE, or make requests up.
 # Every part runs, whatever came before, each in a process of its own; the summary says
 # what failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 
-usage() { sed -n '3,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '3,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 steps=()
 folder=
 for argument in "$@"; do
   case $argument in
     tests | drivers | attention | overlap | transformers | baselines | all) steps+=("$argument") ;;
+    vllm-prompts | vllm-prompts-fp8 | vllm-short | vllm-decode | vllm-trace | vllm-rates)
+      steps+=("$argument")
+      ;;
     -*) usage ;;
     *) [ -z "$folder" ] || usage; folder=$argument ;;
   esac
@@ -98,6 +103,46 @@ transformers() {
 baselines() {
   serve compiled 120 --requests 32 --prompt-tokens 4096 --new-tokens 128 --compile-level 1
   serve sdpa 200 --requests 32 --prompt-tokens 4096 --new-tokens 128 --against sdpa --rounds 1
+}
+# vLLM over rows, and stock beside it, whose JSON is vllm-NAME. Each step is below ten minutes.
+FP8=(--kv-dtype fp8 --quantization fp8)
+over_rows() {
+  local name=$1 seconds=$2
+  shift 2
+  bench "vllm-$name" $((seconds + 180)) vllm --seconds "$seconds" "$@"
+}
+vllm-prompts() {
+  over_rows prompts 350 --ours-backend CUSTOM --workload prefill --rounds 3
+}
+vllm-prompts-fp8() {
+  over_rows prompts-fp8 350 --ours-backend CUSTOM --workload prefill --rounds 3 "${FP8[@]}" \
+    --block-size 32
+}
+# Each as it comes from vLLM, with the order of blocks, and with late binding.
+vllm-short() {
+  over_rows short 110 --workload short --rounds 2
+  over_rows short-custom 110 --ours-backend CUSTOM --workload short --rounds 2
+  over_rows short-late 110 --ours-backend CUSTOM --workload short --rounds 2 --late-binding
+}
+# 32 requests of 32k are 128 GiB in bf16 and two engines are alive: so with some of the layers.
+vllm-decode() {
+  over_rows decode 230 --ours-backend CUSTOM --workload decode --rounds 3 --layers 8 --block-size 64
+  over_rows decode-fp8 230 --ours-backend CUSTOM --workload decode --rounds 3 --layers 8 \
+    "${FP8[@]}" --block-size 128
+}
+on_trace() {
+  over_rows "$@" --ours-backend CUSTOM --workload trace --trace-requests 200 --late-binding \
+    ${TRACE:+--trace "$TRACE"}
+}
+vllm-trace() {
+  on_trace trace 300 --rounds 2
+}
+# The paper's second load: the highest rate that both sustain is that with "keeps up" twice.
+vllm-rates() {
+  local rate
+  for rate in 4 5 6 7; do
+    on_trace "trace-$rate" 230 --rounds 1 --rate "$rate"
+  done
 }
 
 for step in "${steps[@]}"; do

@@ -180,7 +180,7 @@ def transformers(ctx: click.Context, /, out: str | None, as_json: bool, **option
 @_option(
     "--workload",
     multiple=True,
-    type=click.Choice(("short", "prefill", "decode")),
+    type=click.Choice(("short", "prefill", "decode", "trace")),
     help="What to serve; may be repeated [all].",
 )
 @_option("--requests", type=click.IntRange(min=1), help="Short requests.")
@@ -189,6 +189,13 @@ def transformers(ctx: click.Context, /, out: str | None, as_json: bool, **option
 @_option("--long-tokens", type=click.IntRange(min=1), help="Tokens of each.")
 @_option("--decode-requests", type=click.IntRange(min=1), help="Requests that decode.")
 @_option("--decode-tokens", type=click.IntRange(min=1), help="Prompt tokens of each.")
+@_option(
+    "--trace",
+    type=click.Path(exists=True, dir_okay=False),
+    help="File with a request trace [made-up requests].",
+)
+@_option("--trace-requests", type=click.IntRange(min=2), help="Requests of it.")
+@_option("--rate", type=click.FloatRange(min=0), help="Of those that arrive, a second [at once].")
 @_option("--rounds", type=click.IntRange(min=1), help="Rounds after the first.")
 @_option(
     "--seconds",

@@ -8,39 +8,40 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from statistics import fmean, median
+from statistics import fmean
 
 from pyvattn.arguments import Settings, check_type
 from pyvattn.bench.report import Measure, Setup
-from pyvattn.bench.timing import summarise
 from pyvattn.bench.vllm_engine import Engine, Served, shape_of
+from pyvattn.bench.vllm_pair import Pair, Plan, compare, equal, waited
+from pyvattn.bench.vllm_trace import trace_load
 from pyvattn.errors import ConfigError
 from pyvattn.gpu_timing import require_gpu
+from pyvattn.traces import Trace, read_trace, synthetic_trace
 
-WORKLOADS = ("short", "prefill", "decode")
+WORKLOADS = ("short", "prefill", "decode", "trace")
 _SHORT_TOKENS = 3072
 _SHARED_TOKENS = 1024
 # New tokens of requests whose prompts are in the prefix cache.
 _FOLLOWING = 64
-# Requests whose tokens part that are looked into.
-_PARTED = 64
 _GIB = 1 << 30
 # Beside weights and KV: activations of a chunk, CUDA graphs, and what CUDA itself takes.
 _ROOM = 7 * _GIB
 
 
 @dataclass(frozen=True)
-class Options(Settings, least={"new_tokens": 2}):
+class Options(Settings, least={"new_tokens": 2, "trace_requests": 2}):
     """``workload``: some of WORKLOADS, all where none is named.
 
     ``short``: ``requests`` prompts of 16 to 3,072 tokens, every fourth with the same first
     1,024, ``new_tokens`` each, 128 at a time. ``prefill``: ``long_requests`` prompts of
     ``long_tokens``, one new token each, then the same again, found in the prefix cache, with
     64 new ones. ``decode``: ``decode_requests`` prompts of ``decode_tokens``, then 64 new
-    tokens each. Fewer long requests are made where KV memory holds no more.
+    tokens each. Fewer long requests are made where KV memory holds no more. ``trace``: the first
+    ``trace_requests`` of a CSV file, or of a synthetic trace, all at once, or ``rate`` a second.
 
     ``kv_gib`` of each engine, 0: what fits twice. ``backend`` is vLLM's of both on a GPU,
     ``ours_backend`` of ours alone. ``block_size`` 0: vLLM's default for stock, and the 16
@@ -57,6 +58,9 @@ class Options(Settings, least={"new_tokens": 2}):
     long_tokens: int = 60000
     decode_requests: int = 32
     decode_tokens: int = 32768
+    trace: str | None = None
+    trace_requests: int = 200
+    rate: float = 0.0
     rounds: int = 2
     seconds: float = 0.0
     kv_gib: float = 0.0
@@ -85,33 +89,11 @@ def measure(options: Options) -> Iterator[Measure | Setup]:
         versions = {engine.name: engine.wait() for engine in (stock, ours)}
         yield Setup("vllm", {**versions, "kv_gib": options.kv_gib, "workloads": list(workloads)})
         yield Measure("both engines are ready", time.perf_counter() - began, "s")
+        vocabulary = shape_of(options.model).vocabulary
+        plan = Plan(options.rounds, options.seconds, began, vocabulary, not options.ours_backend)
+        pair = Pair(stock, ours, plan)
         for name in workloads:
-            yield from _MEASURES[name](options, _Pair(stock, ours, options, began))
-
-
-class _Pair:
-    """Stock and ours, who serve the same requests by turns."""
-
-    def __init__(self, stock: Engine, ours: Engine, options: Options, began: float) -> None:
-        self.engines = (stock, ours)
-        self.same_kernel = not options.ours_backend
-        self._options = options
-        self._began = began
-
-    def rounds(
-        self, serve: Callable[[Engine, int], list[Served]]
-    ) -> Iterator[tuple[list[Served], list[Served]]]:
-        """Yield what each round gave: a warm one first, which callers leave out."""
-        longest = 0.0
-        limit = self._options.seconds
-        for turn in range(1 + self._options.rounds):
-            start = time.perf_counter()
-            if turn > 1 and limit and start - self._began + longest > limit:
-                return
-            order = self.engines[::-1] if turn % 2 else self.engines
-            served = {engine.name: serve(engine, turn) for engine in order}
-            yield served["stock"], served["ours"]
-            longest = time.perf_counter() - start
+            yield from _MEASURES[name](options, pair)
 
 
 def _start(options: Options) -> tuple[Engine, Engine]:
@@ -153,6 +135,8 @@ def _longest(options: Options) -> int:
         longest = max(longest, options.long_tokens + _FOLLOWING)
     if "decode" in workloads:
         longest = max(longest, options.decode_tokens + _FOLLOWING)
+    if "trace" in workloads:
+        longest = max(longest, _trace(options).longest + 1)
     return longest
 
 
@@ -193,155 +177,72 @@ def _weights(model: str, layers: int) -> int:
     return layers * layer + 2 * shape.vocabulary * shape.hidden
 
 
-def _prompts(options: Options, counts: Sequence[int], seed: int) -> list[list[int]]:
-    draw = random.Random(seed)
-    vocabulary = shape_of(options.model).vocabulary
-    return [[draw.randrange(10, vocabulary) for _ in range(count)] for count in counts]
-
-
-def _short(options: Options, pair: _Pair) -> Iterator[Measure]:
+def _short(options: Options, pair: Pair) -> Iterator[Measure]:
     draw = random.Random(0)
     counts = [draw.randrange(16, _SHORT_TOKENS + 1) for _ in range(options.requests)]
 
     def serve(engine: Engine, turn: int) -> list[Served]:
-        (prefix,) = _prompts(options, [_SHARED_TOKENS], turn)
-        prompts = _prompts(options, counts, turn)
+        (prefix,) = pair.prompts([_SHARED_TOKENS], turn)
+        prompts = pair.prompts(counts, turn)
         prompts = [prefix + ids if i % 4 == 0 else ids for i, ids in enumerate(prompts)]
         return [engine.serve(prompts, options.new_tokens, forget=True)]
 
     title = f"{options.requests} x (16 to {_SHORT_TOKENS} + {options.new_tokens}) tokens"
     rounds = list(pair.rounds(serve))
     output = options.requests * options.new_tokens
-    yield from _equal(pair, title, rounds)
-    yield from _compare(title, rounds, 0, "output", "tokens/s", lambda s: output / s.seconds, 1.0)
-    yield _waited(title, rounds, 0)
+    yield from equal(pair, title, rounds)
+    yield from compare(title, rounds, 0, "output", "tokens/s", lambda s: output / s.seconds, 1.0)
+    yield waited(title, rounds, 0)
 
 
-def _prefill(options: Options, pair: _Pair) -> Iterator[Measure]:
+def _prefill(options: Options, pair: Pair) -> Iterator[Measure]:
     counts = [options.long_tokens] * options.long_requests
 
     def serve(engine: Engine, turn: int) -> list[Served]:
-        prompts = _prompts(options, counts, turn)
+        prompts = pair.prompts(counts, turn)
         return [engine.serve(prompts, 1, forget=True), engine.serve(prompts, _FOLLOWING)]
 
     fp8 = options.kv_dtype.startswith("fp8")
     title = f"{options.long_requests} x {options.long_tokens} tokens"
     rounds = list(pair.rounds(serve))
-    yield from _equal(pair, title, rounds)
+    yield from equal(pair, title, rounds)
     prompts = sum(counts)
     target = 1.15 if fp8 else 1.1
-    yield from _compare(
+    yield from compare(
         title, rounds, 0, "prompt", "tokens/s", lambda s: prompts / s.seconds, target
     )
-    yield _waited(title, rounds, 0)
+    yield waited(title, rounds, 0)
     title += f" in the prefix cache, + {_FOLLOWING}"
-    yield from _compare(title, rounds, 1, "whole run", "s", lambda s: s.seconds, at_most=1.03)
-    yield from _compare(
-        title, rounds, 1, "first token", "s", lambda s: fmean(s.first), at_most=1.05
-    )
-    yield _waited(title, rounds, 1)
+    yield from compare(title, rounds, 1, "whole run", "s", lambda s: s.seconds, at_most=1.03)
+    yield from compare(title, rounds, 1, "first token", "s", lambda s: fmean(s.first), at_most=1.05)
+    yield waited(title, rounds, 1)
 
 
-def _decode(options: Options, pair: _Pair) -> Iterator[Measure]:
+def _decode(options: Options, pair: Pair) -> Iterator[Measure]:
     counts = [options.decode_tokens] * options.decode_requests
 
     def serve(engine: Engine, turn: int) -> list[Served]:
-        prompts = _prompts(options, counts, turn)
+        prompts = pair.prompts(counts, turn)
         return [engine.serve(prompts, 1, forget=True), engine.serve(prompts, _FOLLOWING)]
 
     fp8 = options.kv_dtype.startswith("fp8")
     title = f"{options.decode_requests} x {options.decode_tokens} tokens, then {_FOLLOWING} each"
     rounds = list(pair.rounds(serve))
-    yield from _equal(pair, title, rounds)
+    yield from equal(pair, title, rounds)
     target = 1.08 if fp8 else 1.03
-    yield from _compare(
+    yield from compare(
         title, rounds, 1, "a request", "tokens/s", lambda s: 1 / fmean(s.per_token), target
     )
 
 
-_MEASURES = {"short": _short, "prefill": _prefill, "decode": _decode}
-# Rounds of a workload: what stock served, and ours.
-_Rounds = list[tuple[list[Served], list[Served]]]
+def _of_trace(options: Options, pair: Pair) -> Iterator[Measure]:
+    return trace_load(pair, _trace(options), options.rate)
 
 
-def _equal(pair: _Pair, title: str, rounds: _Rounds) -> Iterator[Measure]:
-    """Count the requests for which both gave the same tokens, those of the first round too.
-
-    All must where both run the same kernel. Another adds up in another order: where it parts,
-    the two likeliest tokens must be as good as equal, by what either engine says.
-    """
-    pairs = [
-        (prompt, theirs, mine)
-        for stock, ours in rounds
-        for first, second in zip(stock, ours, strict=True)
-        for prompt, theirs, mine in zip(first.prompts, first.tokens, second.tokens, strict=True)
-    ]
-    parted = [each for each in pairs if each[1] != each[2]]
-    cached = sum(mine.cached for _, ours in rounds for mine in ours)
-    same = len(pairs) - len(parted)
-    yield Measure(
-        f"{title}: requests with stock's tokens",
-        same / len(pairs),
-        "of all",
-        at_least=1.0 if pair.same_kernel else None,
-        note=f"{same} of {len(pairs)}; {cached} prompt tokens were in the prefix cache",
-    )
-    if parted:
-        yield from _margins(pair, title, [_until_they_part(*each) for each in parted])
+def _trace(options: Options) -> Trace:
+    if options.trace is None:
+        return synthetic_trace(options.trace_requests)
+    return read_trace(options.trace, limit=options.trace_requests)
 
 
-def _until_they_part(prompt: list[int], theirs: list[int], mine: list[int]) -> list[int]:
-    steps = zip(theirs, mine, strict=True)
-    same = next(i for i, (their, my) in enumerate(steps) if their != my)
-    return prompt + theirs[:same]
-
-
-def _margins(pair: _Pair, title: str, prompts: list[list[int]]) -> Iterator[Measure]:
-    """Yield how far apart the two likeliest tokens are where engines part."""
-    for engine in pair.engines:
-        margins = engine.margins(prompts[:_PARTED])
-        yield Measure(
-            f"{engine.name}, {title}: widest margin where tokens part",
-            max(margins),
-            "logits",
-            note=f"median {median(margins):.3f}, of {len(margins)} requests",
-        )
-
-
-def _compare(
-    title: str,
-    rounds: _Rounds,
-    part: int,
-    figure: str,
-    unit: str,
-    value: Callable[[Served], float],
-    at_least: float | None = None,
-    at_most: float | None = None,
-) -> Iterator[Measure]:
-    """Yield a figure of stock and of ours, and their ratio, of every round but the first."""
-    stock = [value(theirs[part]) for theirs, _ in rounds[1:]]
-    ours = [value(mine[part]) for _, mine in rounds[1:]]
-    for name, values in (("stock", stock), ("ours", ours)):
-        yield _figure(f"{name}, {title}: {figure}", values, unit)
-    ratios = [mine / theirs for mine, theirs in zip(ours, stock, strict=True)]
-    ratio = _figure(f"ours / stock, {title}: {figure}", ratios, "times")
-    yield replace(ratio, at_least=at_least, at_most=at_most)
-
-
-def _figure(name: str, values: list[float], unit: str) -> Measure:
-    if len(values) < 2:
-        return Measure(name, values[0], unit)
-    return Measure.of(name, summarise(values), unit)
-
-
-def _waited(title: str, rounds: _Rounds, part: int) -> Measure:
-    """Return which share of a run its steps waited for map calls."""
-    shares = [mine[part].stats["waited_seconds"] / mine[part].seconds for _, mine in rounds[1:]]
-    last = rounds[-1][1][part].stats
-    note = (
-        f"last round: {last['map_calls']:.0f} maps and {last['unmap_calls']:.0f} unmaps in "
-        f"{last['map_seconds']:.3f} s, {last['blocks_placed']:.0f} blocks placed, "
-        f"{last.get('pages_copied', 0):.0f} copied"
-    )
-    figure = _figure(f"ours, {title}: steps waited for map calls", shares, "of the run")
-    return replace(figure, at_most=0.01, note=note)
+_MEASURES = {"short": _short, "prefill": _prefill, "decode": _decode, "trace": _of_trace}

@@ -11,6 +11,7 @@ import math
 import os
 import tempfile
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -80,10 +81,20 @@ class Engine:
         return str(self._receive())
 
     def serve(
-        self, prompts: Sequence[Sequence[int]], new_tokens: int, *, forget: bool = False
+        self,
+        prompts: Sequence[Sequence[int]],
+        new_tokens: int | Sequence[int],
+        *,
+        forget: bool = False,
+        arrivals: Sequence[float] | None = None,
     ) -> Served:
-        """Serve requests; ``forget``: empty the prefix cache before."""
-        self._ours.send(("serve", prompts, new_tokens, forget))
+        """Serve requests; ``forget``: empty the prefix cache before.
+
+        ``new_tokens`` of all, or of each. They come all at once, or at ``arrivals``, in ascending
+        seconds.
+        """
+        counts = [new_tokens] * len(prompts) if isinstance(new_tokens, int) else list(new_tokens)
+        self._ours.send(("serve", prompts, counts, forget, arrivals))
         served = self._receive()
         assert isinstance(served, Served)
         return served
@@ -160,12 +171,12 @@ def _answer(parent: Connection, folder: str, options: dict[str, Any]) -> None:
         if task == "margins":
             parent.send(_margins(llm, vllm.SamplingParams, prompts))
             continue
-        new_tokens, forget = arguments
+        new_tokens, forget, arrivals = arguments
         if forget:
             llm.reset_prefix_cache()
         if ours:
             llm.collective_rpc("pyvattn_reset_stats")
-        parent.send(_serve(llm, vllm.SamplingParams, prompts, new_tokens, ours))
+        parent.send(_serve(llm, vllm.SamplingParams, prompts, new_tokens, arrivals, ours))
 
 
 def _draw_weights(model: Any) -> None:
@@ -197,11 +208,19 @@ def _margins(llm: Any, sampling: Any, prompts: Any) -> list[float]:
     return [first - second for first, second, *_ in likeliest]
 
 
-def _serve(llm: Any, sampling: Any, prompts: Any, new_tokens: int, ours: bool) -> Served:
+def _serve(
+    llm: Any, sampling: Any, prompts: Any, new_tokens: list[int], arrivals: Any, ours: bool
+) -> Served:
     wanted = [{"prompt_token_ids": ids} for ids in prompts]
-    greedy = sampling(temperature=0, max_tokens=new_tokens, ignore_eos=True, detokenize=False)
+    greedy = [
+        sampling(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
+        for count in new_tokens
+    ]
     began = time.perf_counter()
-    outputs = llm.generate(wanted, greedy, use_tqdm=False)
+    if arrivals is None:
+        outputs = llm.generate(wanted, greedy, use_tqdm=False)
+    else:
+        outputs = _as_they_arrive(llm.llm_engine, wanted, greedy, arrivals)
     seconds = time.perf_counter() - began
     times = [output.metrics for output in outputs]
     return Served(
@@ -209,10 +228,30 @@ def _serve(llm: Any, sampling: Any, prompts: Any, new_tokens: int, ours: bool) -
         prompts,
         [list(output.outputs[0].token_ids) for output in outputs],
         [each.first_token_latency for each in times],
-        [(each.last_token_ts - each.first_token_ts) / max(1, new_tokens - 1) for each in times],
+        [
+            (each.last_token_ts - each.first_token_ts) / max(1, count - 1)
+            for each, count in zip(times, new_tokens, strict=True)
+        ],
         sum(output.num_cached_tokens or 0 for output in outputs),
         llm.collective_rpc("pyvattn_stats")[0] if ours else {},
     )
+
+
+def _as_they_arrive(engine: Any, wanted: Any, sampling: Any, arrivals: Any) -> list[Any]:
+    """Serve requests that arrive so many seconds from now; return what vLLM says of each."""
+    waiting = deque(enumerate(zip(wanted, sampling, arrivals, strict=True)))
+    done: dict[int, Any] = {}
+    # vLLM's own clock for arrivals: a request that a step kept waiting has waited since then.
+    began = time.time()
+    while waiting or engine.has_unfinished_requests():
+        while waiting and began + waiting[0][1][2] <= time.time():
+            index, (prompt, params, at) = waiting.popleft()
+            engine.add_request(str(index), prompt, params, arrival_time=began + at)
+        if engine.has_unfinished_requests():
+            done |= {int(each.request_id): each for each in engine.step() if each.finished}
+        else:
+            time.sleep(max(0.0, began + waiting[0][1][2] - time.time()))
+    return [done[index] for index in range(len(done))]
 
 
 def _write_config(folder: Path, shape: Shape, layers: int) -> None:

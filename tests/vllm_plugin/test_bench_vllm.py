@@ -6,13 +6,14 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 
 from pyvattn import ConfigError
 from pyvattn.bench import vllm as bench
 from pyvattn.bench.report import Measure, Setup
-from pyvattn.bench.vllm_engine import Engine, EngineFailed, Served
+from pyvattn.bench.vllm_engine import Engine, EngineFailed, Served, _as_they_arrive
 
 OPTIONS = bench.Options(
     model="tiny",
@@ -34,6 +35,7 @@ class FakeEngine:
     log: list[tuple[str, int, int, bool]]
     made: dict[str, dict]
     asked: dict[str, list]
+    arrivals: dict[str, list]
     wrong = False
 
     def __init__(self, name, model, layers, options):
@@ -43,10 +45,12 @@ class FakeEngine:
     def wait(self):
         return "0.32.0"
 
-    def serve(self, prompts, new_tokens, *, forget=False):
+    def serve(self, prompts, new_tokens, *, forget=False, arrivals=None):
         self.log.append((self.name, len(prompts), new_tokens, forget))
+        self.arrivals[self.name] = arrivals
+        counts = [new_tokens] * len(prompts) if isinstance(new_tokens, int) else new_tokens
         seconds = {"stock": 1.0, "ours": 0.8}[self.name]
-        tokens = [[sum(ids) % 97] * new_tokens for ids in prompts]
+        tokens = [[sum(ids) % 97] * count for ids, count in zip(prompts, counts, strict=True)]
         if self.wrong and self.name == "ours":
             tokens[0] = tokens[0][:1] + [-1] * (new_tokens - 1)
         times = [seconds / 10] * len(prompts)
@@ -65,6 +69,7 @@ def engines(monkeypatch):
     monkeypatch.setattr(FakeEngine, "log", [], raising=False)
     monkeypatch.setattr(FakeEngine, "made", {}, raising=False)
     monkeypatch.setattr(FakeEngine, "asked", {}, raising=False)
+    monkeypatch.setattr(FakeEngine, "arrivals", {}, raising=False)
     monkeypatch.setattr(bench, "Engine", FakeEngine)
     return FakeEngine
 
@@ -137,8 +142,78 @@ def test_no_more_long_requests_are_made_than_kv_memory_holds():
 
 
 def test_a_workload_that_is_not_there_is_named():
-    with pytest.raises(ConfigError, match="workload shrt: use short, prefill, decode"):
+    with pytest.raises(ConfigError, match="workload shrt: use short, prefill, decode, trace"):
         measured(replace(OPTIONS, workload=("shrt",)))
+
+
+def trace_file(tmp_path, rows):
+    path = tmp_path / "lengths.csv"
+    lines = ["num_prefill_tokens,num_decode_tokens", *(f"{p},{d}" for p, d in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_a_trace_is_served_all_at_once_each_request_as_long_as_it_says(engines, tmp_path):
+    path = trace_file(tmp_path, [(5, 3), (9, 1), (7, 2), (8, 8)])
+    found = measured(replace(OPTIONS, workload=("trace",), trace=path, trace_requests=3))
+    served = [entry[1:] for entry in engines.log if entry[1]]
+    assert served == [(3, [3, 1, 2], True)] * 6
+    assert engines.arrivals == {"stock": None, "ours": None}
+    assert engines.made["ours"]["max_model_len"] >= 10
+    output = only(found, ["ours / stock", "output"])
+    assert "3 requests of lengths.csv, all at once" in output.name
+    assert output.value == pytest.approx(1.25)
+    assert only(found, ["ours, ", "output"]).value == pytest.approx(6 / 0.8)
+    assert not [name for name in found if "time to first token" in name]
+
+
+def test_a_trace_at_a_rate_says_latencies_and_who_keeps_up(engines, tmp_path):
+    path = trace_file(tmp_path, [(5, 3), (9, 1), (7, 2)])
+    # Three requests in one second, or 0.8: the last of them arrives later than that.
+    found = measured(replace(OPTIONS, workload=("trace",), trace=path, rate=1.0))
+    at = engines.arrivals["stock"]
+    assert at == engines.arrivals["ours"] == sorted(at)
+    assert only(found, ["ours / stock", "time to first token, p99"]).value == pytest.approx(0.8)
+    assert only(found, ["ours, ", "time per output token, p50"]).value == pytest.approx(0.08)
+    share = only(found, ["ours, ", "served"])
+    assert share.value == pytest.approx(at[-1] / 0.8)
+    assert share.note == "keeps up"
+    slow = measured(replace(OPTIONS, workload=("trace",), trace=path, rate=1000.0))
+    assert only(slow, ["ours, ", "served"]).note == "falls behind"
+
+
+def test_a_made_up_trace_says_so(engines):
+    found = measured(replace(OPTIONS, workload=("trace",), trace_requests=3))
+    assert all("SYNTHETIC" in name for name in found if "requests of" in name)
+
+
+class ArrivingEngine:
+    """vLLM's ``LLMEngine``, of which the request that came last is done first."""
+
+    def __init__(self):
+        self.running = []
+        self.arrived = {}
+
+    def add_request(self, request_id, prompt, params, arrival_time):
+        self.arrived[request_id] = arrival_time
+        self.running.append((request_id, prompt))
+
+    def has_unfinished_requests(self):
+        return bool(self.running)
+
+    def step(self):
+        request_id, prompt = self.running.pop()
+        unfinished = SimpleNamespace(request_id="0", finished=False)
+        done = SimpleNamespace(request_id=request_id, finished=True, prompt=prompt)
+        return [unfinished, done]
+
+
+def test_requests_that_arrive_are_answered_in_their_order():
+    engine = ArrivingEngine()
+    outputs = _as_they_arrive(engine, ["a", "b", "c"], [1, 2, 3], [0.0, 0.0, 0.01])
+    assert [each.prompt for each in outputs] == ["a", "b", "c"]
+    assert engine.arrived["1"] == engine.arrived["0"]
+    assert engine.arrived["2"] - engine.arrived["0"] == pytest.approx(0.01, abs=1e-6)
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
