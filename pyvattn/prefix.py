@@ -113,6 +113,13 @@ class PrefixIndex:
             self._counts["hit_tokens"] += hit
         return Admission(slot, hit)
 
+    def hit_of(self, prompt: Sequence[int], salt: bytes | str = b"") -> int:
+        """Return how many tokens of ``prompt`` :meth:`admit` would find there now."""
+        ids, root = token_ids(prompt), root_of(salt)
+        with self._lock:
+            source = self._source(self._found(root, ids), ids)
+            return source.hit if source else 0
+
     def can_admit(
         self, prompt: Sequence[int], tokens: int | None = None, salt: bytes | str = b""
     ) -> bool:

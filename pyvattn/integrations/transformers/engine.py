@@ -22,6 +22,7 @@ from transformers import GenerationConfig
 from pyvattn.arguments import check_callable, check_flag, check_type, check_whole
 from pyvattn.cache import KVCache
 from pyvattn.errors import OutOfMemory, SpecError
+from pyvattn.integrations.transformers.ahead import RowsAhead
 from pyvattn.integrations.transformers.decode import DeviceBatch
 from pyvattn.integrations.transformers.float8 import GivenScales, give_scales
 from pyvattn.integrations.transformers.graphs import on_device, wants_graphs
@@ -126,6 +127,7 @@ class Engine:
         self._release_model = attend_through(model, self)
         self.prefixes = PrefixIndex(cache) if prefix_reuse else None
         self._neighbours = Neighbours(cache, self.prefixes)
+        self._ahead = RowsAhead(cache)
 
     @property
     def busy(self) -> bool:
@@ -199,6 +201,8 @@ class Engine:
             self._share()
             self._back()
             launched = self._launch()
+            if self.running:
+                self._ahead.want(self._next(), self._shares)
             self._read(keep=1 if self._lookahead and launched else 0)
             if self.waiting and not launched and not self.running:
                 self._neighbours.wait_for(self.waiting[0].length)
@@ -238,6 +242,7 @@ class Engine:
         """Drop every request, release their slots and let go of the model."""
         self.waiting.clear()
         self._unread.clear()
+        self._ahead.let_go()
         while self.running:
             self._leave(self.running[-1])
         if self._scratch is not None:
@@ -298,6 +303,8 @@ class Engine:
 
     def _make_room(self) -> None:
         """Send the youngest request back to wait; its tokens are computed anew when it returns."""
+        if self._ahead.let_go():
+            return
         before = len(self.running)
         self._read(keep=0)
         if len(self.running) < before:
@@ -316,6 +323,8 @@ class Engine:
         """
         if not self.waiting or len(self.running) >= self._max_batch:
             return None
+        # It finds the pages that were mapped for it under what is free again.
+        self._ahead.let_go()
         request = self.waiting[0]
         try:
             admitted = self._slot_for(request)
@@ -334,6 +343,21 @@ class Engine:
             request.sampler.start(request.tokens)
         self.running.append(request)
         return request
+
+    def _next(self) -> list[Request]:
+        """Return those whose prompts the next step could run, if there were room for them."""
+        room, found = self._max_prefill_tokens, []
+        for request in self.waiting:
+            if room <= 0:
+                break
+            room -= request.length
+            found.append(request)
+        return found
+
+    def _shares(self, request: Request) -> bool:
+        """Whether others have the beginning of its prompt, so that it needs less than a row."""
+        index = self._index_of(request)
+        return index is not None and index.hit_of(request.tokens, salt=request.salt) > 0
 
     def _slot_for(self, request: Request) -> tuple[Slot, int] | None:
         """Return a slot with all tokens of a request backed, and how many are there already.
