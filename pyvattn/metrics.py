@@ -74,10 +74,20 @@ def register_metrics(registry: Any = None) -> LedgerMetrics:
     """Export the metrics with what the process itself exports; return the collector.
 
     ``registry``: a ``prometheus_client.CollectorRegistry``, by default the client's own. Raises
-    :class:`~pyvattn.errors.MissingDependency`.
+    :class:`~pyvattn.errors.MissingDependency`, :class:`~pyvattn.errors.ArgumentError` for what is
+    no registry and :class:`~pyvattn.errors.ConfigError` for one that has these metrics already.
     """
+    client = _client("registry")
+    if registry is None:
+        registry = client.REGISTRY
+    check_type("registry", registry, client.CollectorRegistry)
     metrics = LedgerMetrics()
-    (_client("registry").REGISTRY if registry is None else registry).register(metrics)
+    try:
+        registry.register(metrics)
+    except ValueError as error:
+        raise ConfigError(
+            f"the registry exports metrics of these names already: register once ({error})"
+        ) from error
     return metrics
 
 

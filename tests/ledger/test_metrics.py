@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pyvattn import ConfigError, SharedMemory
-from pyvattn.metrics import register_metrics, serve_metrics
+from pyvattn import ArgumentError, ConfigError, SharedMemory
+from pyvattn.metrics import LedgerMetrics, register_metrics, serve_metrics
 from pyvattn.shared import ledger_path, limit_member
 
 prometheus = pytest.importorskip("prometheus_client", reason="pip install 'pyvattn[metrics]'")
@@ -101,6 +101,15 @@ def test_a_port_that_is_taken_is_named(runtime):
         thread.join()
     with pytest.raises(ConfigError, match="port 70000: use a whole number"):
         serve_metrics(70000)
+
+
+def test_metrics_are_registered_once_and_with_a_registry(runtime):
+    fresh = prometheus.CollectorRegistry()
+    assert isinstance(register_metrics(fresh), LedgerMetrics)
+    with pytest.raises(ConfigError, match="register once"):
+        register_metrics(fresh)
+    with pytest.raises(ArgumentError, match="registry=3"):
+        register_metrics(3)
 
 
 def test_the_board_shows_nothing_that_is_not_exported(runtime, registry):

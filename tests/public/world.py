@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from array import array
 from contextlib import ExitStack
 from functools import cached_property
@@ -222,6 +223,7 @@ _VALID: dict[str, Any] = {
     "calls.read_calls.path": lambda w: w.calls,
     "calls.write_calls.path": lambda w: w.folder / "written.jsonl",
     "calls.write_calls.driver": lambda w: open_traced(),
+    "port": lambda w: 0,
     "index": lambda w: 0,
     "after": lambda w: None,
     "device": lambda w: 0,
@@ -348,6 +350,12 @@ RECORDS = {
 
 # Optional arguments that a call on this machine needs all the same.
 GIVEN: dict[str, Any] = {
+    # Each with a registry of its own: the process's takes them once.
+    "metrics.register_metrics": lambda w: (
+        {"registry": importlib.import_module("prometheus_client").CollectorRegistry()}
+        if importlib.util.find_spec("prometheus_client")
+        else {}
+    ),
     "CacheSpec": lambda w: {"layers": 2, "kv_heads": 2, "head_dim": 8},
     "KVCache": lambda w: HOST,
     "BlockPool": lambda w: HOST,
