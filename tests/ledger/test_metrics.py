@@ -104,7 +104,7 @@ def test_a_port_that_is_taken_is_named(runtime):
 
 
 def test_metrics_are_registered_once_and_with_a_registry(runtime):
-    fresh = prometheus.CollectorRegistry()
+    fresh = prometheus.CollectorRegistry(auto_describe=True)  # as the client's own is
     assert isinstance(register_metrics(fresh), LedgerMetrics)
     with pytest.raises(ConfigError, match="register once"):
         register_metrics(fresh)
