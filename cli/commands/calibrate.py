@@ -17,6 +17,11 @@ from pyvattn.planner import DEFAULT_COSTS
 from pyvattn.planner.calibration import VARIABLE, default_path
 from pyvattn.units import format_page_size, format_size
 
+_SHARING = (
+    "Send the JSON that follows to the project, as an issue named after the GPU. It names CPU, "
+    "GPU, driver and packages, and no user, host or folder."
+)
+
 
 def _options(_: click.Context) -> Callable[..., Any]:
     from pyvattn.calibrate import Options
@@ -45,20 +50,29 @@ _option = filler(_options)
     help="Do not measure what layouts cost kernels on a GPU.",
 )
 @click.option("--out", type=click.Path(dir_okay=False), help="File to write [the user's own].")
+@click.option(
+    "--share", is_flag=True, help="Print what to send to the project, for others with this GPU."
+)
 @json_option
-def command(drivers: tuple[str, ...], out: str | None, as_json: bool, **options: Any) -> None:
+def command(
+    drivers: tuple[str, ...], out: str | None, share: bool, as_json: bool, **options: Any
+) -> None:
     """Measure map calls, unmap calls, zeroing, reading and copying, and keep the medians.
 
     `plan` and page_size="auto" then use them. Drivers that are not available are skipped,
     unless they are named.
     """
-    from pyvattn.calibrate import Options, describe, write_calibration
+    from pyvattn.calibrate import Options, describe, to_share, write_calibration
 
     # Before minutes of measuring: there may be nowhere to write.
     target = out if out is not None else default_path()
     found = list(_measured(drivers, Options(**given(options))))
     content = describe(found)
     path = write_calibration(content, target)
+    if share:
+        progress_console().print(Text(_SHARING))
+        print_json(to_share(content))
+        return
     if as_json:
         print_json({"path": str(path), **content})
         return

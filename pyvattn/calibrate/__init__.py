@@ -8,6 +8,6 @@ kernels needs a GPU and torch.
 from __future__ import annotations
 
 from pyvattn.calibrate.driver import Options, measure_driver
-from pyvattn.calibrate.file import describe, write_calibration
+from pyvattn.calibrate.file import describe, to_share, write_calibration
 
-__all__ = ["Options", "describe", "measure_driver", "write_calibration"]
+__all__ = ["Options", "describe", "measure_driver", "to_share", "write_calibration"]

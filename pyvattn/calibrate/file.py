@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from os import PathLike
@@ -44,6 +44,20 @@ def describe(constants: Sequence[DriverConstants], here: MadeOn | None = None) -
         "run": {**run, "machine": describe_machine()},
         "measured": [asdict(one) for one in constants],
     }
+
+
+def to_share(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a calibration file others can use: no command line, which may name folders.
+
+    Raises :class:`~pyvattn.errors.ArgumentError` for what :func:`describe` did not return.
+    """
+    check_type("content", content, Mapping)
+    try:
+        kept = {name: content[name] for name in ("version", "source", "made_on", "drivers")}
+        run = {name: content["run"][name] for name in ("date", "machine")}
+    except (KeyError, TypeError):
+        raise ArgumentError(f"content={shown(content)}: pass what describe() returned") from None
+    return {**kept, "run": run}
 
 
 def write_calibration(content: dict[str, Any], path: str | PathLike[str]) -> Path:

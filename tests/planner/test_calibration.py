@@ -311,6 +311,24 @@ class TestCommand:
         assert found.pop("path") == str(path)
         assert found == json.loads(path.read_text())
 
+    def test_what_is_shared_is_a_calibration_that_names_no_folder(self, tmp_path):
+        path = tmp_path / "c.json"
+        result = self.call(
+            "calibrate", "--driver", "host", "--rounds", "3", "--out", str(path), "--share"
+        )
+        shared, written = json.loads(result.stdout), json.loads(path.read_text())
+        assert "Send the JSON" in result.stderr
+        assert str(tmp_path) not in result.stdout
+        assert "command" in written["run"]
+        assert "command" not in shared["run"]
+        assert {name: written[name] for name in ("version", "source", "made_on", "drivers")} == {
+            name: value for name, value in shared.items() if name != "run"
+        }
+        # It is a file that plans can use.
+        write(default_path(), result.stdout)
+        found = json.loads(self.call("info", "--json").stdout)["plans"]["cpu"]
+        assert found.startswith(shared["source"])
+
     def test_a_driver_that_is_named_must_be_there(self):
         with pytest.raises(DriverUnavailable):
             self.call("calibrate", "--driver", "stock-uvm", "--device", "63", "--rounds", "3")
