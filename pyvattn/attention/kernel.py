@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from pyvattn.arguments import check_type
 from pyvattn.attention.features import Feature
 from pyvattn.attention.problem import Problem
 from pyvattn.errors import UnsupportedError
@@ -37,6 +38,7 @@ class Kernel(ABC):
 
     def guard_for(self, problem: Problem) -> int:
         """Return how many tokens past a row's length it may read in ``problem``."""
+        check_type("problem", problem, Problem)
         return self.guard_tokens
 
     @abstractmethod

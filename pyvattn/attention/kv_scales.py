@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from pyvattn.attention.problem import check_cache
+from pyvattn.arguments import check_path, check_type
+from pyvattn.attention.problem import TORCH_DTYPES, check_cache
 from pyvattn.errors import CalibrationError, LayerError, TensorError, UnsupportedError
 from pyvattn.files import read_text
 from pyvattn.text import shown
@@ -48,6 +49,8 @@ class KVScales:
     """
 
     def __init__(self, k: Sequence[Tensor], v: Sequence[Tensor]) -> None:
+        for name, tensors in (("k", k), ("v", v)):
+            check_type(name, tensors, list, tuple)
         if len(k) != len(v) or not len(k):
             raise TensorError(
                 f"scales of {len(k)} layers for K and {len(v)} for V: give both for every layer"
@@ -60,6 +63,7 @@ class KVScales:
     @classmethod
     def to_calibrate(cls, cache: KVCache | RowMap) -> KVScales:
         """Return scales for ``cache`` that :meth:`calibrate` is to find; they are 1 until then."""
+        check_cache(cache)
         shapes = [cache.layer(layer)[0] for layer in range(cache.spec.layers)]
         made = [
             [torch.ones(k.shape[2], dtype=torch.float32, device=k.device) for k in shapes]
@@ -70,8 +74,8 @@ class KVScales:
         return scales
 
     def is_pending(self, layer: int) -> bool:
-        """Whether a layer waits for its first :meth:`calibrate`."""
-        return layer in self._pending
+        """Whether a layer waits for its first :meth:`calibrate`. Raises ``LayerError``."""
+        return self._number(layer) in self._pending
 
     def calibrate(self, layer: int, k: Tensor, v: Tensor, dtype: torch.dtype) -> None:
         """Set a layer's scales by the largest of each head in ``k`` and ``v``.
@@ -80,37 +84,54 @@ class KVScales:
         values :data:`MARGIN` times as large, and larger ones become the largest. A head of zeros
         gets 1, what is not finite is passed over. No value is read on the host.
         """
+        if dtype not in (torch.float8_e4m3fn, torch.float8_e5m2):
+            raise TensorError(f"dtype {shown(dtype)}: use that of a float8 cache")
         for scale, values in zip(self.of(layer), (k, v), strict=True):
             scale.copy_(scale_of(_largest(values, scale), dtype, MARGIN))
-        self._pending.discard(layer)
+        self._pending.discard(self._number(layer))
 
     def of(self, layer: int) -> LayerScales:
         """Return the scales of a layer; -1 is the last. Raises ``LayerError``."""
+        return self.layers[self._number(layer)]
+
+    def _number(self, layer: int) -> int:
         number, layers = whole_number(layer), len(self.layers)
         if number is None or not -layers <= number < layers:
             raise LayerError(f"layer {shown(layer)} is outside 0..{layers - 1}")
-        return self.layers[number]
+        return number % layers
 
     def save(self, path: str | Path) -> None:
         """Write the scales to a JSON file, which :meth:`load` reads. Waits for the device."""
+        target = check_path("path", path)
         values = {
             name: [getattr(layer, name).tolist() for layer in self.layers] for name in ("k", "v")
         }
-        Path(path).write_text(json.dumps({"format": _FORMAT, **values}) + "\n")
+        try:
+            target.write_text(json.dumps({"format": _FORMAT, **values}) + "\n")
+        except OSError as error:
+            raise CalibrationError(
+                f"scales cannot be written to {shown(str(target))} ({error.strerror or error}): "
+                "name another file"
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device) -> KVScales:
         """Read what :meth:`save` wrote. Raises :class:`~pyvattn.errors.CalibrationError`."""
+        source = check_path("path", path)
         try:
-            read = json.loads(read_text(Path(path), _MOST_BYTES))
+            where = torch.device(device)
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise TensorError(f"device {shown(device)}: use one of torch, such as 'cpu'") from error
+        try:
+            read = json.loads(read_text(source, _MOST_BYTES))
             if not isinstance(read, dict) or read.get("format") != _FORMAT:
                 raise ValueError(f'it has no "format": "{_FORMAT}"')
             made = [
-                [torch.tensor(heads, dtype=torch.float32, device=device) for heads in read[name]]
+                [torch.tensor(heads, dtype=torch.float32, device=where) for heads in read[name]]
                 for name in ("k", "v")
             ]
             return cls(*made)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, RecursionError) as error:
             raise CalibrationError(
                 f"scales cannot be read from {path} ({error}): write the file with KVScales.save()"
             ) from error
@@ -159,6 +180,7 @@ def set_scales(cache: KVCache | RowMap, scales: KVScales) -> None:
 
 def scales_of(cache: object) -> KVScales | None:
     """Return the scales that :func:`set_scales` gave ``cache``, or ``None``."""
+    check_cache(cache)
     return _of_cache.get(cache)
 
 
@@ -174,6 +196,8 @@ def largest_finite(values: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 def _largest(values: Tensor, scale: Tensor) -> Tensor:
+    if not isinstance(values, Tensor) or values.dtype not in TORCH_DTYPES:
+        raise TensorError(f"values {shown(values)}: use a tensor of float32, float16 or bfloat16")
     if values.dim() < 2 or values.shape[-2] != scale.shape[0]:
         raise TensorError(
             f"values of {list(values.shape)} for {scale.shape[0]} KV heads: use [..., kv_heads, "

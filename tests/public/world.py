@@ -16,7 +16,7 @@ from tiny_models import make_llama, torch
 
 import pyvattn
 from pyvattn import _native
-from pyvattn.attention import FlexKernel, Problem
+from pyvattn.attention import FlexKernel, KVScales, Problem
 from pyvattn.bench import BENCHES, Measure, Report
 from pyvattn.bench.timing import Timing
 from pyvattn.calls import open_traced, read_calls, write_calls
@@ -79,6 +79,11 @@ class World:
     def model_cache(self) -> pyvattn.KVCache:
         spec = spec_for(MODEL, max_slots=4, max_tokens=64)
         return self._open.enter_context(pyvattn.KVCache(spec, device="cpu", memory="64MiB"))
+
+    @cached_property
+    def float8(self) -> pyvattn.KVCache:
+        spec = pyvattn.CacheSpec(1, 2, 8, "float8_e4m3fn", max_slots=1, max_tokens=64)
+        return self._open.enter_context(pyvattn.KVCache(spec, device="cpu", memory="8MiB"))
 
     @cached_property
     def index(self) -> PrefixIndex:
@@ -175,6 +180,8 @@ class World:
             "Report": lambda: Report("core", [Measure("a", 1.0, "s")]),
             "Trace": lambda: self.trace,
             "FlexKernel": FlexKernel,
+            "Kernel": FlexKernel,
+            "KVScales": lambda: KVScales([torch.ones(2)], [torch.ones(2)]),
             "SharedMemory": lambda: self.lease,
         }[kind.__name__]()
 
@@ -191,6 +198,14 @@ class World:
 
 
 _INT64 = "q"
+
+
+def saved_scales(folder):
+    """Return the path of a file of scales."""
+    KVScales([torch.ones(2)], [torch.ones(2)]).save(folder / "scales.json")
+    return folder / "scales.json"
+
+
 _VALID: dict[str, Any] = {
     "spec": lambda w: SPEC,
     "memory": lambda w: "4MiB",
@@ -241,6 +256,16 @@ _VALID: dict[str, Any] = {
     "attention.append.positions": lambda w: torch.tensor([4]),
     "attention.attend.lengths": lambda w: [5],
     "attention.Problem.lengths": lambda w: [5],
+    "attention.KVScales.k": lambda w: [torch.ones(2)],
+    "attention.KVScales.v": lambda w: [torch.ones(2)],
+    "attention.KVScales.calibrate.dtype": lambda w: torch.float8_e4m3fn,
+    "attention.KVScales.calibrate.k": lambda w: torch.ones(1, 2, 8),
+    "attention.KVScales.calibrate.v": lambda w: torch.ones(1, 2, 8),
+    "attention.KVScales.save.path": lambda w: w.folder / "scales.json",
+    "attention.KVScales.load.path": lambda w: saved_scales(w.folder),
+    "attention.KVScales.load.device": lambda w: "cpu",
+    "attention.set_scales.cache": lambda w: w.float8,
+    "attention.set_scales.scales": lambda w: KVScales([torch.ones(2)], [torch.ones(2)]),
     "causal": lambda w: True,
     "scale": lambda w: 1.0,
     "kernel": lambda w: FlexKernel("of a test"),
@@ -290,6 +315,7 @@ _VALID: dict[str, Any] = {
     "status": lambda w: 2,
     "constants": lambda w: [],
     "content": lambda w: {},
+    "calibrate.to_share.content": lambda w: pyvattn.calibrate.describe([]),
     "calibrate.measure_driver.name": lambda w: "host",
     "calibrate.measure_driver.options": lambda w: pyvattn.calibrate.Options(rounds=2),
     # replay, traces and benches
