@@ -18,7 +18,7 @@ from typing import Any
 
 from pyvattn import _native
 from pyvattn.arguments import check_name, check_ordinal, check_path, check_type, check_whole
-from pyvattn.errors import DriverError, TraceError
+from pyvattn.errors import ConfigError, DriverError, TraceError
 from pyvattn.files import read_text
 from pyvattn.geometry import check_page_size
 from pyvattn.text import printable, shown
@@ -28,6 +28,7 @@ __all__ = ["CallCount", "CallTrace", "open_traced", "read_calls", "replay_calls"
 
 _FORMAT = 1
 _MOST_BYTES = 1 << 30
+_MOST_ENTRIES = 1 << 32
 _NUMBERS = ("call", "address", "length", "slab", "offset")
 _OPERATIONS = ("reserve", "release_reservation", "allocate_slab", "free_slab", "map", "unmap",
                "zero")  # fmt: skip
@@ -90,6 +91,8 @@ def open_traced(
     size = check_page_size(page_size)
     ordinal = check_ordinal("device", device)
     most = check_whole("capacity", capacity, least=1)
+    if most > _MOST_ENTRIES:
+        raise ConfigError(f"capacity={shown(capacity)}: no memory holds so many entries")
     return _native.TraceAdaptor(_native.make_driver(driver, size, ordinal), most)
 
 

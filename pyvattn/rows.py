@@ -15,13 +15,14 @@ from typing import Any
 from pyvattn import _native
 from pyvattn.arguments import check_type, check_whole
 from pyvattn.budget import Budget, budget_of
-from pyvattn.errors import SpecError
+from pyvattn.errors import ConfigError, SpecError
 from pyvattn.geometry import Geometry
 from pyvattn.layers import LayerTensors
 from pyvattn.opened import Opened
 from pyvattn.resolve import open_driver
 from pyvattn.shared import SharedMemory
 from pyvattn.spec import CacheSpec
+from pyvattn.text import shown
 
 __all__ = ["BlockPool", "PoolStats", "RowMap"]
 
@@ -105,6 +106,7 @@ class BlockPool(Opened):
         """Open a pool on a driver that was made before, such as one wrapped in adaptors.
 
         ``slab_blocks``: how many blocks go back to the driver together; a power of two is best.
+        Raises :class:`~pyvattn.errors.ConfigError` for what is no such number.
         """
         pool = cls.__new__(cls)
         check_type("spec", spec, CacheSpec)
@@ -112,6 +114,8 @@ class BlockPool(Opened):
         geometry = spec.geometry(layout, driver.page_size, layers_per_arena)
         blocks = 0 if slab_blocks is None else check_whole("slab_blocks", slab_blocks)
         slab_bytes = blocks * geometry.arenas * geometry.page_size
+        if slab_bytes > _native.MAX_VIRTUAL_BYTES:
+            raise ConfigError(f"slab_blocks={shown(slab_blocks)}: no device has so much memory")
         pool._open(spec, geometry, driver, budget_of(memory), slab_bytes)
         return pool
 

@@ -16,7 +16,7 @@ from pyvattn.arguments import check_path, check_type
 from pyvattn.attention.problem import TORCH_DTYPES, check_cache
 from pyvattn.errors import CalibrationError, LayerError, TensorError, UnsupportedError
 from pyvattn.files import read_text
-from pyvattn.text import shown
+from pyvattn.text import printable, shown
 from pyvattn.whole_numbers import whole_number
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ class KVScales:
             target.write_text(json.dumps({"format": _FORMAT, **values}) + "\n")
         except OSError as error:
             raise CalibrationError(
-                f"scales cannot be written to {shown(str(target))} ({error.strerror or error}): "
-                "name another file"
+                f"scales cannot be written to {printable(str(target))} "
+                f"({error.strerror or error}): name another file"
             ) from error
 
     @classmethod
@@ -132,8 +132,10 @@ class KVScales:
             ]
             return cls(*made)
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, RecursionError) as error:
+            why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise CalibrationError(
-                f"scales cannot be read from {path} ({error}): write the file with KVScales.save()"
+                f"scales cannot be read from {printable(str(source))} ({printable(why)[:120]}): "
+                "write the file with KVScales.save()"
             ) from error
 
 
