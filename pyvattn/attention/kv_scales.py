@@ -86,9 +86,12 @@ class KVScales:
         """
         if dtype not in (torch.float8_e4m3fn, torch.float8_e5m2):
             raise TensorError(f"dtype {shown(dtype)}: use that of a float8 cache")
-        for scale, values in zip(self.of(layer), (k, v), strict=True):
-            scale.copy_(scale_of(_largest(values, scale), dtype, MARGIN))
-        self._pending.discard(self._number(layer))
+        number = self._number(layer)
+        pair = zip(self.layers[number], (k, v), strict=True)
+        found = [scale_of(_largest(values, scale), dtype, MARGIN) for scale, values in pair]
+        for scale, value in zip(self.layers[number], found, strict=True):
+            scale.copy_(value)
+        self._pending.discard(number)
 
     def of(self, layer: int) -> LayerScales:
         """Return the scales of a layer; -1 is the last. Raises ``LayerError``."""

@@ -413,6 +413,16 @@ def test_layers_of_several_shapes_have_scales_of_their_own_number():
 # --- calibration and files ---
 
 
+def test_a_layer_whose_values_do_not_fit_keeps_both_its_scales():
+    with open_cache() as cache:
+        scales = KVScales.to_calibrate(cache)
+        good, bad = torch.ones(7, HEADS, DIM), torch.ones(7, HEADS + 1, DIM)
+        with pytest.raises(errors.TensorError, match="KV heads"):
+            scales.calibrate(0, good, bad, torch.float8_e4m3fn)
+        assert scales.is_pending(0)
+        assert all(torch.equal(scale, torch.ones(HEADS)) for scale in scales.of(0))
+
+
 @pytest.mark.parametrize("dtype", [E4M3, E5M2])
 def test_calibrated_scales_leave_room_for_values_twice_as_large(dtype):
     with open_cache(dtype) as cache:
