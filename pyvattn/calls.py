@@ -19,7 +19,7 @@ from typing import Any
 from pyvattn import _native
 from pyvattn.arguments import check_name, check_ordinal, check_path, check_type, check_whole
 from pyvattn.errors import ConfigError, DriverError, TraceError
-from pyvattn.files import read_text
+from pyvattn.files import read_text, write_whole
 from pyvattn.geometry import check_page_size
 from pyvattn.text import printable, shown
 from pyvattn.units import format_page_size
@@ -99,7 +99,8 @@ def open_traced(
 def write_calls(path: str | PathLike[str], driver: _native.TraceAdaptor) -> None:
     """Write the calls that ``driver`` keeps, as JSON lines; the first line says of what.
 
-    Raises :class:`~pyvattn.errors.TraceError` where the file cannot be written.
+    The file is written whole or not at all. Raises :class:`~pyvattn.errors.TraceError` where it
+    cannot be.
     """
     target = check_path("path", path)
     check_type("driver", driver, _native.TraceAdaptor)
@@ -111,8 +112,7 @@ def write_calls(path: str | PathLike[str], driver: _native.TraceAdaptor) -> None
     fields = ("sequence", *_Entry.__dataclass_fields__)
     lines = [{name: getattr(record, name) for name in fields} for record in driver.records()]
     try:
-        with target.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in (head, *lines))
+        write_whole(target, (json.dumps(line) + "\n" for line in (head, *lines)))
     except OSError as error:
         raise TraceError(
             f"cannot write calls to {printable(str(target))}: {error.strerror or error}"

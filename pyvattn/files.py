@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading files that users name, which may be anything: a pipe, a device, a folder."""
+"""Reading and writing files that users name, which may be anything: a pipe, a device, a folder."""
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import stat
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from pyvattn.units import format_size
@@ -25,3 +29,21 @@ def read_text(path: Path, most_bytes: int) -> str:
         raise ValueError(f"it is larger than {format_size(most_bytes)}")
     # Editors on Windows put the mark in front.
     return content.decode("utf-8-sig")
+
+
+def write_whole(path: Path, parts: Iterable[str]) -> None:
+    """Write a file whole or not at all, in place of what is there.
+
+    Any number of processes may write and read it at once: readers find one writer's file, whole.
+    Raises ``OSError``, also where something else than an ordinary file has the name.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no ordinary file")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with draft.open("x", encoding="utf-8") as file:
+            file.writelines(parts)
+        draft.replace(path)
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pyvattn.attention.fused import append_quantised, is_fused
 from pyvattn.attention.kv_scales import scales_of
-from pyvattn.attention.problem import TORCH_DTYPES, check_cache
-from pyvattn.attention.quantise import FLOAT8, quantised
+from pyvattn.attention.problem import FLOAT8, TORCH_DTYPES, check_cache
+from pyvattn.attention.quantise import quantised
 from pyvattn.errors import TensorError
 from pyvattn.text import shown
 

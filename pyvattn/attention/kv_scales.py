@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from pyvattn.arguments import check_path, check_type
-from pyvattn.attention.problem import TORCH_DTYPES, check_cache
+from pyvattn.attention.problem import FLOAT8, TORCH_DTYPES, check_cache
 from pyvattn.errors import CalibrationError, LayerError, TensorError, UnsupportedError
-from pyvattn.files import read_text
+from pyvattn.files import read_text, write_whole
 from pyvattn.text import printable, shown
 from pyvattn.whole_numbers import whole_number
 
@@ -84,7 +84,7 @@ class KVScales:
         values :data:`MARGIN` times as large, and larger ones become the largest. A head of zeros
         gets 1, what is not finite is passed over. No value is read on the host.
         """
-        if dtype not in (torch.float8_e4m3fn, torch.float8_e5m2):
+        if dtype not in FLOAT8:
             raise TensorError(f"dtype {shown(dtype)}: use that of a float8 cache")
         number = self._number(layer)
         pair = zip(self.layers[number], (k, v), strict=True)
@@ -104,13 +104,17 @@ class KVScales:
         return number % layers
 
     def save(self, path: str | Path) -> None:
-        """Write the scales to a JSON file, which :meth:`load` reads. Waits for the device."""
+        """Write the scales to a JSON file, which :meth:`load` reads. Waits for the device.
+
+        The file is written whole or not at all. Raises
+        :class:`~pyvattn.errors.CalibrationError` where it cannot be.
+        """
         target = check_path("path", path)
         values = {
             name: [getattr(layer, name).tolist() for layer in self.layers] for name in ("k", "v")
         }
         try:
-            target.write_text(json.dumps({"format": _FORMAT, **values}) + "\n")
+            write_whole(target, [json.dumps({"format": _FORMAT, **values}), "\n"])
         except OSError as error:
             raise CalibrationError(
                 f"scales cannot be written to {printable(str(target))} "

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # What torch's own attention takes, on every device.
 TORCH_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# What K and V are quantised to.
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 # A side of a window that has no end.
 UNLIMITED = -1

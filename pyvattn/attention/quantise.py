@@ -11,8 +11,6 @@ from torch import Tensor
 from pyvattn.attention.kv_scales import largest_finite, scale_of
 from pyvattn.attention.problem import Problem
 
-FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-
 
 def quantised(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``values / scale`` in ``dtype``, rounded to the nearest, NaN as it is.

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 from pyvattn.arguments import check_path, check_type
 from pyvattn.calibrate.driver import DriverConstants
 from pyvattn.errors import ArgumentError, CalibrationError
+from pyvattn.files import write_whole
 from pyvattn.machine import MadeOn, describe_machine, describe_run, identify
 from pyvattn.planner.calibration import VERSION
 from pyvattn.text import printable, shown
@@ -75,20 +74,14 @@ def write_calibration(content: dict[str, Any], path: str | PathLike[str]) -> Pat
         raise ArgumentError(
             f"content={shown(content)} cannot be written as JSON: {error}"
         ) from None
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("x", encoding="utf-8") as file:
-            file.write(text)
-        draft.replace(target)
+        write_whole(target, [text])
     except OSError as error:
         raise CalibrationError(
             f"cannot write the calibration {printable(str(target))}: {error.strerror or error}; "
             "name another file with --out"
         ) from error
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
     return target
 
 
