@@ -66,6 +66,6 @@ def test_layers_that_read_anothers_cache_are_refused():
 
 
 def test_an_engine_that_shares_its_memory_has_one_group():
-    assert check_groups(groups(FULL), [], shares=True) == [FULL]
+    assert check_groups(groups(FULL), [], leases=True) == [FULL]
     with pytest.raises(UnsupportedError, match=r"2 groups of layers with .*memory='shared': leave"):
-        check_groups(groups(FULL, SLIDING), [], shares=True)
+        check_groups(groups(FULL, SLIDING), [], leases=True)

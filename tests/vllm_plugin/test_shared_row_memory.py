@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from test_memory import PAGE, SIZES
 
-from pyvattn import BlockError, ConfigError, SharedMemory, _native
+from pyvattn import BlockError, ConfigError, DriverUnavailable, SharedMemory, _native
+from pyvattn.integrations.vllm.build import build_memory
 from pyvattn.integrations.vllm.layout import Paging
 from pyvattn.integrations.vllm.shared_memory import SharedRowMemory
 
@@ -88,3 +91,26 @@ def test_requests_that_can_never_fit_are_refused():
         with pytest.raises(ConfigError, match=r"a request of 384 tokens takes .* lower one of"):
             make_memory(own)
         assert own.held == 0
+
+
+def test_an_engine_that_cannot_start_leaves_the_ledger():
+    torch = pytest.importorskip("torch")
+    layers = [SimpleNamespace(layer_names=["a", "b"])]
+    runner = SimpleNamespace(
+        device=torch.device("cpu"),
+        attn_groups=[layers],
+        max_model_len=384,
+        vllm_config=SimpleNamespace(
+            additional_config={"pyvattn": {"memory": "shared", "page_size": PAGE}},
+            scheduler_config=SimpleNamespace(max_num_seqs=2),
+        ),
+    )
+    spec = SimpleNamespace(num_kv_heads=2, head_size=64, block_size=64, dtype=torch.float32)
+
+    def no_driver(*_):
+        raise DriverUnavailable("none here")
+
+    own = lease("one", guarantee=PAGE)
+    with pytest.raises(DriverUnavailable):
+        build_memory(runner, [spec], BLOCKS, no_driver, own)
+    assert own.closed

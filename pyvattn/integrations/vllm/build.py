@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from pyvattn import _native
@@ -40,8 +41,27 @@ def build_memory(
 
     ``runner`` is vLLM's model runner, ``specs`` those of its groups of layers, which have blocks
     of the same shape. A block belongs to one group at a time, and holds as many layers as the
-    largest has. Raises what :func:`choose_paging` and :class:`RowMemory` raise.
+    largest has. Raises what :func:`choose_paging` and :class:`RowMemory` raise, with the ``lease``
+    closed.
     """
+    with ExitStack() as undo:
+        if lease is not None:
+            undo.callback(lease.close)
+        memory = _open_memory(runner, specs, blocks, make_driver, lease)
+        undo.pop_all()
+    if isinstance(memory, SharedRowMemory):
+        offer_memory(runner.vllm_config, memory)
+    _log_choice(memory, len(specs))
+    return memory
+
+
+def _open_memory(
+    runner: Any,
+    specs: Sequence[Any],
+    blocks: int,
+    make_driver: MakeDriver,
+    lease: SharedMemory | None,
+) -> RowMemory:
     options = Options.of(runner.vllm_config.additional_config)
     ordinal = runner.device.index or 0
     name = choose_driver(options.driver, runner.device.type == "cuda", ordinal)
@@ -54,19 +74,10 @@ def build_memory(
     paging = choose_paging(page_sizes, sizes.layers, token_bytes, sizes.block_size)
     driver = make_driver(name, paging.page_size, ordinal)
     background = options.map_in_background
-    memory: RowMemory
     if lease is not None:
-        try:
-            memory = SharedRowMemory(sizes, paging, driver, background=background, lease=lease)
-        except BaseException:
-            lease.close()
-            raise
-        offer_memory(runner.vllm_config, memory)
-    else:
-        make = LateRowMemory if options.late_binding else RowMemory
-        memory = make(sizes, paging, driver, background=background)
-    _log_choice(memory, len(specs))
-    return memory
+        return SharedRowMemory(sizes, paging, driver, background=background, lease=lease)
+    make = LateRowMemory if options.late_binding else RowMemory
+    return make(sizes, paging, driver, background=background)
 
 
 def layer_tensors(runner: Any, specs: Sequence[Any], memory: RowMemory) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyvattn.errors import UnsupportedError
-from pyvattn.integrations.vllm.options import Options
+from pyvattn.integrations.vllm.lease import shares
 
 __all__ = ["check_config", "check_groups"]
 
@@ -30,7 +30,7 @@ def check_config(config: Any) -> None:
             problems.append(f"context parallelism: set --{name}-context-parallel-size 1")
     if dtype not in _CACHE_DTYPES:
         problems.append(f"--kv-cache-dtype {dtype}: use one of {', '.join(_CACHE_DTYPES)}")
-    if config.model_config.enable_sleep_mode and not _shares_memory(config):
+    if config.model_config.enable_sleep_mode and not shares(config):
         problems.append(
             "sleep mode with memory of its own: leave out --enable-sleep-mode, or set pyvattn's "
             "option memory to shared"
@@ -40,11 +40,11 @@ def check_config(config: Any) -> None:
     _refuse(problems)
 
 
-def check_groups(cache_config: Any, shared_layers: object, shares: bool = False) -> list[Any]:
+def check_groups(cache_config: Any, shared_layers: object, leases: bool = False) -> list[Any]:
     """Return the spec of each group of a ``KVCacheConfig``, or refuse what it has.
 
     Layers with full attention and with a sliding window are taken, where all have tokens of the
-    same shape: their blocks are of one pool. ``shares``: the engine shares memory with others.
+    same shape: their blocks are of one pool. ``leases``: the engine shares memory with others.
     """
     from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 
@@ -62,7 +62,7 @@ def check_groups(cache_config: Any, shared_layers: object, shares: bool = False)
             f"layers whose blocks differ (tokens of [KV heads, head sizes, dtype]): {listed}; try "
             "--disable-hybrid-kv-cache-manager, or leave out --worker-cls"
         )
-    if shares and len(specs) > 1:
+    if leases and len(specs) > 1:
         problems.append(
             f"{len(specs)} groups of layers with pyvattn option memory='shared': leave it out, or "
             "try --disable-hybrid-kv-cache-manager"
@@ -76,10 +76,6 @@ def check_groups(cache_config: Any, shared_layers: object, shares: bool = False)
 def _shape(spec: Any) -> tuple[Any, ...]:
     value_size = getattr(spec, "head_size_v", spec.head_size)
     return (spec.block_size, spec.num_kv_heads, spec.head_size, value_size, str(spec.dtype))
-
-
-def _shares_memory(config: Any) -> bool:
-    return Options.of(config.additional_config).memory == "shared"
 
 
 def _refuse(problems: list[str]) -> None:

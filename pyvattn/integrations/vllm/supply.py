@@ -145,7 +145,7 @@ class Supply:
         for block in blocks:
             block.ref_cnt = 1
         self._out += blocks
-        # What vLLM reckons usage by, and whether all is free.
+        # From this vLLM computes usage, and whether all is free.
         self._pool.num_gpu_blocks -= len(blocks)
 
     def _cached_among_first(self, count: int) -> int:
