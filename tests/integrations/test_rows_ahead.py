@@ -54,6 +54,31 @@ def test_the_step_after_finds_the_next_prompts_mapped(driver, prefix_reuse):
         assert kv.stats().slots_live == 0
 
 
+@pytest.mark.parametrize("driver", ["host", "stock-uvm-emulated"])
+def test_prompts_of_several_pages_are_mapped_whole(driver):
+    """More than what a free slot keeps for a typical request, which the cache maps by itself."""
+    model = make_llama(max_position_embeddings=2048)
+    prompts = random_prompts([LENGTH, 400, 600])
+    with (
+        KVCache(
+            spec_for(model, max_slots=6, max_tokens=1024),
+            device="cpu", driver=driver, memory="64MiB", page_size="64K", read_ahead=0,
+        ) as kv,
+        Engine(model, kv, max_prefill_tokens=200, lookahead=False) as engine,
+    ):  # fmt: skip
+        assert kv.geometry.pages(400) > 1
+        for prompt in prompts:
+            engine.submit(prompt, 10)
+        while len(engine.running) < len(prompts):
+            running = len(engine.running)
+            waited, _ = driver_work(kv)
+            engine.step()
+            after, _ = driver_work(kv)
+            # Nothing was running to hide the first behind.
+            assert running == 0 or after == waited
+        engine.run()
+
+
 def test_rows_are_let_go_before_a_request_that_runs_would_be_sent_away():
     """Memory for what runs alone: the row of the one that waits is taken, and nobody leaves."""
     model = make_llama()
@@ -137,3 +162,13 @@ def test_a_hit_is_known_before_the_admission_that_has_it():
         assert index.hit_of(prompt) == 2 * index.block_tokens == index.admit(prompt).hit
         assert index.hit_of(other) == index.hit_of(prompt, salt=b"another") == 0
         index.close()
+
+
+def test_where_nothing_fits_no_prompt_is_looked_up():
+    """It would be hashed in every step of an engine whose memory is full."""
+    with open_kv(slots=1) as kv:
+        held = kv.admit(LENGTH)
+        ahead = RowsAhead(kv)
+        ahead.want([Request(prompt, 1) for prompt in random_prompts([LENGTH] * 2)], pytest.fail)
+        assert not ahead.let_go()
+        kv.release(held)

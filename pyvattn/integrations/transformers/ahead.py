@@ -18,7 +18,7 @@ class RowsAhead:
 
     A slot that is let go without a token keeps its pages, clean, and an admission takes the free
     slot whose pages fit best: it finds them mapped, and asks the driver for nothing. Only slots
-    and memory that are free are taken, and both go back at once to whoever needs them.
+    and memory that are free are taken, and both go back at once where they are needed.
     """
 
     def __init__(self, cache: KVCache) -> None:
@@ -43,12 +43,13 @@ class RowsAhead:
         pages += stats.pages_free + stats.pages_retained
         asked: dict[Slot, int] = {}
         for request in requests:
-            if shares(request):
-                continue
             length = request.length
             needed = sum(each.pages(length) * each.arenas for each in self._cache.geometries)
+            # First what costs least to know: where nothing fits, prompts are not hashed each step.
             if len(asked) == slots or needed > pages:
                 break
+            if shares(request):
+                continue
             pages -= needed
             try:
                 slot = self._cache.acquire(length)
