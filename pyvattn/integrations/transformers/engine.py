@@ -10,7 +10,6 @@ only after the next step was launched, so the device never waits for it.
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from pyvattn.arguments import check_callable, check_flag, check_type, check_whole
+from pyvattn.arguments import check_callable, check_flag, check_type
 from pyvattn.cache import KVCache
 from pyvattn.errors import OutOfMemory, SpecError
 from pyvattn.integrations.transformers.ahead import RowsAhead
@@ -31,7 +30,7 @@ from pyvattn.integrations.transformers.parts import Chunk
 from pyvattn.integrations.transformers.readback import Readback
 from pyvattn.integrations.transformers.request import Request, check_count, prompt_for
 from pyvattn.integrations.transformers.sampling import Samplers
-from pyvattn.integrations.transformers.settings import stop_tokens_of
+from pyvattn.integrations.transformers.settings import config_of, stop_tokens_of
 from pyvattn.integrations.transformers.spec import check_fit, check_model
 from pyvattn.integrations.transformers.switch import attend_through
 from pyvattn.logs import logger_of
@@ -111,7 +110,7 @@ class Engine:
         check_fit(model, cache)
         give_scales(cache, kv_scales)
         self.graphs = wants_graphs(model, cache, graphs)
-        self._samplers = Samplers(model, _config_of(generation_config, stop_tokens))
+        self._samplers = Samplers(model, config_of(generation_config, stop_tokens))
         self.model = model
         self.cache = cache
         self.on_step = on_step
@@ -479,19 +478,6 @@ class Engine:
             request.done = True
             self._leave(request)
             self._finished.append(request)
-
-
-def _config_of(
-    config: GenerationConfig | None, stop_tokens: Collection[int] | None
-) -> GenerationConfig:
-    """Return ``config``, or greedy decoding, with ``stop_tokens`` where they are given."""
-    check_type("generation_config", config, GenerationConfig, type(None))
-    config = GenerationConfig() if config is None else copy.deepcopy(config)
-    if stop_tokens is not None:
-        check_type("stop_tokens", stop_tokens, Collection)
-        ends = [check_whole("stop_tokens", token) for token in stop_tokens]
-        config.eos_token_id = sorted(ends) or None
-    return config
 
 
 def _slot(request: Request) -> Slot:

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import copy
+from collections.abc import Collection
+from typing import Any
 
+from transformers import GenerationConfig
+
+from pyvattn.arguments import check_type, check_whole
 from pyvattn.errors import SpecError, UnsupportedError
 from pyvattn.text import shown
 from pyvattn.whole_numbers import whole_number
-
-if TYPE_CHECKING:
-    from transformers import GenerationConfig
 
 # How tokens are chosen: the library makes logits processors of these.
 _CHOICE = {
@@ -86,6 +88,19 @@ def refuse_unknown(config: GenerationConfig) -> None:
             f"continuous batching does not know {listed} of the generation config: leave it out, "
             "or use model.generate with a VAttentionCache"
         )
+
+
+def config_of(
+    config: GenerationConfig | None, stop_tokens: Collection[int] | None
+) -> GenerationConfig:
+    """Return ``config``, or greedy decoding, with ``stop_tokens`` where they are given."""
+    check_type("generation_config", config, GenerationConfig, type(None))
+    config = GenerationConfig() if config is None else copy.deepcopy(config)
+    if stop_tokens is not None:
+        check_type("stop_tokens", stop_tokens, Collection)
+        ends = [check_whole("stop_tokens", token) for token in stop_tokens]
+        config.eos_token_id = sorted(ends) or None
+    return config
 
 
 def stop_tokens_of(config: GenerationConfig) -> frozenset[int]:
