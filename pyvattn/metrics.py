@@ -95,7 +95,7 @@ def serve_metrics(port: int, address: str = "127.0.0.1") -> tuple[Any, Any]:
     """Serve nothing but these metrics over HTTP; return the server and its thread.
 
     ``port`` 0 takes one that is free: ``server.server_port``. Raises
-    :class:`~pyvattn.errors.ConfigError` where the address cannot be had.
+    :class:`~pyvattn.errors.ConfigError` where it cannot listen there.
     """
     number = whole_number(port)
     if number is None or not 0 <= number < 1 << 16:

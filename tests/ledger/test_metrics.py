@@ -15,11 +15,12 @@ import pytest
 
 from pyvattn import ArgumentError, ConfigError, SharedMemory
 from pyvattn.metrics import LedgerMetrics, register_metrics, serve_metrics
-from pyvattn.shared import ledger_path, limit_member
+from pyvattn.shared import Ledger, Member, ledger_path, limit_member
 
 prometheus = pytest.importorskip("prometheus_client", reason="pip install 'pyvattn[metrics]'")
 
 MIB = 1 << 20
+CPU = "CPU-00000000-0000-0000-0000-000000000000"
 PATIENCE = 60.0
 BOARD = Path(__file__).resolve().parents[2] / "docs" / "grafana.json"
 
@@ -32,16 +33,11 @@ def registry():
 
 
 def of_ledger(registry, name):
-    device = {"device": "CPU-00000000-0000-0000-0000-000000000000"}
-    return registry.get_sample_value(f"pyvattn_ledger_{name}_bytes", device)
+    return registry.get_sample_value(f"pyvattn_ledger_{name}_bytes", {"device": CPU})
 
 
 def of_member(registry, name, member):
-    labels = {
-        "device": "CPU-00000000-0000-0000-0000-000000000000",
-        "member": member,
-        "pid": str(os.getpid()),
-    }
+    labels = {"device": CPU, "member": member, "pid": str(os.getpid())}
     return registry.get_sample_value(f"pyvattn_member_{name}", labels)
 
 
@@ -70,6 +66,19 @@ def test_every_member_is_exported_as_it_is_at_the_scrape(runtime, registry):
         chat.return_bytes(40 * MIB)
         assert of_member(registry, "used_bytes", "chat") == 0
     assert of_member(registry, "used_bytes", "chat") is None
+
+
+def test_each_number_goes_under_its_own_name(registry, monkeypatch):
+    member = Member(
+        "chat", os.getpid(), "1", weight=1, guarantee=2, lease=3, used=4, demand=5, wanted=6,
+        target=7, limit=8, readable=True,
+    )  # fmt: skip
+    ledger = Ledger("", CPU, chunk=9, budget=10, free=11, cooling=12, unknown=13, members=(member,))
+    monkeypatch.setattr("pyvattn.metrics.read_ledgers", lambda: [ledger])
+    names = ("guarantee", "lease", "used", "demand", "wanted", "target", "limit")
+    assert [of_member(registry, f"{name}_bytes", "chat") for name in names] == list(range(2, 9))
+    names = ("budget", "free", "cooling", "unaccounted")
+    assert [of_ledger(registry, name) for name in names] == list(range(10, 14))
 
 
 def test_a_damaged_ledger_is_told_and_ends_no_scrape(runtime, registry):
