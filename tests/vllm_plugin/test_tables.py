@@ -179,15 +179,21 @@ def test_v1_requests_keep_their_rows_when_the_batch_is_reordered(memory, v1):
     assert blocks_behind(memory, table.ids[1, :1].tolist()) == [1]
 
 
-def test_requests_get_the_computed_tokens_that_were_said_for_them(memory, v1, v2, monkeypatch):
-    computed = []
+@pytest.fixture
+def computed(memory, monkeypatch):
+    """The computed tokens of each request that gets a row."""
+    noted = []
     opened = memory.open
 
     def note(blocks, tokens):
-        computed.append(tokens)
+        noted.append(tokens)
         return opened(blocks, tokens)
 
     monkeypatch.setattr(memory, "open", note)
+    return noted
+
+
+def test_requests_get_the_computed_tokens_that_were_said_for_them(v1, v2, computed):
     table = v1.block_tables[0]
     with v2.adding([5, 0]):
         v2.append_block_ids(0, ([1],), overwrite=True)
@@ -202,15 +208,7 @@ def test_requests_get_the_computed_tokens_that_were_said_for_them(memory, v1, v2
     assert computed == [5, 0, 7, None, None]
 
 
-def test_every_group_gets_the_computed_tokens_of_a_request(memory, v2, monkeypatch):
-    computed = []
-    opened = memory.open
-
-    def note(blocks, tokens):
-        computed.append(tokens)
-        return opened(blocks, tokens)
-
-    monkeypatch.setattr(memory, "open", note)
+def test_every_group_gets_the_computed_tokens_of_a_request(memory, v2, computed):
     v1 = StandInV1(groups=2)
     adopt_table(v1, TablesV1, memory)
     with v1.adding(iter([7])):

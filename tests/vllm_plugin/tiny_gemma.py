@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 
+from tiny_vllm_model import projections
+
 WINDOW = 100
 BLOCK_SIZE = 32
 LAYERS = (
@@ -56,9 +58,7 @@ def _weights(layers):
     import torch
 
     draw = torch.Generator().manual_seed(0)
-    hidden, inner, words = (CONFIG[n] for n in ("hidden_size", "intermediate_size", "vocab_size"))
-    head = CONFIG["head_dim"]
-    queries, keys = (CONFIG[n] * head for n in ("num_attention_heads", "num_key_value_heads"))
+    hidden, words, head = (CONFIG[n] for n in ("hidden_size", "vocab_size", "head_dim"))
 
     def matrix(rows, columns):
         # What comes out is as large as what goes in.
@@ -69,15 +69,7 @@ def _weights(layers):
         "model.norm.weight": torch.zeros(hidden),
     }
     for layer in (f"model.layers.{i}" for i in range(layers)):
-        for name, rows, columns in (
-            ("self_attn.q_proj", queries, hidden),
-            ("self_attn.k_proj", keys, hidden),
-            ("self_attn.v_proj", keys, hidden),
-            ("self_attn.o_proj", hidden, queries),
-            ("mlp.gate_proj", inner, hidden),
-            ("mlp.up_proj", inner, hidden),
-            ("mlp.down_proj", hidden, inner),
-        ):
+        for name, rows, columns in projections(CONFIG):
             weights[f"{layer}.{name}.weight"] = matrix(rows, columns)
         for norm in ("input", "post_attention", "pre_feedforward", "post_feedforward"):
             weights[f"{layer}.{norm}_layernorm.weight"] = torch.zeros(hidden)

@@ -52,13 +52,26 @@ def write_model(folder):
     return str(folder)
 
 
+def projections(config):
+    """Yield the name, rows and columns of each matrix of a layer."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    queries, keys = (
+        config[name] * config["head_dim"] for name in ("num_attention_heads", "num_key_value_heads")
+    )
+    yield "self_attn.q_proj", queries, hidden
+    yield "self_attn.k_proj", keys, hidden
+    yield "self_attn.v_proj", keys, hidden
+    yield "self_attn.o_proj", hidden, queries
+    yield "mlp.gate_proj", inner, hidden
+    yield "mlp.up_proj", inner, hidden
+    yield "mlp.down_proj", hidden, inner
+
+
 def _weights():
     import torch
 
     draw = torch.Generator().manual_seed(0)
-    hidden, inner, words = (CONFIG[n] for n in ("hidden_size", "intermediate_size", "vocab_size"))
-    queries = CONFIG["num_attention_heads"] * CONFIG["head_dim"]
-    keys = CONFIG["num_key_value_heads"] * CONFIG["head_dim"]
+    hidden, words = CONFIG["hidden_size"], CONFIG["vocab_size"]
     weights = {"model.norm.weight": torch.ones(hidden)}
 
     def add(name, rows, columns):
@@ -69,15 +82,7 @@ def _weights():
     add("model.embed_tokens", words, hidden)
     add("lm_head", words, hidden)
     for layer in (f"model.layers.{i}" for i in range(CONFIG["num_hidden_layers"])):
-        for name, rows, columns in (
-            ("self_attn.q_proj", queries, hidden),
-            ("self_attn.k_proj", keys, hidden),
-            ("self_attn.v_proj", keys, hidden),
-            ("self_attn.o_proj", hidden, queries),
-            ("mlp.gate_proj", inner, hidden),
-            ("mlp.up_proj", inner, hidden),
-            ("mlp.down_proj", hidden, inner),
-        ):
+        for name, rows, columns in projections(CONFIG):
             add(f"{layer}.{name}", rows, columns)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             weights[f"{layer}.{norm}.weight"] = torch.ones(hidden)
