@@ -30,14 +30,17 @@ def cache(request):
 
 
 def fill(cache):
-    """Return the slots, of :data:`LENGTHS`, and the K and V that were appended to layer 1."""
+    """Return the slots, of :data:`LENGTHS`, and the K and V that were appended to layer 1.
+
+    The slots have to be held while they are used: one that is dropped is reported.
+    """
     slots, kept = [], []
     for length in LENGTHS:
         slot = cache.admit(length)
         new = [torch.randn(length, HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in "kv"]
         at = torch.arange(length, device="cuda")
         append(cache, 1, torch.full_like(at, slot.index), at, *new)
-        slots.append(slot.index)
+        slots.append(slot)
         kept.append(new)
     return slots, kept
 
@@ -51,7 +54,7 @@ def test_the_fused_append_stores_the_bytes_that_torchs_operations_do(cache):
     for stored, which in zip(cache.layer(1), range(2), strict=True):
         for slot, new in zip(slots, kept, strict=True):
             wanted = quantised(new[which], scales_of(cache).of(1)[which], stored.dtype)
-            found = stored[slot, : len(wanted)]
+            found = stored[slot.index, : len(wanted)]
             assert torch.equal(found.view(torch.uint8), wanted.view(torch.uint8))
 
 
@@ -71,7 +74,7 @@ def test_kernels_match_the_reference_with_the_same_quantisation(cache, kernel, q
 @pytest.mark.skipif("flash-attn-3" not in KERNELS, reason="flash-attn-3 cannot be used here")
 def test_a_captured_step_appends_and_attends_in_float8(cache):
     slots, _ = fill(cache)
-    rows = torch.tensor(slots, device="cuda")
+    rows = torch.tensor([slot.index for slot in slots], device="cuda")
     lengths = torch.tensor(LENGTHS, device="cuda", dtype=torch.int32)
     new = torch.randn(2, len(slots), 1, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
     q = torch.randn(len(slots), 1, 8, DIM, device="cuda", dtype=torch.bfloat16)

@@ -47,7 +47,8 @@ def test_a_slot_that_is_released_right_after_comes_back_on_another_stream(cache)
     assert all(each.is_pinned() for each in kept.data)
     # The copies may still run: nobody may get these pages before they are done.
     cache.release(slot)
-    fill(cache, cache.admit(TOKENS), seed=2)
+    other = cache.admit(TOKENS)
+    fill(cache, other, seed=2)
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         back = cache.restore(kept)
