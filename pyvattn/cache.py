@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pyvattn import _native
 from pyvattn._native import Slot
-from pyvattn.arguments import check_flag, check_name, check_type
+from pyvattn.arguments import check_flag, check_name, check_type, is_number
 from pyvattn.at_exit import is_left_open
 from pyvattn.budget import Budget, budget_of
 from pyvattn.dropped import DroppedSlots, report
@@ -120,7 +120,8 @@ class KVCache(Opened):
             peer_access=peer_access,
         )
         shared = isinstance(memory, str) and memory == "shared"
-        if not shared and (guarantee != 0 or weight != 1.0):
+        plain = all(map(is_number, (guarantee, weight))) and (guarantee, weight) == (0, 1.0)
+        if not shared and not plain:
             raise ConfigError("guarantee and weight are of leases: use them with memory='shared'")
         budget = budget_of(memory) if not shared else None
         wants_auto = isinstance(read_ahead, str) and read_ahead == "auto"

@@ -77,7 +77,7 @@ class SharedMemory(_native.Lease):
             raise ConfigError(f"name {shown(name)}: use 1 to 63 bytes of printable text")
         if not is_number(weight) or not 0.001 <= weight <= 1000:
             raise ConfigError(f"weight {shown(weight)}: use a number from 0.001 to 1000")
-        kept = 0 if guarantee == 0 else parse_size(guarantee, "guarantee")
+        kept = 0 if is_number(guarantee) and guarantee == 0 else parse_size(guarantee, "guarantee")
         path = ledger_path(device)
         super().__init__(
             path=str(path),
