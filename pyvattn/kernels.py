@@ -71,6 +71,14 @@ KERNELS = (
         float8_guard_tokens=224,
     ),
     KnownKernel(
+        "flash-attn-3-paged",
+        f"{_HALF}, head dims to 256, CUDA graphs; no tail guard",
+        module="flash_attn_interface",
+        install="build it from hopper/ of the flash-attention repository",
+        least=_HOPPER,
+        most=_HOPPER,
+    ),
+    KnownKernel(
         "flash-attn-2",
         f"{_HALF}, head dims to 256, CUDA graphs",
         # FlashAttention-4 by itself makes a package `flash_attn` as well, without this module.

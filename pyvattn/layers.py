@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate, islice
 from typing import Any, Protocol
 
 from pyvattn import _native
 from pyvattn.arguments import check_callable
 from pyvattn.errors import ArgumentError, LayerError
-from pyvattn.geometry import Geometry, TensorView
+from pyvattn.geometry import Geometry, LayerViews, TensorView
 from pyvattn.spec import CacheSpec
 from pyvattn.text import shown
 from pyvattn.whole_numbers import whole_number
@@ -56,7 +57,7 @@ class LayerTensors:
         # Kernels ask for a layer at every step, and making tensors takes longer than that.
         made = self._torch.get(layer)
         if made is None or self._native.inherited:
-            made = self._make(layer, _torch_from_dlpack(self._spec.dtype))
+            made = self._whole_rows(layer)
             self._torch[layer] = made
         k, v = made
         # Transposing one in place leaves the others as they are.
@@ -121,9 +122,25 @@ class LayerTensors:
         self._torch.clear()
         self._bytes.clear()
 
-    def _make(self, layer: int, make: Callable[[Any], Any]) -> tuple[Any, Any]:
+    def _whole_rows(self, layer: int) -> tuple[Any, Any]:
+        """Return torch tensors whose storage goes on to the end of the last row.
+
+        So that all rows can be seen as whole blocks, as paged kernels want them.
+        """
+        group, _ = self._spec.group_of(layer)
+        geometry = self._geometries[group]
+        tokens = geometry.row_bytes // geometry.token_bytes
+        k, v = self._make(layer, _torch_from_dlpack(self._spec.dtype), tokens)
+        return k[:, : geometry.max_tokens], v[:, : geometry.max_tokens]
+
+    def _make(
+        self, layer: int, make: Callable[[Any], Any], tokens: int | None = None
+    ) -> tuple[Any, Any]:
+        """Return K and V of ``tokens`` tokens of each row, by default as many as requests have."""
         group, place = self._spec.group_of(layer)
         views, first = self._geometries[group].views[place], self._first_arena[group]
+        if tokens is not None:
+            views = LayerViews(_of_tokens(views.k, tokens), _of_tokens(views.v, tokens))
         return make(self._dlpack(views.k, first)), make(self._dlpack(views.v, first))
 
     def _number(self, index: int) -> int:
@@ -139,6 +156,11 @@ class LayerTensors:
         dtype = "uint8" if self._spec.dtype in _AS_BYTES else self._spec.dtype
         arena = first_arena + view.arena
         return self._native.view(arena, view.offset, view.shape, view.strides, dtype)
+
+
+def _of_tokens(view: TensorView, tokens: int) -> TensorView:
+    slots, _, heads, dim = view.shape
+    return replace(view, shape=(slots, tokens, heads, dim))
 
 
 def _torch_from_dlpack(dtype: str) -> Callable[[Any], Any]:

@@ -19,6 +19,7 @@ from pyvattn.attention.problem import (
     check_by_head,
     check_cache,
     check_window,
+    page_bytes_of,
 )
 from pyvattn.attention.registry import choose
 from pyvattn.attention.windows import guard_of, narrowed, starts_of, window_of
@@ -177,6 +178,7 @@ def attend(
         alibi_slopes,
         query_counts,
         None if scales is None else scales.of(layer),
+        page_bytes_of(cache),
     )
     problem.check()
     if sinks is not None:

@@ -45,6 +45,16 @@ def why_not_built() -> str | None:
     return None
 
 
+def why_not_paged() -> str | None:
+    """Say that the build lacks page tables, or return ``None``."""
+    if "PAGEDKV" in left_out():
+        return (
+            "flash_attn_interface was built without page tables: build it without "
+            "FLASH_ATTENTION_DISABLE_PAGEDKV"
+        )
+    return None
+
+
 def why_not_built_for(problem: Problem) -> str | None:
     """Say what of ``problem`` the build was made without, or return ``None``."""
     if lacking := problem.features & features_left_out():

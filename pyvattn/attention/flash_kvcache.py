@@ -40,6 +40,10 @@ class FlashKvcacheKernel(ListedKernel):
         out, lse, *_ = self._call(problem, return_softmax_lse=True)
         return out.to(problem.q.dtype), blank_lse(lse, problem)
 
+    def rows(self, problem: Problem) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Return K and V as the kernel takes them, and what tells it how they lie."""
+        return problem.k, problem.v, {}
+
     @abstractmethod
     def arguments(self, problem: Problem) -> tuple[Tensor, dict[str, Any]]:
         """Return the queries as the kernel takes them, and arguments that only this version has."""
@@ -53,16 +57,18 @@ class FlashKvcacheKernel(ListedKernel):
         if problem.device_starts is not None:
             options["cache_leftpad"] = problem.device_starts
         q, own = self.arguments(problem)
+        k, v, places = self.rows(problem)
         try:
             return self.module().flash_attn_with_kvcache(
                 q,
-                problem.k,
-                problem.v,
+                k,
+                v,
                 cache_seqlens=problem.device_lengths,
                 cache_batch_idx=problem.device_slots,
                 softmax_scale=problem.scale,
                 causal=problem.causal,
                 **own,
+                **places,
                 **options,
             )
         except RuntimeError as error:

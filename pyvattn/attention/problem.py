@@ -51,6 +51,9 @@ class Problem:
 
     With ``scales``, ``k`` and ``v`` are float8 and stand for their elements times those of
     their head, and ``q`` is of a wider dtype, which is the result's as well.
+
+    ``page_bytes``: rows begin at a physical page of so many bytes, and where a token is backed
+    its whole page is. ``None`` where nothing is known of that.
     """
 
     q: Tensor
@@ -66,6 +69,7 @@ class Problem:
     alibi_slopes: Tensor | None = None
     query_counts: Indices | None = None
     scales: LayerScales | None = None
+    page_bytes: int | None = None
 
     @property
     def packed(self) -> bool:
@@ -258,3 +262,9 @@ def check_cache(cache: object) -> None:
     """Refuse what has no layers to attend to; benches bring caches of their own."""
     if not (hasattr(cache, "spec") and hasattr(cache, "layer")):
         raise ArgumentError(f"cache={shown(cache)}: pass a KVCache or a RowMap")
+
+
+def page_bytes_of(cache: object) -> int | None:
+    """Return the bytes of a physical page of a cache or a row map, ``None`` of what has none."""
+    size: int | None = getattr(getattr(cache, "pool", cache), "page_size", None)
+    return size

@@ -7,6 +7,7 @@ from pyvattn.arguments import check_name, check_type
 from pyvattn.attention.features import Feature, named
 from pyvattn.attention.flash_attn2 import FlashAttention2Kernel
 from pyvattn.attention.flash_attn3 import FlashAttention3Kernel
+from pyvattn.attention.flash_attn3_paged import FlashAttention3PagedKernel
 from pyvattn.attention.flash_attn4 import FlashAttention4Kernel
 from pyvattn.attention.flashinfer import FlashInferKernel
 from pyvattn.attention.flex import FlexKernel
@@ -127,6 +128,7 @@ def _objection(
 
 # As pyvattn.kernels lists them.
 register(FlashAttention3Kernel())
+register(FlashAttention3PagedKernel())
 register(FlashAttention2Kernel())
 register(VarlenKernel())
 register(FlashAttention4Kernel())

@@ -28,9 +28,14 @@ Q_HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 _OURS, _PLAIN = "ours", "cudaMalloc"
 # Our layout in memory of cudaMalloc: what is left against it is the mapping, not the layout.
 _STRIDED = "cudaMalloc, same strides"
+# The kernel's own paged form over our rows, which needs no guard.
+_BY_TABLE = "ours, by a table"
+_TABLE_FORMS = {"flash-attn-3": "flash-attn-3-paged"}
 # At most this much of the time on cudaMalloc.
 _AS_FAST = {"layer": 1.02, "token": 1.03}
 _AS_FAST_STRIDED = 1.02
+# Of a decode step attention is less than half: what a table costs it is then below 2 %.
+_AS_FAST_BY_TABLE = 1.04
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def _measure_shape(torch: Any, options: Options, shape: Shape) -> Iterator[Measu
         slots = [cache.acquire(shape.context) for _ in range(shape.rows)]
         cache.step(dict.fromkeys(slots, shape.context))
         tensors = _fill(torch, cache)
-        yield from _compare(torch, options, shape, cache.layout, tensors)
+        yield from _compare(torch, options, shape, cache, tensors)
         for slot in slots:
             cache.release(slot)
 
@@ -182,7 +187,7 @@ def _compare(
     torch: Any,
     options: Options,
     shape: Shape,
-    layout: str,
+    cache: KVCache,
     tensors: dict[str, list[tuple[Any, Any]]],
 ) -> Iterator[Measure]:
     from pyvattn.attention import kernel_infos
@@ -196,8 +201,12 @@ def _compare(
     )
     slots = torch.arange(shape.rows, dtype=torch.int32, device=like.device)
     lengths = torch.full_like(slots, shape.context)
+    pages = {_OURS: cache.page_size}
     problems = {
-        memory: [Problem(q, k, v, slots, lengths, True, HEAD_DIM**-0.5) for k, v in layers]
+        memory: [
+            Problem(q, k, v, slots, lengths, True, HEAD_DIM**-0.5, page_bytes=pages.get(memory))
+            for k, v in layers
+        ]
         for memory, layers in tensors.items()
     }
     for info in kernel_infos():
@@ -214,6 +223,8 @@ def _compare(
         alternatives: dict[str, Callable[[], object]] = {
             memory: _over_layers(kernel.attend, layers) for memory, layers in problems.items()
         }
+        if (by_table := _table_form(info.name, problems[_OURS][0])) is not None:
+            alternatives[_BY_TABLE] = _over_layers(by_table.attend, problems[_OURS])
         try:
             paged = paged_alternatives(torch, info.name, q, lengths, tensors[_PLAIN], shape.context)
             seconds, note = _time({**alternatives, **paged}, options)
@@ -221,10 +232,23 @@ def _compare(
             # What a kernel writes down besides its result is its own affair.
             yield Measure(f"{info.name}, {shape.name}: out of memory", 1, "kernels left out")
         else:
-            yield from _report(info.name, shape, layout, seconds, note)
+            yield from _report(info.name, shape, cache.layout, seconds, note)
         # Blocks and graphs, of whatever became of this kernel, are in the way of the next.
         paged = {}
         torch.cuda.empty_cache()
+
+
+def _table_form(name: str, problem: Any) -> Any:
+    """Return the kernel that is the same over a table of the rows, or ``None``."""
+    from pyvattn.attention.registry import choose
+    from pyvattn.errors import UnsupportedError
+
+    if name not in _TABLE_FORMS:
+        return None
+    try:
+        return choose(_TABLE_FORMS[name], problem)
+    except UnsupportedError:  # the build was made without page tables
+        return None
 
 
 def _time(
@@ -254,6 +278,15 @@ def _report(
         yield Measure.of(title, summarise(values), "ms", scale=1e3, note=note)
     for name, values in seconds.items():
         if name == _OURS:
+            continue
+        if name == _BY_TABLE:
+            target = _AS_FAST_BY_TABLE if shape.queries == 1 else None
+            yield Measure.of(
+                f"{kernel}, {shape.name}: {_BY_TABLE} / {_OURS}",
+                ratios(values, seconds[_OURS]),
+                "times",
+                at_most=target,
+            )
             continue
         target = {_PLAIN: _AS_FAST[layout], _STRIDED: _AS_FAST_STRIDED}.get(name)
         if name == paged_name(BLOCK_TOKENS) and shape.queries > 1:

@@ -24,6 +24,7 @@ from feature_cases import Asked, expected
 from pyvattn.attention import flash_attn3_build, flash_kvcache, optional, varlen
 from pyvattn.attention.flash_attn2 import FlashAttention2Kernel
 from pyvattn.attention.flash_attn3 import FlashAttention3Kernel
+from pyvattn.attention.flash_attn3_paged import FlashAttention3PagedKernel
 from pyvattn.attention.flash_attn4 import FlashAttention4Kernel
 from pyvattn.attention.flashinfer import FlashInferKernel
 from pyvattn.attention.problem import Problem
@@ -74,6 +75,7 @@ def flash_attn_with_kvcache(
     alibi_slopes=None,
     cu_seqlens_q=None,
     max_seqlen_q=None,
+    page_table=None,
 ):
     assert cache_seqlens.dtype == cache_batch_idx.dtype == torch.int32
     if cu_seqlens_q is not None:
@@ -94,7 +96,11 @@ def flash_attn_with_kvcache(
         slopes = alibi_slopes
         if slopes is not None and slopes.dim() == 2:
             slopes = slopes[row]
-        keys, values = k_cache[slot, first:n], v_cache[slot, first:n]
+        keys, values = (
+            (k_cache[slot, first:n], v_cache[slot, first:n])
+            if page_table is None
+            else (by_block(cached, page_table[slot], first, n) for cached in (k_cache, v_cache))
+        )
         rows.append(
             attend_window(
                 queries[row], keys, values, softmax_scale, causal, window_size, softcap, slopes
@@ -107,6 +113,14 @@ def flash_attn_with_kvcache(
     if cu_seqlens_q is None:
         return out, torch.stack([row[1] for row in rows])
     return out, torch.cat([row[1] for row in rows], dim=1)
+
+
+def by_block(blocks, table, first, end):
+    """A row's tokens, of blocks that lie where the table says; entries behind them are not read."""
+    assert table.dtype == torch.int32
+    size = blocks.shape[1]
+    tokens = [blocks[table[token // size], token % size] for token in range(first, end)]
+    return torch.stack(tokens) if tokens else blocks[0, :0]
 
 
 def flash_attn_varlen_func(q, k, v, *, seqused_k, softmax_scale, causal):
@@ -199,6 +213,8 @@ def unequal_rows(q, k, v, starts_q, starts_k, max_q, scale, causal, lengths, win
     return out, lse
 
 
+FLASH_KVCACHE = [FlashAttention2Kernel(), FlashAttention3Kernel(), FlashAttention3PagedKernel()]
+
 STAND_INS = {
     "flash_attn.flash_attn_interface": (flash_attn_with_kvcache,),
     "flash_attn_interface": (flash_attn_with_kvcache,),
@@ -221,6 +237,7 @@ def _stand_ins(monkeypatch):
     [
         FlashAttention2Kernel(),
         FlashAttention3Kernel(),
+        FlashAttention3PagedKernel(),
         FlashAttention4Kernel(),
         FlashInferKernel(),
     ],
@@ -242,7 +259,7 @@ def test_adapters_hand_over_slots_lengths_and_scale(kernel, layout, queries, cau
         torch.testing.assert_close(out.double(), case.expected(q, causal), atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.parametrize("kernel", [FlashAttention2Kernel(), FlashAttention3Kernel()])
+@pytest.mark.parametrize("kernel", FLASH_KVCACHE)
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("seed", range(6))
 def test_adapters_hand_over_every_feature_that_they_have(kernel, causal, seed):
@@ -321,7 +338,7 @@ def test_a_build_of_flash_attention_3_without_lengths_is_unavailable(build):
     assert "FLASH_ATTENTION_DISABLE_VARLEN" in FlashAttention3Kernel().unavailable()
 
 
-@pytest.mark.parametrize("kernel", [FlashAttention2Kernel(), FlashAttention3Kernel()])
+@pytest.mark.parametrize("kernel", FLASH_KVCACHE)
 def test_what_a_build_says_only_when_it_is_called_is_a_typed_error(monkeypatch, kernel):
     """A build of FlashAttention-2, or an old one of 3, does not say before what it lacks."""
 
@@ -351,7 +368,7 @@ def test_flash_attention_4_by_itself_is_not_taken_for_2(monkeypatch, tmp_path):
         optional.why_not_importable.cache_clear()
 
 
-@pytest.mark.parametrize("kernel", [FlashAttention2Kernel(), FlashAttention3Kernel()])
+@pytest.mark.parametrize("kernel", FLASH_KVCACHE)
 def test_the_device_of_the_queries_counts_and_not_the_current_one(monkeypatch, kernel):
     capability = {None: (9, 0), torch.device("cuda:1"): (7, 5)}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

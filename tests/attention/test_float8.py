@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch")
 from pyvattn import CacheSpec, KVCache, LayerGroup, errors
 from pyvattn.attention import KVScales, append, attend, guard_needed, scales_of, set_scales
 from pyvattn.attention.flash_attn3 import FlashAttention3Kernel
+from pyvattn.attention.flash_attn3_paged import FlashAttention3PagedKernel
 from pyvattn.attention.problem import Problem
 from pyvattn.attention.registry import choose
 
@@ -254,9 +255,11 @@ def test_the_reference_rounds_the_queries_as_well(counts, dtype):
 
 def flash_attn_with_kvcache(q, k_cache, v_cache, *, cache_seqlens, cache_batch_idx, softmax_scale,
                             causal, q_descale, k_descale, v_descale, cu_seqlens_q=None,
-                            max_seqlen_q=None):  # fmt: skip
+                            max_seqlen_q=None, page_table=None):  # fmt: skip
     """What the package does in float8, in float64."""
     batch = len(cache_seqlens)
+    if page_table is not None:
+        k_cache, v_cache = (each[page_table].flatten(1, 2) for each in (k_cache, v_cache))
     for tensor in (q, k_cache, v_cache):
         assert tensor.dtype == E4M3
     for scale in (q_descale, k_descale, v_descale):
@@ -276,8 +279,9 @@ def flash_attn_with_kvcache(q, k_cache, v_cache, *, cache_seqlens, cache_batch_i
     return (torch.cat(outs) if ends else torch.stack(outs)).bfloat16()
 
 
+@pytest.mark.parametrize("kernel", [FlashAttention3Kernel(), FlashAttention3PagedKernel()])
 @pytest.mark.parametrize("counts", [None, [2, 0, 5]])
-def test_flash_attention_3_gets_float8_queries_and_all_scales(monkeypatch, counts):
+def test_flash_attention_3_gets_float8_queries_and_all_scales(monkeypatch, counts, kernel):
     module = ModuleType("flash_attn_interface")
     module.flash_attn_with_kvcache = flash_attn_with_kvcache
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -288,7 +292,7 @@ def test_flash_attention_3_gets_float8_queries_and_all_scales(monkeypatch, count
         problem = Problem(q, k, v, case.slots, case.lengths, True, DIM**-0.5,
                           query_counts=counts, scales=case.scales.layers[1])  # fmt: skip
         problem.check()
-        out = FlashAttention3Kernel().attend(problem)
+        out = kernel.attend(problem)
         assert out.dtype == q.dtype
         wanted = case.expected(rounded_queries(q, counts), counts)
         torch.testing.assert_close(out.double(), wanted, atol=1e-2, rtol=1e-2)

@@ -43,7 +43,9 @@ def rows(
     token = k.stride(1)
     mapped = MAPPED // (token * k.element_size())
     start = (mapped - length - past) * token
-    shape = (1, k.shape[1] - mapped + length + past, *k.shape[2:])
+    # Whole blocks of any paged kernel.
+    tokens = (k.shape[1] - mapped + length + past) // MOST * MOST
+    shape = (1, tokens, *k.shape[2:])
     views = [each.as_strided(shape, each.stride(), start) for each in (k, v)]
     q = torch.ones(1, queries or length, Q_HEADS, k.shape[3], dtype=k.dtype, device=k.device)
     return q, views[0], views[1]

@@ -22,7 +22,7 @@ from pyvattn.attention.registry import _KERNELS
 from pyvattn.errors import UnsupportedError
 
 KERNELS = [info.name for info in kernel_infos() if info.unavailable is None] or ["none"]
-CAPTURABLE = [name for name in KERNELS if name in ("flash-attn-2", "flash-attn-3", "torch-varlen")]
+CAPTURABLE = [name for name in KERNELS if _KERNELS[name].capturable] if KERNELS != ["none"] else []
 
 
 def open_case(layout, kv_heads, q_heads, head_dim, dtype="bfloat16", seed=0, **options):
@@ -97,7 +97,7 @@ def test_more_queries_than_tokens_and_rows_of_none(kernel, causal, queries):
 @pytest.mark.parametrize("seed", range(8))
 def test_every_feature_that_a_kernel_has(kernel, causal, head_dim, seed):
     """By turns each of them alone and all of them together."""
-    missing = features_left_out() if kernel == "flash-attn-3" else frozenset()
+    missing = features_left_out() if kernel.startswith("flash-attn-3") else frozenset()
     has = sorted(_KERNELS[kernel].features - missing, key=lambda feature: feature.name)
     if not has:
         pytest.skip(f"{kernel} attends to whole rows only")

@@ -71,8 +71,10 @@ def test_kernels_match_the_reference_with_the_same_quantisation(cache, kernel, q
     torch.testing.assert_close(out, wanted, atol=0.06, rtol=0.06)
 
 
-@pytest.mark.skipif("flash-attn-3" not in KERNELS, reason="flash-attn-3 cannot be used here")
-def test_a_captured_step_appends_and_attends_in_float8(cache):
+@pytest.mark.parametrize("kernel", ["flash-attn-3", "flash-attn-3-paged"])
+def test_a_captured_step_appends_and_attends_in_float8(cache, kernel):
+    if kernel not in KERNELS:
+        pytest.skip(f"{kernel} cannot be used here")
     slots, _ = fill(cache)
     rows = torch.tensor([slot.index for slot in slots], device="cuda")
     lengths = torch.tensor(LENGTHS, device="cuda", dtype=torch.int32)
@@ -81,7 +83,7 @@ def test_a_captured_step_appends_and_attends_in_float8(cache):
 
     def step():
         append(cache, 1, rows[:, None], (lengths - 1).long()[:, None], *new)
-        return attend(q, cache, 1, rows, lengths, kernel="flash-attn-3")
+        return attend(q, cache, 1, rows, lengths, kernel=kernel)
 
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):

@@ -273,7 +273,10 @@ class TestPlan:
         assert guarded_for(CacheSpec(2, 8, 128), "sdpa").guard_tokens == 0
         one_byte = CacheSpec(2, 8, 128, dtype="float8_e4m3fn")
         assert guarded_for(one_byte, "flash-attn-3").guard_tokens == 224
-        with pytest.raises(ArgumentError, match=r"kernel='flash'.*flash-attn-3, flash-attn-2"):
+        assert guarded_for(one_byte, "flash-attn-3-paged").guard_tokens == 0
+        with pytest.raises(
+            ArgumentError, match=r"kernel='flash'.*flash-attn-3, flash-attn-3-paged"
+        ):
             guarded_for(spec, "flash")
 
     def test_what_is_held_are_the_pages_from_the_window_to_the_guard(self):
