@@ -29,7 +29,7 @@ from pyvattn.resolve import check_device, open_driver
 from pyvattn.shared import SharedMemory
 from pyvattn.spec import CacheSpec
 from pyvattn.stats import Stats
-from pyvattn.swap import Offloaded, check_fits
+from pyvattn.swap import Offloaded, byte_ranges, check_fits
 from pyvattn.text import shown
 from pyvattn.whole_numbers import whole_number
 
@@ -251,24 +251,33 @@ class KVCache(Opened):
                 raise
         return fork
 
-    def offload(self, slot: Slot) -> Offloaded:
-        """Copy a slot's tokens to host memory, for :meth:`restore`; the slot stays as it is.
+    def offload(self, slot: Slot, tokens: int | None = None) -> Offloaded:
+        """Copy the first ``tokens`` tokens of a slot to host memory, by default all.
 
+        For :meth:`restore`; the slot stays as it is.
         One copy for each arena: a row is contiguous. On a GPU they go into pinned memory, on
         the stream that torch is using in this thread, and this returns before they are done.
         Let that stream wait for whatever writes those tokens. A :meth:`release` from the same
         stream waits for the copies by itself.
 
-        Raises :class:`~pyvattn.errors.SlotError`, :class:`~pyvattn.errors.MissingDependency`
-        without torch, and :class:`~pyvattn.errors.UnsupportedError` with ``accounting``.
+        Raises :class:`~pyvattn.errors.SlotError`, :class:`~pyvattn.errors.LengthError` for more
+        tokens than the slot has or fewer than windows have left behind,
+        :class:`~pyvattn.errors.OutOfMemory` where the host has no such memory,
+        :class:`~pyvattn.errors.MissingDependency` without torch, and
+        :class:`~pyvattn.errors.UnsupportedError` with ``accounting``.
         """
         if self.driver == "host-accounting":
             raise UnsupportedError("accounting=True has no memory to copy: open the cache without")
         length, fronts = self._native.length(slot), tuple(self._native.fronts(slot))
-        sizes = tuple(geometry.token_bytes for geometry in self._geometries)
-        ranges = [(f * size, length * size) for f, size in zip(fronts, sizes, strict=True)]
+        count = length if tokens is None else whole_number(tokens)
+        if count is None or not max(fronts) <= count <= length:
+            raise LengthError(
+                f"tokens={shown(tokens)}: {slot} has {max(fronts)} to {length} to copy"
+            )
+        ranges = byte_ranges(self._geometries, fronts, count)
         data = self._tensors.to_host(slot.index, ranges)
-        return Offloaded(length, fronts, sizes, data, self._fence(None))
+        sizes = tuple(geometry.token_bytes for geometry in self._geometries)
+        return Offloaded(count, fronts, sizes, data, self._fence(None))
 
     def restore(self, offloaded: Offloaded) -> Slot:
         """Return a new slot with the tokens that :meth:`offload` copied, as often as you like.
@@ -282,18 +291,22 @@ class KVCache(Opened):
         check_fits(offloaded, self.geometries)
         slot = self.admit(offloaded.length)
         try:
-            # Another stream may have been in use when it was copied.
-            if offloaded.fence is not None:
-                offloaded.fence.wait()
-            pairs = zip(offloaded.fronts, offloaded.token_bytes, strict=True)
-            firsts = [front * size for front, size in pairs]
-            self._tensors.from_host(offloaded.data, slot.index, firsts)
+            self._refill(slot, offloaded, 0)
             if any(offloaded.fronts):
                 self._native.trim_fronts(slot, list(offloaded.fronts), self._fence(None))
         except BaseException:
             self.release(slot)
             raise
         return slot
+
+    def _refill(self, slot: Slot, offloaded: Offloaded, first: int) -> None:
+        """Copy the offloaded tokens from ``first`` on to a slot that has them backed."""
+        # Another stream may have been in use when they were copied.
+        if offloaded.fence is not None:
+            offloaded.fence.wait()
+        pairs = zip(offloaded.fronts, offloaded.token_bytes, strict=True)
+        places = [(front * size, max(0, first - front) * size) for front, size in pairs]
+        self._tensors.from_host(offloaded.data, slot.index, places)
 
     def release(self, slot: Slot, after: object = None) -> None:
         """End a request. Its pages stay, zeroed, for the next one until memory is short.

@@ -49,7 +49,7 @@ class Error(Exception):
 
 
 class OutOfMemory(Error, MemoryError):
-    """The page pool cannot back what was asked; the cache is as it was before.
+    """The page pool, or the host for a copy, has no room for what was asked; nothing changed.
 
     Sizes are in bytes: what was asked (``requested``), what is free under the
     limit (``free``), and what released slots still hold (``reclaimable``).

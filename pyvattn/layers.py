@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 from pyvattn import _native
 from pyvattn.arguments import check_callable
-from pyvattn.errors import ArgumentError, LayerError
+from pyvattn.errors import ArgumentError, LayerError, OutOfMemory
 from pyvattn.geometry import Geometry, LayerViews, TensorView
 from pyvattn.spec import CacheSpec
 from pyvattn.text import shown
+from pyvattn.units import format_size
 from pyvattn.whole_numbers import whole_number
 
 # Consumers know no common DLPack code for these: they travel as bytes.
@@ -91,26 +92,28 @@ class LayerTensors:
         """Return bytes ``[first, end)`` of a row on their way to the host: a range for each group.
 
         ``[arenas, bytes]`` of every group. One copy for each arena, on a GPU into pinned memory
-        and on torch's stream.
+        and on torch's stream. Raises :class:`~pyvattn.errors.OutOfMemory` where there is none.
         """
-        import torch
-
         arenas = iter(self._arenas())
         on_gpu = self._arenas()[0].is_cuda
         copies = []
         for geometry, (first, end) in zip(self._geometries, ranges, strict=True):
-            size = (geometry.arenas, end - first)
-            copies.append(torch.empty(size, dtype=torch.uint8, pin_memory=on_gpu))
+            copies.append(_host_bytes(geometry.arenas, end - first, pinned=on_gpu))
             for copy, arena in zip(copies[-1], islice(arenas, geometry.arenas), strict=True):
                 copy.copy_(arena[row, first:end], non_blocking=on_gpu)
         return tuple(copies)
 
-    def from_host(self, host: Sequence[Any], row: int, firsts: Sequence[int]) -> None:
-        """Copy what :meth:`to_host` returned to a row, from bytes ``firsts`` on, the same way."""
+    def from_host(self, host: Sequence[Any], row: int, places: Sequence[tuple[int, int]]) -> None:
+        """Copy what :meth:`to_host` returned to a row, the same way.
+
+        ``places`` has for each group the byte where its range began, and how many bytes of it
+        are left out.
+        """
         arenas = iter(self._arenas())
-        for copies, first in zip(host, firsts, strict=True):
+        for copies, (first, skip) in zip(host, places, strict=True):
             for copy, arena in zip(copies, islice(arenas, len(copies)), strict=True):
-                arena[row, first : first + len(copy)].copy_(copy, non_blocking=arena.is_cuda)
+                there = arena[row, first + skip : first + len(copy)]
+                there.copy_(copy[skip:], non_blocking=arena.is_cuda)
 
     def _arenas(self) -> list[Any]:
         if not self._bytes:
@@ -161,6 +164,20 @@ class LayerTensors:
 def _of_tokens(view: TensorView, tokens: int) -> TensorView:
     slots, _, heads, dim = view.shape
     return replace(view, shape=(slots, tokens, heads, dim))
+
+
+def _host_bytes(arenas: int, size: int, pinned: bool) -> Any:
+    import torch
+
+    try:
+        return torch.empty((arenas, size), dtype=torch.uint8, pin_memory=pinned)
+    except RuntimeError as error:  # which torch raises for the host's memory
+        kind = "pinned host memory" if pinned else "host memory"
+        raise OutOfMemory(
+            f"there is no {kind} for {format_size(arenas * size)} of tokens: free some, or let "
+            "them be computed anew",
+            requested=arenas * size,
+        ) from error
 
 
 def _torch_from_dlpack(dtype: str) -> Callable[[Any], Any]:

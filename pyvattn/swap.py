@@ -51,3 +51,11 @@ def check_fits(offloaded: Offloaded, geometries: Sequence[Geometry]) -> None:
             f"these tokens lie in arenas, {there} bytes a token, and this cache has {here}: "
             "restore them in one with the same spec and layout"
         )
+
+
+def byte_ranges(
+    geometries: Sequence[Geometry], fronts: Sequence[int], tokens: int
+) -> list[tuple[int, int]]:
+    """Return where a row's tokens up to ``tokens`` lie in the arenas of each group, in bytes."""
+    sizes = [geometry.token_bytes for geometry in geometries]
+    return [(front * size, tokens * size) for front, size in zip(fronts, sizes, strict=True)]

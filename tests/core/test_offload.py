@@ -146,6 +146,37 @@ def test_every_group_comes_back_with_what_it_had(windowed):
     check_layers(bench, back, written)
 
 
+def test_the_first_tokens_alone_are_copied_on_request(bench):
+    slot, written = filled(bench, 20, seed=10)
+    kept = bench.cache.offload(slot, 12)
+    assert (kept.length, kept.bytes) == (12, 12 * 4096)
+    back = bench.cache.restore(kept)
+    assert bench.cache.length(back) == 12
+    check_same(read(bench, back), [values[:12] for values in written])
+    bench.cache.trim(slot, front=10)
+    for tokens in (9, 21, -1, "all"):
+        with pytest.raises(LengthError, match=r"tokens=.* has 10 to 20 to copy"):
+            bench.cache.offload(slot, tokens)
+
+
+def test_each_arena_is_one_copy(bench):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Copies(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += function.overloadpacket._qualified_op_name == "aten::copy_"
+            return function(*args, **(kwargs or {}))
+
+    slot, _ = filled(bench, 2 * bench.page // 1024 + 5, seed=11)
+    with Copies() as there:
+        kept = bench.cache.offload(slot)
+    with Copies() as back:
+        bench.cache.restore(kept)
+    assert there.count == back.count == 4
+
+
 def test_a_slot_without_tokens_comes_back_without_tokens(bench):
     kept = bench.cache.offload(bench.cache.acquire())
     assert kept.bytes == 0

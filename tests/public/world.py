@@ -360,6 +360,7 @@ RECORDS = {
     "cuda.Device",
     "cuda.Memory",
     "detect.AutoChoice",
+    "integrations.transformers.Preemptions",
     "detect.DriverReport",
     "planner.Calibration",
     "planner.Candidate",

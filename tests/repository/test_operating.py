@@ -53,6 +53,18 @@ def test_every_logger_is_on_the_page():
     assert first_cells("What it logs") - {"logger"} == speaking
 
 
+def preemptions():
+    pytest.importorskip("torch", reason="the transformers integration needs torch")
+    pytest.importorskip("transformers", reason="the transformers integration needs transformers")
+    from pyvattn.integrations.transformers import Preemptions
+
+    return Preemptions
+
+
+def test_every_count_of_preemptions_says_what_it_counts():
+    test_every_count_says_what_it_counts(preemptions())
+
+
 @pytest.mark.parametrize("kind", [Stats, PoolStats, PrefixStats])
 def test_every_count_says_what_it_counts(kind):
     said = set(re.findall(r"``(\w+)", kind.__doc__))

@@ -36,12 +36,14 @@ from pyvattn.integrations.transformers.cache import VAttentionCache
 from pyvattn.integrations.transformers.engine import Engine
 from pyvattn.integrations.transformers.generate import generate_batch
 from pyvattn.integrations.transformers.interface import ATTENTION, register_attention
+from pyvattn.integrations.transformers.preemption import Preemptions
 from pyvattn.integrations.transformers.request import Request
 from pyvattn.integrations.transformers.spec import spec_for
 
 __all__ = [
     "ATTENTION",
     "Engine",
+    "Preemptions",
     "Request",
     "VAttentionCache",
     "generate_batch",

@@ -27,6 +27,7 @@ from pyvattn.integrations.transformers.float8 import GivenScales, give_scales
 from pyvattn.integrations.transformers.graphs import on_device, wants_graphs
 from pyvattn.integrations.transformers.neighbours import Neighbours
 from pyvattn.integrations.transformers.parts import Chunk
+from pyvattn.integrations.transformers.preemption import HostSwap, Preemptions
 from pyvattn.integrations.transformers.readback import Readback
 from pyvattn.integrations.transformers.request import Request, check_count, prompt_for
 from pyvattn.integrations.transformers.sampling import Samplers
@@ -74,6 +75,12 @@ class Engine:
     ``stats()`` count it. It is ``None`` with ``prefix_reuse=False``. Where layers have windows, it
     keeps some of them in slots of their own: give the cache more slots than run at once.
 
+    Where memory runs out, the youngest request leaves until there is room again. With
+    ``preemption="swap"`` its K and V go to pinned host memory, ``swap_memory`` bytes (or text) of
+    it at most, with ``"recompute"`` they are computed anew, and ``"auto"`` does whichever takes
+    less time: bytes there and back by the copy rate, or its tokens by the rate of prompts, both as
+    measured so far. Whoever finds no host memory is computed anew. :meth:`preemptions` counts.
+
     A cache in float8 is quantised with ``kv_scales``: a :class:`pyvattn.attention.KVScales`, or
     the file of one. By default the first prompts that run set them, layer by layer.
 
@@ -97,6 +104,8 @@ class Engine:
         lookahead: bool | None = None,
         prefix_reuse: bool = True,
         kv_scales: GivenScales = None,
+        preemption: str = "auto",
+        swap_memory: int | str = "8GiB",
     ) -> None:
         check_model(model)
         check_type("cache", cache, KVCache)
@@ -108,6 +117,7 @@ class Engine:
             check_flag("lookahead", lookahead)
         check_flag("prefix_reuse", prefix_reuse)
         check_fit(model, cache)
+        self._swap = HostSwap(cache, model.device, preemption, swap_memory)
         give_scales(cache, kv_scales)
         self.graphs = wants_graphs(model, cache, graphs)
         self._samplers = Samplers(model, config_of(generation_config, stop_tokens))
@@ -223,6 +233,7 @@ class Engine:
         check_type("request", request, Request)
         if request in self.waiting:
             self.waiting.remove(request)
+            self._swap.drop(request)
         elif request in self.running:
             self._leave(request)
 
@@ -237,9 +248,14 @@ class Engine:
             with on_device(self.model.device):
                 self._batch.capture_to(most)
 
+    def preemptions(self) -> Preemptions:
+        """Count the requests that had to leave for want of memory, and what became of them."""
+        return self._swap.stats()
+
     def close(self) -> None:
         """Drop every request, release their slots and let go of the model."""
-        self.waiting.clear()
+        while self.waiting:
+            self._swap.drop(self.waiting.pop())
         self._unread.clear()
         self._ahead.let_go()
         while self.running:
@@ -301,7 +317,7 @@ class Engine:
         self.cache.prefetch({_slot(each): min(each.cached + 2, most) for each in decoding})
 
     def _make_room(self) -> None:
-        """Send the youngest request back to wait; its tokens are computed anew when it returns."""
+        """Send the youngest request back to wait, with its K and V in host memory or without."""
         if self._ahead.let_go():
             return
         before = len(self.running)
@@ -309,10 +325,11 @@ class Engine:
         if len(self.running) < before:
             return
         youngest = self.running[-1]
-        _log.debug("no memory: a request of %d tokens waits again", youngest.length)
-        self._leave(youngest)
-        if not self.running and not self._neighbours.may_spare(youngest.length):
+        if before == 1 and not self._neighbours.may_spare(youngest.length):
+            self._leave(youngest)
             raise _too_large(youngest)
+        _log.debug("no memory: a request of %d tokens waits again", youngest.length)
+        self._leave(youngest, after=self._swap.out(youngest))
         self.waiting.appendleft(youngest)
 
     def _admit(self) -> Request | None:
@@ -330,14 +347,16 @@ class Engine:
         except OutOfMemory as error:
             if self.running or self._neighbours.may_spare(request.length):
                 return None
-            self.waiting.popleft()
+            self._swap.drop(self.waiting.popleft())
             raise _too_large(request) from error
         if admitted is None:
             return None
+        slot, hit = admitted
+        request.cached = self._restored(request, slot, hit)
         self.waiting.popleft()
-        request.slot, request.cached = admitted
+        request.slot = slot
         request.started = len(request.output)
-        request.reused += request.cached
+        request.reused += hit
         if request.sampler is not None:
             request.sampler.start(request.tokens)
         self.running.append(request)
@@ -372,7 +391,15 @@ class Engine:
             return None
         return index.admit(tokens, salt=request.salt)
 
-    def _leave(self, request: Request) -> None:
+    def _restored(self, request: Request, slot: Slot, hit: int) -> int:
+        """Copy what went to host memory to the request's new slot; returns what is there then."""
+        try:
+            return self._swap.back(request, slot, hit)
+        except BaseException:
+            (self._index_of(request) or self.cache).release(slot)
+            raise
+
+    def _leave(self, request: Request, after: object = None) -> None:
         """Release the slot. The device may still be at work on it: the cache waits for that."""
         self.running.remove(request)
         slot = _slot(request)
@@ -380,7 +407,7 @@ class Engine:
         if index is not None:
             index.publish(slot, request.tokens[: request.cached])
         request.slot, request.ready = None, False
-        (self.cache if index is None else index).release(slot)
+        (index or self.cache).release(slot, after)
 
     def _withdraw(self, requests: Sequence[Request]) -> None:
         """Send requests back to wait whose tokens others may share, and were not computed."""
@@ -446,7 +473,8 @@ class Engine:
         pairs = zip(requests, chunks, strict=True)
         samplers = [each.sampler if chunk.end == each.length else None for each, chunk in pairs]
         try:
-            new = self._batch.prefill(chunks, tokens, samplers)
+            with self._swap.prefill_rate.timing(len(tokens)):
+                new = self._batch.prefill(chunks, tokens, samplers)
         except BaseException:
             self._withdraw(requests)
             raise

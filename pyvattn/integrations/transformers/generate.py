@@ -41,6 +41,8 @@ def generate_batch(
     salt: bytes | str = b"",
     kv_dtype: str | None = None,
     kv_scales: GivenScales = None,
+    preemption: str = "auto",
+    swap_memory: int | str = "8GiB",
     **cache_options: Any,
 ) -> list[Request]:
     """Generate from lists of token ids by continuous batching, as the library's method does.
@@ -57,8 +59,9 @@ def generate_batch(
     The tokens lie in ``cache``, which stays open, or in one that is opened for the call with
     ``memory`` bytes (or text such as ``"20GiB"``) of physical memory at most; ``cache_options``
     (``driver``, ``page_size``, ``layout``) are those of :class:`pyvattn.KVCache`.
-    ``max_batch``, ``max_prefill_tokens``, ``graphs``, ``prefix_reuse`` and ``salt`` are those of
-    :class:`Engine`, which is what to use for requests that come one by one.
+    ``max_batch``, ``max_prefill_tokens``, ``graphs``, ``prefix_reuse``, ``salt``, ``preemption``
+    and ``swap_memory`` are those of :class:`Engine`, which is what to use for requests that come
+    one by one.
 
     ``kv_dtype="float8_e4m3fn"`` keeps K and V in float8, half of bfloat16, with ``kv_scales`` as
     :class:`Engine` takes them.
@@ -95,6 +98,8 @@ def generate_batch(
             graphs=graphs,
             prefix_reuse=prefix_reuse,
             kv_scales=kv_scales,
+            preemption=preemption,
+            swap_memory=swap_memory,
         ) as engine:
             submitted = zip(prompts, limits, configs, strict=True)
             requests = [

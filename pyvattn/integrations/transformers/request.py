@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pyvattn.cache import Slot
     from pyvattn.integrations.transformers.sampling import Sampler
+    from pyvattn.swap import Offloaded
 
 
 @dataclass(eq=False)
@@ -32,6 +33,7 @@ class Request:
     missing there, and ``started`` counts the output tokens that the device was asked
     for: those of ``output``, and one more where it is not read yet. ``reused`` are the tokens
     whose K and V other requests had; it shares with those of its ``salt`` if ``reuse``.
+    ``swapped`` is what it had when it had to leave, in host memory, where it waits with that.
     """
 
     prompt: list[int]
@@ -47,6 +49,7 @@ class Request:
     reuse: bool = True
     salt: bytes | str = b""
     reused: int = 0
+    swapped: Offloaded | None = None
 
     @property
     def tokens(self) -> list[int]:
