@@ -108,7 +108,7 @@ def build_geometry(
     page = check_page_size(page_size)
     group = _layers_per_arena(spec, check_layout(layout), layers_per_arena)
     # In layout `layer` K and V are apart; otherwise `group` layers share an arena.
-    split = layout == "layer"
+    split = layout == "layer" and tensors_are_alike(spec)
     token_bytes = spec.tensor_token_bytes if split else group * spec.token_bytes_per_layer
     row_bytes = _native.row_bytes(spec.max_tokens, spec.guard_tokens, token_bytes, page)
     views = tuple(
@@ -133,6 +133,11 @@ def build_geometry(
         row_bytes=row_bytes,
         views=views,
     )
+
+
+def tensors_are_alike(spec: CacheSpec) -> bool:
+    """Whether each tensor of a layer may have an arena of its own: all arenas are alike."""
+    return spec.kind == "mla" or spec.head_dim == spec.v_head_dim
 
 
 def addresses_refused(needed: int) -> str | None:
@@ -174,17 +179,13 @@ def _layer_views(
     else:
         first = (layer % group) * spec.token_bytes_per_layer
         places = [(layer // group, first + i * spec.tensor_token_bytes) for i in range(tensors)]
-    v_dim = spec.latent_dim if spec.kind == "mla" else spec.head_dim
     k_arena, k_offset = places[0]
     v_arena, v_offset = places[-1]
-    strides = (
-        row_bytes // spec.itemsize,
-        token_bytes // spec.itemsize,
-        spec.head_dim,
-        1,
-    )
     shape = (spec.max_slots, spec.max_tokens, spec.kv_heads)
+    slot, token = row_bytes // spec.itemsize, token_bytes // spec.itemsize
+    # The only head of a latent vector begins with V.
+    v_head = spec.head_dim if spec.kind == "mla" else spec.v_head_dim
     return LayerViews(
-        k=TensorView(k_arena, k_offset, (*shape, spec.head_dim), strides),
-        v=TensorView(v_arena, v_offset, (*shape, v_dim), strides),
+        k=TensorView(k_arena, k_offset, (*shape, spec.head_dim), (slot, token, spec.head_dim, 1)),
+        v=TensorView(v_arena, v_offset, (*shape, spec.v_head_dim), (slot, token, v_head, 1)),
     )

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pyvattn.errors import SpecError
@@ -22,7 +22,10 @@ class LayerGroup:
     what :meth:`pyvattn.KVCache.layer` takes. With ``window`` a layer needs no more than the
     last so many tokens, the newest among them, as in transformers' ``sliding_window``; what
     lies before is given back. ``guard_tokens`` is the tail guard of these layers' kernels,
-    by default that of the spec.
+    by default that of the spec. V is as wide as K, unless ``v_head_dim`` says otherwise.
+
+    With ``latent_dim`` the layers keep one vector of ``head_dim`` elements for each token
+    (multi-head latent attention), in one head: their V is its first ``latent_dim`` elements.
 
     Raises :class:`~pyvattn.errors.SpecError` at once for an impossible group.
     """
@@ -32,6 +35,8 @@ class LayerGroup:
     head_dim: int
     window: int | None = None
     guard_tokens: int | None = None
+    v_head_dim: int = 0
+    latent_dim: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", _layer_numbers(self.layers))
@@ -41,6 +46,26 @@ class LayerGroup:
             self._check_count("window", minimum=1)
         if self.guard_tokens is not None:
             self._check_count("guard_tokens", minimum=0)
+        for name in ("v_head_dim", "latent_dim"):
+            self._check_count(name, minimum=0)
+        self._check_latent()
+        if not self.v_head_dim:
+            object.__setattr__(self, "v_head_dim", self.latent_dim or self.head_dim)
+
+    def _check_latent(self) -> None:
+        if not self.latent_dim:
+            return
+        if self.kv_heads != 1 or self.head_dim < self.latent_dim:
+            raise SpecError(
+                f"latent_dim={shown(self.latent_dim)} of a LayerGroup with kv_heads="
+                f"{shown(self.kv_heads)} and head_dim={shown(self.head_dim)}: use one head, of the "
+                "latent vector and the rotary key together"
+            )
+        if self.v_head_dim not in (0, self.latent_dim):
+            raise SpecError(
+                f"v_head_dim={shown(self.v_head_dim)} of a LayerGroup: V is the latent vector, of "
+                f"{shown(self.latent_dim)} elements; leave it out"
+            )
 
     def _check_count(self, name: str, minimum: int) -> None:
         value = getattr(self, name)
@@ -52,9 +77,9 @@ class LayerGroup:
         object.__setattr__(self, name, count)
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """KV heads, and elements of one."""
-        return self.kv_heads, self.head_dim
+    def shape(self) -> tuple[int, int, int, int]:
+        """KV heads, elements of one in K and in V, and of a latent vector or 0."""
+        return self.kv_heads, self.head_dim, self.v_head_dim, self.latent_dim
 
 
 def _layer_numbers(layers: object) -> tuple[int, ...]:
@@ -70,23 +95,49 @@ def _layer_numbers(layers: object) -> tuple[int, ...]:
 
 
 def check_groups(groups: object) -> tuple[LayerGroup, ...]:
-    """Return ``groups`` as a tuple in which every layer from 0 on stands once.
+    """Return ``groups`` as a tuple.
 
-    Raises :class:`~pyvattn.errors.SpecError` for what is no list of groups, for layers that
-    are named twice and for those that are in no group.
+    Raises :class:`~pyvattn.errors.SpecError` for what is no list of groups.
     """
     if not isinstance(groups, Sequence) or isinstance(groups, (str, bytes)):
         raise SpecError(f"groups={shown(groups)}: use a list of LayerGroup")
     for group in groups:
         if not isinstance(group, LayerGroup):
             raise SpecError(f"groups: {shown(group)} is not a LayerGroup")
-    numbers = sorted(layer for group in groups for layer in group.layers)
+    return tuple(groups)
+
+
+def check_shared(shared: object, groups: Sequence[LayerGroup]) -> dict[int, int]:
+    """Return which layer each of those reads that keep nothing of their own, in order.
+
+    Every layer from 0 on must be in one group or among them. Raises
+    :class:`~pyvattn.errors.SpecError` for layers that are named twice, for those that are
+    nowhere and for those that read one that keeps nothing.
+    """
+    if not isinstance(shared, Mapping):
+        raise SpecError(f"shared={shown(shared)}: use a dict of layers and the layers they read")
+    pairs: dict[int, int] = {}
+    for layer, source in shared.items():
+        reader, read = whole_number(layer), whole_number(source)
+        if reader is None or read is None:
+            raise SpecError(f"shared: {shown(layer)} and {shown(source)} are not numbers of layers")
+        pairs[reader] = read
+    kept = {layer for group in groups for layer in group.layers}
+    if pairs and not kept:
+        raise SpecError("shared needs groups: name the layers that keep K and V in a LayerGroup")
+    for reader, read in pairs.items():
+        if read not in kept:
+            raise SpecError(f"shared: layer {reader} reads layer {read}, which is in no group")
+    _check_numbers(sorted([*(layer for group in groups for layer in group.layers), *pairs]))
+    return dict(sorted(pairs.items()))
+
+
+def _check_numbers(numbers: Sequence[int]) -> None:
     for place, layer in enumerate(numbers):
         if place and layer == numbers[place - 1]:
             raise SpecError(f"layer {shown(layer)} is in several groups: name it in one")
         if layer != place:
             raise SpecError(
-                f"layer {place} is in no group: number the layers that keep K and V from 0 to "
-                f"{len(numbers) - 1}"
+                f"layer {place} is in no group: number the layers that keep K and V, or read those "
+                f"of another, from 0 to {len(numbers) - 1}"
             )
-    return tuple(groups)

@@ -3,15 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
 from pyvattn.dtypes import ITEMSIZE, dtype_name
 from pyvattn.errors import LayerError, SpecError
 from pyvattn.geometry import Geometry, addresses_refused, build_geometry
-from pyvattn.layer_group import LayerGroup, check_groups
+from pyvattn.layer_group import LayerGroup, check_groups, check_shared
+from pyvattn.spec_groups import (
+    common_fields,
+    parts_of,
+    places_of,
+    with_groups,
+    without_idle_windows,
+)
 from pyvattn.text import shown
 from pyvattn.units import format_size
 from pyvattn.whole_numbers import whole_number
@@ -22,11 +30,12 @@ class CacheSpec:
     """Shape of one model's KV cache.
 
     ``layers`` are the layers that keep K and V; ``kv_heads`` and ``head_dim``
-    are those of one rank. ``max_tokens`` is the longest request and
-    ``max_slots`` the most requests that are live at once: both cost addresses
-    only, not memory. ``guard_tokens`` past every length read as finite values,
-    because some kernels read whole tiles; ``pyvattn info`` lists how many each
-    needs, and those of torch's own attention need none.
+    are those of one rank, and V is as wide as K unless ``v_head_dim`` says
+    otherwise. ``max_tokens`` is the longest request and ``max_slots`` the most
+    requests that are live at once: both cost addresses only, not memory.
+    ``guard_tokens`` past every length read as finite values, because some
+    kernels read whole tiles; ``pyvattn info`` lists how many each needs, and
+    those of torch's own attention need none.
 
     ``kind="mla"`` (multi-head latent attention, see :meth:`mla`) keeps one
     latent vector of ``latent_dim`` and one rotary key of ``rope_dim`` elements
@@ -34,8 +43,9 @@ class CacheSpec:
 
     Where layers differ, in shape or in how long they keep a token, ``groups`` lists
     :class:`~pyvattn.LayerGroup` in place of ``layers``, ``kv_heads`` and ``head_dim``.
-    ``layers`` is then the number of all layers, and the other two are those that the groups
-    have in common, or 0 where they have none.
+    ``layers`` is then the number of all layers, and the others are what the groups
+    have in common, or 0 where they differ. Layers that read the K and V of another one and keep
+    none are in no group: ``shared`` maps each to the layer that it reads.
 
     Raises :class:`~pyvattn.errors.SpecError` at once for an impossible shape.
     """
@@ -51,13 +61,15 @@ class CacheSpec:
     latent_dim: int = 0
     rope_dim: int = 0
     groups: Sequence[LayerGroup] = ()
+    v_head_dim: int = 0
+    shared: Mapping[int, int] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         self._take_groups()
         shape = () if self.groups else ("layers", "kv_heads", "head_dim")
         for name in (*shape, "max_slots", "max_tokens"):
             self._check_count(name, minimum=1)
-        for name in ("guard_tokens", "latent_dim", "rope_dim"):
+        for name in ("guard_tokens", "latent_dim", "rope_dim", "v_head_dim"):
             self._check_count(name, minimum=0)
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
         self._check_kind()
@@ -66,17 +78,15 @@ class CacheSpec:
     def _take_groups(self) -> None:
         """Say of all layers what the groups say of some."""
         groups = check_groups(self.groups)
+        shared = check_shared(self.shared, groups)
         object.__setattr__(self, "groups", groups)
+        object.__setattr__(self, "shared", shared)
         if not groups:
             return
-        if self.kind != "kv":
-            raise SpecError(f"kind={shown(self.kind)} has no groups yet: leave groups out")
-        shapes = {group.shape for group in groups}
-        heads, dim = shapes.pop() if len(shapes) == 1 else (0, 0)
-        whole = {"layers": sum(len(g.layers) for g in groups), "kv_heads": heads, "head_dim": dim}
-        for name, value in whole.items():
+        for name, value in common_fields(groups, shared).items():
             given = getattr(self, name)
-            if whole_number(given) not in (0, value):
+            fits = given in ("kv", value) if name == "kind" else whole_number(given) in (0, value)
+            if not fits:
                 raise SpecError(
                     f"{name}={shown(given)} beside groups, which have {value}: give groups alone"
                 )
@@ -92,6 +102,7 @@ class CacheSpec:
         object.__setattr__(self, name, count)
 
     def _check_kind(self) -> None:
+        """Check the fields of latent vectors, and say how wide V is."""
         if not isinstance(self.kind, str) or self.kind not in ("kv", "mla"):
             raise SpecError(f"kind={shown(self.kind)} is unknown: use 'kv' or 'mla'")
         if self.kind == "kv":
@@ -109,6 +120,13 @@ class CacheSpec:
                     f"kind='mla' has one head of latent_dim + rope_dim = {width} elements, not "
                     f"{self.kv_heads} of {self.head_dim}: use CacheSpec.mla()"
                 )
+            if self.v_head_dim not in (0, self.latent_dim):
+                raise SpecError(
+                    f"v_head_dim={self.v_head_dim} of kind='mla': V is the latent vector, of "
+                    f"{self.latent_dim} elements; leave it out"
+                )
+        if not self.v_head_dim:
+            object.__setattr__(self, "v_head_dim", self.latent_dim or self.head_dim)
 
     def _check_reservation(self) -> None:
         if addresses_refused(self.token_bytes):
@@ -164,8 +182,7 @@ class CacheSpec:
 
         _check_field_names(cls, overrides)
         found = {**read_fields(config, overrides), **overrides}
-        spec = cls(**found)._without_idle_windows()
-        return spec.shard(tensor_parallel)
+        return without_idle_windows(cls(**found)).shard(tensor_parallel)
 
     def shard(self, ranks: int) -> CacheSpec:
         """Return the spec of one of ``ranks`` tensor-parallel ranks.
@@ -183,10 +200,9 @@ class CacheSpec:
         if not self.groups:
             return replace(self, kv_heads=max(1, self.kv_heads // number))
         parts = [part.shard(number) for part in self.parts]
-        return self._with_groups(
-            replace(group, kv_heads=part.kv_heads)
-            for group, part in zip(self.groups, parts, strict=True)
-        )
+        heads = (part.kv_heads for part in parts)
+        groups = [replace(g, kv_heads=n) for g, n in zip(self.groups, heads, strict=True)]
+        return with_groups(self, groups)
 
     # --- groups ---
 
@@ -196,21 +212,15 @@ class CacheSpec:
 
         Their tokens are those of a window as well: see ``groups``.
         """
-        if not self.groups:
-            return (self,)
-        return tuple(
-            replace(
-                self,
-                groups=(),
-                layers=len(group.layers),
-                kv_heads=group.kv_heads,
-                head_dim=group.head_dim,
-                guard_tokens=self.guard_tokens
-                if group.guard_tokens is None
-                else group.guard_tokens,
-            )
-            for group in self.groups
-        )
+        return self._parts if self.groups else (self,)
+
+    @cached_property
+    def _parts(self) -> tuple[CacheSpec, ...]:
+        return parts_of(self)
+
+    @cached_property
+    def _places(self) -> tuple[tuple[int, int], ...]:
+        return places_of(self)
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -220,15 +230,26 @@ class CacheSpec:
     def group_of(self, layer: int) -> tuple[int, int]:
         """Return which part a layer is in, and which of its layers it is.
 
-        Raises :class:`~pyvattn.errors.LayerError` for a layer that there is not.
+        Of one that reads another's K and V, where that one is. Raises
+        :class:`~pyvattn.errors.LayerError` for a layer that there is not.
         """
         number = whole_number(layer)
         if number is None or not 0 <= number < self.layers:
             raise LayerError(f"layer {shown(layer)} is outside 0..{self.layers - 1}")
-        for place, group in enumerate(self.groups):
-            if number in group.layers:
-                return place, group.layers.index(number)
-        return 0, number
+        return self._places[number] if self.groups else (0, number)
+
+    @property
+    def kept_layers(self) -> int:
+        """Layers that keep K and V of their own: all but those that are ``shared``."""
+        return self.layers - len(self.shared)
+
+    def source_of(self, layer: int) -> int:
+        """Return the layer whose K and V ``layer`` reads: itself, unless it is ``shared``.
+
+        Raises :class:`~pyvattn.errors.LayerError`.
+        """
+        self.group_of(layer)
+        return self.shared.get(layer, layer)
 
     def window_of(self, layer: int) -> int | None:
         """Return how many tokens a layer keeps; ``None`` for all. Raises ``LayerError``."""
@@ -253,34 +274,19 @@ class CacheSpec:
     def flat(self) -> CacheSpec:
         """Return the spec of the same layers without groups: each keeps every token.
 
-        Raises :class:`~pyvattn.errors.SpecError` where layers have K and V of several shapes.
+        Raises :class:`~pyvattn.errors.SpecError` where layers have K and V of several shapes,
+        and where some read those of others, which takes a group.
         """
         if not self.groups:
             return self
         self._check_alike("a spec without groups")
+        if self.shared:
+            raise SpecError(
+                f"{len(self.shared)} layers read the K and V of others, and a spec without groups "
+                "has no such layers: use each of the spec's parts by itself"
+            )
         guard = max(part.guard_tokens for part in self.parts)
         return replace(self, groups=(), guard_tokens=guard)
-
-    def _without_idle_windows(self) -> CacheSpec:
-        """Return the spec without windows that no request of ``max_tokens`` outgrows.
-
-        Groups that are alike then become one, and a single one that keeps every token none.
-        """
-        if not self.groups:
-            return self
-        idle = [group.window is None or group.window >= self.max_tokens for group in self.groups]
-        merged: dict[tuple[object, ...], LayerGroup] = {}
-        for group, keeps_all in zip(self.groups, idle, strict=True):
-            one = replace(group, window=None) if keeps_all else group
-            same = (one.shape, one.window, one.guard_tokens)
-            before = merged[same].layers if same in merged else ()
-            merged[same] = replace(one, layers=sorted((*before, *one.layers)))
-        groups = tuple(merged.values())
-        spec = self._with_groups(groups)
-        return spec.flat() if len(groups) == 1 and groups[0].window is None else spec
-
-    def _with_groups(self, groups: Iterable[LayerGroup]) -> CacheSpec:
-        return replace(self, layers=0, kv_heads=0, head_dim=0, groups=tuple(groups))
 
     def _check_alike(self, what: str) -> None:
         if self.groups and not self.kv_heads:
@@ -302,7 +308,7 @@ class CacheSpec:
 
     @property
     def tensor_token_bytes(self) -> int:
-        """Bytes of one token in one tensor: its K (or V) of one layer, or its latent vector."""
+        """Bytes of one token in one tensor: its K of one layer, or its latent vector."""
         self._check_alike("tensor_token_bytes")
         return self.kv_heads * self.head_dim * self.itemsize
 
@@ -314,7 +320,10 @@ class CacheSpec:
     @property
     def token_bytes_per_layer(self) -> int:
         """Bytes of one token in one layer."""
-        return self.tensors_per_layer * self.tensor_token_bytes
+        if self.kind == "mla":
+            return self.tensor_token_bytes
+        self._check_alike("token_bytes_per_layer")
+        return self.kv_heads * (self.head_dim + self.v_head_dim) * self.itemsize
 
     @property
     def token_bytes(self) -> int:
@@ -341,8 +350,9 @@ class CacheSpec:
         """Return the arenas that hold this spec in ``layout`` with pages of ``page_size`` bytes.
 
         ``layout="layer"`` gives every tensor of every layer an arena of its
-        own; ``layout="token"`` lays ``layers_per_arena`` layers (default: all)
-        of one token side by side. Raises
+        own, or every layer where V is not as wide as K; ``layout="token"``
+        lays ``layers_per_arena`` layers (default: all) of one token side by
+        side. Raises
         :class:`~pyvattn.errors.ConfigError` for what cannot be laid out, and
         :class:`~pyvattn.errors.SpecError` where whole pages make the addresses too many, and for
         a spec of several groups, each of which has a geometry of its own.

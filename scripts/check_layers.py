@@ -45,7 +45,7 @@ PYTHON = (  # pyvattn/ and cli/
         "trace_rows",
     ),
     # what a cache must hold, and where it lies
-    ("configs", "geometry"),
+    ("configs", "geometry", "spec_groups"),
     ("spec",),
     # this computer; requests; calls of a driver
     ("calls", "machine", "traces"),

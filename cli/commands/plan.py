@@ -183,12 +183,15 @@ def _model_lines(spec: CacheSpec) -> list[str]:
             f"{format_size(part.token_bytes)} a token"
             for part, keep in zip(spec.parts, kept, strict=True)
         ],
+        *([f"  {len(spec.shared)} layers read the K and V of others"] if spec.shared else []),
     ]
 
 
 def _shape(spec: CacheSpec) -> str:
     if spec.kind == "mla":
         return f"latent vectors of {spec.latent_dim} + {spec.rope_dim}"
+    if spec.v_head_dim != spec.head_dim:
+        return f"{spec.kv_heads} KV heads of {spec.head_dim} in K and {spec.v_head_dim} in V"
     return f"{spec.kv_heads} KV heads of {spec.head_dim}"
 
 

@@ -12,8 +12,10 @@ from pyvattn.attention.fused import append_quantised, is_fused
 from pyvattn.attention.kv_scales import scales_of
 from pyvattn.attention.problem import FLOAT8, TORCH_DTYPES, check_cache
 from pyvattn.attention.quantise import quantised
-from pyvattn.errors import TensorError
+from pyvattn.attention.windows import source_of
+from pyvattn.errors import TensorError, UnsupportedError
 from pyvattn.text import shown
+from pyvattn.whole_numbers import whole_number
 
 _WHOLE = (torch.int64, torch.int32)
 
@@ -27,7 +29,7 @@ def append(
 ) -> None:
     """Write the K and V of new tokens into one layer of the cache.
 
-    ``k`` and ``v`` are ``[..., kv_heads, head_dim]``; ``slots`` and
+    ``k`` and ``v`` are ``[..., kv_heads, head_dim]``, ``v`` as wide as V is; ``slots`` and
     ``positions`` are integer tensors on the same device that broadcast to
     their leading dimensions, so ``[batch, 1]`` slots with ``[batch, tokens]``
     positions write a rectangle and two ``[tokens]`` write any set of tokens.
@@ -41,7 +43,8 @@ def append(
     ``cache.step`` must have backed the positions: writing past what it backed
     is a fault of the process, as with any wild pointer. Numbers below 0 count from the end.
 
-    Raises :class:`~pyvattn.errors.ArgumentError` for what is no cache, and
+    Raises :class:`~pyvattn.errors.ArgumentError` for what is no cache,
+    :class:`~pyvattn.errors.UnsupportedError` for a layer that reads another's K and V, and
     :class:`~pyvattn.errors.TensorError` for tensors that do not fit.
     """
     check_cache(cache)
@@ -52,6 +55,7 @@ def append(
     for name, places in (("slots", slots), ("positions", positions)):
         if places.dtype not in _WHOLE:  # booleans would be a mask
             raise TensorError(f"{name} is a tensor of {places.dtype}: use torch.int64")
+    _check_own(cache, layer)
     k_cache, v_cache = cache.layer(layer)
     scales = scales_of(cache)
     for name, new, cached in (("k", k, k_cache), ("v", v, v_cache)):
@@ -63,7 +67,8 @@ def append(
     if k.dtype != k_cache.dtype:
         assert scales is not None
         small = scales.of(layer)
-        if is_fused(k_cache) and _has_room(slots, positions, k):
+        alike = k_cache.shape == v_cache.shape
+        if alike and is_fused(k_cache) and _has_room(slots, positions, k):
             append_quantised(slots, positions, (k, v), (k_cache, v_cache), small)
             return
         k, v = quantised(k, small.k, k_cache.dtype), quantised(v, small.v, v_cache.dtype)
@@ -80,6 +85,15 @@ def append(
             f"place for each token of k, which is {list(k.shape)}: they must broadcast to its "
             "leading dimensions"
         ) from error
+
+
+def _check_own(cache: KVCache | RowMap, layer: int) -> None:
+    """Refuse a layer that reads another's: its K and V would take the place of that one's."""
+    source = source_of(cache.spec, layer)
+    if cache.spec.shared and (whole_number(layer) or 0) % cache.spec.layers != source:
+        raise UnsupportedError(
+            f"layer {layer} reads the K and V of layer {source} and keeps none: append to that one"
+        )
 
 
 def _check_new(name: str, new: Tensor, cached: Tensor, has_scales: bool) -> None:

@@ -22,7 +22,14 @@ from pyvattn.attention.problem import (
     page_bytes_of,
 )
 from pyvattn.attention.registry import choose
-from pyvattn.attention.windows import guard_of, narrowed, starts_of, window_of
+from pyvattn.attention.windows import (
+    guard_of,
+    keeps_latent,
+    narrowed,
+    source_of,
+    starts_of,
+    window_of,
+)
 from pyvattn.errors import ConfigError, UnsupportedError
 from pyvattn.text import shown
 
@@ -93,7 +100,8 @@ def attend(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attend the queries of a batch of slots to one layer of the cache.
 
-    ``q`` is ``[batch, queries, q_heads, head_dim]``; the result has its shape.
+    ``q`` is ``[batch, queries, q_heads, head_dim]``; the result has its shape, with heads as
+    wide as those of V. A layer that reads another's K and V is attended to as that one is.
     ``cache`` is a :class:`pyvattn.KVCache`, or a :class:`pyvattn.RowMap` and its rows.
     Row ``i`` attends to the first ``lengths[i]`` tokens of ``slots[i]``, which
     include the queries' own tokens (see :func:`pyvattn.attention.append`). One
@@ -144,12 +152,13 @@ def attend(
     check_cache(cache)
     check_flag("causal", causal)
     check_flag("return_lse", return_lse)
-    if cache.spec.kind != "kv":
-        raise UnsupportedError(
-            f"attend() needs K and V heads; this cache has kind={cache.spec.kind!r}: "
-            "read its latent tensor with cache.layer() and a kernel made for it"
-        )
+    layer = source_of(cache.spec, layer)
     k, v = cache.layer(layer)
+    if keeps_latent(cache.spec, layer):
+        raise UnsupportedError(
+            f"attend() needs K and V heads; layer {layer} of this cache keeps latent vectors: read "
+            "them with cache.layer() and a kernel made for them"
+        )
     window = window_of(cache.spec, layer)
     if window is not None and isinstance(q, Tensor) and q.dim() in (3, 4):
         check_window(window_size)
@@ -196,13 +205,13 @@ def attend(
 
 def _attend(kernel: Kernel, problem: Problem) -> Tensor:
     if problem.q.numel() == 0:
-        return torch.empty_like(problem.q)
+        return problem.q.new_empty(problem.out_shape)
     return kernel.attend(problem)
 
 
 def _attend_with_lse(kernel: Kernel, problem: Problem) -> tuple[Tensor, Tensor]:
     if problem.q.numel() == 0:
-        out = torch.empty_like(problem.q)
+        out = problem.q.new_empty(problem.out_shape)
         return out, out.new_empty(out.shape[:-1], dtype=torch.float32).transpose(-1, -2)
     return kernel.attend_with_lse(problem)
 

@@ -16,6 +16,7 @@ class Feature(Enum):
     PACKED = "packed queries"
     LSE = "the log-sum-exp"
     QUANTISED = "float8 K and V"
+    V_WIDTH = "V of another width than K"
 
 
 def named(features: frozenset[Feature]) -> str:

@@ -17,7 +17,7 @@ class FlashAttention2Kernel(FlashKvcacheKernel):
     """FlashAttention-2: Ampere and later, decode with split KV."""
 
     known = kernel_named("flash-attn-2")
-    features = frozenset(Feature) - {Feature.PACKED, Feature.QUANTISED}
+    features = frozenset(Feature) - {Feature.PACKED, Feature.QUANTISED, Feature.V_WIDTH}
 
     def arguments(self, problem: Problem) -> tuple[Tensor, dict[str, Any]]:
         """Return the queries and the slopes."""

@@ -28,7 +28,7 @@ class FlashAttention3Kernel(FlashKvcacheKernel):
     """FlashAttention-3: written for Hopper. Builds of it may lack what others have."""
 
     known = kernel_named("flash-attn-3")
-    features = frozenset(Feature) - {Feature.ALIBI}
+    features = frozenset(Feature) - {Feature.ALIBI, Feature.V_WIDTH}
 
     def unavailable(self) -> str | None:
         """Import the module, look for a device that runs it, and ask the build."""

@@ -43,7 +43,7 @@ class Kernel(ABC):
 
     @abstractmethod
     def attend(self, problem: Problem) -> Tensor:
-        """Return the result in the shape of ``problem.q``, which has rows and queries.
+        """Return the result, of ``problem.out_shape``; the problem has rows and queries.
 
         The device of the queries is torch's current one. Sinks are not the kernel's to add.
         """

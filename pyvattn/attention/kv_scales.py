@@ -70,7 +70,7 @@ class KVScales:
             for _ in "kv"
         ]
         scales = cls(*made)
-        scales._pending = set(range(len(shapes)))
+        scales._pending = set(range(len(shapes))) - set(cache.spec.shared)
         return scales
 
     def is_pending(self, layer: int) -> bool:

@@ -36,8 +36,9 @@ class Problem:
     ``q`` is ``[batch, queries, q_heads, head_dim]`` or, packed, ``[total, q_heads,
     head_dim]`` with ``query_counts[i]`` queries of row ``i``, one row after the other;
     ``k`` and ``v`` are a layer's ``[slots, tokens, kv_heads, head_dim]`` with any strides
-    but a contiguous last dimension. Row ``i`` attends to tokens ``starts[i]`` (default 0)
-    to ``lengths[i] - 1`` of slot ``slots[i]``.
+    but a contiguous last dimension. Heads of ``v`` may have another width, which is then
+    that of the result. Row ``i`` attends to tokens ``starts[i]`` (default 0) to
+    ``lengths[i] - 1`` of slot ``slots[i]``.
 
     Queries are right-aligned: the last one of a row stands at token ``lengths[i] - 1``.
     Where ``causal``, a row with fewer tokens than queries has queries before its first
@@ -77,6 +78,11 @@ class Problem:
         return self.query_counts is not None
 
     @property
+    def out_shape(self) -> tuple[int, ...]:
+        """The shape of the result: that of the queries, with heads as wide as those of V."""
+        return (*self.q.shape[:-1], self.v.shape[-1])
+
+    @property
     def features(self) -> frozenset[Feature]:
         """What a kernel must have to do this, the log-sum-exp aside."""
         asked = {
@@ -86,6 +92,7 @@ class Problem:
             Feature.ALIBI: self.alibi_slopes is not None,
             Feature.PACKED: self.packed,
             Feature.QUANTISED: self.scales is not None,
+            Feature.V_WIDTH: self.v.shape[-1] != self.k.shape[-1],
         }
         return frozenset(feature for feature, wanted in asked.items() if wanted)
 

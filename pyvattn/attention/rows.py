@@ -44,10 +44,10 @@ class Row:
 def by_row(problem: Problem, attend_row: Callable[[Row], Tensor]) -> Tensor:
     """Attend row by row, for kernels that take one length at a time.
 
-    ``attend_row`` returns the shape of the row's queries. It gets those that see any token:
-    of one that sees none, kernels give what they like.
+    ``attend_row`` returns the shape of the row's queries, as wide as V. It gets those that see
+    any token: of one that sees none, kernels give what they like.
     """
-    out = torch.zeros_like(problem.q)
+    out = problem.q.new_zeros(problem.out_shape)
     for row, place in _rows(problem, problem.q.dtype):
         out[place] = attend_row(row)
     return out
@@ -62,7 +62,7 @@ def by_row_with_lse(
 
     ``dtype`` is what rows of a float8 cache are converted to, by default that of the queries.
     """
-    out = torch.zeros_like(problem.q)
+    out = problem.q.new_zeros(problem.out_shape)
     # of queries in the order of q, as `out` has them; heads come to the front at the end
     sums = torch.full(
         problem.q.shape[:-1], -torch.inf, dtype=torch.float32, device=problem.q.device

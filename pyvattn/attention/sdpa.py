@@ -24,7 +24,14 @@ class SdpaKernel(ListedKernel):
 
     known = kernel_named("sdpa")
     features = frozenset(
-        (Feature.WINDOW, Feature.STARTS, Feature.ALIBI, Feature.PACKED, Feature.QUANTISED)
+        (
+            Feature.WINDOW,
+            Feature.STARTS,
+            Feature.ALIBI,
+            Feature.PACKED,
+            Feature.QUANTISED,
+            Feature.V_WIDTH,
+        )
     )
 
     def unsupported(self, problem: Problem) -> str | None:
@@ -66,7 +73,7 @@ def _attend_one(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         v.transpose(0, 1)[None],
         scale=scale,
     )
-    return out.reshape(1, q_heads, dim)
+    return out.reshape(1, q_heads, v.shape[-1])
 
 
 def _mask(row: Row, problem: Problem) -> Tensor | None:

@@ -10,19 +10,38 @@ from torch import Tensor
 
 from pyvattn.attention.indices import Indices, KnownIndices, to_device, to_host
 from pyvattn.attention.problem import UNLIMITED
+from pyvattn.whole_numbers import whole_number
 
 if TYPE_CHECKING:
     from pyvattn.spec import CacheSpec
 
 
 def window_of(spec: CacheSpec, layer: int) -> int | None:
-    """Return how many tokens a layer keeps; -1 is the last layer, as for ``cache.layer``."""
-    return spec.window_of(layer % spec.layers) if spec.groups else None
+    """Return how many tokens a layer keeps."""
+    return spec.window_of(layer) if spec.groups else None
 
 
 def guard_of(spec: CacheSpec, layer: int) -> int:
     """Return the tail guard of a layer."""
-    return spec.guard_of(layer % spec.layers) if spec.groups else spec.guard_tokens
+    return spec.guard_of(layer) if spec.groups else spec.guard_tokens
+
+
+def keeps_latent(spec: CacheSpec, layer: int) -> bool:
+    """Whether a layer keeps latent vectors in place of K and V."""
+    if not spec.groups:
+        return spec.kind == "mla"
+    return bool(spec.groups[spec.group_of(layer)[0]].latent_dim)
+
+
+def source_of(spec: CacheSpec, layer: int) -> int:
+    """Return the layer whose K and V a layer reads; -1 is the last layer, as for ``cache.layer``.
+
+    What there is no layer of is returned as it is, for the cache to refuse.
+    """
+    number = whole_number(layer)
+    if not spec.groups or number is None or not -spec.layers <= number < spec.layers:
+        return layer
+    return spec.source_of(number % spec.layers)
 
 
 def narrowed(window_size: tuple[int, int], window: int) -> tuple[int, int]:

@@ -14,11 +14,12 @@ from os import PathLike
 from typing import Any
 
 from pyvattn.configs.fields import DTYPE, MAX_TOKENS, Fields
-from pyvattn.configs.layers import KEEPS_STATE, WINDOWED, layer_kinds
+from pyvattn.configs.layers import KEEPS_STATE, WINDOWED, Kinds, layer_kinds
 from pyvattn.configs.shapes import Shape, layer_shapes
+from pyvattn.configs.sharing import layer_sources, without_shared
 from pyvattn.configs.signs import check_extras, check_signs
 from pyvattn.configs.source import decoder_config
-from pyvattn.configs.windows import layer_windows
+from pyvattn.configs.windows import kinds_with_windows, layer_windows
 from pyvattn.dtypes import ITEMSIZE, dtype_name
 from pyvattn.errors import SpecError
 from pyvattn.layer_group import LayerGroup
@@ -57,7 +58,7 @@ def remarks(config: Mapping[str, Any] | str | PathLike[str]) -> list[str]:
     that would need no more than a window of what the cache keeps.
     """
     text, _ = decoder_config(config)
-    kinds = layer_kinds(fields := Fields(text))
+    kinds, _ = _kinds(fields := Fields(text))
     found = []
     if states := sum(kind in KEEPS_STATE for kind in kinds):
         found.append(
@@ -81,34 +82,47 @@ def remarks(config: Mapping[str, Any] | str | PathLike[str]) -> list[str]:
 
 def _shape(fields: Fields, dtype: Any, by_hand: bool) -> dict[str, Any]:
     check_extras(fields)
-    kinds = layer_kinds(fields)
+    kinds, sources = _kinds(fields)
     shapes = layer_shapes(fields, kinds)
     windows = [None] * len(kinds) if by_hand else layer_windows(fields, kinds)
     check_signs(fields, kinds)
-    described = zip(kinds, shapes, windows, strict=True)
-    kept = [(kind, shape, window) for kind, shape, window in described if shape is not None]
+    described = zip(shapes, windows, strict=True)
+    kept = {i: (shape, window) for i, (shape, window) in enumerate(described) if shape is not None}
     if not kept:
         raise SpecError(f"none of the model's {len(kinds)} layers keeps K and V")
-    first = kept[0][1]
-    alike = all(shape == first and window is None for _, shape, window in kept)
-    if alike and not _unequal(first):
+    first, _ = kept[min(kept)]
+    alike = all(one == (first, None) for one in kept.values())
+    if alike and (by_hand or not sources):
         return {"layers": len(kept), **_fields_of(first)}
-    if by_hand or any(shape.latent_dim or _unequal(shape) for _, shape, _ in kept):
-        raise _unlike([(kind, shape) for kind, shape, _ in kept], dtype)
-    return {"groups": _groups([(shape, window) for _, shape, window in kept])}
+    if by_hand:
+        raise _unlike([(kinds[layer], shape) for layer, (shape, _) in kept.items()], dtype)
+    # The layers of a spec are those that attend, in the model's order.
+    numbers = {layer: number for number, layer in enumerate(sorted([*kept, *sources]))}
+    return {
+        "groups": _groups({numbers[layer]: one for layer, one in kept.items()}),
+        "shared": {numbers[reader]: numbers[read] for reader, read in sources.items()},
+    }
 
 
-def _groups(kept: list[tuple[Shape, int | None]]) -> list[LayerGroup]:
-    """Return a group for each kind of layer, those that keep every token last."""
-    kinds = sorted(set(kept), key=lambda one: (one[1] is None, one[1] or 0, str(one[0])))
+def _kinds(fields: Fields) -> tuple[Kinds, dict[int, int]]:
+    """Return the kind of every layer, and which one those read that keep nothing."""
+    kinds = kinds_with_windows(fields, layer_kinds(fields))
+    sources = layer_sources(fields, kinds)
+    return without_shared(kinds, sources), sources
+
+
+def _groups(kept: Mapping[int, tuple[Shape, int | None]]) -> list[LayerGroup]:
+    """Return a group for each kind of layer."""
     return [
         LayerGroup(
-            layers=[layer for layer, one in enumerate(kept) if one == (shape, window)],
+            layers=[layer for layer, one in kept.items() if one == (shape, window)],
             kv_heads=shape.kv_heads,
             head_dim=shape.head_dim,
             window=window,
+            v_head_dim=shape.v_head_dim,
+            latent_dim=shape.latent_dim,
         )
-        for shape, window in kinds
+        for shape, window in dict.fromkeys(kept.values())
     ]
 
 
@@ -116,12 +130,10 @@ def _fields_of(shape: Shape) -> dict[str, Any]:
     result: dict[str, Any] = {"kv_heads": shape.kv_heads, "head_dim": shape.head_dim}
     if shape.latent_dim:
         rope = shape.head_dim - shape.latent_dim
-        result |= {"kind": "mla", "latent_dim": shape.latent_dim, "rope_dim": rope}
-    return result
-
-
-def _unequal(shape: Shape) -> bool:
-    return not shape.latent_dim and shape.head_dim != shape.v_head_dim
+        return result | {"kind": "mla", "latent_dim": shape.latent_dim, "rope_dim": rope}
+    return (
+        result if shape.v_head_dim == shape.head_dim else {**result, "v_head_dim": shape.v_head_dim}
+    )
 
 
 def _unlike(kept: list[tuple[str, Shape]], dtype: Any) -> SpecError:
@@ -132,7 +144,6 @@ def _unlike(kept: list[tuple[str, Shape]], dtype: Any) -> SpecError:
         for (kind, shape), count in Counter(kept).items()
     ]
     return SpecError(
-        f"the model has layers that a CacheSpec cannot describe: {', '.join(parts)}. Its groups "
-        "have K as wide as V, and latent vectors, or a shape given in part, have no groups: give "
-        "layers, kv_heads and head_dim by hand"
+        f"the model has layers that one shape given in part cannot describe: {', '.join(parts)}: "
+        "give none of layers, kv_heads and head_dim, or all by hand"
     )

@@ -16,7 +16,7 @@ from pyvattn.configs.fields import LAYERS, Fields
 from pyvattn.errors import SpecError
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
-STATE, NOTHING, CROSS, SHARED = "linear_attention", "mlp", "cross_attention", "shared"
+STATE, NOTHING, CROSS = "linear_attention", "mlp", "cross_attention"
 HYBRID, HYBRID_SLIDING = "hybrid", "hybrid_sliding"
 
 # Kinds that keep a K and a V of their own for every token. One with a window
@@ -65,7 +65,7 @@ def layer_kinds(fields: Fields) -> Kinds:
                 raise SpecError(
                     f"{name} and {other} of the model config name different layers that attend"
                 )
-    return _without_shared(fields, kinds)
+    return kinds
 
 
 def _all_alike(fields: Fields) -> Kinds:
@@ -93,19 +93,6 @@ def _check_length(fields: Fields, name: str, kinds: Kinds) -> None:
         raise SpecError(
             f"{name} of the model config describes {len(kinds)} layers, and there are {layers}"
         )
-
-
-def _without_shared(fields: Fields, kinds: Kinds) -> Kinds:
-    """Mark the layers that read the K and V of an earlier one."""
-    shared = fields.optional("num_kv_shared_layers")
-    if shared >= len(kinds):
-        raise SpecError(f"num_kv_shared_layers={shared} of {len(kinds)} layers leaves none")
-    kinds = [*kinds[: len(kinds) - shared], *[SHARED] * shared]
-    # Hunyuan's configs have the factor where it is not used as well.
-    factor = fields.optional("cla_share_factor")
-    if fields.find("use_cla") and factor:
-        kinds = [SHARED if i % factor else kind for i, kind in enumerate(kinds)]
-    return kinds
 
 
 def _named(name: str) -> Callable[[Fields], Kinds | None]:

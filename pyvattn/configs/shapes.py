@@ -62,7 +62,9 @@ def layer_shapes(fields: Fields, kinds: list[str]) -> list[Shape | None]:
 def _of_kind(fields: Fields, usual: Shape, kind: str) -> Shape:
     """Return the shape of layers with a window, or of those without, where it is one of its own."""
     if kind in WINDOWED:
-        heads = fields.count("swa_num_key_value_heads") or usual.kv_heads
+        # MiMo's class knows no other number.
+        times = 2 if fields.model_type == "mimo_v2_flash" else 1
+        heads = fields.count("swa_num_key_value_heads") or times * usual.kv_heads
         head_dim = fields.count("swa_head_dim") or usual.head_dim
         v_head_dim = fields.count("swa_v_head_dim") or fields.count("swa_head_dim")
         return replace(

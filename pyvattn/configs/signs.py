@@ -21,6 +21,7 @@ _LAYERS = re.compile(
     r"layer_types?$|layers?_block|block_(types?|configs?)$|(layer|override|attn|attention)_pattern"
     r"|attn_(layer|type|idx|ind)|attention_(layer|type)|attn_(idxs|layers)|hybrid"
     r"|cross_attention_(layer|freq)|_attention_interval$|per_layer_config|local_layer_ids"
+    r"|attention_chunk_size|sliding_window_pattern$"
 )
 _HEADS = re.compile(
     r"(^|_)kv_(head|lora|group|channels|share|dim)|key_value|n_head_kv|attention_groups"
@@ -28,7 +29,9 @@ _HEADS = re.compile(
     r"|head_dim$|dim_head$|^d_(kv|head)$|attn_config|heads_per_layer"
 )
 _SHARING = re.compile(r"kv_shar|share_kv|shared_kv|(^|_)cla(_|$)|cross_layer|yoco")
-_EXTRA = re.compile(r"compress_(rat|rate)|^index_(topk|head|n_heads)|indexer|sparse_attention|nsa_")
+_EXTRA = re.compile(
+    r"compress_(rat|rate)|^index_(topk|head|n_heads|k)|indexer|sparse_attention|nsa_"
+)
 # Names that belong to layers with a state: expected where some were found.
 _STATES = re.compile(
     r"mamba|(^|_)ssm|rwkv|^lru|(^|_)rnn|recurrent|retention|(^|_)(kda|gdn)|^linear_(attn|num|key"
@@ -40,8 +43,7 @@ _HARMLESS = re.compile(
     r"hidden_size|add_cross_attention|attention_type|no_rope_layers|position_embedding_type"
     r"|use_mla|qk_(nope_|rope_)?head_dim|rope_head_dim|pruned_heads|num_attention_heads_per_layer"
     r"|mamba_ssm_cache_dtype|number_of_conv_states|use_mamba_kernels|hybrid_layer_ids"
-    r"|global_attn_every_n_layers|sliding_window_pattern|_sliding_window_pattern"
-    r"|prefix_dense_sliding_window_pattern|time_step_(limit|floor|min|max))$"
+    r"|global_attn_every_n_layers|prefix_dense_sliding_window_pattern|time_step_(limit|floor|min|max))$"
 )
 
 

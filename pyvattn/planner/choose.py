@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from pyvattn.arguments import check_name, check_type
 from pyvattn.errors import ConfigError, SpecError
-from pyvattn.geometry import Geometry, check_layout, check_page_size
+from pyvattn.geometry import Geometry, check_layout, check_page_size, tensors_are_alike
 from pyvattn.planner import explain
 from pyvattn.planner.candidate import Candidate, evaluate
 from pyvattn.planner.costs import DriverCosts, default_costs
@@ -172,8 +172,9 @@ def _layouts(
         raise ConfigError(f"layers_per_arena={shown(layers_per_arena)} needs layout='token'")
     yield "layer", None
     yield "token", None
-    # With one tensor a layer, one layer in an arena is what layout `layer` is.
-    for group in range(1 if spec.tensors_per_layer > 1 else 2, spec.layers):
+    # With one arena a layer, one layer in an arena is what layout `layer` is.
+    apart = spec.tensors_per_layer > 1 and tensors_are_alike(spec)
+    for group in range(1 if apart else 2, spec.layers):
         if spec.layers % group == 0:
             yield "token", group
 

@@ -43,7 +43,7 @@ class Case:
             for tensor in self.cache.layer(self.layer):
                 tensor[slot.index, length + spec.guard_tokens :] = float("nan")
             self.cache.step({slot: length})
-            k, v = self._tokens(length), self._tokens(length)
+            k, v = (self._tokens(length, width) for width in (spec.head_dim, spec.v_head_dim))
             where = torch.arange(length, device=self.device)
             row = torch.full_like(where, slot.index)
             append(self.cache, self.layer, row, where, k.to(self.device), v.to(self.device))
@@ -69,7 +69,8 @@ class Case:
 
     def expected(self, q: torch.Tensor, causal: bool = True) -> torch.Tensor:
         """Attend in float64 from the tokens that were kept, on the device of ``q``."""
-        out = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
+        width = self.cache.spec.v_head_dim
+        out = torch.zeros((*q.shape[:-1], width), dtype=torch.float64, device=q.device)
         for row, (kept, length) in enumerate(zip(self.kept, self.lengths, strict=True)):
             k, v = (tensor.to(q.device) for tensor in kept)
             if not length:
@@ -85,9 +86,9 @@ class Case:
                 out[row, -count:, head] = scores.softmax(-1) @ v[:, shared]
         return out
 
-    def _tokens(self, count: int) -> torch.Tensor:
+    def _tokens(self, count: int, width: int) -> torch.Tensor:
         spec = self.cache.spec
-        values = torch.randn(count, spec.kv_heads, spec.head_dim, generator=self.random)
+        values = torch.randn(count, spec.kv_heads, width, generator=self.random)
         return values.to(getattr(torch, spec.dtype))
 
 
@@ -104,6 +105,7 @@ def open_case(
     max_slots: int = 5,
     max_tokens: int = 300,
     guard_tokens: int = 192,
+    v_head_dim: int = 0,
 ) -> Case:
     """Open a cache of two layers and return its case, empty."""
     spec = CacheSpec(
@@ -114,6 +116,7 @@ def open_case(
         max_slots=max_slots,
         max_tokens=max_tokens,
         guard_tokens=guard_tokens,
+        v_head_dim=v_head_dim,
     )
     cache = KVCache(spec, device=device, driver=driver, layout=layout, memory="2GiB")
     return Case(cache, q_heads, seed, device)

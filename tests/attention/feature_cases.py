@@ -54,7 +54,7 @@ class Asked:
 
 def expected(case: Case, q: torch.Tensor, asked: Asked) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the result and the log-sum-exp, ``[batch, q_heads, queries]`` or packed."""
-    out = torch.zeros(q.shape, dtype=torch.float64)
+    out = torch.zeros((*q.shape[:-1], case.cache.spec.v_head_dim), dtype=torch.float64)
     lse = torch.full(q.shape[:-1], -torch.inf, dtype=torch.float64)
     if not (counts := asked.options.get("query_counts")):
         places = [(row, at) for row in range(q.shape[0]) for at in range(q.shape[1])]
@@ -86,7 +86,7 @@ def _attend(
     if asked.causal:
         last = min(last, position)
     if last < first:
-        return torch.zeros_like(query), torch.tensor(-torch.inf)
+        return torch.zeros(case.cache.spec.v_head_dim), torch.tensor(-torch.inf)
     shared = head * case.cache.spec.kv_heads // case.q_heads
     k, v = (kept[first : last + 1, shared].double() for kept in case.kept[row])
     scores = (k @ query) * asked.scale

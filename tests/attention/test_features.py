@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 import attention_cases
 from feature_cases import Asked, expected
 
-from pyvattn.attention import Feature, Problem, attend, flex, kernel_infos, sdpa
+from pyvattn import CacheSpec, KVCache, LayerGroup
+from pyvattn.attention import Feature, Problem, append, attend, flex, kernel_infos, sdpa
 from pyvattn.attention.features import named
 from pyvattn.attention.registry import _KERNELS
 from pyvattn.errors import ConfigError, TensorError, UnsupportedError
@@ -20,6 +21,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 
 GUARD = 64
 KERNELS = ["reference", "sdpa", "sdpa-math", "sdpa-flash", "flex"]
+
+
+def open_case(layout, features, **options):
+    """Open a case whose V is of another width where that is among ``features``."""
+    width = 24 if Feature.V_WIDTH in features else 0
+    options |= {"guard_tokens": GUARD, "v_head_dim": width}
+    return attention_cases.open_case(layout, 2, 4, 32, **options)
 
 
 def cases():
@@ -37,7 +45,7 @@ def cases():
 @pytest.mark.parametrize("seed", range(3))
 def test_features_give_what_they_mean(kernel, features, causal, seed):
     layout = ("layer", "token")[seed % 2]
-    case = attention_cases.open_case(layout, 2, 4, 32, guard_tokens=GUARD, seed=seed)
+    case = open_case(layout, features, seed=seed)
     with case.cache:
         case.fill(4, 12)
         asked = Asked(causal, features, seed)
@@ -102,11 +110,10 @@ def test_flex_is_not_compiled_again_for_another_softcap(monkeypatch):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_kernel_refuses_by_name_what_it_does_not_do(kernel):
-    lacking = frozenset(Feature) - _KERNELS[kernel].features
-    case = attention_cases.open_case("layer", 2, 4, 32, guard_tokens=GUARD)
-    with case.cache:
-        case.fill(2, 24)
-        for feature in lacking:
+    for feature in frozenset(Feature) - _KERNELS[kernel].features:
+        case = open_case("layer", {feature})
+        with case.cache:
+            case.fill(2, 24)
             asked = Asked(True, frozenset((feature,)), seed=0)
             q = asked.draw(case, 4)
             lse = {"return_lse": True} if feature is Feature.LSE else {}
@@ -116,7 +123,7 @@ def test_a_kernel_refuses_by_name_what_it_does_not_do(kernel):
 
 
 def test_auto_takes_a_kernel_that_does_it_all():
-    case = attention_cases.open_case("layer", 2, 4, 32, guard_tokens=GUARD)
+    case = open_case("layer", frozenset(Feature))
     with case.cache:
         case.fill(3, 24)
         asked = Asked(True, frozenset(Feature), seed=5)
@@ -235,3 +242,43 @@ def test_no_queries_at_all_are_an_empty_result():
 def test_features_are_named_in_one_order():
     assert named(frozenset((Feature.LSE, Feature.WINDOW))) == "a window, the log-sum-exp"
     assert {info.name for info in kernel_infos()} == set(_KERNELS)
+
+
+def test_a_layer_that_reads_anothers_is_attended_to_as_that_one_is():
+    groups = [
+        LayerGroup([0], kv_heads=2, head_dim=32, window=8),
+        LayerGroup([1], kv_heads=2, head_dim=32, v_head_dim=16),
+    ]
+    spec = CacheSpec(
+        groups=groups, shared={2: 0, 3: 1}, dtype="float32", max_slots=2, max_tokens=64
+    )
+    with KVCache(spec, device="cpu", memory="64MiB") as cache:
+        slot = cache.admit(20)
+        row, places = torch.tensor([slot.index]), torch.arange(20)
+        append(cache, 0, row, places, *torch.randn(2, 20, 2, 32))
+        append(cache, 1, row, places, torch.randn(20, 2, 32), torch.randn(20, 2, 16))
+        q = torch.randn(1, 3, 4, 32)
+        for reader, source in ((2, 0), (-2, 0), (3, 1), (-1, 1)):
+            outs = [attend(q, cache, one, [slot.index], [20]) for one in (reader, source)]
+            assert torch.equal(*outs)
+            assert outs[0].shape[-1] == (32, 16)[source]
+            with pytest.raises(UnsupportedError, match=f"layer {source} and keeps none"):
+                append(cache, reader, row, places, *torch.randn(2, 20, 2, 32))
+        assert torch.equal(cache.layer(2)[0], cache.layer(0)[0])
+
+
+def test_latent_vectors_beside_heads_are_refused_by_name():
+    groups = [
+        LayerGroup([0], kv_heads=1, head_dim=24, latent_dim=16),
+        LayerGroup([1], kv_heads=1, head_dim=24),
+    ]
+    spec = CacheSpec(groups=groups, dtype="float32", max_slots=2, max_tokens=64)
+    with KVCache(spec, device="cpu", memory="64MiB") as cache:
+        slot = cache.admit(4)
+        k, v = cache.layer(0)
+        k[slot.index, :4] = torch.randn(4, 1, 24)
+        assert torch.equal(v[slot.index, :4], k[slot.index, :4, :, :16])
+        q = torch.randn(1, 1, 4, 24)
+        with pytest.raises(UnsupportedError, match="layer 0 of this cache keeps latent vectors"):
+            attend(q, cache, 0, [slot.index], [4])
+        assert attend(q, cache, 1, [slot.index], [4]).shape == q.shape

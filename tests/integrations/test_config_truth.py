@@ -146,7 +146,7 @@ def test_the_spec_says_what_the_models_layers_hold(kind):
     if spec is None:
         return
     shapes, config = kept(kind, arguments)
-    assert (spec.layers, spec.token_bytes) == (len(shapes), elements(shapes) * spec.itemsize)
+    assert (spec.kept_layers, spec.token_bytes) == (len(shapes), elements(shapes) * spec.itemsize)
     # The config as the library writes it has more keys: it says the same, or is not understood.
     assert read_or_refused(kind, config.to_dict()) in (spec, None)
 
@@ -157,10 +157,7 @@ def windows_read(config):
         spec = CacheSpec.from_hf_config(config, max_slots=2, max_tokens=1 << 19)
     except SpecError:
         return None
-    found = dict.fromkeys(range(spec.layers))
-    for group in spec.groups:
-        found.update(dict.fromkeys(group.layers, group.window))
-    return list(found.values())
+    return [spec.window_of(layer) for layer in range(spec.layers) if layer not in spec.shared]
 
 
 def families_with_a_window():

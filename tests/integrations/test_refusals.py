@@ -123,7 +123,6 @@ def test_dropout(llama, cache):
             {"layer_types": ["chunked_attention"] * 3, "attention_chunk_size": 8},
             "chunked_attention",
         ),
-        ({"num_kv_shared_layers": 1}, "the last 1 layers of the model read the K and V of others"),
     ],
 )
 def test_layers_that_the_cache_does_not_hold(llama, monkeypatch, changes, message):

@@ -238,7 +238,7 @@ FIGURES = {
 @pytest.mark.parametrize(("config", "layers", "token_bytes"), FIGURES.values(), ids=FIGURES)
 def test_layers_that_attend_and_bytes_a_token(config, layers, token_bytes):
     spec = CacheSpec.from_hf_config(config)
-    assert (spec.layers, spec.token_bytes) == (layers, token_bytes)
+    assert (spec.kept_layers, spec.token_bytes) == (layers, token_bytes)
 
 
 def test_what_a_nested_config_leaves_out_has_the_default_of_its_class():
@@ -342,10 +342,6 @@ MIMO_V2_FLASH = {
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (
-            MIMO_V2_FLASH,
-            r"5 of sliding_attention with 8 heads of 192 \(K\) and 128 \(V\) \(25.0 KiB a token\)",
-        ),
         ({**PLAIN, "layer_types": ["full_attention"] * 7}, "7 layers, and there are 8"),
         ({**PLAIN, "layer_types": ["full_attention", "rwkv8"] * 4}, "layer_types.*'rwkv8'"),
         ({**NEMOTRON_H_8B, "hybrid_override_pattern": "M*Q"}, "'Q'"),
@@ -394,8 +390,137 @@ def test_plan_says_what_the_cache_does_not_hold(tmp_path):
     assert "36 of 48 layers keep a state" in said
 
 
-def test_plan_refuses_layers_that_no_group_describes_with_their_bytes(tmp_path):
+def test_a_shape_in_part_does_not_go_with_layers_that_differ(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(MIMO_V2_FLASH))
-    with pytest.raises(SpecError, match=r"25\.0 KiB a token"):
-        CliRunner().invoke(cli, ["plan", str(path)], catch_exceptions=False)
+    with pytest.raises(
+        SpecError, match=r"5 of sliding_attention with 8 heads of 192 \(K\) and 128"
+    ):
+        CliRunner().invoke(cli, ["plan", str(path), "--head-dim", "192"], catch_exceptions=False)
+
+
+def test_v_narrower_than_k():
+    spec = CacheSpec.from_hf_config(MIMO_V2_FLASH)
+    windowed, full = spec.parts
+    assert (windowed.kv_heads, windowed.head_dim, windowed.v_head_dim) == (8, 192, 128)
+    assert (full.kv_heads, full.head_dim, full.v_head_dim) == (4, 192, 128)
+    # Its class counts the tokens before the newest.
+    assert spec.windows == (129, None)
+    assert (windowed.token_bytes_per_layer, full.token_bytes_per_layer) == (5120, 2560)
+
+
+def test_layers_that_read_anothers_k_and_v():
+    spec = CacheSpec.from_hf_config(HUNYUAN)
+    assert spec.layers == 64
+    assert spec.shared == {layer: layer - 1 for layer in range(1, 64, 2)}
+    kinds = (["sliding_attention"] * 4 + ["full_attention"]) * 7
+    gemma = {"model_type": "gemma3n_text", "layer_types": kinds, "sliding_window": 512}
+    spec = CacheSpec.from_hf_config(gemma)
+    assert spec.layers == 35
+    assert spec.shared == {layer: 19 if layer % 5 == 4 else 18 for layer in range(20, 35)}
+    assert [spec.window_of(layer) for layer in (18, 19, 33, 34)] == [512, None, 512, None]
+    # The class makes the same list where a file has none.
+    del gemma["layer_types"]
+    assert CacheSpec.from_hf_config(gemma) == spec
+
+
+# Of every family that docs/hybrid.md lists: what says which layers there are, or what they keep.
+LISTED = {
+    "sliding_window_pattern": 2,
+    "_sliding_window_pattern": "LG",
+    "attention_chunk_size": 512,
+    "global_head_dim": 128,
+    "num_global_key_value_heads": 4,
+    "swa_num_key_value_heads": 4,
+    "swa_head_dim": 32,
+    "swa_v_head_dim": 32,
+    "index_head_dim": 128,
+    "index_topk": 2048,
+    "index_kpool": 4,
+    "compress_ratios": [0, 4] * 4,
+    "use_cla": True,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 4,
+    "linear_conv_kernel_dim": 4,
+    "linear_num_heads": 4,
+    "linear_head_dim": 8,
+    "mamba_ssm_dtype": "float32",
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 8,
+    "ssm_state_size": 8,
+    "conv_kernel": 4,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 4,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_d_ssm": 64,
+    "n_mamba_heads": 4,
+    "mamba_ngroups": 2,
+    "conv_L_cache": 3,
+}
+READ = {
+    "layer_types": ["sliding_attention", "full_attention"] * 4,
+    "num_kv_shared_layers": 2,
+    "hybrid_layer_pattern": [0, 1] * 4,
+    "v_head_dim": 32,
+    "kv_lora_rank": 512,
+    "full_attention_interval": 4,
+    "hybrid_override_pattern": "M*M*M*M*",
+    "layers_block_type": ["attention", "mamba"] * 4,
+    "block_configs": [{"attention": {"n_heads_in_group": 2}}] * 8,
+    "attn_layer_indices": [1, 2],
+    "attn_type_list": [1, 0] * 4,
+    "linear_attn_config": {"full_attn_layers": [1, 2], "kda_layers": [3, 4, 5, 6, 7, 8]},
+    "full_attn_idxs": [1, 2],
+}
+UNKNOWN = {**PLAIN, "model_type": "of_tomorrow", "sliding_window": 512, "head_dim": 64}
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_listed_key_that_is_not_understood_is_an_error(name):
+    CacheSpec.from_hf_config(UNKNOWN)
+    with pytest.raises(SpecError, match=f"{name}=|no layer_types say which"):
+        CacheSpec.from_hf_config({**UNKNOWN, name: LISTED[name]})
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_listed_key_is_read_in_every_family(name):
+    assert CacheSpec.from_hf_config({**UNKNOWN, name: READ[name]}) != CacheSpec.from_hf_config(
+        UNKNOWN
+    )
+
+
+LLAMA_4 = {**PLAIN, "model_type": "llama4_text", "attention_chunk_size": 512}
+
+
+@pytest.mark.parametrize(
+    ("changes", "chunked"),
+    [
+        ({}, [0, 1, 2, 4, 5, 6]),
+        ({"no_rope_layers": []}, [0, 1, 2, 4, 5, 6]),
+        ({"no_rope_layer_interval": 2}, [0, 2, 4, 6]),
+        ({"no_rope_layers": [1, 0, 0, 0, 1, 0, 0, 0]}, [0, 4]),
+        ({"layer_types": ["chunked_attention", *["full_attention"] * 7]}, [0]),
+    ],
+)
+def test_layers_of_chunks_keep_as_much_as_a_chunk(changes, chunked):
+    spec = CacheSpec.from_hf_config({**LLAMA_4, **changes})
+    kept = [512 if layer in chunked else None for layer in range(8)]
+    assert [spec.window_of(layer) for layer in range(8)] == kept
+
+
+def test_gemma_4_has_a_full_layer_last():
+    spec = CacheSpec.from_hf_config({**GEMMA_4, "layer_types": ["sliding_attention"] * 6})
+    assert [part.head_dim for part in spec.parts] == [256, 512]
+    assert spec.group_of(5) == (1, 0)
+
+
+@pytest.mark.parametrize(("pattern", "full"), [(3, [2, 5]), ("LGG", [1, 2, 4, 5, 7])])
+def test_exaone_4_has_a_number_or_letters(pattern, full):
+    exaone = {**PLAIN, "model_type": "exaone4", "sliding_window": 512}
+    spec = CacheSpec.from_hf_config({**exaone, "sliding_window_pattern": pattern})
+    assert [layer for layer in range(8) if spec.window_of(layer) is None] == full

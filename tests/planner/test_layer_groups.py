@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from pyvattn import ArgumentError, CacheSpec, ConfigError, LayerError, LayerGroup, SpecError
 from pyvattn.cli.app import cli
 from pyvattn.planner import guarded_for, held_bytes, plan_parts
+from pyvattn.spec_groups import without_idle_windows
 
 M = 1 << 20
 WINDOWED = LayerGroup([0, 1, 3, 4], kv_heads=2, head_dim=64, window=100)
@@ -117,10 +118,10 @@ class TestSpec:
 
     def test_windows_that_no_request_outgrows_are_none(self):
         alike = LayerGroup([2, 5], kv_heads=2, head_dim=64)
-        short = spec_of(WINDOWED, alike, max_tokens=100)._without_idle_windows()
+        short = without_idle_windows(spec_of(WINDOWED, alike, max_tokens=100))
         assert short == CacheSpec(6, 2, 64, "float32", max_tokens=100)
         longer = spec_of(WINDOWED, alike, max_tokens=101)
-        assert longer._without_idle_windows() == longer
+        assert without_idle_windows(longer) == longer
 
     def test_heads_are_divided_in_each_group(self):
         halved = spec_of().shard(2)
@@ -152,10 +153,69 @@ class TestSpec:
         with pytest.raises(SpecError, match=message):
             CacheSpec(groups=groups)
 
+    @pytest.mark.parametrize(
+        ("shared", "message"),
+        [
+            ({6: 7}, "layer 6 reads layer 7, which is in no group"),
+            ({6: 0, 7: 6}, "layer 7 reads layer 6, which is in no group"),
+            ({5: 0}, "layer 5 is in several groups"),
+            ({7: 0}, "layer 6 is in no group"),
+            ({"a": 0}, "'a' and 0 are not numbers"),
+            ([6], r"shared=\[6\]"),
+        ],
+    )
+    def test_layers_that_share_what_is_not_there(self, shared, message):
+        with pytest.raises(SpecError, match=message):
+            spec_of(shared=shared)
+        with pytest.raises(SpecError):
+            CacheSpec(layers=6, kv_heads=1, head_dim=8, shared=shared)
+
+    def test_layers_that_share_hold_nothing(self):
+        alone, spec = spec_of(), spec_of(shared={6: 2, 7: 0})
+        assert (spec.layers, spec.kept_layers) == (8, 6)
+        assert spec.token_bytes == alone.token_bytes
+        assert spec.bytes_at(1000) == alone.bytes_at(1000)
+        assert [spec.group_of(layer) for layer in (6, 7)] == [spec.group_of(2), spec.group_of(0)]
+        assert [spec.source_of(layer) for layer in (2, 6, 7)] == [2, 2, 0]
+        assert [part.layers for part in spec.parts] == [4, 2]
+        assert spec.shard(2).shared == spec.shared
+        assert pickle.loads(pickle.dumps(spec)) == spec
+        assert hash(spec) == hash(spec_of(shared={6: 2, 7: 0}))
+        with pytest.raises(SpecError, match="2 layers read the K and V of others"):
+            spec_of(WINDOWED, LayerGroup([2, 5], 2, 64), shared={6: 2, 7: 0}).flat()
+
+    @pytest.mark.parametrize("layout", ["layer", "token"])
+    def test_v_of_another_width_lies_beside_k(self, layout):
+        spec = CacheSpec(layers=4, kv_heads=3, head_dim=48, v_head_dim=32, dtype="float32")
+        assert spec.token_bytes_per_layer == 3 * (48 + 32) * 4
+        geometry = spec.geometry(layout, "64K")
+        assert geometry.arenas == (4 if layout == "layer" else 1)
+        assert geometry.token_bytes * geometry.arenas == spec.token_bytes
+        taken = set()
+        for views in geometry.views:
+            for view, width in ((views.k, 48), (views.v, 32)):
+                assert view.shape[2:] == (3, width)
+                first = view.offset
+                here = {(view.arena, byte) for byte in range(first, first + 3 * width * 4)}
+                assert not here & taken
+                taken |= here
+        assert len(taken) == spec.token_bytes
+
+    def test_latent_vectors_in_groups(self):
+        latent = LayerGroup([0, 1], kv_heads=1, head_dim=576, latent_dim=512)
+        alone = CacheSpec(groups=[latent])
+        assert alone.flat() == CacheSpec.mla(layers=2)
+        mixed = CacheSpec(groups=[latent, LayerGroup([2], kv_heads=2, head_dim=64)])
+        assert [part.kind for part in mixed.parts] == ["mla", "kv"]
+        assert mixed.token_bytes == 2 * 576 * 2 + 2 * 2 * 64 * 2
+        for wrong in ({"kv_heads": 2}, {"head_dim": 500}, {"v_head_dim": 64}):
+            with pytest.raises(SpecError, match="latent"):
+                LayerGroup([0], **{"kv_heads": 1, "head_dim": 576, "latent_dim": 512, **wrong})
+
     def test_a_shape_beside_groups(self):
         with pytest.raises(SpecError, match="layers=7 beside groups, which have 6"):
             spec_of(layers=7)
-        with pytest.raises(SpecError, match="kind='mla' has no groups"):
+        with pytest.raises(SpecError, match="kind='mla' beside groups, which have kv"):
             spec_of(kind="mla", latent_dim=8)
 
     @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ class TestHuggingFaceConfig:
         kinds = ["linear_attention", "linear_attention", "linear_attention", "full_attention"] * 9
         hybrid = {**QWEN3_4B, "layer_types": kinds}
         assert CacheSpec.from_hf_config(hybrid).layers == 9
-        assert CacheSpec.from_hf_config({**QWEN3_4B, "num_kv_shared_layers": 16}).layers == 20
+        assert CacheSpec.from_hf_config({**QWEN3_4B, "num_kv_shared_layers": 16}).kept_layers == 20
 
     def test_early_falcon_has_one_kv_head(self):
         falcon = {

@@ -29,9 +29,9 @@ class ContiguousCache(Cache):
     """
 
     def __init__(self, kv: KVCache) -> None:
-        super().__init__(layers=[Layer(self, index) for index in range(kv.spec.layers)])
+        super().__init__(layers=[Layer(self, index) for index in range(kv.spec.kept_layers)])
         self.kv = kv
-        self.changes = LayerChanges(kv.spec.layers)
+        self.changes = LayerChanges(kv.spec.kept_layers)
         self._pass: ForwardPass | None = None
         # What the last mask that the library asked for became.
         self._mask: ForwardPass | OtherMask | None = None

@@ -15,6 +15,7 @@ from pyvattn.errors import ConfigError, TensorError, UnsupportedError
 from pyvattn.integrations.transformers.base import ContiguousCache
 from pyvattn.integrations.transformers.float8 import GivenScales, give_scales, widened
 from pyvattn.integrations.transformers.forward import ForwardPass
+from pyvattn.integrations.transformers.latent import latent_dim
 from pyvattn.integrations.transformers.request import check_count
 from pyvattn.integrations.transformers.rows import Rows
 from pyvattn.integrations.transformers.selection import chosen_rows, repeat_count, whole_number
@@ -142,7 +143,8 @@ class VAttentionCache(ContiguousCache):
         """Return the K and V of a layer, each ``[rows, kv_heads, tokens, head_dim]``.
 
         They are views where the rows hold no padding and their slots lie side by side, and
-        copies with zeros for padding elsewhere. Of a float8 cache they are float32 copies.
+        copies with zeros for padding elsewhere. Of a float8 cache they are float32 copies. Of
+        latent vectors they are these and the rotary keys.
         """
         if self.kv.spec.window_of(layer) is not None:
             raise UnsupportedError(
@@ -151,7 +153,10 @@ class VAttentionCache(ContiguousCache):
             )
         if not self.get_seq_length():
             return None, None
-        return widened(self.kv, layer, self._rows.read(layer, self._real))
+        k, v = self._rows.read(layer, self._real)
+        if latent := latent_dim(self.kv.spec, layer):
+            return k[..., :latent], k[..., latent:]
+        return widened(self.kv, layer, (k, v))
 
     def __iter__(self) -> Iterator[tuple[Tensor | None, Tensor | None, None]]:
         """Yield the K and V of each layer, and no sliding window, as the library's caches do."""

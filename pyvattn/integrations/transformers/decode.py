@@ -183,7 +183,7 @@ class DeviceBatch:
             logits_to_keep=keep,
             **{self._cache_argument: self._view},
         )
-        layers = self._view.kv.spec.layers
+        layers = self._view.kv.spec.kept_layers
         if step.layer != layers - 1:
             raise UnsupportedError(
                 f"{type(self._model).__name__} cached {step.layer + 1} of its {layers} layers, so "

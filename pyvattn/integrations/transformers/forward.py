@@ -15,6 +15,7 @@ from pyvattn.attention.problem import UNLIMITED
 from pyvattn.errors import TensorError, UnsupportedError
 from pyvattn.integrations.transformers.compiled import outside_graphs
 from pyvattn.integrations.transformers.float8 import calibrate
+from pyvattn.integrations.transformers.latent import LatentRows, latent_dim
 from pyvattn.integrations.transformers.parts import (
     Chunk,
     Part,
@@ -67,6 +68,9 @@ class ForwardPass:
     layer: int = field(default=-1, init=False)
     # K and V of that layer, until it attended.
     _stored: tuple[Tensor, Tensor] | None = field(default=None, init=False)
+    # Those of the layers before that others read, by layer.
+    _read_again: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
+    _latent: LatentRows | None = field(default=None, init=False)
 
     @classmethod
     def of_batch(
@@ -145,15 +149,24 @@ class ForwardPass:
                 "library's attention interface: use the library's DynamicCache"
             )
         self.layer = layer
-        self._stored = self.kv.layer(layer)
-        dtype = self._stored[0].dtype
-        k, v = (_autocast(each, dtype).transpose(1, 2) for each in (key, value))
+        whole = self.kv.layer(layer)
+        k, v = (_autocast(each, whole[0].dtype).transpose(1, 2) for each in (key, value))
         if self.source is not None:
             k, v = k[self.source], v[self.source]
+        if latent := latent_dim(self.kv.spec, layer):
+            if k.shape[-1] != latent:
+                raise _not_latent(layer)
+            append(self.kv, layer, self.slots, self.positions, torch.cat((k, v), dim=-1), k)
+            self._latent = self._latent or LatentRows.of(self.parts)
+            self._stored = self._latent.read(self.kv, layer)
+            return self._stored
+        self._stored = whole
+        if layer in self.kv.spec.shared.values():
+            self._read_again[layer] = whole
         if self.calibrates:
             calibrate(self.kv, layer, k, v)
         append(self.kv, layer, self.slots, self.positions, k, v)
-        return self._stored
+        return whole
 
     @outside_graphs
     def attend(
@@ -167,37 +180,67 @@ class ForwardPass:
     ) -> Tensor:
         """Attend ``[batch, q_heads, queries, head_dim]`` to the layer stored last.
 
-        ``key`` and ``value`` are what :meth:`store` returned: what a model made of them since
-        is not in the cache. The result is ``[batch, queries, q_heads, head_dim]``, as the
-        library has it.
+        ``key`` and ``value`` are what :meth:`store` returned for it or, where others read its
+        tokens too, for an earlier one; of latent vectors, what the model expanded them to. What
+        a model else made of them is not in the cache. The result is ``[batch, queries, q_heads,
+        head_dim]``, as the library has it.
         """
-        stored, self._stored = self._stored, None
-        if stored is None or not (_same(key, stored[0]) and _same(value, stored[1])):
-            raise UnsupportedError(
-                f"{type(module).__name__} changes keys or values once they are cached, or attends "
-                "more than once in a layer, which attention inside the cache cannot follow: use "
-                "the library's DynamicCache"
-            )
+        layer = self._attended(module, key, value)
         q = _autocast(query, key.dtype).transpose(1, 2)
         if self.parts[0].whole:
-            return self._attend(self.parts[0], q, scale, scores)
+            return self._attend(layer, self.parts[0], q, (key, value), scale, scores)
         # Padding in front of a row attends to nothing.
         make = torch.empty if self.source is None else torch.zeros
-        out = make(q.shape, dtype=q.dtype, device=q.device)
+        out = make((*q.shape[:-1], value.shape[-1]), dtype=q.dtype, device=q.device)
         for part in self.parts:
-            part.put(self._attend(part, part.take(q), scale, scores), out)
+            attended = self._attend(layer, part, part.take(q), (key, value), scale, scores)
+            part.put(attended, out)
         return out
 
     def restart(self) -> None:
         """Make the pass as new, after one that failed halfway."""
         self._stored = None
+        self._read_again.clear()
 
-    def _attend(self, part: Part, q: Tensor, scale: float | None, scores: Scores) -> Tensor:
+    def _attended(self, module: Module, key: Tensor, value: Tensor) -> int:
+        """Return the layer whose K and V these are."""
+        stored, self._stored = self._stored, None
+        if stored is None:
+            for layer, earlier in self._read_again.items():
+                if _same(key, earlier[0]) and _same(value, earlier[1]):
+                    return layer
+        elif latent_dim(self.kv.spec, self.layer):
+            if key.shape[::2] == stored[0].shape[::2] == value.shape[::2]:
+                return self.layer
+        elif _same(key, stored[0]) and _same(value, stored[1]):
+            return self.layer
+        raise UnsupportedError(
+            f"{type(module).__name__} changes keys or values once they are cached, or attends "
+            "more than once in a layer, which attention inside the cache cannot follow: use "
+            "the library's DynamicCache"
+        )
+
+    def _attend(
+        self,
+        layer: int,
+        part: Part,
+        q: Tensor,
+        given: tuple[Tensor, Tensor],
+        scale: float | None,
+        scores: Scores,
+    ) -> Tensor:
+        if self._latent is not None and latent_dim(self.kv.spec, layer):
+            if scores != _PLAIN:
+                raise UnsupportedError(
+                    f"layer {layer} attends to latent vectors within a window, or with a softcap "
+                    "or sinks: use the library's DynamicCache"
+                )
+            return self._latent.attend(part, q, *given, scale or q.shape[-1] ** -0.5)
         window = scores.window if scores.window < self.kv.spec.max_tokens else 0
-        kept = self.kv.spec.window_of(self.layer)
+        kept = self.kv.spec.window_of(layer)
         if kept is not None and not 0 < window <= kept:
             raise UnsupportedError(
-                f"layer {self.layer} attends to {window or 'all'} tokens, and the cache keeps "
+                f"layer {layer} attends to {window or 'all'} tokens, and the cache keeps "
                 f"{kept} of them: open the cache with spec_for(model, max_slots, max_tokens)"
             )
         # attend() knows the window of layers that keep no more.
@@ -206,7 +249,7 @@ class ForwardPass:
         return attend(
             q,
             self.kv,
-            self.layer,
+            layer,
             part.slots,
             part.lengths,
             causal=True,
@@ -224,6 +267,13 @@ class WindowedPass:
 
     step: ForwardPass
     window: int
+
+
+def _not_latent(layer: int) -> UnsupportedError:
+    return UnsupportedError(
+        f"the model hands layer {layer} other tensors than a latent vector and a rotary key: use "
+        "the library's DynamicCache"
+    )
 
 
 def _same(tensor: Tensor, stored: Tensor) -> bool:

@@ -16,6 +16,7 @@ from pyvattn.attention.problem import Problem
 from pyvattn.attention.registry import choose
 from pyvattn.cuda_graphs import GraphPool
 from pyvattn.errors import UnsupportedError
+from pyvattn.integrations.transformers.latent import latent_dim
 from pyvattn.integrations.transformers.rope import varying
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def why_no_graphs(model: PreTrainedModel, cache: KVCache) -> str | None:
         return "one slot fills up captured batches, and the cache has only one: max_slots=2"
     for kind, _ in varying(model.config.get_text_config(decoder=True)):
         return f"rope_type={kind!r} reads the longest position on the host in every step"
+    if any(part.latent_dim for part in cache.spec.parts):
+        return "latent vectors are expanded for as many tokens as the longest row has"
     for kernel in decode_kernels(model, cache):
         if kernel.capturable:
             continue
@@ -59,13 +62,18 @@ def why_no_graphs(model: PreTrainedModel, cache: KVCache) -> str | None:
 
 
 def decode_kernels(model: PreTrainedModel, cache: KVCache) -> list[Kernel]:
-    """Return the attention kernels that a decode step of ``model`` takes, one for each group."""
+    """Return the attention kernels that a decode step of ``model`` takes, one for each group.
+
+    None for groups of latent vectors, which torch attends to once the model has expanded them.
+    """
     config = model.config.get_text_config(decoder=True)
     softcap = getattr(config, "attn_logit_softcapping", None) or 0.0
     sinks = any(name.endswith(".sinks") for name, _ in model.named_parameters())
     first = [group.layers[0] for group in cache.spec.groups] or [0]
     found = []
     for layer, window in zip(first, cache.spec.windows, strict=True):
+        if latent_dim(cache.spec, layer):
+            continue
         k, v = cache.layer(layer)
         scales = scales_of(cache)
         dtype = k.dtype if scales is None else model.dtype

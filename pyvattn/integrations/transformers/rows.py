@@ -102,7 +102,7 @@ class Rows:
         """Drop all but ``tokens`` of a row (int64, ascending, on the host)."""
         slot, count = int(self.slots[row]), len(tokens)
         stay = int((tokens == torch.arange(count, device="cpu")).sum())
-        for layer in range(self.kv.spec.layers if stay < count else 0):
+        for layer in range(self.kv.spec.kept_layers if stay < count else 0):
             for tensor in self.kv.layer(layer):
                 tensor[slot, stay:count] = tensor[slot, tokens[stay:].to(tensor.device)]
 
@@ -140,7 +140,7 @@ class Rows:
 
     def _copy(self, source: Slot, target: Slot, length: int) -> None:
         spec = self.kv.spec
-        for layer in range(spec.layers):
+        for layer in range(spec.kept_layers):
             # What lies before the window of the next token may be gone.
             window = spec.window_of(layer)
             first = 0 if window is None else max(0, length - window + 1)

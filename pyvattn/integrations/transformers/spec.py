@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from pyvattn.integrations.transformers.compat import kinds_and_windows
 from pyvattn.integrations.transformers.rope import check_rope
 from pyvattn.layer_group import LayerGroup
 from pyvattn.spec import CacheSpec
+from pyvattn.spec_groups import with_groups
 from pyvattn.text import shown
 
 if TYPE_CHECKING:
@@ -56,11 +56,6 @@ def spec_for(
         guard_tokens=guard_needed(str(model.dtype if dtype is None else dtype)),
     )
     spec = with_windows(read, windows)
-    if spec.kind != "kv":
-        raise UnsupportedError(
-            f"model type {config.model_type!r} caches a latent vector, which transformers "
-            "expands on its own: use the library's DynamicCache"
-        )
     check_rope(config, spec.max_tokens)
     return spec
 
@@ -100,16 +95,16 @@ def check_fit(model: PreTrainedModel, cache: KVCache) -> None:
         )
     spec = cache.spec
     wanted = spec_for(model, max_slots=spec.max_slots, max_tokens=spec.max_tokens)
-    for name in ("kind", "layers", "kv_heads", "head_dim", "dtype"):
+    for name in ("kind", "layers", "kv_heads", "head_dim", "shared", "dtype"):
         # Float8 is made of whatever the model computes in.
         if name != "dtype" or not spec.dtype.startswith("float8"):
             _check_equal(name, getattr(spec, name), getattr(wanted, name))
     for layer in range(wanted.layers):
         has, needs = _kept(spec, layer), _kept(wanted, layer)
-        _check_equal(f"the shape of layer {layer}", has[:2], needs[:2])
+        _check_equal(f"the shape of layer {layer}", has[0], needs[0])
         # A cache that keeps more serves as well.
-        if has[2] is not None and (needs[2] is None or has[2] < needs[2]):
-            _check_equal(f"the window of layer {layer}", has[2], needs[2])
+        if has[1] is not None and (needs[1] is None or has[1] < needs[1]):
+            _check_equal(f"the window of layer {layer}", has[1], needs[1])
 
 
 def positions_of(model: PreTrainedModel) -> int | None:
@@ -140,11 +135,12 @@ def _check_equal(name: str, has: object, needs: object) -> None:
         )
 
 
-def _kept(spec: CacheSpec, layer: int) -> tuple[int, int, int | None]:
-    """Return the KV heads of a layer, their width, and how many tokens it keeps."""
+def _kept(spec: CacheSpec, layer: int) -> tuple[tuple[int, int, int, int], int | None]:
+    """Return what a layer keeps of a token, as LayerGroup.shape, and of how many."""
     place, _ = spec.group_of(layer)
-    group = spec.groups[place] if spec.groups else spec
-    return group.kv_heads, group.head_dim, spec.windows[place]
+    part = spec.parts[place]
+    shape = part.kv_heads, part.head_dim, part.v_head_dim, part.latent_dim
+    return shape, spec.windows[place]
 
 
 def _layer_windows(config: PreTrainedConfig) -> list[int | None]:
@@ -155,24 +151,22 @@ def _layer_windows(config: PreTrainedConfig) -> list[int | None]:
             f"the model has layers of {', '.join(others)}; the contiguous cache holds full "
             "attention and sliding windows: use the library's DynamicCache"
         )
-    if getattr(config, "num_kv_shared_layers", None):
-        raise UnsupportedError(
-            f"the last {config.num_kv_shared_layers} layers of the model read the K and V of "
-            "others, which the contiguous cache cannot hand them: use the library's DynamicCache"
-        )
     return windows
 
 
 def with_windows(spec: CacheSpec, windows: Sequence[int | None]) -> CacheSpec:
     """Return ``spec`` with the windows of the library in place of those that were read."""
-    if len(windows) != spec.layers or spec.kind != "kv":
+    if len(windows) != spec.kept_layers or max(spec.shared.values(), default=0) >= len(windows):
         return spec.flat()
-    kept: dict[tuple[int, int, int | None], list[int]] = {}
+    kept: dict[tuple[tuple[int, int, int, int], int | None], list[int]] = {}
     for layer, window in enumerate(windows):
-        heads, dim, _ = _kept(spec, layer)
+        shape, _ = _kept(spec, layer)
         short = window is not None and window < spec.max_tokens
-        kept.setdefault((heads, dim, window if short else None), []).append(layer)
-    if len(kept) == 1 and next(iter(kept))[2] is None:
+        kept.setdefault((shape, window if short else None), []).append(layer)
+    if len(kept) == 1 and next(iter(kept))[1] is None and not spec.shared:
         return spec.flat()
-    groups = [LayerGroup(layers, *shape) for shape, layers in kept.items()]
-    return replace(spec, layers=0, kv_heads=0, head_dim=0, groups=groups)
+    groups = [
+        LayerGroup(layers, heads, dim, window, v_head_dim=v_dim, latent_dim=latent)
+        for ((heads, dim, v_dim, latent), window), layers in kept.items()
+    ]
+    return with_groups(spec, groups)
