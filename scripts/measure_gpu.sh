@@ -122,6 +122,8 @@ vllm-prompts-fp8() {
 vllm-short() {
   over_rows short 110 --workload short --rounds 2
   over_rows short-custom 110 --ours-backend CUSTOM --workload short --rounds 2
+  over_rows short-table 110 --ours-backend CUSTOM --ours-kernel flash-attn-3-paged \
+    --workload short --rounds 2
   over_rows short-late 110 --ours-backend CUSTOM --workload short --rounds 2 --late-binding
 }
 # 32 requests of 32k are 128 GiB in bf16 and two engines are alive: so with some of the layers.

@@ -207,6 +207,7 @@ def transformers(ctx: click.Context, /, out: str | None, as_json: bool, **option
 @_option("--quantization", help="vLLM's --quantization, such as fp8 [none].")
 @_option("--backend", help="Attention backend of both.")
 @_option("--ours-backend", help="Attention backend of ours [that of both].")
+@_option("--ours-kernel", help="Kernel of CUSTOM, such as flash-attn-3-paged [auto].")
 @_option("--late-binding", is_flag=True, help="Ours gives fresh blocks the pages of their row.")
 @_option("--block-size", type=click.IntRange(min=0), help="Block size of ours [16].")
 @_option("--stock-block-size", type=click.IntRange(min=0), help="Block size of stock [its own].")

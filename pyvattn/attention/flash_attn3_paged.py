@@ -37,19 +37,28 @@ class FlashAttention3PagedKernel(FlashAttention3Kernel):
 
     def rows(self, problem: Problem) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Return K and V as blocks, and the table: ``cache_batch_idx`` names a row of it."""
-        cut = RowTable.of(problem.k, whole_tokens(problem))
+        cut = RowTable.of(problem.k, whole_tokens_of(problem))
         table = cut.table(problem.k.device)
         return cut.view(problem.k), cut.view(problem.v), {"page_table": table}
 
 
-def whole_tokens(problem: Problem) -> int | None:
-    """Return what blocks must divide so that no tile of one has a token that is not backed."""
-    group = problem.q.shape[-2] // problem.k.shape[-2]
-    # The kernel takes heads that share a KV head for queries.
-    if problem.most_queries * group <= _SMALLEST_TILE:
+def whole_tokens(queries: int, page_tokens: int | None) -> int | None:
+    """Return what blocks must divide so that no tile of one has a token that is not backed.
+
+    ``queries`` are the most of a row, those of heads that share a KV head counted apart, as the
+    kernel does. ``page_tokens`` are those of a physical page, ``None`` where it is no whole number.
+    """
+    if queries <= _SMALLEST_TILE:
         return None
-    token_bytes = problem.k.stride(1) * problem.k.itemsize
-    if problem.page_bytes is None or problem.page_bytes % (_SMALLEST_TILE * token_bytes):
-        # Smaller than any tile.
+    if page_tokens is None or page_tokens % _SMALLEST_TILE:
         return _SMALLEST_TILE // 2
-    return problem.page_bytes // token_bytes
+    return page_tokens
+
+
+def whole_tokens_of(problem: Problem) -> int | None:
+    """Return :func:`whole_tokens` for ``problem``."""
+    group = problem.q.shape[-2] // problem.k.shape[-2]
+    token_bytes = problem.k.stride(1) * problem.k.itemsize
+    pages = problem.page_bytes
+    page_tokens = None if pages is None or pages % token_bytes else pages // token_bytes
+    return whole_tokens(problem.most_queries * group, page_tokens)

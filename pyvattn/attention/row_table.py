@@ -61,6 +61,15 @@ class RowTable:
         return _entries(self, device)
 
 
+def block_tokens(row_tokens: int, whole_tokens: int | None) -> int:
+    """Return the largest block that divides the tokens from row to row and ``whole_tokens``."""
+    return next(
+        block
+        for block in _BLOCKS
+        if row_tokens % block == 0 and (whole_tokens is None or whole_tokens % block == 0)
+    )
+
+
 @lru_cache(maxsize=256)
 def _cut(
     slots: int, tokens: int, row: int, token: int, most: int, whole_tokens: int | None

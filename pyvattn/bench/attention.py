@@ -210,8 +210,8 @@ def _compare(
         for memory, layers in tensors.items()
     }
     for info in kernel_infos():
-        # The reference is no kernel to measure.
-        skipped = info.unavailable or info.name == "reference"
+        # The reference is no kernel to measure, and a table is measured beside its rows.
+        skipped = info.unavailable or info.name in ("reference", *_TABLE_FORMS.values())
         if info.name not in options.kernel if options.kernel else skipped:
             continue
         try:

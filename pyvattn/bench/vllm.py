@@ -46,7 +46,7 @@ class Options(Settings, least={"new_tokens": 2, "trace_requests": 2}):
     ``kv_gib`` of each engine, 0: what fits twice. ``backend`` is vLLM's of both on a GPU,
     ``ours_backend`` of ours alone. ``block_size`` 0: vLLM's default for stock, and the 16
     tokens that fill a page of 2 MiB for ours. With ``ours_backend`` ours has our scheduler too;
-    ``late_binding`` is the plug-in's option.
+    ``late_binding`` and ``ours_kernel`` are the plug-in's options.
     """
 
     model: str = "llama-3-8b"
@@ -68,6 +68,7 @@ class Options(Settings, least={"new_tokens": 2, "trace_requests": 2}):
     quantization: str = ""
     backend: str = "FLASH_ATTN"
     ours_backend: str = ""
+    ours_kernel: str = "auto"
     late_binding: bool = False
     block_size: int = 0
     stock_block_size: int = 0
@@ -117,7 +118,11 @@ def _start(options: Options) -> tuple[Engine, Engine]:
         stock["block_size"] = options.stock_block_size
     ours["block_size"] = options.block_size or 16
     ours["worker_cls"] = "pyvattn.vllm.Worker"
-    plug_in = {"driver": options.driver, "late_binding": options.late_binding}
+    plug_in = {
+        "driver": options.driver,
+        "late_binding": options.late_binding,
+        "kernel": options.ours_kernel,
+    }
     ours["additional_config"] = {"pyvattn": plug_in}
     if options.ours_backend:
         ours["attention_backend"] = options.ours_backend

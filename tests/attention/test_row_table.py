@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from pyvattn import CacheSpec, KVCache
 from pyvattn.attention import Problem, flash_attn3_build, optional
-from pyvattn.attention.flash_attn3_paged import FlashAttention3PagedKernel, whole_tokens
+from pyvattn.attention.flash_attn3_paged import FlashAttention3PagedKernel, whole_tokens_of
 from pyvattn.attention.problem import page_bytes_of
 from pyvattn.attention.registry import choose
 from pyvattn.attention.row_table import RowTable
@@ -59,7 +59,7 @@ def test_every_block_of_the_table_is_the_next_of_its_row(
             for tensor in cache.layer(layer):
                 tensor.copy_(torch.randn(tensor.shape))
         problem = problem_of(cache, queries)
-        cut = RowTable.of(problem.k, whole_tokens(problem))
+        cut = RowTable.of(problem.k, whole_tokens_of(problem))
         table = cut.table(problem.k.device)
         assert table.shape == (slots, cut.per_row)
         for rows in (problem.k, problem.v):
@@ -73,12 +73,12 @@ def test_every_block_of_the_table_is_the_next_of_its_row(
 def test_blocks_are_as_large_as_rows_allow():
     with open_rows(2, 64, "layer", "128K", 1024) as cache:  # 256 tokens in a page
         few, many = problem_of(cache, 1), problem_of(cache, 100)
-        assert RowTable.of(few.k, whole_tokens(few)).tokens == 256
-        assert RowTable.of(many.k, whole_tokens(many)).tokens == 256
+        assert RowTable.of(few.k, whole_tokens_of(few)).tokens == 256
+        assert RowTable.of(many.k, whole_tokens_of(many)).tokens == 256
     with open_rows(4, 128, "layer", "64K", 1024) as cache:  # 32 tokens in a page
         few, many = problem_of(cache, 1), problem_of(cache, 100)
-        assert RowTable.of(few.k, whole_tokens(few)).tokens == 256
-        assert RowTable.of(many.k, whole_tokens(many)).tokens == 32
+        assert RowTable.of(few.k, whole_tokens_of(few)).tokens == 256
+        assert RowTable.of(many.k, whole_tokens_of(many)).tokens == 32
 
 
 @pytest.mark.parametrize("layout", ["layer", "token"])
@@ -91,7 +91,7 @@ def test_a_tile_of_many_queries_lies_in_one_page(layout, page_size, head_dim, kn
         problem = problem_of(cache, 100)
         if not known:
             problem = Problem(problem.q, problem.k, problem.v, [0], [100], True, 1.0)
-        cut = RowTable.of(problem.k, whole_tokens(problem))
+        cut = RowTable.of(problem.k, whole_tokens_of(problem))
         by_tma = any(cut.tokens % tile == 0 for tile in TILES)
         token_bytes = cache.geometry.token_bytes
         assert not by_tma or (known and cache.page_size % (cut.tokens * token_bytes) == 0)

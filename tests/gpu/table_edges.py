@@ -19,7 +19,7 @@ import torch
 
 from pyvattn import CacheSpec, KVCache
 from pyvattn.attention import KVScales, attend, set_scales
-from pyvattn.attention.flash_attn3_paged import whole_tokens
+from pyvattn.attention.flash_attn3_paged import whole_tokens_of
 from pyvattn.attention.problem import Problem, page_bytes_of
 from pyvattn.attention.row_table import RowTable
 
@@ -56,7 +56,7 @@ def measure(layout: str, dtype: str, kv_heads: int, head_dim: int) -> dict[str, 
                 problem = Problem(
                     q, *tensors, [0], [1], True, 1.0, page_bytes=page_bytes_of(cache)
                 )  # fmt: skip
-                blocks.add(RowTable.of(problem.k, whole_tokens(problem)).tokens)
+                blocks.add(RowTable.of(problem.k, whole_tokens_of(problem)).tokens)
             cache.trim(slot, 0)
             cache.release(slot)
     return {"worst": worst, "blocks": sorted(blocks)}

@@ -119,6 +119,13 @@ def test_where_tokens_part_both_are_asked_how_near_the_likeliest_are(engines, mo
     assert (margin.value, margin.note) == (0.75, "median 0.500, of 3 requests")
 
 
+def test_a_kernel_is_asked_of_ours_alone(engines):
+    measured(replace(OPTIONS, workload=("short",), ours_kernel="flash-attn-3-paged"))
+    plug_in = engines.made["ours"]["additional_config"]["pyvattn"]
+    assert plug_in["kernel"] == "flash-attn-3-paged"
+    assert "additional_config" not in engines.made["stock"]
+
+
 def test_late_binding_is_asked_of_ours_alone(engines):
     measured(replace(OPTIONS, workload=("short",), late_binding=True))
     assert engines.made["ours"]["additional_config"]["pyvattn"]["late_binding"] is True

@@ -29,7 +29,8 @@ def kernel(*given):
     (q, k, v, _, _, _, out, starts, _, _, _, lengths, _, most_k, table, rows) = given[:16]
     scale, causal, left, right = given[23:27]
     assert most_k is None
-    assert table is None
+    if table is not None:
+        k, v = (cache[table].flatten(1, 2) for cache in (k, v))
     assert causal
     assert (left, right) == (-1, -1)
     for i, row in enumerate(rows.tolist()):
@@ -58,7 +59,7 @@ def layer(monkeypatch):
     return FlashRowAttention(2 * HEADS, DIM, DIM**-0.5, HEADS, None, None, "auto")
 
 
-def metadata(counts, lengths, rows):
+def metadata(counts, lengths, rows, table_block=None):
     starts = torch.tensor([0, *counts]).cumsum(0, dtype=torch.int32)
     return SimpleNamespace(
         num_actual_tokens=sum(counts),
@@ -70,6 +71,7 @@ def metadata(counts, lengths, rows):
         causal=True,
         scheduler_metadata=None,
         max_num_splits=0,
+        table_block=table_block,
     )
 
 
@@ -103,6 +105,22 @@ def test_each_request_reads_its_own_row_and_what_the_step_wrote_there(layer):
     )
     assert torch.equal(other[:3], out[:3])
     assert not torch.equal(other[3], out[3])
+
+
+@pytest.mark.parametrize("block", [64, 16])
+def test_a_table_of_the_rows_gives_what_rows_give(layer, block):
+    caches = torch.randn(2, ROWS, TOKENS, 2, HEADS, DIM)
+    query, key, value = torch.randn(4, 4, DIM), *torch.randn(2, 4, HEADS, DIM)
+    for cache in caches:
+        outs = [
+            layer.forward(
+                LAYER, query, key, value, cache,
+                metadata([3, 1], [20, 33], [2, 1], table_block), torch.zeros(4, 4, DIM),
+            )
+            for table_block in (None, block)
+        ]  # fmt: skip
+        assert torch.equal(*outs)
+        assert outs[0].any()
 
 
 def test_another_cache_is_not_taken_for_the_one_before(layer):
@@ -141,30 +159,60 @@ def test_what_the_kernel_does_not_do_is_refused_by_name(
         FlashRowAttention(4, DIM, 1.0, HEADS, slopes, None, "auto", None, kind)
 
 
-def test_rows_come_from_the_virtual_ids_and_stay_at_their_addresses(monkeypatch):
+def make_builder(monkeypatch, block_size=16, **options):
     def begin(self, spec, names, config, device):
         self.max_cudagraph_size = 8
+        self.num_heads_q, self.num_heads_kv = 8, 2
 
     base = flash_attn.FlashAttentionMetadataBuilder
     monkeypatch.setattr(base, "__init__", begin)
-    monkeypatch.setattr(base, "build", lambda self, *_: SimpleNamespace())
+    monkeypatch.setattr(base, "build", lambda self, *_: SimpleNamespace(page_size=self.block_size))
     config = SimpleNamespace(
         model_config=SimpleNamespace(max_model_len=100),
         scheduler_config=SimpleNamespace(max_num_seqs=4),
+        additional_config={"pyvattn": options},
     )
-    builder = FlashRowBuilder(SimpleNamespace(block_size=16), [], config, torch.device("cpu"))
-    assert builder.block_size is None  # no pages, to the kernel's own scheduler
+    spec = SimpleNamespace(block_size=block_size)
+    return FlashRowBuilder(spec, [], config, torch.device("cpu"))
 
-    def build(first_ids):
-        table = torch.tensor([[first, 99] for first in first_ids], dtype=torch.int32)
-        common = SimpleNamespace(num_reqs=len(first_ids), block_table_tensor=table)
-        return builder.build(0, common).rows
 
+def build(builder, first_ids, most_queries=1):
+    table = torch.tensor([[first, 99] for first in first_ids], dtype=torch.int32)
+    common = SimpleNamespace(
+        num_reqs=len(first_ids), block_table_tensor=table, max_query_len=most_queries
+    )
+    return builder.build(0, common)
+
+
+def test_rows_come_from_the_virtual_ids_and_stay_at_their_addresses(monkeypatch):
+    builder = make_builder(monkeypatch)
     # Seven blocks to a row.
-    rows = build([0, 7, 35])
-    assert rows.tolist() == [0, 1, 5]
-    assert build([14, 0, 0]).data_ptr() == rows.data_ptr()
-    assert rows.tolist() == [2, 0, 0]
+    made = build(builder, [0, 7, 35])
+    assert made.rows.tolist() == [0, 1, 5]
+    assert build(builder, [14, 0, 0]).rows.data_ptr() == made.rows.data_ptr()
+    assert made.rows.tolist() == [2, 0, 0]
+    # no pages, also to the kernel's own scheduler
+    assert made.table_block is made.page_size is None
+
+
+@pytest.mark.parametrize(
+    ("block_size", "most_queries", "block"),
+    [
+        (16, 1, 16),  # seven blocks of 16 tokens in a row
+        (16, 100, 16),
+        (128, 1, 128),
+        (128, 100, 128),  # whole tiles, and a physical page is one block
+        (8, 100, 8),
+        (96, 1, 64),
+        (96, 100, 32),  # a tile of 64 would go on to the next page
+    ],
+)
+def test_the_tables_blocks_are_those_that_the_kernels_scheduler_is_told(
+    monkeypatch, block_size, most_queries, block
+):
+    builder = make_builder(monkeypatch, block_size, kernel="flash-attn-3-paged")
+    made = build(builder, [0, 7], most_queries)
+    assert made.table_block == made.page_size == block
 
 
 def test_the_backend_is_vllms_with_k_before_v():

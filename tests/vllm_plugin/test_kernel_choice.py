@@ -13,6 +13,7 @@ from pyvattn.integrations.vllm.kernel_choice import (
     attends_by_flash_rows,
     check_guard,
     guard_tokens,
+    reads_by_table,
 )
 from pyvattn.kernels import kernel_named
 
@@ -65,6 +66,16 @@ def test_on_hopper_custom_is_flash_attention_3_with_a_guard(vllm, kernel):
     assert attends_by_flash_rows(asked)
     assert guard_tokens(asked) == READS > 0
     check_guard(asked)
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "bfloat16"])
+def test_by_a_table_it_needs_no_guard_and_any_scheduler_will_do(vllm, dtype):
+    asked = config(kernel="flash-attn-3-paged", scheduler=Stock, cache_dtype=dtype)
+    assert attends_by_flash_rows(asked)
+    assert reads_by_table(asked)
+    assert guard_tokens(asked) == 0
+    check_guard(asked)
+    assert not reads_by_table(config())
 
 
 @pytest.mark.parametrize(

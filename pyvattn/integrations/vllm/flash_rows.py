@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``--attention-backend CUSTOM`` on Hopper: vLLM's own FlashAttention-3, without a block table.
+"""``--attention-backend CUSTOM`` on Hopper: vLLM's own FlashAttention-3, without its block table.
 
 vLLM's metadata, CUDA graphs and FP8 scales are kept; K and V are ``[rows, tokens, kv_heads,
 head_dim]`` with K of a token's heads before V, and the kernel is told each request's row. It reads
-whole tiles: the scheduler allocates blocks that far past every length. vLLM loads this module by
-its name, and it needs vLLM.
+whole tiles: the scheduler allocates blocks that far past every length. With the kernel
+``flash-attn-3-paged`` a table says where the blocks of every row lie, the same in every step, and
+nothing past a length is read. vLLM loads this module by its name, and it needs vLLM.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionMetadataBuilder,
 )
 
+from pyvattn.attention.flash_attn3_paged import whole_tokens
+from pyvattn.attention.row_table import RowTable, block_tokens
 from pyvattn.errors import UnsupportedError
+from pyvattn.integrations.vllm.kernel_choice import reads_by_table
 from pyvattn.integrations.vllm.row_attention import refuse_unsupported
 from pyvattn.integrations.vllm.row_layout import RowLayout, rows_only
 
@@ -61,8 +65,10 @@ class FlashRowBuilder(FlashAttentionMetadataBuilder):  # type: ignore[misc]
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         # The kernel's own scheduler is told that there are no pages.
-        self.block_size = None
-        self._positions = -(-vllm_config.model_config.max_model_len // kv_cache_spec.block_size)
+        self.block_size: int | None = None
+        self._by_table = reads_by_table(vllm_config)
+        self._page_tokens = kv_cache_spec.block_size
+        self._positions = -(-vllm_config.model_config.max_model_len // self._page_tokens)
         # CUDA graphs read the rows from the same addresses in every step.
         most = max(vllm_config.scheduler_config.max_num_seqs, self.max_cudagraph_size or 0)
         self._rows = torch.zeros(most, dtype=torch.int32, device=device)
@@ -71,7 +77,10 @@ class FlashRowBuilder(FlashAttentionMetadataBuilder):  # type: ignore[misc]
         self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
     ) -> Any:
         """Return what the layers need of a batch."""
+        if self._by_table:
+            self.block_size = self._table_block(common_attn_metadata.max_query_len)
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
+        metadata.table_block = self.block_size
         count = common_attn_metadata.num_reqs
         metadata.rows = torch.div(
             common_attn_metadata.block_table_tensor[:count, 0],
@@ -80,6 +89,12 @@ class FlashRowBuilder(FlashAttentionMetadataBuilder):  # type: ignore[misc]
             out=self._rows[:count],
         )
         return metadata
+
+    def _table_block(self, most_queries: int) -> int:
+        """Return the tokens of the table's blocks; a block of vLLM's is a physical page."""
+        queries = most_queries * (self.num_heads_q // self.num_heads_kv)
+        whole = whole_tokens(queries, self._page_tokens)
+        return block_tokens(self._positions * self._page_tokens, whole)
 
     def use_cascade_attention(self, *_: object, **__: object) -> bool:
         """Return that a common prefix is not attended to apart.
@@ -105,6 +120,7 @@ class FlashRowAttention(FlashAttentionImpl):  # type: ignore[misc]
         )
         self._cache: Tensor | None = None
         self._k = self._v = torch.empty(0)
+        self._blocks: dict[int, tuple[RowTable, Tensor, Tensor]] = {}
 
     def forward(
         self,
@@ -125,7 +141,7 @@ class FlashRowAttention(FlashAttentionImpl):  # type: ignore[misc]
             return output.fill_(0)
         if isinstance(attn_metadata.causal, Tensor):
             raise UnsupportedError("rows without a block table: causal must be the same for all")
-        k, v = self._views(kv_cache)
+        k, v, table = self._views(kv_cache, attn_metadata.table_block)
         count = attn_metadata.num_actual_tokens
         window = attn_metadata.sliding_window or self.sliding_window
         scales = (attn_metadata.query_start_loc.shape[0] - 1, self.num_kv_heads)
@@ -144,7 +160,7 @@ class FlashRowAttention(FlashAttentionImpl):  # type: ignore[misc]
             attn_metadata.seq_lens,
             attn_metadata.max_query_len,
             None,  # max_seqlen_k: a row's, since the kernel compares it with that
-            None,  # page_table
+            table,
             attn_metadata.rows,
             None,  # leftpad_k
             None,  # rotary_cos
@@ -187,13 +203,25 @@ class FlashRowAttention(FlashAttentionImpl):  # type: ignore[misc]
             layer._v_scale,
         )
 
-    def _views(self, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
-        """Return K and V of the rows; made once, since each view costs a step microseconds."""
+    def _views(
+        self, kv_cache: Tensor, table_block: int | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return K and V of the rows, or of their blocks with the table that says where they lie.
+
+        Made once, since each view costs a step microseconds.
+        """
         if self._cache is not kv_cache:
             rows_only(kv_cache)
             typed = kv_cache
             if self.kv_cache_dtype.startswith("fp8"):
                 typed = kv_cache.view(torch.float8_e4m3fn)
             self._k, self._v = typed.unbind(2)
+            self._blocks = {}
             self._cache = kv_cache
-        return self._k, self._v
+        if table_block is None:
+            return self._k, self._v, None
+        if table_block not in self._blocks:
+            cut = RowTable.of(self._k, table_block)
+            self._blocks[table_block] = cut, cut.view(self._k), cut.view(self._v)
+        cut, k, v = self._blocks[table_block]
+        return k, v, cut.table(k.device)

@@ -13,19 +13,35 @@ from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.vllm.options import Options
 from pyvattn.kernels import kernel_named
 
-__all__ = ["attends_by_flash_rows", "check_guard", "guard_tokens"]
+__all__ = ["attends_by_flash_rows", "check_guard", "guard_tokens", "reads_by_table"]
 
-_FLASH = "flash-attn-3"
+_FLASH, _FLASH_BY_TABLE = "flash-attn-3", "flash-attn-3-paged"
 
 
 def attends_by_flash_rows(config: Any) -> bool:
-    """Return whether a ``VllmConfig`` asks for vLLM's FlashAttention-3 without a block table.
+    """Return whether a ``VllmConfig`` asks for vLLM's FlashAttention-3 over rows.
 
-    That is what ``kernel="auto"`` means where vLLM has it, on Hopper.
+    Where vLLM has it, on Hopper, ``kernel="auto"`` means the one without a block table.
     """
     backend = getattr(config.attention_config.backend, "name", None)
+    return (
+        backend == "CUSTOM"
+        and _flash_kernel(config) in (_FLASH, _FLASH_BY_TABLE)
+        and _vllm_runs_flash_3()
+    )
+
+
+def reads_by_table(config: Any) -> bool:
+    """Return whether that FlashAttention-3 is told by a table where the blocks of a row lie.
+
+    Then it reads nothing past a length.
+    """
+    return _flash_kernel(config) == _FLASH_BY_TABLE
+
+
+def _flash_kernel(config: Any) -> str:
     kernel = Options.of(config.additional_config).kernel
-    return backend == "CUSTOM" and kernel in ("auto", _FLASH) and _vllm_runs_flash_3()
+    return _FLASH if kernel == "auto" else kernel
 
 
 def guard_tokens(config: Any) -> int:
@@ -43,14 +59,16 @@ def check_guard(config: Any) -> None:
     if guard_tokens(config) < needed:
         raise UnsupportedError(
             f"pyvattn option guard_tokens={guard_tokens(config)}: FlashAttention-3 without a block "
-            f"table reads up to {needed} tokens past a length; leave the option out"
+            f"table reads up to {needed} tokens past a length; leave the option out, or set kernel "
+            f"to {_FLASH_BY_TABLE}"
         )
     scheduler = config.scheduler_config.get_scheduler_cls() if needed else None
     if needed and not getattr(scheduler, "allocates_guard", False):
         raise UnsupportedError(
             "FlashAttention-3 without a block table reads past a length, where vLLM's own "
             "scheduler allocates nothing: add --scheduler-cls pyvattn.vllm.Scheduler "
-            "(SyncScheduler with --no-async-scheduling), or leave out --attention-backend CUSTOM"
+            f"(SyncScheduler with --no-async-scheduling), set pyvattn option kernel to "
+            f"{_FLASH_BY_TABLE}, or leave out --attention-backend CUSTOM"
         )
 
 
@@ -58,7 +76,7 @@ def _needed(config: Any) -> int:
     if not attends_by_flash_rows(config):
         return 0
     float8 = str(config.cache_config.cache_dtype).startswith("fp8")
-    return kernel_named(_FLASH).guard_for(1 if float8 else 2)
+    return kernel_named(_flash_kernel(config)).guard_for(1 if float8 else 2)
 
 
 def _vllm_runs_flash_3() -> bool:
