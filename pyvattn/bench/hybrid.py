@@ -20,7 +20,7 @@ from pyvattn.bench.block_groups import BlockLayout
 from pyvattn.bench.report import Measure
 from pyvattn.bench.timing import ratios, summarise
 from pyvattn.errors import ConfigError
-from pyvattn.geometry import Geometry
+from pyvattn.geometry import Geometry, check_page_size
 from pyvattn.layer_group import LayerGroup
 from pyvattn.planner import guarded_for, held_bytes
 from pyvattn.spec import CacheSpec
@@ -33,8 +33,11 @@ Held = Callable[[int], int]
 # A question, a chat, a book.
 _LENGTHS = (12, 2_000, 100_000)
 _BLOCKS = "vLLM's blocks"
-# A kernel that reads no further than a row, and the one that reads furthest.
-_KERNELS = {"rows": "torch-varlen", "rows guarded for flash-attn-3": "flash-attn-3"}
+# FlashAttention-3 by a table of the rows, which reads no further than them, and without one.
+_KERNELS = {"rows": "flash-attn-3-paged", "rows guarded for flash-attn-3": "flash-attn-3"}
+_SIDE_BY_SIDE = "rows with layers side by side"
+# What kernels must find of a layer in each entry of the page table, which may be one small page.
+_ENTRY_TOKENS = 16
 
 
 def _mixed(
@@ -76,7 +79,7 @@ def measure(options: Options) -> Iterator[Measure]:
     trace = read_trace(options.trace) if options.trace else synthetic_trace()
     memory = parse_size(options.memory, "memory")
     starts = random.Random(0).sample(range(len(trace.requests)), options.rounds)
-    note = f"{trace.label}, {options.memory}, {options.page_size} pages, layout layer"
+    note = f"{trace.label}, {options.memory}, {options.page_size} pages"
     for model, spec in MODELS.items():
         allocations = {_BLOCKS: BlockLayout.of(spec).bytes_at, **_rows(spec, options.page_size)}
         if memory < 2 * max(held(trace.longest) for held in allocations.values()):
@@ -101,12 +104,27 @@ def measure(options: Options) -> Iterator[Measure]:
 
 
 def _rows(spec: CacheSpec, page_size: str) -> dict[str, Held]:
-    """Return what rows hold by themselves, and with a guard of private memory in each group."""
+    """Return what rows hold by themselves, and with a guard of private memory in each group.
+
+    And, with as many layers of a token side by side as kernels allow, where the last pages of a
+    row waste least.
+    """
     found: dict[str, Held] = {}
     for name, kernel in _KERNELS.items():
         guarded = guarded_for(spec, kernel)
         found[name] = partial(_pages, guarded, guarded.geometries("layer", page_size))
-    return found
+    alone = guarded_for(spec, _KERNELS["rows"])
+    close = [_side_by_side(part, page_size) for part in alone.parts]
+    return {**found, _SIDE_BY_SIDE: partial(_pages, alone, close)}
+
+
+def _side_by_side(part: CacheSpec, page_size: str) -> Geometry:
+    most = check_page_size(page_size) // (_ENTRY_TOKENS * part.token_bytes_per_layer)
+    divisors = [each for each in range(1, part.layers + 1) if part.layers % each == 0]
+    layers = max((each for each in divisors if each <= most), default=0)
+    if not layers:
+        return part.geometry("layer", page_size)
+    return part.geometry("token", page_size, layers)
 
 
 def _pages(spec: CacheSpec, geometries: Sequence[Geometry], tokens: int) -> int:

@@ -88,9 +88,12 @@ def _figures(
         f"{workload.context:.0f} tokens."
     )
     if costs.private_guard and spec.guard_tokens:
+        held = workload.context + choice.waste_mean_tokens
+        more = spec.guard_tokens / (held - spec.guard_tokens)
         yield (
             f"Of that, {spec.guard_tokens} tokens are the tail guard, which {costs.driver} cannot "
-            "share."
+            f"share: {more:.0%} more requests fit where a kernel needs none, such as "
+            "flash-attn-3-paged, which reads rows by a table and takes longer than flash-attn-3."
         )
     yield (
         f"Map calls: {choice.calls_per_step:.3g} for a step of {workload.batch} requests "

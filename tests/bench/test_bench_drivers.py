@@ -116,8 +116,9 @@ def test_capacity_counts_whole_requests_of_known_size(tmp_path):
     assert found["contiguous, 64K pages, layout layer"] == 32  # 32 pages of 64 KiB an arena
     assert found["contiguous, 2M pages, layout layer"] == 32  # one page in each of 64 arenas
     # 1,192 tokens with the guard: 75 pages side by side, or two in each of 64 arenas.
-    assert found["cumem, 2M pages, layout token, guard of 192 tokens"] == 27
-    assert found["cumem, 2M pages, layout layer, guard of 192 tokens"] == 16
+    assert found["cumem, 2M pages, layout token, flash-attn-3, guard of 192 tokens"] == 27
+    assert found["cumem, 2M pages, layout layer, flash-attn-3, guard of 192 tokens"] == 16
+    assert found["cumem, 2M pages, layout token, flash-attn-3-paged"] == 32
 
 
 def test_capacity_of_one_driver_counts_its_pages_and_its_guard(tmp_path):
@@ -125,7 +126,8 @@ def test_capacity_of_one_driver_counts_its_pages_and_its_guard(tmp_path):
     ours = {name: value for name, value in found.items() if name.startswith("stock-uvm")}
     # 32 pages of 64 KiB in each of 64 arenas; with the guard 38.
     name = "stock-uvm, 64K pages, layout layer"
-    assert ours == {name: 32, f"{name}, guard of 192 tokens": 26}
+    kernels = ("flash-attn-3-paged", "flash-attn-3, guard of 192 tokens")
+    assert ours == {f"{name}, {kernels[0]}": 32, f"{name}, {kernels[1]}": 26}
     assert len(found) == 4
 
 

@@ -8,6 +8,7 @@ import pytest
 from pyvattn import ConfigError, KVCache, LayerGroup
 from pyvattn.bench.block_groups import BlockLayout
 from pyvattn.bench.hybrid import MODELS, Options, measure
+from pyvattn.planner import held_bytes
 from pyvattn.spec import CacheSpec
 
 # MiB by tokens, from vLLM 0.33's KVCacheManager, run on the models' layers.
@@ -77,6 +78,17 @@ def test_guards_are_those_of_each_group(found):
     assert guard("gpt-oss-20b") == 48 * 3 * 64 / 1024
     # Layers of head dim 512 have a kernel without: 192 tokens of 8 KiB in 100 arenas, 24 pages.
     assert guard("Gemma-4-31B") == 100 * 24 * 64 / 1024
+
+
+def test_layers_side_by_side_leave_kernels_16_tokens_of_each_in_a_page(found):
+    """gpt-oss: 2 KiB a token and layer, so two layers; Gemma-3: 8 KiB, so K and V are apart."""
+    spec = CacheSpec(groups=MODELS["gpt-oss-20b"].groups, max_slots=1, guard_tokens=0)
+    geometries = [part.geometry("token", "64K", 2) for part in spec.parts]
+    assert all(geometry.tokens_per_page == 16 for geometry in geometries)
+    held = held_bytes(spec, geometries, 2000, private_guard=True)
+    close = "2,000 tokens, rows with layers side by side"
+    assert found[f"gpt-oss-20b, {close}"].value == held / 2**20
+    assert found[f"Gemma-3-27B, {close}"].value == found["Gemma-3-27B, 2,000 tokens, rows"].value
 
 
 def test_more_fit_where_less_is_held(found):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The planner's arithmetic against brute force, and its choices against the rules it states."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -286,6 +287,20 @@ class TestChoice:
         per_page = 64 * K // (8 * 128 * 2)
         assert made.choice.read_ahead_tokens == made.choice.growth_pages * per_page
         assert f"read_ahead={made.choice.read_ahead_tokens}" in made.summary
+
+    def test_a_guard_is_weighed_against_the_requests_that_would_fit_without(self):
+        guarded, bare = (
+            plan(replace(LLAMA3_8B, guard_tokens=guard), driver="cumem", layout="token")
+            for guard in (192, 0)
+        )
+        held = [
+            made.workload.context * LLAMA3_8B.token_bytes + made.choice.waste_mean_bytes
+            for made in (guarded, bare)
+        ]
+        more = held[0] / held[1] - 1
+        said = re.search(r"(\d+)% more requests fit where a kernel needs none", guarded.summary)
+        assert int(said[1]) == pytest.approx(100 * more, abs=1.5)
+        assert "more requests fit" not in bare.summary
 
     def test_what_is_hidden_anyhow_maps_nothing_ahead(self):
         choice = plan(LLAMA3_8B, driver="cumem", layout="token").choice
