@@ -35,6 +35,7 @@ __all__: list[str] = [
     "MemoryLimit",
     "OperationCount",
     "PatchQuery",
+    "RangesAdaptor",
     "RowMap",
     "Slot",
     "StatisticsAdaptor",
@@ -271,6 +272,12 @@ class LimitAdaptor(Driver):
     Holds the bytes of all slabs to a budget.
     """
     def __init__(self, inner: Driver, budget: Budget) -> None: ...
+
+class RangesAdaptor(Driver):
+    """
+    Shows map, unmap and zero as NVTX ranges.
+    """
+    def __init__(self, inner: Driver, library: str) -> None: ...
 
 class StatisticsAdaptor(Driver):
     """

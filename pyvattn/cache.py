@@ -24,6 +24,7 @@ from pyvattn.errors import (
 from pyvattn.geometry import Geometry
 from pyvattn.keepers import Keeper, Keepers
 from pyvattn.layers import LayerTensors
+from pyvattn.nvtx import ranged, ranged_driver
 from pyvattn.opened import Opened
 from pyvattn.resolve import check_device, open_driver
 from pyvattn.shared import SharedMemory
@@ -176,6 +177,7 @@ class KVCache(Opened):
             )
         self._lease = budget if isinstance(budget, SharedMemory) else None
         self._keepers = Keepers()
+        driver = ranged_driver(driver)
         self._native = _native.Cache(
             driver=driver,
             groups=[
@@ -217,6 +219,7 @@ class KVCache(Opened):
         self._dropped.recover()
         return self._with_room(self._native.acquire, tokens)
 
+    @ranged("pyvattn.admit")
     def admit(self, tokens: int) -> Slot:
         """:meth:`acquire` and :meth:`step` in one call: a slot whose first tokens are backed.
 
@@ -226,6 +229,7 @@ class KVCache(Opened):
         self._dropped.recover()
         return self._with_room(self._native.admit, tokens)
 
+    @ranged("pyvattn.fork")
     def fork(self, slot: Slot, tokens: int | None = None) -> Slot:
         """Return a slot that begins with the first ``tokens`` tokens of ``slot``, by default all.
 
@@ -251,6 +255,7 @@ class KVCache(Opened):
                 raise
         return fork
 
+    @ranged("pyvattn.copy_out")
     def offload(self, slot: Slot, tokens: int | None = None) -> Offloaded:
         """Copy the first ``tokens`` tokens of a slot to host memory, by default all.
 
@@ -279,6 +284,7 @@ class KVCache(Opened):
         sizes = tuple(geometry.token_bytes for geometry in self._geometries)
         return Offloaded(count, fronts, sizes, data, self._fence(None))
 
+    @ranged("pyvattn.restore")
     def restore(self, offloaded: Offloaded) -> Slot:
         """Return a new slot with the tokens that :meth:`offload` copied, as often as you like.
 
@@ -299,6 +305,7 @@ class KVCache(Opened):
             raise
         return slot
 
+    @ranged("pyvattn.copy_in")
     def _refill(self, slot: Slot, offloaded: Offloaded, first: int) -> None:
         """Copy the offloaded tokens from ``first`` on to a slot that has them backed."""
         # Another stream may have been in use when they were copied.
@@ -320,6 +327,7 @@ class KVCache(Opened):
         """
         self._native.release(slot, self._fence(after))
 
+    @ranged("pyvattn.step")
     def step(self, lengths: Mapping[Slot, int], *, rollback: int = 0) -> None:
         """Back the first ``lengths[slot]`` tokens of every slot named, whole or not at all.
 
@@ -340,6 +348,7 @@ class KVCache(Opened):
         """
         self._with_room(self._native.step, _dict_of(lengths), *self._passage(rollback))
 
+    @ranged("pyvattn.step")
     def step_array(self, rows: Any, lengths: Any, *, rollback: int = 0) -> None:
         """:meth:`step` for arrays: ``rows[i]`` gets ``lengths[i]`` tokens.
 
@@ -349,6 +358,7 @@ class KVCache(Opened):
         """
         self._with_room(self._native.step_rows, rows, lengths, *self._passage(rollback))
 
+    @ranged("pyvattn.step")
     def try_step(self, lengths: Mapping[Slot, int], *, rollback: int = 0) -> bool:
         """:meth:`step` where nothing has to be waited for but the driver; say if it was done.
 
@@ -367,6 +377,7 @@ class KVCache(Opened):
             raise ArgumentError(f"rollback={shown(rollback)}: use a number of tokens, 0 for none")
         return (self._fence(None), tokens) if self._has_windows else (None, 0)
 
+    @ranged("pyvattn.trim")
     def trim(
         self,
         slot: Slot,

@@ -18,6 +18,7 @@ from pyvattn.budget import Budget, budget_of
 from pyvattn.errors import ConfigError, SpecError
 from pyvattn.geometry import Geometry
 from pyvattn.layers import LayerTensors
+from pyvattn.nvtx import ranged, ranged_driver
 from pyvattn.opened import Opened
 from pyvattn.resolve import open_driver
 from pyvattn.shared import SharedMemory
@@ -130,6 +131,7 @@ class BlockPool(Opened):
         # A slab is what goes back when neighbours ask.
         if not slab_bytes and isinstance(budget, SharedMemory):
             slab_bytes = budget.chunk_bytes
+        driver = ranged_driver(driver)
         self._native = _native.BlockPool(
             driver=driver, arenas=geometry.arenas, budget=budget, slab_bytes=slab_bytes
         )
@@ -255,6 +257,7 @@ class RowMap:
         """End a row. Its mappings are not touched before ``after`` has passed."""
         self._native.close(row, self._pool._fence(after))
 
+    @ranged("pyvattn.flush")
     def flush(self) -> None:
         """Carry out what is staged. Every open row then maps its blocks in order.
 

@@ -26,7 +26,7 @@ PYTHON = (  # pyvattn/ and cli/
     # what callers may pass
     ("arguments",),
     # sizes, dtypes, samples; CUDA and NVIDIA's text files
-    ("cuda", "cuda_graphs", "dtypes", "fences", "nvidia", "samples", "stats", "units"),
+    ("cuda", "cuda_graphs", "dtypes", "fences", "nvidia", "nvtx", "samples", "stats", "units"),
     # files that people name
     ("files",),
     # rows of traces; pictures; what "auto" means; who keeps slots for later, and who drops them;

@@ -14,6 +14,7 @@ from pyvattn.attention.problem import FLOAT8, TORCH_DTYPES, check_cache
 from pyvattn.attention.quantise import quantised
 from pyvattn.attention.windows import source_of
 from pyvattn.errors import TensorError, UnsupportedError
+from pyvattn.nvtx import ranged
 from pyvattn.text import shown
 from pyvattn.whole_numbers import whole_number
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pyvattn.rows import RowMap
 
 
+@ranged("pyvattn.append")
 def append(
     cache: KVCache | RowMap, layer: int, slots: Tensor, positions: Tensor, k: Tensor, v: Tensor
 ) -> None:

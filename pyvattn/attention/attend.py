@@ -31,6 +31,7 @@ from pyvattn.attention.windows import (
     window_of,
 )
 from pyvattn.errors import ConfigError, UnsupportedError
+from pyvattn.nvtx import ranged
 from pyvattn.text import shown
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def attend(
 ) -> tuple[Tensor, Tensor]: ...
 
 
+@ranged("pyvattn.attend")
 def attend(
     q: Tensor,
     cache: KVCache | RowMap,

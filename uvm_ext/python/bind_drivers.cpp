@@ -11,6 +11,7 @@
 #include "adaptors/faults.hpp"
 #include "adaptors/limit.hpp"
 #include "adaptors/memory_limit.hpp"
+#include "adaptors/ranges.hpp"
 #include "adaptors/statistics.hpp"
 #include "adaptors/trace.hpp"
 #include "base/errors.hpp"
@@ -125,6 +126,9 @@ void bind_adaptors(py::module_& module) {
   py::class_<LimitAdaptor, Driver, std::shared_ptr<LimitAdaptor>>(
       module, "LimitAdaptor", "Holds the bytes of all slabs to a budget.")
       .def(py::init<DriverPtr, BudgetPtr>(), py::arg("inner"), py::arg("budget"));
+  py::class_<RangesAdaptor, Driver, std::shared_ptr<RangesAdaptor>>(
+      module, "RangesAdaptor", "Shows map, unmap and zero as NVTX ranges.")
+      .def(py::init<DriverPtr, const std::string&>(), py::arg("inner"), py::arg("library"));
   py::class_<StatisticsAdaptor, Driver, std::shared_ptr<StatisticsAdaptor>>(
       module, "StatisticsAdaptor", "Counts calls, bytes, failures and seconds.")
       .def(py::init<DriverPtr>(), py::arg("inner"))

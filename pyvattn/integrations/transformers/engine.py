@@ -35,6 +35,7 @@ from pyvattn.integrations.transformers.settings import config_of, stop_tokens_of
 from pyvattn.integrations.transformers.spec import check_fit, check_model
 from pyvattn.integrations.transformers.switch import attend_through
 from pyvattn.logs import logger_of
+from pyvattn.nvtx import ranged
 from pyvattn.prefix import PrefixIndex
 from pyvattn.text import shown
 
@@ -194,6 +195,7 @@ class Engine:
             )
         return [self.submit(prompt, max_new_tokens, **options) for _ in range(count)]
 
+    @ranged("pyvattn.engine_step")
     @torch.inference_mode()
     def step(self) -> list[Request]:
         """Run one iteration: back, compute, read, retire. Returns the requests that finished.
