@@ -42,6 +42,7 @@ def test_cupy_writes_the_same_memory(request_k):
 def test_numba_kernels_write_the_same_memory(request_k):
     try:
         from numba import cuda
+        from numba.cuda import cudaimpl  # noqa: F401  as the first launch does
     except (ImportError, AttributeError) as error:  # the second: made for another NumPy
         pytest.skip(f"numba cannot be imported here: {error}")
     if not cuda.is_available():
