@@ -8,6 +8,7 @@ from typing import Any
 
 from pyvattn.cli.output import table
 from pyvattn.planner import Plan, held_bytes
+from pyvattn.planner.groups import planned_geometries
 from pyvattn.spec import CacheSpec
 from pyvattn.units import format_size
 
@@ -20,7 +21,7 @@ Parts = Sequence[Plan]
 
 def held(spec: CacheSpec, parts: Parts, tokens: int) -> int:
     """Return the bytes that a request of ``tokens`` tokens holds in the pages of ``parts``."""
-    geometries = [made.geometry() for made in parts]
+    geometries = planned_geometries(spec, parts)
     return held_bytes(spec, geometries, tokens, parts[0].costs.private_guard)
 
 

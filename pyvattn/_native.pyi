@@ -387,7 +387,13 @@ class LayerGroup:
     What the core knows of a pyvattn.LayerGroup.
     """
     def __init__(
-        self, *, arenas: int, token_bytes: int, guard_tokens: int, window: int = 0
+        self,
+        *,
+        arenas: int,
+        token_bytes: int,
+        guard_tokens: int,
+        window: int = 0,
+        ring_tokens: int = 0,
     ) -> None: ...
 
 class Cache:
@@ -530,7 +536,14 @@ class RowMap:
     The core of pyvattn.RowMap.
     """
     def __init__(
-        self, *, pool: BlockPool, rows: int, max_tokens: int, guard_tokens: int, token_bytes: int
+        self,
+        *,
+        pool: BlockPool,
+        rows: int,
+        max_tokens: int,
+        guard_tokens: int,
+        token_bytes: int,
+        ring_tokens: int = 0,
     ) -> None: ...
     def blocks(self, row: typing.Any) -> list[int | None]: ...
     def close(self, row: typing.Any, after: Fence | None = None) -> None: ...
@@ -738,7 +751,9 @@ def remove_ledger(path: str) -> None:
     Removes the file; raises LedgerBusy while a member is alive.
     """
 
-def row_bytes(max_tokens: int, guard_tokens: int, token_bytes: int, page_size: int) -> int:
+def row_bytes(
+    max_tokens: int, guard_tokens: int, token_bytes: int, page_size: int, ring_tokens: int = 0
+) -> int:
     """
     Bytes of addresses that a row takes in an arena.
     """

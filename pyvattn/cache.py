@@ -186,6 +186,7 @@ class KVCache(Opened):
                     token_bytes=geometry.token_bytes,
                     guard_tokens=geometry.guard_tokens,
                     window=window or 0,
+                    ring_tokens=geometry.ring_tokens,
                 )
                 for geometry, window in zip(geometries, spec.windows, strict=True)
             ],
@@ -234,9 +235,9 @@ class KVCache(Opened):
         """Return a slot that begins with the first ``tokens`` tokens of ``slot``, by default all.
 
         Whole pages are shared, whatever their number, and cost one map call for each run; the
-        rest, less than a page in each arena, is copied: on a GPU on the stream that torch is
-        using in this thread, so let that wait for whatever writes those tokens. The two grow
-        apart, and either may be released first.
+        rest, less than a page in each arena, and whatever lies in rings, is copied: on a GPU on
+        the stream that torch is using in this thread, so let that wait for whatever writes those
+        tokens. The two grow apart, and either may be released first.
 
         While tokens are shared nobody writes them: a :meth:`step` or :meth:`trim` to less
         than what whole pages hold of them is a :class:`~pyvattn.errors.LengthError`, for
@@ -273,7 +274,9 @@ class KVCache(Opened):
         """
         if self.driver == "host-accounting":
             raise UnsupportedError("accounting=True has no memory to copy: open the cache without")
-        length, fronts = self._native.length(slot), tuple(self._native.fronts(slot))
+        length = self._native.length(slot)
+        held = zip(self._geometries, self._native.fronts(slot), strict=True)
+        fronts = tuple(_first_held(geometry, front, length) for geometry, front in held)
         count = length if tokens is None else whole_number(tokens)
         if count is None or not max(fronts) <= count <= length:
             raise LengthError(
@@ -311,8 +314,11 @@ class KVCache(Opened):
         # Another stream may have been in use when they were copied.
         if offloaded.fence is not None:
             offloaded.fence.wait()
-        pairs = zip(offloaded.fronts, offloaded.token_bytes, strict=True)
-        places = [(front * size, max(0, first - front) * size) for front, size in pairs]
+        pairs = zip(self._geometries, offloaded.fronts, strict=True)
+        places = [
+            (each.place_of(front) * each.token_bytes, max(0, first - front) * each.token_bytes)
+            for each, front in pairs
+        ]
         self._tensors.from_host(offloaded.data, slot.index, places)
 
     def release(self, slot: Slot, after: object = None) -> None:
@@ -504,6 +510,9 @@ class KVCache(Opened):
     def layer(self, index: int, from_dlpack: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
         """Return the K and V of one layer, each ``[max_slots, max_tokens, kv_heads, head_dim]``.
 
+        Of a layer whose rows are rings it is ``[max_slots, 2 * ring, …]``, with token ``p`` at
+        ``p`` modulo ``ring`` and, the same memory, ``ring`` further.
+
         They share memory with the cache and stay valid while it is open; after
         :meth:`close` they must not be written. With MLA, K is the latent vector
         and the rotary key side by side, and V the latent part of it.
@@ -552,6 +561,11 @@ class KVCache(Opened):
 
     def _bytes_allocated(self) -> int:
         return self.stats().bytes_allocated
+
+
+def _first_held(geometry: Geometry, front: int, length: int) -> int:
+    """Return the first token of a row that is there: a ring holds the last ones alone."""
+    return max(front, length - geometry.ring_tokens) if geometry.ring_tokens else front
 
 
 def _check_front(front: object, length: object) -> None:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 from typing import TYPE_CHECKING
 
 from pyvattn import _native
 from pyvattn.errors import ConfigError, SpecError
+from pyvattn.layer_group import LayerGroup, ring_tokens
 from pyvattn.text import shown
 from pyvattn.units import format_page_size, format_size, parse_size
 from pyvattn.whole_numbers import whole_number
@@ -48,7 +50,8 @@ class Geometry:
     """All arenas of a cache are alike; this describes one, and where each layer is found.
 
     A slot's row begins at ``slot * row_bytes`` of every arena and takes
-    whole pages; a token takes ``token_bytes`` of it.
+    whole pages; a token takes ``token_bytes`` of it. Where rows are rings of ``ring_tokens``,
+    token ``p`` lies at ``p`` modulo so many, and a row's pages are mapped twice, side by side.
     """
 
     layout: str
@@ -61,6 +64,7 @@ class Geometry:
     token_bytes: int
     row_bytes: int
     views: tuple[LayerViews, ...]
+    ring_tokens: int = 0
 
     @property
     def layout_name(self) -> str:
@@ -73,6 +77,16 @@ class Geometry:
         """Bytes of addresses that one arena reserves."""
         return self.slots * self.row_bytes
 
+    def place_of(self, token: int) -> int:
+        """Return where a token lies in its row, counted in tokens."""
+        return token % self.ring_tokens if self.ring_tokens else token
+
+    def chunk_tokens(self, window: int | None) -> int | None:
+        """Return how many new tokens of a row keep clear of the window before; None: any number."""
+        if not self.ring_tokens or window is None:
+            return None
+        return self.ring_tokens - (window - 1) - self.guard_tokens
+
     @property
     def tokens_per_page(self) -> float:
         """Tokens that lie in one page; below 1 where a token takes several pages."""
@@ -80,7 +94,8 @@ class Geometry:
 
     def pages(self, tokens: int) -> int:
         """Return the pages of one arena's row that hold ``tokens`` tokens."""
-        return -(-tokens * self.token_bytes // self.page_size)
+        held = min(tokens, self.ring_tokens) if self.ring_tokens else tokens
+        return -(-held * self.token_bytes // self.page_size)
 
 
 def check_page_size(page_size: int | str) -> int:
@@ -102,17 +117,26 @@ def check_layout(layout: str) -> str:
 
 
 def build_geometry(
-    spec: CacheSpec, layout: str, page_size: int | str, layers_per_arena: int | None = None
+    spec: CacheSpec,
+    layout: str,
+    page_size: int | str,
+    layers_per_arena: int | None = None,
+    kept: LayerGroup | None = None,
 ) -> Geometry:
-    """Work out where ``spec`` lies: what :meth:`pyvattn.CacheSpec.geometry` returns."""
+    """Work out where ``spec`` lies: what :meth:`pyvattn.CacheSpec.geometry` returns.
+
+    ``kept`` is the group that its layers are, where it says how long they keep a token.
+    """
     page = check_page_size(page_size)
     group = _layers_per_arena(spec, check_layout(layout), layers_per_arena)
     # In layout `layer` K and V are apart; otherwise `group` layers share an arena.
     split = layout == "layer" and tensors_are_alike(spec)
     token_bytes = spec.tensor_token_bytes if split else group * spec.token_bytes_per_layer
-    row_bytes = _native.row_bytes(spec.max_tokens, spec.guard_tokens, token_bytes, page)
+    ring = _ring_tokens(spec, kept, token_bytes, page)
+    row_bytes = _native.row_bytes(spec.max_tokens, spec.guard_tokens, token_bytes, page, ring)
+    tokens = 2 * ring or spec.max_tokens
     views = tuple(
-        _layer_views(spec, layer, group, split, token_bytes, row_bytes)
+        _layer_views(spec, layer, group, split, token_bytes, row_bytes, tokens)
         for layer in range(spec.layers)
     )
     arenas = spec.token_bytes // token_bytes
@@ -132,12 +156,21 @@ def build_geometry(
         token_bytes=token_bytes,
         row_bytes=row_bytes,
         views=views,
+        ring_tokens=ring,
     )
 
 
 def tensors_are_alike(spec: CacheSpec) -> bool:
     """Whether each tensor of a layer may have an arena of its own: all arenas are alike."""
     return spec.kind == "mla" or spec.head_dim == spec.v_head_dim
+
+
+def _ring_tokens(spec: CacheSpec, kept: LayerGroup | None, token_bytes: int, page: int) -> int:
+    """Return the length of a ring in whole pages; 0 where rows are as long as requests."""
+    if kept is None:
+        return 0
+    ring = ring_tokens(kept, spec.guard_tokens, page // gcd(page, token_bytes))
+    return ring if ring < spec.row_tokens else 0
 
 
 def addresses_refused(needed: int) -> str | None:
@@ -171,7 +204,13 @@ def _layers_per_arena(spec: CacheSpec, layout: str, wanted: int | None) -> int:
 
 
 def _layer_views(
-    spec: CacheSpec, layer: int, group: int, split: bool, token_bytes: int, row_bytes: int
+    spec: CacheSpec,
+    layer: int,
+    group: int,
+    split: bool,
+    token_bytes: int,
+    row_bytes: int,
+    tokens: int,
 ) -> LayerViews:
     tensors = spec.tensors_per_layer
     if split:
@@ -181,7 +220,7 @@ def _layer_views(
         places = [(layer // group, first + i * spec.tensor_token_bytes) for i in range(tensors)]
     k_arena, k_offset = places[0]
     v_arena, v_offset = places[-1]
-    shape = (spec.max_slots, spec.max_tokens, spec.kv_heads)
+    shape = (spec.max_slots, tokens, spec.kv_heads)
     slot, token = row_bytes // spec.itemsize, token_bytes // spec.itemsize
     # The only head of a latent vector begins with V.
     v_head = spec.head_dim if spec.kind == "mla" else spec.v_head_dim

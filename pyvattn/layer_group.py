@@ -27,6 +27,10 @@ class LayerGroup:
     With ``latent_dim`` the layers keep one vector of ``head_dim`` elements for each token
     (multi-head latent attention), in one head: their V is its first ``latent_dim`` elements.
 
+    With ``ring`` the pages of a window stay: a row is a ring of two windows, or of so many
+    tokens, rounded up to whole pages, in which token ``p`` lies at ``p`` modulo its length.
+    See :attr:`pyvattn.KVCache.chunk_tokens` for what that asks of long prompts.
+
     Raises :class:`~pyvattn.errors.SpecError` at once for an impossible group.
     """
 
@@ -37,6 +41,7 @@ class LayerGroup:
     guard_tokens: int | None = None
     v_head_dim: int = 0
     latent_dim: int = 0
+    ring: bool | int = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", _layer_numbers(self.layers))
@@ -51,6 +56,7 @@ class LayerGroup:
         self._check_latent()
         if not self.v_head_dim:
             object.__setattr__(self, "v_head_dim", self.latent_dim or self.head_dim)
+        self._check_ring()
 
     def _check_latent(self) -> None:
         if not self.latent_dim:
@@ -76,10 +82,33 @@ class LayerGroup:
             )
         object.__setattr__(self, name, count)
 
+    def _check_ring(self) -> None:
+        if isinstance(self.ring, bool):
+            if self.ring and self.window is None:
+                raise SpecError("ring=True of a LayerGroup keeps a window: give it window= too")
+            return
+        self._check_count("ring", minimum=1)
+        if self.window is None or self.ring <= self.window:
+            raise SpecError(
+                f"ring={self.ring} of a LayerGroup with window={self.window}: use a window, and "
+                "more tokens than that, or ring=True for two windows"
+            )
+
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """KV heads, elements of one in K and in V, and of a latent vector or 0."""
         return self.kv_heads, self.head_dim, self.v_head_dim, self.latent_dim
+
+
+def ring_tokens(group: LayerGroup, guard_tokens: int, multiple: int) -> int:
+    """Return how long the ring of a group is, in whole multiples of so many tokens; 0 without.
+
+    The guard comes on top: kernels read so many tokens behind a row's last.
+    """
+    if not group.ring or group.window is None:
+        return 0
+    wanted = 2 * group.window if group.ring is True else group.ring
+    return -(-(wanted + guard_tokens) // multiple) * multiple
 
 
 def _layer_numbers(layers: object) -> tuple[int, ...]:

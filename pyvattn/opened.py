@@ -84,6 +84,18 @@ class Opened:
         return self._geometries
 
     @property
+    def chunk_tokens(self) -> int | None:
+        """The most new tokens of a row to append before they are attended to; ``None``: any number.
+
+        Where layers keep their window in a ring (:class:`pyvattn.LayerGroup`), new tokens take
+        the place of older ones. A step may be longer than this: then append and attend to one
+        piece of it after the other, layer by layer.
+        """
+        pairs = zip(self._geometries, self._spec.windows, strict=True)
+        chunks = [geometry.chunk_tokens(window) for geometry, window in pairs]
+        return min((chunk for chunk in chunks if chunk is not None), default=None)
+
+    @property
     def driver(self) -> str:
         """Name of the driver in use."""
         return self._driver.capabilities.name

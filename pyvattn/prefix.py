@@ -14,7 +14,14 @@ from pyvattn._native import Fence, Slot
 from pyvattn.arguments import check_type
 from pyvattn.block_hashes import chain, root_of, token_ids
 from pyvattn.cache import KVCache
-from pyvattn.errors import DriverError, LengthError, OutOfMemory, OutOfSlots, SlotError
+from pyvattn.errors import (
+    DriverError,
+    LengthError,
+    OutOfMemory,
+    OutOfSlots,
+    SlotError,
+    UnsupportedError,
+)
 from pyvattn.prefix_rows import Row, Source
 from pyvattn.text import shown
 from pyvattn.whole_numbers import whole_number
@@ -62,7 +69,8 @@ class PrefixIndex:
     Where layers have windows (:class:`pyvattn.LayerGroup`), a prompt can go on only where the
     window before is still there: where an earlier request ended, to the token, and where the
     index has kept it. That it does at the last whole block of every prompt and where two prompts
-    parted, each in a slot of its own, which shares the row's pages.
+    parted, each in a slot of its own, which shares the row's pages. Windows in rings are refused
+    with :class:`~pyvattn.errors.UnsupportedError`.
 
     Forget a slot with :meth:`forget` before you shorten it below what was published, trim its
     front, or write there. Any thread may call.
@@ -70,6 +78,11 @@ class PrefixIndex:
 
     def __init__(self, cache: KVCache) -> None:
         check_type("cache", cache, KVCache)
+        if cache.chunk_tokens is not None:
+            raise UnsupportedError(
+                "an index of prefixes shares the pages of windows, and a ring's are written again: "
+                "open the cache with LayerGroup(ring=False)"
+            )
         #: Tokens of a block: the fewest that fill whole pages in all layers.
         self.block_tokens = math.lcm(
             *(g.page_size // math.gcd(g.page_size, g.token_bytes) for g in cache.geometries)

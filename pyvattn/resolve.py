@@ -17,6 +17,7 @@ from pyvattn.logs import logger_of
 from pyvattn.machine import MadeOn, identify
 from pyvattn.planner import plan_parts, use_calibration
 from pyvattn.planner.costs import DriverCosts, default_costs
+from pyvattn.planner.groups import planned_geometries
 from pyvattn.spec import CacheSpec
 from pyvattn.text import shown
 from pyvattn.units import format_page_size
@@ -139,7 +140,7 @@ def resolve(
         # Ordinary memory, which also the emulated devices have, has no such TLB.
         for text in (text for planned in plans for text in planned.warnings):
             warnings.warn(text, PlanWarning, stacklevel=4)
-    geometries = tuple(planned.geometry() for planned in plans)
+    geometries = planned_geometries(spec, plans)
     read_ahead = max(planned.choice.read_ahead_tokens for planned in plans)
     return Resolved(name, ordinal, geometries, read_ahead)
 

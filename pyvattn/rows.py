@@ -209,6 +209,7 @@ class RowMap:
             max_tokens=geometry.max_tokens,
             guard_tokens=geometry.guard_tokens,
             token_bytes=geometry.token_bytes,
+            ring_tokens=geometry.ring_tokens,
         )
         self._tensors = LayerTensors(self._native, pool.spec, [geometry])
 
@@ -223,8 +224,13 @@ class RowMap:
         return self._pool.spec
 
     @property
+    def chunk_tokens(self) -> int | None:
+        """The most new tokens of a row to append at once: see :attr:`KVCache.chunk_tokens`."""
+        return self._pool.chunk_tokens
+
+    @property
     def positions(self) -> int:
-        """Positions of a row, those of the tail guard included."""
+        """Positions of a row, those of the tail guard included; of a ring once, not twice."""
         return self._native.positions
 
     def open(self, blocks: Iterable[int] = ()) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from pyvattn.dtypes import ITEMSIZE, dtype_name
 from pyvattn.errors import LayerError, SpecError
 from pyvattn.geometry import Geometry, addresses_refused, build_geometry
-from pyvattn.layer_group import LayerGroup, check_groups, check_shared
+from pyvattn.layer_group import LayerGroup, check_groups, check_shared, ring_tokens
 from pyvattn.spec_groups import (
     common_fields,
     parts_of,
@@ -340,9 +340,13 @@ class CacheSpec:
     @property
     def row_bytes(self) -> int:
         """Bytes of a slot's full rows in all layers, before they are rounded up to pages."""
-        if self.groups:
-            return sum(part.row_bytes for part in self.parts)
-        return self.row_tokens * self.token_bytes
+        if not self.groups:
+            return self.row_tokens * self.token_bytes
+        return sum(
+            part.token_bytes * min(part.row_tokens, 2 * ring or part.row_tokens)
+            for part, group in zip(self.parts, self.groups, strict=True)
+            for ring in (ring_tokens(group, part.guard_tokens, 1),)
+        )
 
     def geometry(
         self, layout: str, page_size: int | str, layers_per_arena: int | None = None
@@ -362,15 +366,17 @@ class CacheSpec:
                 f"the spec has {len(self.groups)} groups of layers: use each of its parts, or "
                 "flat() to keep every token in all layers"
             )
-        if self.groups:
-            return self.parts[0].geometry(layout, page_size, layers_per_arena)
-        return build_geometry(self, layout, page_size, layers_per_arena)
+        return self.geometries(layout, page_size, layers_per_arena)[0]
 
     def geometries(
         self, layout: str, page_size: int | str, layers_per_arena: int | None = None
     ) -> tuple[Geometry, ...]:
         """Return :meth:`geometry` for each of the spec's parts, all with one page size."""
-        return tuple(part.geometry(layout, page_size, layers_per_arena) for part in self.parts)
+        kept = self.groups or (None,)
+        return tuple(
+            build_geometry(part, layout, page_size, layers_per_arena, group)
+            for part, group in zip(self.parts, kept, strict=True)
+        )
 
 
 def _check_field_names(spec: type[CacheSpec], named: Mapping[str, Any]) -> None:

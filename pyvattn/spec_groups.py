@@ -67,8 +67,8 @@ def without_idle_windows(spec: CacheSpec) -> CacheSpec:
     merged: dict[tuple[object, ...], LayerGroup] = {}
     for group in spec.groups:
         idle = group.window is None or group.window >= spec.max_tokens
-        one = replace(group, window=None) if idle else group
-        same = (one.shape, one.window, one.guard_tokens)
+        one = replace(group, window=None, ring=False) if idle else group
+        same = (one.shape, one.window, one.guard_tokens, one.ring)
         before = merged[same].layers if same in merged else ()
         merged[same] = replace(one, layers=sorted((*before, *one.layers)))
     groups = sorted(merged.values(), key=lambda g: (g.window is None, g.window or 0, g.layers[0]))

@@ -51,11 +51,21 @@ def check_fits(offloaded: Offloaded, geometries: Sequence[Geometry]) -> None:
             f"these tokens lie in arenas, {there} bytes a token, and this cache has {here}: "
             "restore them in one with the same spec and layout"
         )
+    for front, geometry in zip(offloaded.fronts, geometries, strict=True):
+        held = offloaded.length - front
+        if geometry.ring_tokens and held > geometry.ring_tokens:
+            raise TensorError(
+                f"{held} tokens of layers with a window for rings of {geometry.ring_tokens}: "
+                "restore them in a cache whose rings are as long as they were"
+            )
 
 
 def byte_ranges(
     geometries: Sequence[Geometry], fronts: Sequence[int], tokens: int
 ) -> list[tuple[int, int]]:
     """Return where a row's tokens up to ``tokens`` lie in the arenas of each group, in bytes."""
-    sizes = [geometry.token_bytes for geometry in geometries]
-    return [(front * size, tokens * size) for front, size in zip(fronts, sizes, strict=True)]
+    ranges = []
+    for geometry, front in zip(geometries, fronts, strict=True):
+        first, size = geometry.place_of(front), geometry.token_bytes
+        ranges.append((first * size, (first + tokens - front) * size))
+    return ranges

@@ -12,6 +12,7 @@ from pyvattn.attention.fused import append_quantised, is_fused
 from pyvattn.attention.kv_scales import scales_of
 from pyvattn.attention.problem import FLOAT8, TORCH_DTYPES, check_cache
 from pyvattn.attention.quantise import quantised
+from pyvattn.attention.rings import ring_of
 from pyvattn.attention.windows import source_of
 from pyvattn.errors import TensorError, UnsupportedError
 from pyvattn.nvtx import ranged
@@ -45,6 +46,10 @@ def append(
     ``cache.step`` must have backed the positions: writing past what it backed
     is a fault of the process, as with any wild pointer. Numbers below 0 count from the end.
 
+    In layers whose rows are rings a token takes the place of an older one. Append no more than
+    ``cache.chunk_tokens`` tokens of a row, attend to them, and go on with the next; more in one
+    rectangle are refused.
+
     Raises :class:`~pyvattn.errors.ArgumentError` for what is no cache,
     :class:`~pyvattn.errors.UnsupportedError` for a layer that reads another's K and V, and
     :class:`~pyvattn.errors.TensorError` for tensors that do not fit.
@@ -59,6 +64,9 @@ def append(
             raise TensorError(f"{name} is a tensor of {places.dtype}: use torch.int64")
     _check_own(cache, layer)
     k_cache, v_cache = cache.layer(layer)
+    if ring := ring_of(cache, layer):
+        _check_chunk(k, cache.chunk_tokens)
+        positions = torch.remainder(positions, ring)
     scales = scales_of(cache)
     for name, new, cached in (("k", k, k_cache), ("v", v, v_cache)):
         _check_new(name, new, cached, scales is not None)
@@ -95,6 +103,14 @@ def _check_own(cache: KVCache | RowMap, layer: int) -> None:
     if cache.spec.shared and (whole_number(layer) or 0) % cache.spec.layers != source:
         raise UnsupportedError(
             f"layer {layer} reads the K and V of layer {source} and keeps none: append to that one"
+        )
+
+
+def _check_chunk(k: Tensor, most: int | None) -> None:
+    if most is not None and k.dim() > 3 and k.shape[-3] > most:
+        raise TensorError(
+            f"{k.shape[-3]} new tokens for rows that are rings: append and attend to no more than "
+            f"cache.chunk_tokens, {most}, at a time"
         )
 
 

@@ -22,6 +22,7 @@ from pyvattn.attention.problem import (
     page_bytes_of,
 )
 from pyvattn.attention.registry import choose
+from pyvattn.attention.rings import check_spans, in_ring, ring_of
 from pyvattn.attention.windows import (
     guard_of,
     keeps_latent,
@@ -114,7 +115,8 @@ def attend(
 
     A layer that keeps no more than a window (:class:`pyvattn.LayerGroup`) is attended to within
     it, whatever ``window_size`` and ``starts`` say beyond, and nothing before it is read. Both
-    ends of ``window_size`` count from the query.
+    ends of ``window_size`` count from the query. Where its rows are rings, a row may have
+    ``cache.chunk_tokens`` queries, no more.
 
     A float8 cache with scales (:func:`pyvattn.attention.set_scales`) takes queries of a wider
     dtype, which is the result's. FlashAttention-3 computes in float8, with queries quantised by
@@ -168,8 +170,12 @@ def attend(
         counts = q.shape[1] if query_counts is None else query_counts
         starts = starts_of(lengths, counts, window, starts)
         # One query sees what its row's start leaves of it, which more kernels can do.
-        if counts != 1 or window_size[0] != UNLIMITED:
+        if query_counts is not None or counts != 1 or window_size[0] != UNLIMITED:
             window_size = narrowed(window_size, window)
+    ring = ring_of(cache, layer)
+    if ring and starts is not None:
+        check_spans(starts, lengths, ring - guard_of(cache.spec, layer))
+        starts, lengths = in_ring(starts, lengths, ring)
     scales = scales_of(cache)
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     for name, value in (("scale", scale), ("softcap", softcap)):
@@ -190,6 +196,7 @@ def attend(
         query_counts,
         None if scales is None else scales.of(layer),
         page_bytes_of(cache),
+        ring > 0,
     )
     problem.check()
     if sinks is not None:

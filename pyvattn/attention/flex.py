@@ -61,10 +61,12 @@ class FlexKernel(Kernel):
         self._mask_mod = mask_mod
 
     def unsupported(self, problem: Problem) -> str | None:
-        """Say which dtype FlexAttention does not take."""
+        """Say which dtype or rows FlexAttention does not take."""
         check_type("problem", problem, Problem)
         if problem.q.dtype not in TORCH_DTYPES:
             return f"FlexAttention does not take {problem.q.dtype}"
+        if problem.in_ring and (self._score_mod or self._mask_mod):
+            return "its functions take tokens' positions, which a row that is a ring has not"
         return None
 
     def attend(self, problem: Problem) -> Tensor:

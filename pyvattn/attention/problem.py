@@ -50,6 +50,9 @@ class Problem:
     softcap)``, unless that is zero, and ``slope * |p - token|`` is taken off it, with
     ``alibi_slopes`` of ``[q_heads]`` or ``[batch, q_heads]``, float32.
 
+    With ``in_ring`` rows are rings: token ``starts[i]`` of ``k`` and ``v`` is where what the row
+    attends to begins in its ring, not how many tokens come before.
+
     With ``scales``, ``k`` and ``v`` are float8 and stand for their elements times those of
     their head, and ``q`` is of a wider dtype, which is the result's as well.
 
@@ -71,6 +74,7 @@ class Problem:
     query_counts: Indices | None = None
     scales: LayerScales | None = None
     page_bytes: int | None = None
+    in_ring: bool = False
 
     @property
     def packed(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pyvattn.arguments import check_flag, check_type, check_whole
 from pyvattn.errors import ArgumentError, SpecError
-from pyvattn.geometry import Geometry
+from pyvattn.geometry import Geometry, build_geometry
 from pyvattn.kernels import KERNELS, kernel_named
 from pyvattn.planner.choose import Plan, page_sizes, plan
 from pyvattn.planner.costs import DriverCosts, default_costs
@@ -50,6 +50,16 @@ def plan_parts(
     if too_large and not tried:
         raise too_large
     return min(tried, key=_preference)
+
+
+def planned_geometries(spec: CacheSpec, plans: Sequence[Plan]) -> tuple[Geometry, ...]:
+    """Return where the tokens of each part lie by its plan, in a ring where its group says so."""
+    found = []
+    for made, group in zip(plans, spec.groups or (None,), strict=True):
+        chosen = made.choice
+        layers = chosen.layers_per_arena if chosen.layout == "token" else None
+        found.append(build_geometry(made.spec, chosen.layout, chosen.page_size, layers, group))
+    return tuple(found)
 
 
 def _preference(plans: Sequence[Plan]) -> tuple[float, ...]:
@@ -112,7 +122,7 @@ def held_bytes(
     held = 0
     for window, geometry in zip(spec.windows, geometries, strict=True):
         guard = geometry.guard_tokens if private_guard else 0
-        gone = 0 if window is None else max(0, tokens - window)
+        gone = 0 if window is None or geometry.ring_tokens else max(0, tokens - window)
         first = gone * geometry.token_bytes // geometry.page_size
         pages = geometry.pages(tokens + guard) - first if tokens else 0
         held += pages * geometry.arenas * geometry.page_size

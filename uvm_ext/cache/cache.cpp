@@ -56,6 +56,7 @@ Cache::Cache(const DriverPtr& driver, const Geometry& geometry, BudgetPtr budget
         "memory of driver '" +
         driver->capabilities().name + "': use device='cpu'");
   }
+  if (geometry_.is_ring()) check_ring_fits();
   wanted_slots_.reserve(geometry.slots);
   if (eager_) mapper_ = std::make_unique<Mapper>([this] { return do_background_work(); });
   // The last thing: from here on another thread may call.

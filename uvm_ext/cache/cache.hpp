@@ -44,7 +44,8 @@ class Cache {
   // backed. Throws what they do.
   SlotRef admit(std::int64_t tokens);
   // A new slot that begins with the first `tokens` tokens of a live one, backed: whole blocks
-  // are shared, the rest is for the caller to copy, and what lies before a window is left out.
+  // are shared, the rest is for the caller to copy, and what lies before a window is left out. A
+  // ring is for the caller to copy.
   // Neither slot can be shortened to less than what they share. Whole or not at all. Throws
   // what admit() does, and SlotError. With a `row`, its slot.
   Fork fork(const SlotRef& slot, std::int64_t tokens,
@@ -232,6 +233,14 @@ class Cache {
   void plan_move(RowBatch& batch, std::uint32_t slot, std::uint32_t count) REQUIRES(mutex_);
   void moved_front(std::uint32_t slot, std::uint32_t end, std::uint32_t count) REQUIRES(mutex_);
   void poison_front(std::uint32_t slot) REQUIRES(mutex_);
+
+  // cache_rings.cpp
+  void check_ring_fits() const;
+  std::uint32_t lowest_after(std::uint64_t length) const;
+  void check_rings(const SlotLength* requests, std::size_t count, std::uint32_t rollback) const
+      REQUIRES(mutex_);
+  void keep_above_overwritten(const SlotLength* requests, std::size_t count) REQUIRES(mutex_);
+  void poison_ring(std::uint32_t slot) REQUIRES(mutex_);
 
   // cache_spare.cpp
   std::uint32_t blocks_kept(std::uint32_t slot) const REQUIRES(mutex_);

@@ -59,6 +59,13 @@ void Cache::check_lowest(std::uint32_t slot, std::uint32_t length) const {
                       std::to_string(slot) + " were trimmed, so its length cannot be " +
                       std::to_string(length) + ": trim() less while lengths may still fall");
   }
+  if (geometry_.is_ring()) {
+    throw LengthError("slot " + std::to_string(slot) + " has a ring of " +
+                      std::to_string(geometry_.ring_tokens) +
+                      " tokens, in which newer ones took the place of those that a length of " +
+                      std::to_string(length) + " needs: make the ring longer, or step in smaller " +
+                      "chunks, for lengths below " + std::to_string(lowest));
+  }
   throw LengthError("slot " + std::to_string(slot) + " shares its first " + std::to_string(lowest) +
                     " tokens with a fork and cannot have a length of " + std::to_string(length) +
                     ": release() it, and acquire() another");

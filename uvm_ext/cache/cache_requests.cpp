@@ -123,7 +123,8 @@ void Cache::end_request(std::uint32_t slot, FencePtr after) {
   std::uint32_t& wanted = slots_.wanted(slot);
   if (wanted != 0) wanted = 1;
   const bool is_dirty = blocks_written(slot) > 0 || (strict_ && !dirty_positions(slot).empty());
-  if (!is_dirty) head.lowest = 0;
+  // A ring fits whatever request comes next.
+  if (!is_dirty || geometry_.is_ring()) head.lowest = 0;
   slots_.set_state(slot, is_dirty ? SlotState::released : SlotState::free);
 }
 
@@ -165,6 +166,7 @@ void Cache::step(const SlotLength* requests, std::size_t count, const Passage& p
   lock_for_step();
   const Lock lock(mutex_, std::adopt_lock);
   const bool growing = !check_step(requests, count).empty();
+  if (geometry_.is_ring()) check_rings(requests, count, passage.rollback);
   if (window_ > 0) pass_on(requests, count, passage);
   if (growing) make_resident(requests, count);
   finish_step(requests, count);
@@ -177,6 +179,7 @@ bool Cache::try_step(const SlotLength* requests, std::size_t count, const Passag
   lock_for_step();
   const Lock lock(mutex_, std::adopt_lock);
   const bool growing = !check_step(requests, count).empty();
+  if (geometry_.is_ring()) check_rings(requests, count, passage.rollback);
   if (window_ > 0) pass_on(requests, count, passage);
   if (growing && !grow_now(requests, count)) {
     wake_mapper();
@@ -209,7 +212,7 @@ std::vector<SlotMark> Cache::marks(const SlotLength* requests, std::size_t count
   for (std::size_t i = 0; i < count; ++i) {
     const std::uint32_t slot = check_live(requests[i].slot);
     const SlotHead& head = slots_.head(slot);
-    found.push_back({slot, head.length, head.written, head.claimed});
+    found.push_back({slot, head.length, head.written, head.claimed, head.lowest});
   }
   return found;
 }
@@ -224,6 +227,8 @@ void Cache::restore(const std::vector<SlotMark>& marks) {
     head.length = mark.length;
     head.written = mark.written;
     head.claimed = mark.claimed;
+    // What a ring would have written over is still there.
+    if (geometry_.is_ring()) head.lowest = std::max(mark.lowest, gone_below(mark.slot));
     if (strict_) poison(mark.slot);
   }
 }
@@ -250,6 +255,7 @@ SlotRef Cache::admit(std::int64_t tokens) {
 // The tokens are backed: lengths become what they are to be.
 void Cache::finish_step(const SlotLength* requests, std::size_t count) {
   if (store_lengths(requests, count) && eager_) ask_for_next(requests, count);
+  if (geometry_.is_ring()) keep_above_overwritten(requests, count);
   for (std::size_t i = 0; strict_ && i < count; ++i) poison(requests[i].slot.index);
 }
 

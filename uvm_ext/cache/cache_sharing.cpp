@@ -73,12 +73,14 @@ Fork Cache::fork(const SlotRef& ref, std::int64_t tokens, std::optional<std::uin
   }
   finish_step(&request, 1);
   nudge_mapper();
-  return {request.slot, blocks * geometry_.page_size, length * geometry_.token_bytes};
+  const std::uint64_t held =
+      geometry_.is_ring() ? std::min(length, geometry_.ring_tokens) : std::uint64_t{length};
+  return {request.slot, blocks * geometry_.page_size, held * geometry_.token_bytes};
 }
 
 // Maps the whole blocks of the first `length` tokens of a live slot in the row of another, in
 // place of what that has, but none that lie before the window of the next token; returns where
-// they end.
+// they end. The blocks of a ring are written again and again: nobody shares them.
 std::uint32_t Cache::share(const SlotRef& from, std::uint32_t to, std::uint32_t length) {
   std::uint32_t slot = check_live(from);
   while (rows_.is_in_flight(slot) || rows_.is_in_flight(to)) settled_.wait(mutex_);
@@ -89,9 +91,15 @@ std::uint32_t Cache::share(const SlotRef& from, std::uint32_t to, std::uint32_t 
                       std::to_string(slots_.head(slot).length) +
                       " tokens and cannot be forked at " + std::to_string(length));
   }
-  if (length < gone_below(slot)) check_lowest(slot, length);
-  unmap_tail({to, 0}, From::foreground);
+  if (length < gone_below(slot) || geometry_.is_ring()) check_lowest(slot, length);
   const std::uint32_t gone = std::max(slots_.trimmed(slot), before_window(length));
+  if (geometry_.is_ring()) {
+    slots_.trimmed(to) = gone;
+    tokens_used_ -= gone;
+    raise_lowest(to, slots_.head(slot).lowest);
+    return 0;
+  }
+  unmap_tail({to, 0}, From::foreground);
   const std::uint32_t front = std::max(behind_end(slot), whole_blocks(gone));
   const std::uint32_t blocks = whole_blocks(length);
   slots_.trimmed(to) = gone;

@@ -24,6 +24,7 @@ std::vector<LiveSlot> Cache::live_slots() {
 // All ones is NaN in every floating-point dtype that a cache can have.
 void Cache::poison(std::uint32_t slot) {
   constexpr int kPoison = 0xff;
+  if (geometry_.is_ring()) return poison_ring(slot);
   if (rows_.is_in_flight(slot)) return;
   const std::uint64_t begin = slots_.head(slot).length * geometry_.token_bytes;
   const std::uint64_t end = slots_.blocks(slot) * geometry_.page_size;

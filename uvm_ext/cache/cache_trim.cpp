@@ -120,11 +120,13 @@ void Cache::drop_passed(const SlotLength* requests, std::size_t count) {
 // has passed.
 void Cache::leave_behind(std::uint32_t slot, std::uint32_t front, const FencePtr& after) {
   std::uint32_t& trimmed = slots_.trimmed(slot);
-  const std::uint32_t end = whole_blocks(front);
+  // The pages of a ring are for the tokens that follow.
+  const std::uint32_t end = geometry_.is_ring() ? 0 : whole_blocks(front);
   if (end > behind_end(slot)) behind_[slot].push_back({end, after});
   tokens_used_ -= front - trimmed;
   trimmed = front;
-  if (strict_ && (!after || after->passed())) poison_front(slot);
+  if (geometry_.is_ring() || !strict_) return;
+  if (!after || after->passed()) poison_front(slot);
 }
 
 // Leaves behind what lies before the windows of the step's queries, which begin where a slot that

@@ -53,6 +53,7 @@ struct SlotMark {
   std::uint32_t length = 0;
   std::uint32_t written = 0;
   std::uint32_t claimed = 0;
+  std::uint32_t lowest = 0;
 };
 
 struct SlotLength {

@@ -39,7 +39,8 @@ GroupedCache::GroupedCache(const DriverPtr& driver, const std::vector<LayerGroup
   for (const LayerGroup& group : groups) {
     const Geometry geometry{group.arenas,      slots,
                             max_tokens,        group.guard_tokens,
-                            group.token_bytes, driver->page_size()};
+                            group.token_bytes, driver->page_size(),
+                            group.ring_tokens};
     CacheOptions own = options;
     own.window = group.window;
     if (several && own.slab_bytes == 0) {
@@ -136,18 +137,16 @@ void GroupedCache::release(const SlotRef& slot, const FencePtr& after) {
 // Group by group; where one fails, lengths are what they were in all.
 void GroupedCache::step_all(const SlotLength* requests, std::size_t count, const Passage& passage) {
   std::vector<SlotLength> rows;
-  std::vector<SlotMark> marks;
+  std::vector<std::vector<SlotMark>> marks;
   for (std::size_t group = 0; group < caches_.size(); ++group) {
     Cache& cache = *caches_[group];
     try {
-      if (group == 0) {
-        marks = cache.marks(requests, count);
-        rows = rows_of(requests, count);
-      }
       const SlotLength* const own = group == 0 ? requests : rows.data();
+      marks.push_back(cache.marks(own, count));
+      if (group == 0) rows = rows_of(requests, count);
       with_room(group, [&] { cache.step(own, count, passage); });
     } catch (...) {
-      for (std::size_t done = 0; done < group; ++done) caches_[done]->restore(marks);
+      for (std::size_t done = 0; done < group; ++done) caches_[done]->restore(marks[done]);
       throw;
     }
   }
@@ -164,8 +163,11 @@ bool GroupedCache::try_step(const SlotLength* requests, std::size_t count, const
   if (alone()) return leader().try_step(requests, count, passage);
   const Exclusive one(stepping_);
   const Lock lock(mutex_);
-  const std::vector<SlotMark> marks = leader().marks(requests, count);
+  std::vector<std::vector<SlotMark>> marks = {leader().marks(requests, count)};
   const std::vector<SlotLength> rows = rows_of(requests, count);
+  for (std::size_t group = 1; group < caches_.size(); ++group) {
+    marks.push_back(caches_[group]->marks(rows.data(), count));
+  }
   for (std::size_t group = 0; group < caches_.size(); ++group) {
     bool enough = false;
     try {
@@ -173,11 +175,11 @@ bool GroupedCache::try_step(const SlotLength* requests, std::size_t count, const
     } catch (const OutOfMemory&) {
       // Others may have some to spare, which step() sees to.
     } catch (...) {
-      for (std::size_t done = 0; done < group; ++done) caches_[done]->restore(marks);
+      for (std::size_t done = 0; done < group; ++done) caches_[done]->restore(marks[done]);
       throw;
     }
     if (enough) continue;
-    for (std::size_t done = 0; done < group; ++done) caches_[done]->restore(marks);
+    for (std::size_t done = 0; done < group; ++done) caches_[done]->restore(marks[done]);
     return false;
   }
   return true;

@@ -24,6 +24,8 @@ struct LayerGroup {
   std::uint32_t guard_tokens = 0;
   // Zero: every token is kept.
   std::uint32_t window = 0;
+  // Of layers with a window: rows are rings of so many tokens. Zero: they are not.
+  std::uint32_t ring_tokens = 0;
 };
 
 class GroupedCache {

@@ -223,20 +223,21 @@ void bind_cache(py::module_& module) {
   module.def(
       "row_bytes",
       [](std::uint32_t max_tokens, std::uint32_t guard_tokens, std::uint64_t token_bytes,
-         std::uint64_t page_size) {
-        return Geometry{1, 1, max_tokens, guard_tokens, token_bytes, page_size}.row_bytes();
+         std::uint64_t page_size, std::uint32_t ring_tokens) {
+        return Geometry{1, 1, max_tokens, guard_tokens, token_bytes, page_size, ring_tokens}
+            .row_bytes();
       },
       py::arg("max_tokens"), py::arg("guard_tokens"), py::arg("token_bytes"), py::arg("page_size"),
-      "Bytes of addresses that a row takes in an arena.");
+      py::arg("ring_tokens") = 0, "Bytes of addresses that a row takes in an arena.");
   module.def("begin_exit", &begin_exit,
              "The process ends: other threads that use a retired cache end quietly.");
   py::class_<LayerGroup>(module, "LayerGroup", "What the core knows of a pyvattn.LayerGroup.")
       .def(py::init([](std::uint32_t arenas, std::uint64_t token_bytes, std::uint32_t guard_tokens,
-                       std::uint32_t window) {
-             return LayerGroup{arenas, token_bytes, guard_tokens, window};
+                       std::uint32_t window, std::uint32_t ring_tokens) {
+             return LayerGroup{arenas, token_bytes, guard_tokens, window, ring_tokens};
            }),
            py::kw_only(), py::arg("arenas"), py::arg("token_bytes"), py::arg("guard_tokens"),
-           py::arg("window") = 0);
+           py::arg("window") = 0, py::arg("ring_tokens") = 0);
   py::class_<NumberedCache, Holder>(module, "Cache", "The core of pyvattn.KVCache.")
       .def(py::init([](const DriverPtr& driver, const std::vector<LayerGroup>& groups,
                        std::uint32_t slots, std::uint32_t max_tokens, const BudgetPtr& budget,

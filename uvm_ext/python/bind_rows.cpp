@@ -142,9 +142,10 @@ void retire(const BlockStorePtr& self) {
 }
 
 MapHolder make_map(const BlockStorePtr& pool, std::uint32_t rows, std::uint32_t max_tokens,
-                   std::uint32_t guard_tokens, std::uint64_t token_bytes) {
-  const Geometry geometry{pool->arenas(), rows,        max_tokens,
-                          guard_tokens,   token_bytes, pool->page_size()};
+                   std::uint32_t guard_tokens, std::uint64_t token_bytes,
+                   std::uint32_t ring_tokens) {
+  const Geometry geometry{pool->arenas(),    rows,       max_tokens, guard_tokens, token_bytes,
+                          pool->page_size(), ring_tokens};
   const WithoutGil unlocked;
   return MapHolder(new RowMap(pool, geometry));
 }
@@ -179,7 +180,8 @@ void bind_rows(py::module_& module) {
   bind_pool(module);
   py::class_<RowMap, MapHolder>(module, "RowMap", "The core of pyvattn.RowMap.")
       .def(py::init(&make_map), py::kw_only(), py::arg("pool"), py::arg("rows"),
-           py::arg("max_tokens"), py::arg("guard_tokens"), py::arg("token_bytes"))
+           py::arg("max_tokens"), py::arg("guard_tokens"), py::arg("token_bytes"),
+           py::arg("ring_tokens") = 0)
       .def("open", &open, py::arg("blocks"))
       .def("extend", &extend, py::arg("row"), py::arg("blocks"))
       .def("trim", &trim, py::arg("row"), py::arg("front"), py::arg("tail"),

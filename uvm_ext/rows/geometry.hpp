@@ -21,20 +21,22 @@ struct Geometry {
   // Bytes of one token in one arena.
   std::uint64_t token_bytes = 0;
   std::uint64_t page_size = 0;
+  // Zero: a row has addresses for every token of a request. Otherwise it is a ring: token p lies
+  // at p modulo so many, which fill whole pages, and the row's pages are mapped twice, the second
+  // time right behind the first, so that any run of tokens is contiguous from where it begins.
+  std::uint32_t ring_tokens = 0;
 
+  bool is_ring() const { return ring_tokens > 0; }
   // A row holds the guard of its longest request too, so that no kernel strays
   // into the next row.
-  std::uint64_t row_pages() const {
-    return divide_up((std::uint64_t{max_tokens} + guard_tokens) * token_bytes, page_size);
-  }
-  std::uint64_t row_bytes() const { return row_pages() * page_size; }
+  std::uint64_t row_pages() const { return divide_up(row_tokens() * token_bytes, page_size); }
+  std::uint64_t row_bytes() const { return row_pages() * page_size * (is_ring() ? 2 : 1); }
   std::uint64_t block_bytes() const { return page_size * arenas; }
   std::uint64_t arena_bytes() const { return row_bytes() * slots; }
 
   // Whether all arenas together stay below the limit; true only where no size overflows.
   bool fits_addresses() const {
-    const double row =
-        (static_cast<double>(max_tokens) + guard_tokens) * static_cast<double>(token_bytes);
+    const double row = static_cast<double>(row_tokens()) * static_cast<double>(token_bytes);
     const double most = static_cast<double>(kMaxVirtualBytes);
     if (row > most) return false;
     return static_cast<double>(row_bytes()) * slots * arenas <= most;
@@ -42,6 +44,12 @@ struct Geometry {
 
   static std::uint64_t divide_up(std::uint64_t value, std::uint64_t unit) {
     return (value + unit - 1) / unit;
+  }
+
+ private:
+  // Tokens that pages are for.
+  std::uint64_t row_tokens() const {
+    return is_ring() ? ring_tokens : std::uint64_t{max_tokens} + guard_tokens;
   }
 };
 
@@ -60,6 +68,8 @@ class PageMath {
 
   // The longest length for which `row_pages` private pages are enough.
   std::uint32_t capacity(std::uint32_t row_pages) const {
+    // Behind the last token of a ring that is whole lie older ones.
+    if (geometry_.is_ring() && row_pages == geometry_.row_pages()) return geometry_.max_tokens;
     const std::uint64_t backed = row_pages * geometry_.page_size / geometry_.token_bytes;
     const std::uint64_t tokens = backed > guard_ ? backed - guard_ : 0;
     return static_cast<std::uint32_t>(std::min<std::uint64_t>(tokens, geometry_.max_tokens));
@@ -67,8 +77,10 @@ class PageMath {
 
  private:
   std::uint32_t pages_of(std::uint64_t tokens) const {
-    return static_cast<std::uint32_t>(
-        Geometry::divide_up(tokens * geometry_.token_bytes, geometry_.page_size));
+    const std::uint64_t pages =
+        Geometry::divide_up(tokens * geometry_.token_bytes, geometry_.page_size);
+    return static_cast<std::uint32_t>(geometry_.is_ring() ? std::min(pages, geometry_.row_pages())
+                                                          : pages);
   }
 
   const Geometry geometry_;

@@ -46,8 +46,9 @@ void RowBatch::claim(std::uint32_t row) {
   ++table_.in_flight_;
 }
 
-// One entry for each arena and run of blocks. Those of an arena follow each other, so that
-// drivers can join what lies side by side.
+// One entry for each arena and run of blocks, and one for the second time that a ring maps it:
+// both are made, and taken away, together. Those of an arena follow each other, so that drivers
+// can join what lies side by side.
 void RowBatch::add_entries(std::uint32_t row, std::uint32_t position, const BlockId* blocks,
                            std::uint32_t count, std::vector<MapEntry>& out) {
   struct Piece {
@@ -67,10 +68,13 @@ void RowBatch::add_entries(std::uint32_t row, std::uint32_t position, const Bloc
     }
   }
   const std::size_t page = pool_.page_size();
+  const std::uint64_t mirror = table_.mirror_offset();
   for (std::uint32_t arena = 0; arena < pool_.arenas(); ++arena) {
-    for (const Piece& piece : pieces) {
-      out.push_back({table_.address(arena, row, piece.position), piece.count * page,
-                     piece.place.slab, piece.place.offset + arena * piece.place.stride});
+    for (std::uint64_t offset = 0; offset <= mirror; offset += std::max<std::uint64_t>(mirror, 1)) {
+      for (const Piece& piece : pieces) {
+        out.push_back({table_.address(arena, row, piece.position) + offset, piece.count * page,
+                       piece.place.slab, piece.place.offset + arena * piece.place.stride});
+      }
     }
   }
 }

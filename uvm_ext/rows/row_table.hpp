@@ -56,6 +56,11 @@ class RowTable {
     return starts_[arena] + row * geometry_.row_bytes() + position * geometry_.page_size;
   }
 
+  // How far behind its address in the row a position is mapped once more; zero: it is not.
+  std::uint64_t mirror_offset() const {
+    return geometry_.is_ring() ? geometry_.row_bytes() / 2 : 0;
+  }
+
   const Geometry& geometry() const { return geometry_; }
   const std::vector<ArenaPtr>& arenas() const { return arenas_; }
   // Tensors keep theirs; the table has none from here on.

@@ -103,6 +103,22 @@ Scenario growth_beside_a_slot_that_uses_what_it_inherited() {
           [](WatchedCache& cache, const std::vector<SlotRef>& live) { step_to(cache, live, 30); }};
 }
 
+// One ring grows to its whole length, the other over what it has held before.
+Scenario growth_of_rings() {
+  CacheShape shape;
+  shape.guard_tokens = 2;
+  shape.window = 9;
+  shape.ring_pages = 4;
+  return {"growth of rings", shape,
+          [](WatchedCache& cache) {
+            const std::vector<SlotRef> live = {cache->acquire(0), cache->acquire(0)};
+            step_to(cache, live, 5);
+            step_to(cache, {live[1]}, 8);
+            return live;
+          },
+          [](WatchedCache& cache, const std::vector<SlotRef>& live) { step_to(cache, live, 18); }};
+}
+
 Scenario shrinking_the_limit() {
   CacheShape shape;
   shape.slab_pages = 4;
@@ -116,9 +132,12 @@ Scenario shrinking_the_limit() {
 }
 
 std::vector<Scenario> atomic_scenarios() {
-  return {growth_from_fresh_slabs(), growth_that_reads_ahead(), growth_that_reclaims(),
+  return {growth_from_fresh_slabs(),
+          growth_that_reads_ahead(),
+          growth_that_reclaims(),
           growth_that_takes_a_live_slots_spare_pages(),
-          growth_beside_a_slot_that_uses_what_it_inherited()};
+          growth_beside_a_slot_that_uses_what_it_inherited(),
+          growth_of_rings()};
 }
 
 std::vector<Scenario> all_scenarios() {

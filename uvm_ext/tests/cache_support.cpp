@@ -29,6 +29,7 @@ Geometry geometry_of(const CacheShape& shape, std::uint64_t page_size) {
   geometry.guard_tokens = shape.guard_tokens;
   geometry.token_bytes = page_size / shape.tokens_per_page;
   geometry.page_size = page_size;
+  geometry.ring_tokens = shape.ring_pages * shape.tokens_per_page;
   return geometry;
 }
 
@@ -37,6 +38,7 @@ CacheOptions options_of(const CacheShape& shape, std::uint64_t page_size) {
   options.slab_bytes = shape.slab_pages * page_size;
   options.eager = shape.eager;
   options.read_ahead = shape.read_ahead;
+  options.window = shape.window;
   return options;
 }
 

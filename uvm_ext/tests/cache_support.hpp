@@ -129,6 +129,9 @@ struct CacheShape {
   std::uint64_t slab_pages = 8;
   bool eager = false;
   std::uint32_t read_ahead = 0;
+  // Tokens; and pages of each arena in a ring. Zero: none.
+  std::uint32_t window = 0;
+  std::uint32_t ring_pages = 0;
   // Null: `limit_pages` pages.
   BudgetPtr budget;
 };

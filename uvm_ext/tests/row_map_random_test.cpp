@@ -186,6 +186,7 @@ TEST(row_map_agrees_with_a_model_under_random_schedules) {
       shape.driver = driver;
       shape.arenas = fine ? static_cast<std::uint32_t>(random.between(1, 4)) : 1;
       shape.slab_blocks = std::uint64_t{1} << random.below(5);
+      shape.ring = random.one_in(2);
       WatchedMap map(shape);
       Engine engine(map, random);
       for (int i = 0; i < 200; ++i) engine.one_operation();
@@ -275,9 +276,10 @@ std::vector<Scenario> scenarios() {
 }
 
 // False once a flush has no Nth driver call.
-bool fail_one_call(const Scenario& scenario, const std::string& driver, int nth) {
+bool fail_one_call(const Scenario& scenario, const std::string& driver, bool ring, int nth) {
   MapShape shape;
   shape.driver = driver;
+  shape.ring = ring;
   if (!test::has_fine_pages(driver)) shape.arenas = 1;
   WatchedMap map(shape);
   scenario.prepare(map);
@@ -304,12 +306,12 @@ bool fail_one_call(const Scenario& scenario, const std::string& driver, int nth)
   return reached;
 }
 
-TEST(flush_is_whole_or_not_at_all_whichever_call_fails) {
+void fail_every_call(bool ring) {
   for (const std::string& driver : test::testable_drivers()) {
     for (const Scenario& scenario : scenarios()) {
       int nth = 0;
       try {
-        while (fail_one_call(scenario, driver, nth)) CHECK(++nth < 10);
+        while (fail_one_call(scenario, driver, ring, nth)) CHECK(++nth < 10);
       } catch (const std::exception& error) {
         throw test::Failure(driver + ", " + scenario.name + ", call " + std::to_string(nth) + ": " +
                             error.what());
@@ -318,6 +320,10 @@ TEST(flush_is_whole_or_not_at_all_whichever_call_fails) {
     }
   }
 }
+
+TEST(flush_is_whole_or_not_at_all_whichever_call_fails) { fail_every_call(false); }
+
+TEST(flush_of_rings_is_whole_or_not_at_all_whichever_call_fails) { fail_every_call(true); }
 
 }  // namespace
 }  // namespace pyvattn

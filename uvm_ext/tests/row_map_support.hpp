@@ -23,6 +23,7 @@ struct MapShape {
   std::uint32_t positions = 12;
   std::uint64_t limit_blocks = 40;
   std::uint64_t slab_blocks = 8;
+  bool ring = false;
 };
 
 struct WatchedMap {
@@ -37,7 +38,8 @@ struct WatchedMap {
             std::make_shared<MemoryLimit>(shape.limit_blocks * shape.arenas * page),
             shape.slab_blocks * shape.arenas * page)),
         map(std::make_unique<RowMap>(
-            store, Geometry{shape.arenas, shape.rows, shape.positions, 0, page, page})) {}
+            store, Geometry{shape.arenas, shape.rows, shape.positions, 0, page, page,
+                            shape.ring ? shape.positions : 0})) {}
 
   RowMap* operator->() { return map.get(); }
 
@@ -59,14 +61,15 @@ struct WatchedMap {
     return *reinterpret_cast<unsigned char*>(address(arena, row, position));
   }
 
-  // Every open row maps its blocks in order: a block is one page in each arena, wherever it
-  // is mapped, and no page stands for two of them.
+  // Every open row maps its blocks in order, a ring twice: a block is one page in each arena,
+  // wherever it is mapped, and no page stands for two of them.
   void check_rows() {
     CHECK_EQUAL(watch->violation(), "");
     for (std::uint32_t row : map->open_rows()) {
       const std::vector<BlockId> blocks = map->blocks(row);
       for (std::uint32_t p = 0; p < blocks.size(); ++p) {
         const auto pages = under(row, p);
+        if (shape.ring) CHECK(under(row, p + shape.positions) == pages);
         if (blocks[p] == RowTable::kHole) {
           CHECK(pages.empty());
           continue;
