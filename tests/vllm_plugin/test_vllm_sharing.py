@@ -42,8 +42,8 @@ def runtime(tmp_path, monkeypatch):
 def start(runtime, tiny_llama):
     with ExitStack() as stack:
 
-        def start(name, guarantee=0, **options):
-            given = shared(name, guarantee=guarantee)
+        def start(name, guarantee=0, sleep_weights=True, **options):
+            given = shared(name, guarantee=guarantee, sleep_weights=sleep_weights)
             stack.enter_context(kept_async())
             return stack.enter_context(engine(tiny_llama, **given, **options))
 
@@ -189,7 +189,8 @@ def test_an_operator_takes_what_is_not_in_use(start):
 
 
 def test_one_that_sleeps_keeps_a_block_and_leaves_its_guarantee_to_others(start, stock):
-    one = start("one", guarantee=14 * BLOCK)
+    one = start("one", guarantee=14 * BLOCK, sleep_weights=False)
+    assert one.llm_engine.model_config.sleep_mode_backend == "pyvattn"
     first = prompts(2, 600, seed=12)
     asked = Asked(one, first, 4)
     until(lambda: asked.done, asked)

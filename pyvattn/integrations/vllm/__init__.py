@@ -15,6 +15,7 @@ from importlib import import_module
 
 BACKEND = "pyvattn.integrations.vllm.attention_backend.RowAttentionBackend"
 FLASH_BACKEND = "pyvattn.integrations.vllm.flash_rows.FlashRowBackend"
+SLEEP_BACKEND = "pyvattn"
 
 
 def register() -> None:
@@ -23,8 +24,20 @@ def register() -> None:
         return
     registry = import_module("vllm.v1.attention.backends.registry")
     registry.register_backend(registry.AttentionBackendEnum.CUSTOM, BACKEND)
+    _offer_sleep_backend()
     if os.environ.get("PYVATTN_METRICS") == "1":
         _export_metrics()
+
+
+@lru_cache(maxsize=1)
+def _offer_sleep_backend() -> None:
+    """Say what ``--sleep-mode-backend pyvattn`` is, where vLLM has such backends."""
+    try:
+        backends = import_module("vllm.device_allocator.sleep_mode_backend")
+    except ImportError:
+        return
+    module = "pyvattn.integrations.vllm.sleep_backend"
+    backends.SleepModeBackendFactory.register_backend(SLEEP_BACKEND, module, "KVSleepBackend")
 
 
 @lru_cache(maxsize=1)

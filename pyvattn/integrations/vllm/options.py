@@ -15,6 +15,7 @@ from pyvattn.whole_numbers import whole_number
 __all__ = ["Options"]
 
 _KEY = "pyvattn"
+_OF_LEASES = ("budget", "guarantee", "weight", "name", "sleep_weights")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Options:
     are blocks, for kernels that read whole tiles; by default as far as the kernel that runs does.
 
     ``memory="shared"``: lease KV memory from what all engines of the user share, with the
-    ``budget``, ``guarantee``, ``weight`` and ``name`` of :class:`pyvattn.SharedMemory`.
+    ``budget``, ``guarantee``, ``weight`` and ``name`` of :class:`pyvattn.SharedMemory`. Then vLLM's
+    sleep puts weights away as well, or with ``sleep_weights=False`` KV memory alone.
     """
 
     driver: str = "auto"
@@ -50,6 +52,7 @@ class Options:
     guarantee: int | str = 0
     weight: float = 1.0
     name: str | None = None
+    sleep_weights: bool = True
 
     def row_count(self, requests: int, groups: int = 1) -> int:
         """Return how many rows there are where so many requests run at once.
@@ -81,7 +84,7 @@ class Options:
             check_page_size(self.page_size)
         if self.rows is not None and (whole_number(self.rows) or 0) < 2:
             raise ConfigError(f"{_KEY} option rows={shown(self.rows)}: use a whole number from 2")
-        for name in ("map_in_background", "late_binding", "order_blocks"):
+        for name in ("map_in_background", "late_binding", "order_blocks", "sleep_weights"):
             if not isinstance(given := getattr(self, name), bool):
                 raise ConfigError(f"{_KEY} option {name}={shown(given)}: use true or false")
         guard = 0 if self.guard_tokens is None else whole_number(self.guard_tokens)
@@ -107,7 +110,7 @@ class Options:
         if self.memory == "shared":
             return
         for field in fields(self):
-            is_of_lease = field.name in ("budget", "guarantee", "weight", "name")
+            is_of_lease = field.name in _OF_LEASES
             if is_of_lease and (given := getattr(self, field.name)) != field.default:
                 raise ConfigError(
                     f"{_KEY} option {field.name}={shown(given)} is of memory='shared': add that, "

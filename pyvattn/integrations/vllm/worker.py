@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from pyvattn import _native
-from pyvattn.integrations.vllm import BACKEND, FLASH_BACKEND
+from pyvattn.integrations.vllm import BACKEND, FLASH_BACKEND, SLEEP_BACKEND
 from pyvattn.integrations.vllm.kernel_choice import (
     attends_by_flash_rows,
     check_guard,
@@ -41,7 +41,9 @@ class RowWorker:
 
         check_version(vllm.__version__)
         check_config(vllm_config)
-        Options.of(vllm_config.additional_config)
+        if not Options.of(vllm_config.additional_config).sleep_weights:
+            # Before vLLM 0.33 no option of its own says so.
+            vllm_config.model_config.sleep_mode_backend = SLEEP_BACKEND
         check_guard(vllm_config)
         check_sharing(vllm_config)
         super().__init__(vllm_config, *arguments, **options)  # type: ignore[call-arg]
@@ -74,6 +76,14 @@ class RowWorker:
         memory = worker.model_runner.pyvattn_memory
         with memory.guarded(guard_tokens(worker.vllm_config)):
             return super().compile_or_warm_up_model()  # type: ignore[misc]
+
+    @property
+    def sleep_mode_backend(self) -> Any:
+        """Return vLLM's; ours is told which memory it gives back."""
+        backend: Any = super().sleep_mode_backend  # type: ignore[misc]
+        if hasattr(backend, "adopt"):
+            backend.adopt(self.model_runner.pyvattn_memory)  # type: ignore[attr-defined]
+        return backend
 
     def sleep(self, level: int = 1) -> None:
         """Let vLLM put weights away, and give back the KV memory that no live request has."""
