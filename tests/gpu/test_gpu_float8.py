@@ -29,10 +29,11 @@ def cache(request):
         yield opened
 
 
-def fill(cache):
+@pytest.fixture
+def filled(cache):
     """Return the slots, of :data:`LENGTHS`, and the K and V that were appended to layer 1.
 
-    The slots have to be held while they are used: one that is dropped is reported.
+    Slots that nobody holds when the cache is closed are reported as dropped.
     """
     slots, kept = [], []
     for length in LENGTHS:
@@ -42,13 +43,15 @@ def fill(cache):
         append(cache, 1, torch.full_like(at, slot.index), at, *new)
         slots.append(slot)
         kept.append(new)
-    return slots, kept
+    yield slots, kept
+    for slot in slots:
+        cache.release(slot)
 
 
-def test_the_fused_append_stores_the_bytes_that_torchs_operations_do(cache):
+def test_the_fused_append_stores_the_bytes_that_torchs_operations_do(cache, filled):
     if not is_fused(cache.layer(1)[0]):
         pytest.skip("Triton does not convert to float8 on this GPU")
-    slots, kept = fill(cache)
+    slots, kept = filled
     for stored, which in zip(cache.layer(1), range(2), strict=True):
         for slot, new in zip(slots, kept, strict=True):
             wanted = quantised(new[which], scales_of(cache).of(1)[which], stored.dtype)
@@ -58,9 +61,11 @@ def test_the_fused_append_stores_the_bytes_that_torchs_operations_do(cache):
 
 @pytest.mark.parametrize("kernel", ["auto", *KERNELS])
 @pytest.mark.parametrize("queries", [1, 5, 300])
-def test_kernels_are_as_far_from_the_stored_values_as_their_rounding(cache, kernel, queries):
+def test_kernels_are_as_far_from_the_stored_values_as_their_rounding(
+    cache, filled, kernel, queries
+):
     """FlashAttention-3 and the reference round the queries, and the first of them the weights."""
-    slots, _ = fill(cache)
+    slots, _ = filled
     q = torch.randn(len(slots), queries, 8, DIM, device="cuda", dtype=torch.bfloat16)
     try:
         out = attend(q, cache, 1, slots, LENGTHS, kernel=kernel)
@@ -98,10 +103,10 @@ def expected(cache, slots, q):
 
 
 @pytest.mark.parametrize("kernel", ["flash-attn-3", "flash-attn-3-paged"])
-def test_a_captured_step_appends_and_attends_in_float8(cache, kernel):
+def test_a_captured_step_appends_and_attends_in_float8(cache, filled, kernel):
     if kernel not in KERNELS:
         pytest.skip(f"{kernel} cannot be used here")
-    slots, _ = fill(cache)
+    slots, _ = filled
     rows = torch.tensor([slot.index for slot in slots], device="cuda")
     lengths = torch.tensor(LENGTHS, device="cuda", dtype=torch.int32)
     new = torch.randn(2, len(slots), 1, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
