@@ -8,6 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+/* The limit of mappings of most tests, unless the run sets another (vm.mappings=): a decode step makes fewer. */
+#define MOST_MAPPINGS "20000"
+
 /* Where user/server.py listens. */
 #define PYTHON_SOCKET "/tmp/python"
 

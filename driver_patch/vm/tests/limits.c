@@ -10,8 +10,6 @@
 #include "harness.h"
 #include "vattn.h"
 
-#define MANY 10000
-
 static struct uvm_vattn_map_entry entries[65536];
 
 /* The same page at count addresses, none beside another. */
@@ -143,22 +141,24 @@ PATCH_TEST(mappings_at_the_limit_of_memory)
 	unmap_one(&gpu, base, PAGE_64K);
 }
 
-PATCH_TEST(limit_of_mappings)
+/* Where every access is checked its mappings take minutes, and the machine sets a lower limit (vm.mappings). */
+TEST_WITH(limit_of_mappings, .needs_patch = true, .seconds = 300)
 {
 	struct gpu gpu = open_gpu(0), other = open_gpu(0);
-	uint64_t base = external_range(&gpu, 4 * MANY * PAGE_64K + PAGE_2M), handle = vattn_alloc(&gpu, PAGE_64K, 4);
+	unsigned int half = (unsigned int)atoi(setting("mappings", MOST_MAPPINGS)) / 2;
+	uint64_t base = external_range(&gpu, 4ULL * half * PAGE_64K + PAGE_2M), handle = vattn_alloc(&gpu, PAGE_64K, 4);
 	uint64_t far = external_range(&other, PAGE_2M), there = vattn_alloc(&other, PAGE_64K, 4);
 	uint32_t slab = rm_memory(&gpu, PAGE_2M);
 
-	CHECK_EQ(vattn_stats(&gpu).limit_mappings, 2 * MANY);
+	CHECK_EQ(vattn_stats(&gpu).limit_mappings, 2 * half);
 	map_one(&gpu, base, handle, 0, 4);
-	aim_aliases(base + PAGE_2M, handle, MANY);
-	CHECK_EQ(try_map(&gpu, entries, MANY), NV_OK);
-	aim_aliases(base + PAGE_2M + 2 * MANY * PAGE_64K, handle, MANY);
-	CHECK_EQ(try_map(&gpu, entries, MANY), NV_ERR_INSUFFICIENT_RESOURCES);
-	CHECK_EQ(failed_entry(), MANY - 1);
-	CHECK_EQ(vattn_stats(&gpu).process_mappings, MANY + 1);
-	CHECK_EQ(try_map(&gpu, entries, MANY - 1), NV_OK);
+	aim_aliases(base + PAGE_2M, handle, half);
+	CHECK_EQ(try_map(&gpu, entries, half), NV_OK);
+	aim_aliases(base + PAGE_2M + 2ULL * half * PAGE_64K, handle, half);
+	CHECK_EQ(try_map(&gpu, entries, half), NV_ERR_INSUFFICIENT_RESOURCES);
+	CHECK_EQ(failed_entry(), half - 1);
+	CHECK_EQ(vattn_stats(&gpu).process_mappings, half + 1);
+	CHECK_EQ(try_map(&gpu, entries, half - 1), NV_OK);
 	/* In every VA space of the process; and what would make one more is refused, by us and by UVM. */
 	CHECK_EQ(try_map_one(&other, far, there, 0, 1, 0), NV_ERR_INSUFFICIENT_RESOURCES);
 	CHECK_EQ(try_unmap_one(&gpu, base, PAGE_64K), NV_ERR_INSUFFICIENT_RESOURCES);
@@ -171,7 +171,7 @@ PATCH_TEST(limit_of_mappings)
 	CHECK_EQ(try_map_one(&other, far, there, 0, 1, UVM_VATTN_MAP_REPLACE), NV_ERR_INSUFFICIENT_RESOURCES);
 	unmap_one(&gpu, base, 4 * PAGE_64K);
 	CHECK_EQ(try_map_one(&other, far, there, 0, 1, UVM_VATTN_MAP_REPLACE), NV_OK);
-	CHECK_EQ(vattn_stats(&gpu).process_mappings, 2 * MANY);
+	CHECK_EQ(vattn_stats(&gpu).process_mappings, 2 * half);
 	rm_free(gpu.control, gpu.client, slab);
 }
 

@@ -248,7 +248,7 @@ const char *find_kernel_leaks(void)
  * So can that of mappings, with more than a decode step makes.
  */
 #define UVM_PARAMETERS "uvm_enable_builtin_tests=1 uvm_leak_checker=2"
-#define UVM_LIMITS " uvm_vattn_max_mbytes=40 uvm_vattn_max_mappings=20000"
+#define UVM_LIMITS "uvm_vattn_max_mbytes=40 uvm_vattn_max_mappings="
 
 static char uvm_path[64];
 
@@ -270,7 +270,8 @@ void load_modules(const char *flavour, const char *chip, const char *gpu, const 
 	snprintf(parameters, sizeof(parameters), "%s chip=%s", gpu ? gpu : "fb_mb=64", chip);
 	load(path, parameters);
 	snprintf(uvm_path, sizeof(uvm_path), "/modules/%s/nvidia-uvm.ko", flavour);
-	snprintf(parameters, sizeof(parameters), "%s %s", UVM_PARAMETERS, uvm ? uvm : gpu ? "" : UVM_LIMITS);
+	snprintf(parameters, sizeof(parameters), "%s %s%s", UVM_PARAMETERS, uvm ? uvm : gpu ? "" : UVM_LIMITS,
+		 uvm || gpu ? "" : setting("mappings", MOST_MAPPINGS));
 	load(uvm_path, parameters);
 	make_nodes();
 }
