@@ -91,11 +91,46 @@ def plot_measures(found: Mapping[str, Any], path: Target) -> None:
     panels = figure.subplots(len(units), 1, height_ratios=rows, squeeze=False)[:, 0]
     for panel, (unit, measures) in zip(panels, units.items(), strict=True):
         _draw_unit(panel, unit, measures)
+    figure.suptitle(_origin(found), fontsize=10)
+    _save(figure, path, dpi=110)
+
+
+def plot_profile(found: Mapping[str, Any], path: Target) -> None:
+    """Draw the JSON of ``bench transformers --profile``: a step's parts, and their limits.
+
+    A panel for each kind of step; the dark part of a bar is the least that the part can take.
+    """
+    phases = found["profile"]["phases"]
+    figure = _figure(10, 1 + 2.9 * len(phases))
+    panels = figure.subplots(len(phases), 1, squeeze=False)[:, 0]
+    for panel, (name, parts) in zip(panels, phases.items(), strict=True):
+        places = range(len(parts))
+        spent = [1e3 * part["seconds"] for part in parts.values()]
+        least = [1e3 * part.get("least_seconds", 0.0) for part in parts.values()]
+        panel.barh(places, spent, color=_USED, height=0.7, label="measured")
+        panel.barh(places, least, color=_MAPPED, height=0.3, label="least: bytes, operations")
+        texts = [
+            f"  {milliseconds:.3g} ms, {part['share']:.0%}"
+            for milliseconds, part in zip(spent, parts.values(), strict=True)
+        ]
+        for place, end, text in zip(places, map(max, spent, least), texts, strict=True):
+            panel.annotate(text, (end, place), va="center", fontsize=8)
+        panel.set_yticks(places, list(parts), fontsize=8)
+        panel.set_title(f"{name}: {sum(spent):.3g} ms", loc="left", fontsize=10, color=_INK)
+        panel.set_xlabel("ms", fontsize=8)
+        panel.margins(x=0.15)
+        panel.invert_yaxis()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.suptitle(_origin(found), fontsize=10)
+    _save(figure, path, dpi=110)
+
+
+def _origin(found: Mapping[str, Any]) -> str:
+    """Return the command that made a result, and the machine and the day."""
     machine = found["machine"]
     where = ", ".join(machine.get("gpus") or [f"{machine['cpu']}, {machine['cores']} cores"])
     command = textwrap.fill(found["command"], 120, break_on_hyphens=False)
-    figure.suptitle(f"{command}\n{where}, {found['date'][:10]}", fontsize=10)
-    _save(figure, path, dpi=110)
+    return f"{command}\n{where}, {found['date'][:10]}"
 
 
 def _draw_unit(panel: Any, unit: str, measures: list[dict[str, Any]]) -> None:

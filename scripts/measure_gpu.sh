@@ -4,7 +4,7 @@
 #
 #   scripts/measure_gpu.sh STEP... [FOLDER]
 #
-# STEP is tests, drivers, attention, overlap, transformers, baselines or all, or one of vllm's:
+# STEP is tests, drivers, attention, overlap, transformers, profile, baselines or all, or of vllm's:
 # vllm-prompts, vllm-prompts-fp8, vllm-short, vllm-decode, vllm-trace, vllm-rates. FOLDER is
 # where the JSON goes, docs/results/ and the GPU's name by default. pyvattn must be installed
 # for PYTHON (python3), with torch; kernels that cannot be imported are left out. vllm-trace and
@@ -20,7 +20,9 @@ steps=()
 folder=
 for argument in "$@"; do
   case $argument in
-    tests | drivers | attention | overlap | transformers | baselines | all) steps+=("$argument") ;;
+    tests | drivers | attention | overlap | transformers | profile | baselines | all)
+      steps+=("$argument")
+      ;;
     vllm-prompts | vllm-prompts-fp8 | vllm-short | vllm-decode | vllm-trace | vllm-rates)
       steps+=("$argument")
       ;;
@@ -99,6 +101,14 @@ transformers() {
   serve 192x1024 115 --requests 192 --prompt-tokens 1024 --new-tokens 256
   serve arrivals 130 --requests 96 --prompt-tokens 1024 --new-tokens 256 --rate 10
 }
+# Where a step's time goes, and decode with float8 K and V over the library's own bfloat16.
+profile() {
+  serve profile-32x4096 120 --requests 32 --prompt-tokens 4096 --new-tokens 32 --profile
+  serve profile-32x4096-fp8 120 --requests 32 --prompt-tokens 4096 --new-tokens 32 --profile \
+    --kv-dtype float8_e4m3fn
+  serve 32x4096-fp8 80 --requests 32 --prompt-tokens 4096 --new-tokens 128 \
+    --kv-dtype float8_e4m3fn
+}
 # The first of these over other settings of transformers: its SDPA, and its decode step compiled.
 baselines() {
   serve compiled 120 --requests 32 --prompt-tokens 4096 --new-tokens 128 --compile-level 1
@@ -149,7 +159,7 @@ vllm-rates() {
 
 for step in "${steps[@]}"; do
   if [ "$step" = all ]; then
-    tests; drivers; attention; overlap; transformers; baselines
+    tests; drivers; attention; overlap; transformers; profile; baselines
   else
     "$step"
   fi

@@ -3,8 +3,8 @@
 
 Usage: python scripts/plot_results.py [FILE...]
 
-One bar for each measure, grouped by unit, with its quartiles and its target. Needs
-matplotlib.
+One bar for each measure, grouped by unit, with its quartiles and its target; of a profile one
+for each part of a step, with its limit. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from pyvattn.plots import plot_measures
+from pyvattn.plots import plot_measures, plot_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -29,7 +29,8 @@ def main(arguments: list[str]) -> int:
         if not 0 < len(found.get("measures", ())) <= MOST:
             continue
         inside = file.relative_to(RESULTS) if file.is_relative_to(RESULTS) else Path(file.name)
-        plot_measures(found, (PICTURES / inside).with_suffix(".png"))
+        draw = plot_profile if "profile" in found else plot_measures
+        draw(found, (PICTURES / inside).with_suffix(".png"))
     return 0
 
 

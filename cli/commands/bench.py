@@ -160,6 +160,8 @@ def overlap(ctx: click.Context, /, out: str | None, as_json: bool, **options: An
 @_option("--driver", help="Name of the driver.")
 @_option("--page-size", help="Page size, such as 64K.")
 @_option("--layout", help="Layout: layer, token or auto.")
+@_option("--kv-dtype", help="Dtype of our KV cache, such as float8_e4m3fn [the model's].")
+@_option("--profile", is_flag=True, help="Take our steps apart instead: shares, and their limits.")
 @_OUT
 @json_option
 @click.pass_context

@@ -39,13 +39,21 @@ class Ours:
     """Our engine over a cache that holds every request of ``load``, and of loads like it."""
 
     def __init__(
-        self, model: Any, load: Load, *, device: str, driver: str, page_size: str, layout: str
+        self,
+        model: Any,
+        load: Load,
+        *,
+        device: str,
+        driver: str,
+        page_size: str,
+        layout: str,
+        kv_dtype: str | None = None,
     ) -> None:
         from pyvattn.integrations.transformers import Engine, spec_for
         from pyvattn.integrations.transformers.graphs import decode_kernels
 
         requests = len(load.prompts)
-        spec = spec_for(model, max_slots=requests + 1, max_tokens=load.longest)
+        spec = spec_for(model, max_slots=requests + 1, max_tokens=load.longest, dtype=kv_dtype)
         self.cache = KVCache(
             spec,
             device=device,
@@ -57,28 +65,29 @@ class Ours:
         self._requests: list[Any] = []
         self._times: list[list[float]] = []
         try:
-            self._engine = Engine(model, self.cache, on_step=self._note)
+            self.engine = Engine(model, self.cache, on_step=self._note)
             self.captured = self._capture(requests)
         except BaseException:
             self.cache.close()
             raise
-        graph = "decode in a CUDA graph" if self._engine.graphs else "no CUDA graph"
+        graph = "decode in a CUDA graph" if self.engine.graphs else "no CUDA graph"
         kernels = " and ".join(each.name for each in decode_kernels(model, self.cache))
-        self.note = f"{self.cache.driver}, {kernels}, {graph}"
+        stored = "" if kv_dtype is None else f", KV in {spec.dtype}"
+        self.note = f"{self.cache.driver}, {kernels}, {graph}{stored}"
 
     def _capture(self, rows: int) -> float | None:
         """Capture every batch size to ``rows``; returns the seconds, or None without graphs."""
-        if not self._engine.graphs:
+        if not self.engine.graphs:
             return None
         began = time.perf_counter()
-        self._engine.capture(rows)
+        self.engine.capture(rows)
         return time.perf_counter() - began
 
     def run(self, load: Load) -> Run:
         """Serve ``load``: a request is submitted in the first step after it has arrived."""
         from pyvattn.integrations.transformers import ATTENTION
 
-        engine = self._engine
+        engine = self.engine
         engine.model.set_attn_implementation(ATTENTION)
         self._requests, self._times = [], []
         coming = deque(zip(load.arrivals, load.prompts, strict=True))
@@ -97,9 +106,22 @@ class Ours:
         tokens = [request.output for request in self._requests]
         return Run(tokens, self._times, began, load.arrivals, waited)
 
+    def submit(self, load: Load) -> list[Any]:
+        """Submit all of ``load`` at once, and return the requests: the caller steps the engine."""
+        from pyvattn.integrations.transformers import ATTENTION
+
+        self.engine.model.set_attn_implementation(ATTENTION)
+        self._requests = [self.engine.submit(each, load.new_tokens) for each in load.prompts]
+        self._times = [[] for _ in self._requests]
+        return self._requests
+
+    def finish(self) -> None:
+        """Step until nothing is left to do."""
+        self.engine.run()
+
     def close(self) -> None:
         """Close the engine and its cache."""
-        self._engine.close()
+        self.engine.close()
         self.cache.close()
 
     def _note(self, engine: Any) -> None:
