@@ -57,7 +57,7 @@ def held_table(found: Sequence[dict[str, Any]]) -> Any:
 
 def fits(spec: CacheSpec, parts: Parts, memory: int) -> int:
     """Return how many requests of the planned load fit in ``memory`` bytes."""
-    total = 0.0
+    total = float(spec.state_bytes)
     for made, window in zip(parts, spec.windows, strict=True):
         context = made.workload.context
         kept = context if window is None else min(window, context)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pyvattn.rows import BlockPool, RowMap
     from pyvattn.shared import SharedMemory
     from pyvattn.spec import CacheSpec
+    from pyvattn.state_group import StateGroup
 
 _LAZY = {
     "BlockPool": "pyvattn.rows",
@@ -28,6 +29,7 @@ _LAZY = {
     "MemoryLimit": "pyvattn.budget",
     "RowMap": "pyvattn.rows",
     "SharedMemory": "pyvattn.shared",
+    "StateGroup": "pyvattn.state_group",
 }
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "MemoryLimit",
     "RowMap",
     "SharedMemory",
+    "StateGroup",
 ]
 __all__ += errors.__all__
 

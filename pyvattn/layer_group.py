@@ -44,7 +44,7 @@ class LayerGroup:
     ring: bool | int = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", _layer_numbers(self.layers))
+        object.__setattr__(self, "layers", layer_numbers("LayerGroup", self.layers))
         for name in ("kv_heads", "head_dim"):
             self._check_count(name, minimum=1)
         if self.window is not None:
@@ -111,15 +111,16 @@ def ring_tokens(group: LayerGroup, guard_tokens: int, multiple: int) -> int:
     return -(-(wanted + guard_tokens) // multiple) * multiple
 
 
-def _layer_numbers(layers: object) -> tuple[int, ...]:
+def layer_numbers(group: str, layers: object) -> tuple[int, ...]:
+    """Return the numbers of a group's layers, or raise ``SpecError``."""
     too_many = isinstance(layers, range) and len(layers) > _MOST_LAYERS
     if too_many or not isinstance(layers, Iterable) or isinstance(layers, (str, bytes)):
-        raise SpecError(f"layers={shown(layers)} of a LayerGroup: use numbers, such as range(0, 6)")
+        raise SpecError(f"layers={shown(layers)} of a {group}: use numbers, such as range(0, 6)")
     numbers = [whole_number(layer) for layer in layers]
     if not numbers:
-        raise SpecError("layers=() of a LayerGroup: name one layer at least")
+        raise SpecError(f"layers=() of a {group}: name one layer at least")
     if bad := [shown(n) for n, number in zip(layers, numbers, strict=True) if number is None]:
-        raise SpecError(f"layers of a LayerGroup: {bad[0]} is not a whole number")
+        raise SpecError(f"layers of a {group}: {bad[0]} is not a whole number")
     return tuple(number for number in numbers if number is not None)
 
 

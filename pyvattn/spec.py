@@ -14,12 +14,14 @@ from pyvattn.errors import LayerError, SpecError
 from pyvattn.geometry import Geometry, addresses_refused, build_geometry
 from pyvattn.layer_group import LayerGroup, check_groups, check_shared, ring_tokens
 from pyvattn.spec_groups import (
+    apart,
     common_fields,
     parts_of,
     places_of,
     with_groups,
     without_idle_windows,
 )
+from pyvattn.state_group import StateGroup, check_states
 from pyvattn.text import shown
 from pyvattn.units import format_size
 from pyvattn.whole_numbers import whole_number
@@ -47,6 +49,10 @@ class CacheSpec:
     have in common, or 0 where they differ. Layers that read the K and V of another one and keep
     none are in no group: ``shared`` maps each to the layer that it reads.
 
+    ``states`` are :class:`~pyvattn.StateGroup` of layers that keep a state of fixed size for each
+    request; those given among ``groups`` are moved there. They are counted, by :meth:`bytes_at`
+    and the planner; a :class:`~pyvattn.KVCache` holds K and V, and the states are its caller's.
+
     Raises :class:`~pyvattn.errors.SpecError` at once for an impossible shape.
     """
 
@@ -63,6 +69,7 @@ class CacheSpec:
     groups: Sequence[LayerGroup] = ()
     v_head_dim: int = 0
     shared: Mapping[int, int] = field(default_factory=dict, hash=False)
+    states: Sequence[StateGroup] = ()
 
     def __post_init__(self) -> None:
         self._take_groups()
@@ -77,7 +84,9 @@ class CacheSpec:
 
     def _take_groups(self) -> None:
         """Say of all layers what the groups say of some."""
-        groups = check_groups(self.groups)
+        states, groups = apart(self.groups, self.states)
+        object.__setattr__(self, "states", check_states(states))
+        groups = check_groups(groups)
         shared = check_shared(self.shared, groups)
         object.__setattr__(self, "groups", groups)
         object.__setattr__(self, "shared", shared)
@@ -197,12 +206,13 @@ class CacheSpec:
             raise SpecError(
                 f"kv_heads={self.kv_heads} cannot be divided over {shown(number)} ranks"
             )
+        states = tuple(group.shard(number) for group in self.states)
         if not self.groups:
-            return replace(self, kv_heads=max(1, self.kv_heads // number))
+            return replace(self, kv_heads=max(1, self.kv_heads // number), states=states)
         parts = [part.shard(number) for part in self.parts]
         heads = (part.kv_heads for part in parts)
         groups = [replace(g, kv_heads=n) for g, n in zip(self.groups, heads, strict=True)]
-        return with_groups(self, groups)
+        return replace(with_groups(self, groups), states=states)
 
     # --- groups ---
 
@@ -212,7 +222,7 @@ class CacheSpec:
 
         Their tokens are those of a window as well: see ``groups``.
         """
-        return self._parts if self.groups else (self,)
+        return self._parts if self.groups or self.states else (self,)
 
     @cached_property
     def _parts(self) -> tuple[CacheSpec, ...]:
@@ -262,14 +272,18 @@ class CacheSpec:
         return self.guard_tokens if own is None else own
 
     def bytes_at(self, tokens: int) -> int:
-        """Return the bytes that a request of so many tokens needs, guards and pages aside."""
+        """Return the bytes that a request of so many tokens needs, guards and pages aside.
+
+        Its states are among them; no tokens are no request.
+        """
         count = whole_number(tokens)
         if count is None or count < 0:
             raise SpecError(f"tokens={shown(tokens)}: use a whole number from 0")
-        return sum(
+        kept = sum(
             part.token_bytes * (count if window is None else min(count, window))
             for part, window in zip(self.parts, self.windows, strict=True)
         )
+        return kept + self.state_bytes if count else 0
 
     def flat(self) -> CacheSpec:
         """Return the spec of the same layers without groups: each keeps every token.
@@ -300,6 +314,11 @@ class CacheSpec:
             )
 
     # --- sizes ---
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the states of one request."""
+        return sum(group.bytes for group in self.states)
 
     @property
     def itemsize(self) -> int:

@@ -7,10 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pyvattn.errors import SpecError
 from pyvattn.layer_group import LayerGroup
+from pyvattn.state_group import StateGroup
 
 if TYPE_CHECKING:
     from pyvattn.spec import CacheSpec
+
+
+def apart(groups: object, states: object) -> tuple[object, object]:
+    """Return the states, with those that were given among the groups, and the other groups."""
+    if not isinstance(groups, Sequence) or isinstance(groups, (str, bytes)):
+        return states, groups
+    moved = [group for group in groups if isinstance(group, StateGroup)]
+    if not moved:
+        return states, groups
+    if states:
+        raise SpecError("StateGroups stand in groups and in states: give them in one of the two")
+    return moved, [group for group in groups if not isinstance(group, StateGroup)]
 
 
 def common_fields(groups: Sequence[LayerGroup], shared: Mapping[int, int]) -> dict[str, Any]:
@@ -36,13 +50,15 @@ def with_groups(spec: CacheSpec, groups: Sequence[LayerGroup]) -> CacheSpec:
 
 def parts_of(spec: CacheSpec) -> tuple[CacheSpec, ...]:
     """Return a spec of layers that are alike for each group of ``spec``."""
+    if not spec.groups:
+        return (replace(spec, states=()),)
     return tuple(_part(spec, group) for group in spec.groups)
 
 
 def _part(spec: CacheSpec, group: LayerGroup) -> CacheSpec:
     guard = spec.guard_tokens if group.guard_tokens is None else group.guard_tokens
     own = common_fields([group], {})
-    return replace(spec, groups=(), shared={}, guard_tokens=guard, **own)
+    return replace(spec, groups=(), shared={}, states=(), guard_tokens=guard, **own)
 
 
 def places_of(spec: CacheSpec) -> tuple[tuple[int, int], ...]:

@@ -44,6 +44,9 @@ PYTHON = (  # pyvattn/ and cli/
         "prefix_rows",
         "trace_rows",
     ),
+
+    # layers that keep a state
+    ("state_group",),
     # what a cache must hold, and where it lies
     ("configs", "geometry", "spec_groups"),
     ("spec",),

@@ -173,8 +173,13 @@ def _weights_beside(config: str | None) -> int:
 
 def _model_lines(spec: CacheSpec) -> list[str]:
     ends = f"up to {spec.max_slots} requests of {spec.max_tokens} tokens"
+    states = [
+        f"  {len(group.layers)} layers with a state of {format_size(group.layer_bytes)}: "
+        f"{format_size(group.bytes)} a request"
+        for group in spec.states
+    ]
     if not spec.groups:
-        return [f"{spec.layers} layers, {_shape(spec)}, {_sizes(spec)}; {ends}"]
+        return [f"{spec.layers} layers, {_shape(spec)}, {_sizes(spec)}; {ends}", *states]
     kept = ["every token" if w is None else f"the last {w} tokens" for w in spec.windows]
     return [
         f"{spec.layers} layers in groups, {_sizes(spec)}; {ends}",
@@ -183,6 +188,7 @@ def _model_lines(spec: CacheSpec) -> list[str]:
             f"{format_size(part.token_bytes)} a token"
             for part, keep in zip(spec.parts, kept, strict=True)
         ],
+        *states,
         *([f"  {len(spec.shared)} layers read the K and V of others"] if spec.shared else []),
     ]
 

@@ -4,7 +4,8 @@
 Every group of layers draws blocks from one pool, and a block's id is a page in each of the
 group's layers: so all groups have equally many layers, the last one of a kind padded, and
 pages of one size. Smaller ones get more tokens a block, or are padded. A window's blocks go
-back as soon as they lie before it. (vllm/v1/core/kv_cache_planning.py and
+back as soon as they lie before it. A state takes a block, so blocks have as many tokens as are
+no smaller than a state, and the state is padded to that. (vllm/v1/core/kv_cache_planning.py and
 single_type_kv_cache_manager.py.)
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pyvattn.errors import SpecError
 from pyvattn.samples import BLOCK_TOKENS, blocks_for
 from pyvattn.spec import CacheSpec
 
@@ -21,14 +23,20 @@ _ALIKE = 1.5
 
 @dataclass(frozen=True)
 class BlockGroups:
-    """Groups of one kind of layers: how many, the tokens of a block, and those of a window."""
+    """Groups of one kind of layers: how many, the tokens of a block, and those of a window.
+
+    Where layers keep ``states``, each is a block whatever the tokens.
+    """
 
     groups: int
     block_tokens: int
     window: int | None
+    states: int = 0
 
     def blocks(self, tokens: int) -> int:
         """Return the blocks under a request's ``tokens`` tokens."""
+        if self.states:
+            return self.groups * self.states
         gone = 0 if self.window is None else max(0, tokens - self.window)
         return self.groups * (blocks_for(tokens, self.block_tokens) - gone // self.block_tokens)
 
@@ -41,10 +49,16 @@ class BlockLayout:
     block_bytes: int
 
     @classmethod
-    def of(cls, spec: CacheSpec) -> BlockLayout:
-        """Divide the layers of ``spec`` as vLLM does."""
+    def of(cls, spec: CacheSpec, state_tokens: int = BLOCK_TOKENS) -> BlockLayout:
+        """Divide the layers of ``spec`` as vLLM does.
+
+        Where there are states, blocks have a multiple of ``state_tokens`` tokens, which the
+        kernels of linear attention set.
+        """
         sizes = [part.token_bytes_per_layer for part in spec.parts]
         counts = [part.layers for part in spec.parts]
+        if spec.states:
+            return cls._with_states(spec, sizes, counts, state_tokens)
         largest = max(sizes)
         layers = max(counts) if max(counts) < _ALIKE * min(counts) else min(counts)
         kinds = (
@@ -56,6 +70,23 @@ class BlockLayout:
             for count, size, window in zip(counts, sizes, spec.windows, strict=True)
         )
         return cls(tuple(kinds), layers * largest * BLOCK_TOKENS)
+
+    @classmethod
+    def _with_states(
+        cls, spec: CacheSpec, sizes: list[int], counts: list[int], unit: int
+    ) -> BlockLayout:
+        if len(sizes) > 1 or len(spec.states) > 1:
+            raise SpecError(
+                f"{len(sizes)} groups of layers and {len(spec.states)} of states: the rules that "
+                "are written down here are for one of each"
+            )
+        (size,), (count,), (state,) = sizes, counts, spec.states
+        block_tokens = unit * blocks_for(state.layer_bytes, unit * size)
+        numbers = (count, len(state.layers))
+        layers = max(numbers) if max(numbers) < _ALIKE * min(numbers) else min(numbers)
+        full = BlockGroups(blocks_for(count, layers), block_tokens, None)
+        states = BlockGroups(blocks_for(numbers[1], layers), block_tokens, None, state.copies)
+        return cls((full, states), layers * block_tokens * size)
 
     def bytes_at(self, tokens: int) -> int:
         """Return the bytes of the blocks that a request of ``tokens`` tokens holds."""

@@ -34,7 +34,8 @@ BENCHES = {
         "pyvattn.bench.capacity", "Count the requests of a trace that fit (any machine)."
     ),
     "hybrid": Bench(
-        "pyvattn.bench.hybrid", "Count what models with windows hold and fit (any machine)."
+        "pyvattn.bench.hybrid",
+        "Count what models with windows or states hold and fit (any machine).",
     ),
     "sharing": Bench(
         "pyvattn.bench.sharing", "Count what forks and common prompts hold (any machine)."

@@ -19,6 +19,7 @@ from pyvattn.configs.shapes import Shape, layer_shapes
 from pyvattn.configs.sharing import layer_sources, without_shared
 from pyvattn.configs.signs import check_extras, check_signs
 from pyvattn.configs.source import decoder_config
+from pyvattn.configs.states import layer_states
 from pyvattn.configs.windows import kinds_with_windows, layer_windows
 from pyvattn.dtypes import ITEMSIZE, dtype_name
 from pyvattn.errors import SpecError
@@ -61,9 +62,11 @@ def remarks(config: Mapping[str, Any] | str | PathLike[str]) -> list[str]:
     kinds, _ = _kinds(fields := Fields(text))
     found = []
     if states := sum(kind in KEEPS_STATE for kind in kinds):
+        size = sum(group.bytes for group in layer_states(fields, kinds, "bfloat16"))
+        known = "" if size else ", nor are they counted, as their sizes are not known"
         found.append(
             f"{states} of {len(kinds)} layers keep a state of fixed size for each request, which "
-            "the cache does not hold."
+            f"the cache does not hold{known}."
         )
     windows = layer_windows(fields, kinds)
     for window in sorted({window for window in windows if window is not None}):
@@ -85,6 +88,7 @@ def _shape(fields: Fields, dtype: Any, by_hand: bool) -> dict[str, Any]:
     kinds, sources = _kinds(fields)
     shapes = layer_shapes(fields, kinds)
     windows = [None] * len(kinds) if by_hand else layer_windows(fields, kinds)
+    states = layer_states(fields, kinds, dtype_name("bfloat16" if dtype is None else dtype))
     check_signs(fields, kinds)
     described = zip(shapes, windows, strict=True)
     kept = {i: (shape, window) for i, (shape, window) in enumerate(described) if shape is not None}
@@ -93,13 +97,14 @@ def _shape(fields: Fields, dtype: Any, by_hand: bool) -> dict[str, Any]:
     first, _ = kept[min(kept)]
     alike = all(one == (first, None) for one in kept.values())
     if alike and (by_hand or not sources):
-        return {"layers": len(kept), **_fields_of(first)}
+        return {"layers": len(kept), "states": states, **_fields_of(first)}
     if by_hand:
         raise _unlike([(kinds[layer], shape) for layer, (shape, _) in kept.items()], dtype)
     # The layers of a spec are those that attend, in the model's order.
     numbers = {layer: number for number, layer in enumerate(sorted([*kept, *sources]))}
     return {
         "groups": _groups({numbers[layer]: one for layer, one in kept.items()}),
+        "states": states,
         "shared": {numbers[reader]: numbers[read] for reader, read in sources.items()},
     }
 

@@ -126,4 +126,6 @@ def held_bytes(
         first = gone * geometry.token_bytes // geometry.page_size
         pages = geometry.pages(tokens + guard) - first if tokens else 0
         held += pages * geometry.arenas * geometry.page_size
-    return held
+    # All states of a request lie side by side, in whole pages.
+    page = geometries[0].page_size
+    return held + -(-spec.state_bytes // page) * page if tokens else 0
