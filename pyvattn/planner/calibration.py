@@ -28,7 +28,7 @@ from pyvattn.logs import logger_of
 from pyvattn.machine import MadeOn
 from pyvattn.planner.costs import Curve, DriverCosts, curve_of, default_costs
 from pyvattn.planner.tlb import Losses
-from pyvattn.text import printable
+from pyvattn.text import printable, shown
 
 VERSION = 1
 VARIABLE = "PYVATTN_CALIBRATION"
@@ -102,7 +102,8 @@ def default_path() -> Path:
 
 def read_calibration(path: str | PathLike[str]) -> Calibration:
     """Read and check a file; raise :class:`~pyvattn.errors.CalibrationError` naming it."""
-    where = printable(str(path))
+    # str() of a number may fail: Python has a limit of digits.
+    where = printable(str(path)) if isinstance(path, (str, PathLike)) else shown(path)
     try:
         parsed = json.loads(read_text(check_path("path", path), _MOST_BYTES))
         if parsed.get("version", VERSION) != VERSION:

@@ -12,7 +12,7 @@ from pyvattn import CacheSpec, KVCache, _native
 from pyvattn.calibrate import Options, describe, kernels, measure_driver, write_calibration
 from pyvattn.calibrate.driver import _line
 from pyvattn.cli.app import cli
-from pyvattn.errors import CalibrationError, ConfigError, DriverUnavailable
+from pyvattn.errors import CalibrationError, ConfigError, DriverUnavailable, Error
 from pyvattn.machine import MadeOn, identify
 from pyvattn.planner import default_costs, plan, read_calibration, use_calibration
 from pyvattn.planner.calibration import VARIABLE, default_path
@@ -109,6 +109,10 @@ class TestFile:
     def test_a_missing_file_is_refused_by_name(self, tmp_path):
         with pytest.raises(ConfigError, match=r"none\.json"):
             read_calibration(tmp_path / "none.json")
+
+    def test_a_number_with_more_digits_than_python_writes_is_no_path(self):
+        with pytest.raises(Error, match="pass a path"):
+            read_calibration(10**5000)
 
 
 class TestWhichFileIsUsed:
