@@ -16,7 +16,7 @@ from pyvattn.cli.held import fits, held_table, requests_held
 from pyvattn.cli.model_options import model_options, read_model
 from pyvattn.cli.output import console, json_option, print_json, table
 from pyvattn.cli.sizes import size_option
-from pyvattn.configs import remarks
+from pyvattn.configs import remarks, supported
 from pyvattn.kernels import KERNELS
 from pyvattn.machine import identify
 from pyvattn.planner import (
@@ -114,7 +114,7 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
         )
         for name in drivers or ["host"]
     ]
-    notes = [] if config is None else remarks(config)
+    notes = [] if config is None else [*remarks(config), supported(config)]
     requests = requests_held(spec, plans)
     if as_json:
         # One of several groups says nothing of how many requests fit.

@@ -20,6 +20,7 @@ from pyvattn.configs.sharing import layer_sources, without_shared
 from pyvattn.configs.signs import check_extras, check_signs
 from pyvattn.configs.source import decoder_config
 from pyvattn.configs.states import layer_states
+from pyvattn.configs.support import support
 from pyvattn.configs.windows import kinds_with_windows, layer_windows
 from pyvattn.dtypes import ITEMSIZE, dtype_name
 from pyvattn.errors import SpecError
@@ -81,6 +82,13 @@ def remarks(config: Mapping[str, Any] | str | PathLike[str]) -> list[str]:
             "token."
         )
     return found
+
+
+def supported(config: Mapping[str, Any] | str | PathLike[str]) -> str:
+    """Return what the transformers integration does with a model of ``config``, in a sentence."""
+    text, _ = decoder_config(config)
+    kinds, _ = _kinds(fields := Fields(text))
+    return support(kinds, layer_shapes(fields, kinds))
 
 
 def _shape(fields: Fields, dtype: Any, by_hand: bool) -> dict[str, Any]:

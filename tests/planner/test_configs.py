@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from pyvattn import CacheSpec, SpecError
 from pyvattn.cli.app import cli
-from pyvattn.configs import remarks
+from pyvattn.configs import remarks, supported
 
 QWEN3_NEXT = {
     "model_type": "qwen3_next",
@@ -380,6 +380,28 @@ def test_remarks_say_what_the_cache_does_not_hold():
     assert "4 of 8 layers attend within a window; the cache keeps every" in remarks(windows)[0]
     (known,) = remarks({**windows, "sliding_window": 64})
     assert known == "4 of 8 layers attend within a window of 64 tokens, and keep no more."
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (QWEN3_NEXT, "refuses this model for its 36 layers with a state."),
+        (MLLAMA, "refuses this model for its 8 layers with attention to images."),
+        (MIMO_V2_FLASH, "holds these layers; V of another width takes torch's attention."),
+        (GEMMA_4, "holds these layers."),
+        ({**PLAIN, "kv_lora_rank": 512}, "in every step, without CUDA graphs."),
+        (
+            {**PLAIN, "model_type": "llama4_text", "attention_chunk_size": 512},
+            "refuses this model for its 6 layers with attention in chunks.",
+        ),
+    ],
+)
+def test_what_the_integration_does_with_it(config, said, tmp_path):
+    assert supported(config).endswith(said)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    output = CliRunner().invoke(cli, ["plan", str(path), "--driver", "cumem", "--json"]).output
+    assert json.loads(output)["remarks"][-1] == supported(config)
 
 
 def test_plan_says_what_the_cache_does_not_hold(tmp_path):

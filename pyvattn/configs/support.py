@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Says what the transformers integration does with a model, as far as its config tells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyvattn.configs.layers import CHUNKED, CROSS, KEEPS_STATE, Kinds
+from pyvattn.configs.shapes import Shape
+
+_NAME = "The transformers integration"
+
+
+def support(kinds: Kinds, shapes: Sequence[Shape | None]) -> str:
+    """Return a sentence: that it runs such layers, and how, or which ones it refuses."""
+    counts = {
+        "a state": sum(kind in KEEPS_STATE for kind in kinds),
+        "attention in chunks": kinds.count(CHUNKED),
+        "attention to images": kinds.count(CROSS),
+    }
+    if refused := [f"{count} layers with {what}" for what, count in counts.items() if count]:
+        return f"{_NAME} refuses this model for its {' and '.join(refused)}."
+    kept = [shape for shape in shapes if shape is not None]
+    if any(shape.latent_dim for shape in kept):
+        return (
+            f"{_NAME} holds these latent vectors; the model expands them in every step, without "
+            "CUDA graphs."
+        )
+    if any(shape.v_head_dim != shape.head_dim for shape in kept):
+        return f"{_NAME} holds these layers; V of another width takes torch's attention."
+    return f"{_NAME} holds these layers."
