@@ -8,7 +8,7 @@ import copy
 import pytest
 from tiny_models import assert_same, dynamic, generate, left_padded, make_llama, reference, torch
 
-from pyvattn import errors
+from pyvattn import CacheSpec, KVCache, LayerGroup, errors
 from pyvattn.integrations.transformers import VAttentionCache, spec_for
 
 
@@ -171,3 +171,13 @@ def test_out_of_memory_leaves_the_cache_usable(llama, prompts):
 def test_models_of_another_dtype_get_a_cache_of_it():
     model = make_llama().to(torch.bfloat16)
     assert spec_for(model, max_slots=1, max_tokens=64).dtype == "bfloat16"
+
+
+def test_rings_are_refused_before_a_pass_begins():
+    group = LayerGroup([0, 1], kv_heads=2, head_dim=16, window=64, ring=True)
+    spec = CacheSpec(groups=[group], dtype="float32", max_slots=1, max_tokens=100_000)
+    with (
+        KVCache(spec, device="cpu", memory="16MiB", layout="layer", page_size="64K") as kv,
+        pytest.raises(errors.UnsupportedError, match=r"ring=False"),
+    ):
+        VAttentionCache(kv)
