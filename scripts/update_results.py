@@ -126,9 +126,14 @@ def hybrid() -> Iterator[str]:
     """Each model in MiB of a request by its length, and in requests that fit."""
     found = json.loads((RESULTS / "hybrid.json").read_text())
     models: dict[str, dict[str, dict[str, Any]]] = {}
+    peaks: dict[str, dict[str, dict[str, Any]]] = {}
     for measure in found["measures"]:
         model, _, name = measure["name"].partition(", ")
-        models.setdefault(model, {})[name] = measure
+        kind, _, allocation = name.partition(", ")
+        if kind == "peak":
+            peaks.setdefault(model, {})[allocation] = measure
+        else:
+            models.setdefault(model, {})[name] = measure
     allocations = list(dict.fromkeys(name.split(", ")[-1] for name in models["Gemma-3-27B"]))
     held = [name for name in allocations if " / " not in name]
     counted = [name for name in held if name in models["Gemma-3-27B"]]
@@ -157,7 +162,24 @@ def hybrid() -> Iterator[str]:
             counts.append(f"{values[name]['value']:,.0f}{times}")
         yield f"| {model} | {' | '.join(counts)} |"
     yield ""
+    yield from _peaks(peaks)
     yield source(found, "hybrid.json")
+
+
+def _peaks(models: dict[str, dict[str, dict[str, Any]]]) -> Iterator[str]:
+    """What a long prompt holds at most while it is computed."""
+    some = next(iter(models.values()))
+    note = next(iter(some.values()))["note"]
+    yield f"MiB that a prompt holds at most while it is computed ({note}), and over the first:"
+    yield ""
+    held = [name for name in some if " / " not in name]
+    yield f"| model | {' | '.join(held)} | over the first |"
+    yield f"| {'--- | ' * (len(held) + 2)}".rstrip()
+    for model, values in models.items():
+        cells = [f"{values[name]['value']:,.0f}" for name in held]
+        share = next(value for name, value in values.items() if " / " in name)
+        yield f"| {model} | {' | '.join(cells)} | {share['value']:.2f} |"
+    yield ""
 
 
 def reuse() -> Iterator[str]:

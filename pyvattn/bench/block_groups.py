@@ -33,11 +33,18 @@ class BlockGroups:
     window: int | None
     states: int = 0
 
-    def blocks(self, tokens: int) -> int:
-        """Return the blocks under a request's ``tokens`` tokens."""
+    def blocks(self, tokens: int, computed: int | None = None) -> int:
+        """Return the blocks under a request's ``tokens`` tokens.
+
+        Those of a chunk are taken while what precedes it is still there: of ``computed`` tokens
+        the window of the next.
+        """
         if self.states:
             return self.groups * self.states
-        gone = 0 if self.window is None else max(0, tokens - self.window)
+        gone = 0
+        if self.window is not None:
+            last = tokens if computed is None else computed + 1
+            gone = max(0, last - self.window)
         return self.groups * (blocks_for(tokens, self.block_tokens) - gone // self.block_tokens)
 
 
@@ -91,3 +98,11 @@ class BlockLayout:
     def bytes_at(self, tokens: int) -> int:
         """Return the bytes of the blocks that a request of ``tokens`` tokens holds."""
         return self.block_bytes * sum(kind.blocks(tokens) for kind in self.kinds)
+
+    def peak_bytes(self, tokens: int, chunk: int) -> int:
+        """Return the most that a prompt of ``tokens`` holds while it is computed in chunks."""
+        peaks = (
+            sum(kind.blocks(min(first + chunk, tokens), first) for kind in self.kinds)
+            for first in range(0, tokens, chunk)
+        )
+        return self.block_bytes * max(peaks)

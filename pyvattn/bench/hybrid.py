@@ -4,14 +4,14 @@
 Arithmetic alone, so it runs anywhere: whole pages of rows whose windows were trimmed, against
 the blocks of vLLM. Requests of the trace are admitted in order, each at its full length, until
 one does not fit; the count is taken from many places of the trace. What a prompt holds while
-it is computed is left out on both sides.
+it is computed is left out there on both sides, and counted by itself for windows in rings.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 
@@ -37,7 +37,12 @@ Held = Callable[[int], int]
 
 # A question, a chat, a book.
 _LENGTHS = (12, 2_000, 100_000)
+# A long prompt, and the chunks that vLLM computes it in on a GPU with much memory.
+_PROMPT, _CHUNK = 20_000, 8_192
 _BLOCKS = "vLLM's blocks"
+_RINGS = "rows with rings"
+# Of vLLM's peak, for the model that was asked for.
+_MOST_AT_PEAK = {"Gemma-3-27B": 0.45}
 # FlashAttention-3 by a table of the rows, which reads no further than them, and without one.
 _KERNELS = {"rows": "flash-attn-3-paged", "rows guarded for flash-attn-3": "flash-attn-3"}
 _SIDE_BY_SIDE = "rows with layers side by side"
@@ -126,6 +131,8 @@ def measure(options: Options) -> Iterator[Measure]:
                 f"memory={options.memory!r} holds less than two of the longest requests"
             )
         yield from _held(model, spec, allocations, note)
+        if any(spec.windows):
+            yield from _peaks(model, spec, options.page_size)
         counts = {
             name: [_fitting(held, memory, trace, start) for start in starts]
             for name, held in allocations.items()
@@ -178,6 +185,30 @@ def _held(
             yield Measure(
                 f"{model}, {tokens:,} tokens, {name}", held(tokens) / 2**20, "MiB", note=note
             )
+
+
+def _peaks(model: str, spec: CacheSpec, page_size: str) -> Iterator[Measure]:
+    """Yield the most that a long prompt holds while it is computed.
+
+    With rings of two windows that is what it holds in the end: a chunk is appended and attended
+    to in pieces.
+    """
+    alone = guarded_for(spec, _KERNELS["rows"])
+    ringed = replace(
+        alone, groups=[replace(each, ring=each.window is not None) for each in alone.groups]
+    )
+    blocks = BlockLayout.of(spec).peak_bytes(_PROMPT, _CHUNK)
+    rings = _pages(ringed, ringed.geometries("layer", page_size), _PROMPT)
+    note = f"{_PROMPT:,} tokens in chunks of {_CHUNK:,}, {page_size} pages"
+    for name, held in ((_BLOCKS, blocks), (_RINGS, rings)):
+        yield Measure(f"{model}, peak, {name}", held / 2**20, "MiB", note=note)
+    yield Measure(
+        f"{model}, peak, {_RINGS} / {_BLOCKS}",
+        rings / blocks,
+        "times",
+        at_most=_MOST_AT_PEAK.get(model),
+        note=note,
+    )
 
 
 def _fitting(held: Held, memory: int, trace: Trace, start: int) -> float:

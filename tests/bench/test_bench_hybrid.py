@@ -25,6 +25,14 @@ VLLM = {
     "Nemotron-3-Nano-30B-A3B": {12: 61.4, 200: 61.4, 2000: 61.4, 20000: 172, 100000: 639},
     "Nemotron-3-Super-120B-A12B": {12: 195, 200: 195, 2000: 195, 20000: 325, 100000: 975},
 }
+# The most while the prompt was computed in chunks of 8,192.
+PEAKS = {
+    "gpt-oss-20b": {12: 0.8, 200: 9.8, 2000: 93.8, 20000: 579, 100000: 2499},
+    "gpt-oss-120b": {12: 1.1, 200: 14.6, 2000: 141, 20000: 868, 100000: 3748},
+    "Gemma-3-27B": {12: 8.8, 200: 114, 2000: 1094, 20000: 5600, 100000: 12000},
+    "Gemma-4-31B": {12: 15.0, 200: 180, 2000: 1720, 20000: 8480, 100000: 14880},
+    "Gemma-4-26B-A4B": {12: 3.8, 200: 45.0, 2000: 430, 20000: 2120, 100000: 3720},
+}
 # Its groups and the bytes of its blocks.
 GROUPS = {
     "gpt-oss-20b": ([(1, 16), (1, 16)], 393_216),
@@ -79,6 +87,14 @@ def test_rules_that_are_not_written_down_are_refused():
         BlockLayout.of(CacheSpec(2, 2, 64, states=two))
     with pytest.raises(ConfigError, match="'Gemma-9'"):
         block_layout("Gemma-9")
+
+
+@pytest.mark.parametrize("model", PEAKS)
+def test_peaks_are_those_of_vllm(model):
+    layout = BlockLayout.of(MODELS[model])
+    for tokens, mib in PEAKS[model].items():
+        exact = layout.peak_bytes(tokens, 8192) / 2**20
+        assert exact == pytest.approx(mib, abs=0.0501 if mib < 100 else 0.501), tokens
 
 
 def test_layers_that_are_alike_are_one_group():
@@ -147,3 +163,24 @@ def test_more_fit_where_less_is_held(found):
 def test_memory_for_less_than_two_requests_is_refused():
     with pytest.raises(ConfigError, match="memory='1GiB'"):
         list(measure(Options(memory="1GiB")))
+
+
+@pytest.mark.parametrize("model", ["gpt-oss-20b", "Gemma-3-27B"])
+def test_a_prompt_never_holds_more_than_its_rings(found, model):
+    groups = [replace(each, ring=each.window is not None) for each in MODELS[model].groups]
+    spec = CacheSpec(groups=groups, max_slots=1, max_tokens=20_000, guard_tokens=0)
+    with KVCache(
+        spec, device="cpu", page_size="64K", layout="layer", memory="8GiB",
+        accounting=True, background=False, read_ahead=0,
+    ) as cache:  # fmt: skip
+        slot, peak = cache.acquire(20_000), 0
+        for first in range(0, 20_000, 8_192):
+            cache.step({slot: min(first + 8_192, 20_000)})
+            peak = max(peak, cache.stats().pages_live * cache.page_size)
+    assert found[f"{model}, peak, rows with rings"].value == peak / 2**20
+
+
+def test_rings_hold_less_than_half_of_what_blocks_do(found):
+    share = found["Gemma-3-27B, peak, rows with rings / vLLM's blocks"]
+    assert share.at_most == 0.45
+    assert share.ok
