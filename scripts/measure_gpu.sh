@@ -101,11 +101,13 @@ transformers() {
   serve 192x1024 115 --requests 192 --prompt-tokens 1024 --new-tokens 256
   serve arrivals 130 --requests 96 --prompt-tokens 1024 --new-tokens 256 --rate 10
 }
-# Where a step's time goes, and decode with float8 K and V over the library's own bfloat16.
+# Where a step's time goes, and requests without a tail guard, and with float8 K and V.
 profile() {
   serve profile-32x4096 120 --requests 32 --prompt-tokens 4096 --new-tokens 32 --profile
   serve profile-32x4096-fp8 120 --requests 32 --prompt-tokens 4096 --new-tokens 32 --profile \
     --kv-dtype float8_e4m3fn
+  serve 32x4096-table 80 --requests 32 --prompt-tokens 4096 --new-tokens 128 \
+    --guard-for flash-attn-3-paged
   serve 32x4096-fp8 80 --requests 32 --prompt-tokens 4096 --new-tokens 128 \
     --kv-dtype float8_e4m3fn
 }

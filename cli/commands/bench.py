@@ -161,6 +161,7 @@ def overlap(ctx: click.Context, /, out: str | None, as_json: bool, **options: An
 @_option("--page-size", help="Page size, such as 64K.")
 @_option("--layout", help="Layout: layer, token or auto.")
 @_option("--kv-dtype", help="Dtype of our KV cache, such as float8_e4m3fn [the model's].")
+@_option("--guard-for", help="Kernel whose tail guard our cache has [all kernels' of here].")
 @_option("--profile", is_flag=True, help="Take our steps apart instead: shares, and their limits.")
 @_OUT
 @json_option

@@ -15,6 +15,7 @@ from typing import Any
 from pyvattn.bench.serving import Load, Run
 from pyvattn.cache import KVCache
 from pyvattn.errors import UnsupportedError
+from pyvattn.planner import guarded_for
 
 _PACKAGES = ("pyvattn", "transformers", "torch", "triton", "kernels")
 # The modules that hold FlashAttention; distributions of several names have them.
@@ -48,12 +49,15 @@ class Ours:
         page_size: str,
         layout: str,
         kv_dtype: str | None = None,
+        guard_for: str | None = None,
     ) -> None:
         from pyvattn.integrations.transformers import Engine, spec_for
         from pyvattn.integrations.transformers.graphs import decode_kernels
 
         requests = len(load.prompts)
         spec = spec_for(model, max_slots=requests + 1, max_tokens=load.longest, dtype=kv_dtype)
+        if guard_for is not None:
+            spec = guarded_for(spec, guard_for)
         self.cache = KVCache(
             spec,
             device=device,

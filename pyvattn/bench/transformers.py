@@ -38,7 +38,9 @@ class Options(Settings, least={"new_tokens": 2, "seed": 0}):
     ``rounds`` more, but none that would end more than ``seconds`` after the start (0: no limit).
     ``layers`` 0 are as many as the model has. ``device`` "cpu" works with small models.
 
-    ``kv_dtype`` is that of our cache alone, "" for the model's: "float8_e4m3fn" quantises.
+    ``kv_dtype`` is that of our cache alone, "" for the model's: "float8_e4m3fn" quantises. Its tail
+    guard is what every kernel of this machine needs, or that of the kernel ``guard_for``: without
+    one, FlashAttention-3 reads by a table.
     With ``profile`` nothing is compared: our steps are taken apart, see
     :mod:`pyvattn.bench.step_profile`.
     """
@@ -59,6 +61,7 @@ class Options(Settings, least={"new_tokens": 2, "seed": 0}):
     page_size: str = "auto"
     layout: str = "auto"
     kv_dtype: str = ""
+    guard_for: str = ""
     profile: bool = False
 
     @property
@@ -85,6 +88,7 @@ def measure(options: Options) -> Iterator[Measure | Setup]:
         page_size=options.page_size,
         layout=options.layout,
         kv_dtype=options.kv_dtype or None,
+        guard_for=options.guard_for or None,
     )
     if options.profile:
         with closing(ours):

@@ -49,7 +49,8 @@ def test_nothing_is_mapped_behind_a_rows_last_page(layout, dtype, kv_heads, head
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["worst"] < 0.08, found
+    # Where a query sees few tokens, float8 weights are off by up to 6 %, and values reach 4.
+    assert found["worst"] < (0.4 if dtype.startswith("float8") else 0.08), found
 
 
 @pytest.mark.parametrize("layout", ["layer", "token"])

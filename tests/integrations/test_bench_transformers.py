@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 import transformers
 from tiny_models import torch
@@ -202,6 +204,16 @@ def test_a_round_that_would_end_too_late_is_not_begun(monkeypatch):
     assert rounds(0) == 10
     assert rounds(1) == 2
     assert rounds(45) == 4
+
+
+@pytest.mark.parametrize(("kernel", "tokens"), [("flash-attn-3", 192), ("flash-attn-3-paged", 0)])
+def test_our_cache_has_the_guard_of_the_kernel_that_is_named(tiny, kernel, tokens):
+    engine = Ours(
+        tiny, load([0.0]), device="cpu", driver="auto", page_size="auto", layout="auto",
+        guard_for=kernel,
+    )  # fmt: skip
+    with closing(engine):
+        assert engine.cache.spec.guard_tokens == tokens
 
 
 def test_every_round_has_prompts_of_its_own_and_the_same_arrivals():
