@@ -7,7 +7,7 @@ Nothing is copied: the blocks are a view of the rows, and the table says where t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from math import gcd
 
 import torch
@@ -55,10 +55,29 @@ class RowTable:
 
     def table(self, device: torch.device) -> Tensor:
         """Return the entry of each block, int32 ``[slots, per_row]``; made once for each device."""
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        made = _made.get((self, device))
+        if made is None:
+            made = self._entries(device)
             # What a CUDA graph fills when it is replayed is of no use to anybody else.
-            return _entries.__wrapped__(self, device)
-        return _entries(self, device)
+            if not _is_capturing(device):
+                if device.type == "cuda":  # other streams may read it from now on
+                    torch.cuda.current_stream(device).synchronize()
+                _made[self, device] = made
+        return made
+
+    def _entries(self, device: torch.device) -> Tensor:
+        with torch.inference_mode(False):
+            slot = torch.arange(self.slots, dtype=torch.int32, device=device) * self.row_step
+            block = torch.arange(self.per_row, dtype=torch.int32, device=device) * self.block_step
+            return slot[:, None] + block
+
+
+# Kept for good: CUDA graphs read tables where they lie. There are as many as kinds of caches.
+_made: dict[tuple[RowTable, torch.device], Tensor] = {}
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def block_tokens(row_tokens: int, whole_tokens: int | None) -> int:
@@ -82,12 +101,3 @@ def _cut(
     step = block * token
     stride = gcd(row, step)
     return RowTable(block, stride, slots, per_row, row // stride, step // stride)
-
-
-# Kept for good: a CUDA graph reads it where it lies. There are as many as kinds of caches.
-@cache
-def _entries(cut: RowTable, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        slot = torch.arange(cut.slots, dtype=torch.int32, device=device) * cut.row_step
-        block = torch.arange(cut.per_row, dtype=torch.int32, device=device) * cut.block_step
-        return slot[:, None] + block

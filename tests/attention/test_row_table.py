@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from pyvattn import CacheSpec, KVCache
-from pyvattn.attention import Problem, flash_attn3_build, optional
+from pyvattn.attention import Problem, flash_attn3_build, optional, row_table
 from pyvattn.attention.flash_attn3_paged import FlashAttention3PagedKernel, whole_tokens_of
 from pyvattn.attention.problem import page_bytes_of
 from pyvattn.attention.registry import choose
@@ -108,6 +108,20 @@ def test_the_table_is_made_once():
     rows = torch.randn(3, 320, 2, 64)
     first = RowTable.of(rows, None).table(rows.device)
     assert RowTable.of(rows.clone(), None).table(rows.device) is first
+
+
+def test_a_graph_reads_the_table_that_is_there_and_keeps_one_of_its_own_to_itself(monkeypatch):
+    """Filling one in every replay costs each layer five kernels."""
+    rows = torch.randn(3, 704, 2, 64)
+    cut = RowTable.of(rows, None)
+    monkeypatch.setattr(row_table, "_is_capturing", lambda device: True)
+    own = cut.table(rows.device)
+    assert cut.table(rows.device) is not own
+    monkeypatch.undo()
+    there = cut.table(rows.device)
+    assert torch.equal(there, own)
+    monkeypatch.setattr(row_table, "_is_capturing", lambda device: True)
+    assert cut.table(rows.device) is there
 
 
 @pytest.fixture
