@@ -186,8 +186,10 @@ class Requests {
     for (std::uint32_t arena = 0; arena < cache_.shape.arenas; ++arena) {
       std::memcpy(cache_.token(arena, made.slot, 0), cache_.token(arena, parent.slot, 0), made.end);
     }
-    live_.push_back({made.slot, parent.tokens, parent.most});
     allowed_[made.slot.index] = parent.length();
+    // A copy: the list may move while it takes one.
+    const Request child = {made.slot, parent.tokens, parent.most};
+    live_.push_back(child);
   }
 
   // The window of the next token, and what the ring holds besides, at both addresses.
