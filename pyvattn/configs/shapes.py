@@ -49,7 +49,8 @@ def layer_shapes(fields: Fields, kinds: list[str]) -> list[Shape | None]:
         head_dim = _head_dim(fields)
         usual = Shape(_kv_heads(fields), head_dim, fields.count("v_head_dim") or head_dim)
     by_kind = {kind: _of_kind(fields, usual, kind) for kind in KEEPS_KV}
-    if by_kind[SLIDING] != by_kind[FULL] and WINDOWED.isdisjoint(kinds):
+    unlisted = WINDOWED.isdisjoint(kinds) and not fields.find("layer_types")
+    if by_kind[SLIDING] != by_kind[FULL] and unlisted:
         raise SpecError(
             f"the model has layers with {by_kind[SLIDING]} and with {by_kind[FULL]}, and no "
             "layer_types say which: give layers, kv_heads and head_dim by hand"

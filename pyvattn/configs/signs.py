@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from pyvattn.configs.families import MIXED
 from pyvattn.configs.fields import Fields
 from pyvattn.configs.layers import KEEPS_STATE
 from pyvattn.errors import SpecError
@@ -62,7 +63,8 @@ def check_signs(fields: Fields, kinds: Iterable[str]) -> None:
 
     ``kinds`` are the kinds of the model's layers.
     """
-    states = not KEEPS_STATE.isdisjoint(kinds)
+    # A class that has such fields has them in a model without such layers too.
+    states = fields.model_type in MIXED | {"lfm2", "lfm2_moe"} or not KEEPS_STATE.isdisjoint(kinds)
     for name, value in fields.given.items():
         if name in fields.read or _says_nothing(value) or _HARMLESS.search(name):
             continue

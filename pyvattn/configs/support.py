@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pyvattn.configs.layers import CHUNKED, CROSS, KEEPS_STATE, Kinds
+from pyvattn.configs.layers import CHUNKED, CROSS, KEEPS_KV, KEEPS_STATE, Kinds
 from pyvattn.configs.shapes import Shape
 
 _NAME = "The transformers integration"
@@ -14,12 +14,17 @@ _NAME = "The transformers integration"
 def support(kinds: Kinds, shapes: Sequence[Shape | None]) -> str:
     """Return a sentence: that it runs such layers, and how, or which ones it refuses."""
     counts = {
-        "a state": sum(kind in KEEPS_STATE for kind in kinds),
+        "K, V and a state": sum(kind in KEEPS_STATE & KEEPS_KV for kind in kinds),
         "attention in chunks": kinds.count(CHUNKED),
         "attention to images": kinds.count(CROSS),
     }
     if refused := [f"{count} layers with {what}" for what, count in counts.items() if count]:
         return f"{_NAME} refuses this model for its {' and '.join(refused)}."
+    if states := sum(kind in KEEPS_STATE for kind in kinds):
+        return (
+            f"{_NAME} holds the others; the {states} with a state run in generate alone, with "
+            "states outside the cache's memory."
+        )
     kept = [shape for shape in shapes if shape is not None]
     if any(shape.latent_dim for shape in kept):
         return (

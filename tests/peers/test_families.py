@@ -71,6 +71,11 @@ def make(family):
         for name, size in SIZES.items()
         if name in known or (name in aliases and aliases[name] not in SIZES)
     }
+    if "qk_rope_head_dim" in sizes:
+        # Latent vectors become as many K and V heads as there are query heads, and rotary
+        # frequencies are for a part of a head, whose width the class knows.
+        sizes["num_key_value_heads"] = sizes.get("num_attention_heads")
+        sizes.pop("head_dim", None)
     if "sliding_window" in sizes and "layer_types" not in known:
         # There every layer would have the window.
         sizes["sliding_window"] = None

@@ -385,7 +385,11 @@ def test_remarks_say_what_the_cache_does_not_hold():
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (QWEN3_NEXT, "refuses this model for its 36 layers with a state."),
+        (
+            QWEN3_NEXT,
+            "the 36 with a state run in generate alone, with states outside the cache's memory.",
+        ),
+        (FALCON_H1, "refuses this model for its 36 layers with K, V and a state."),
         (MLLAMA, "refuses this model for its 8 layers with attention to images."),
         (MIMO_V2_FLASH, "holds these layers; V of another width takes torch's attention."),
         (GEMMA_4, "holds these layers."),

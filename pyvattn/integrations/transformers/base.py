@@ -16,6 +16,7 @@ from pyvattn.integrations.transformers.compiled import outside_graphs
 from pyvattn.integrations.transformers.forward import ForwardPass, WindowedPass
 from pyvattn.integrations.transformers.interface import ATTENTION, CacheLength, OtherMask
 from pyvattn.integrations.transformers.layers import Layer, LayerChanges
+from pyvattn.integrations.transformers.states import StateLayers
 
 if TYPE_CHECKING:
     from pyvattn.cache import KVCache
@@ -36,10 +37,28 @@ class ContiguousCache(Cache):
             )
         super().__init__(layers=[Layer(self, index) for index in range(kv.spec.kept_layers)])
         self.kv = kv
+        self._states = StateLayers(None, ())
+        # Of models with states: which of the layers in the cache each of theirs is.
+        self._kept: dict[int, int] = {}
         self.changes = LayerChanges(kv.spec.kept_layers)
         self._pass: ForwardPass | None = None
         # What the last mask that the library asked for became.
         self._mask: ForwardPass | OtherMask | None = None
+
+    def _kept_layer(self, number: int) -> int:
+        """Return which layer of the KVCache a layer of the model is."""
+        return self._kept.get(number, -1) if self._kept else number
+
+    def _hold_states(self, states: StateLayers) -> None:
+        """Have the layers of a model, some of which keep a state, in its order."""
+        self._states, self._kept, self.layers = states, {}, []
+        for number in range(self.kv.spec.kept_layers + len(states.layers)):
+            if number in states.layers:
+                self.layers.append(states.layers[number])
+                continue
+            if states.layers:
+                self._kept[number] = len(self._kept)
+            self.layers.append(Layer(self, number))
 
     @property
     def device(self) -> torch.device:
@@ -104,8 +123,9 @@ class ContiguousCache(Cache):
                 f"the model does not attend through pyvattn: call model.set_attn_implementation"
                 f"({ATTENTION!r}), and pass a padding mask of [batch, tokens] or none"
             )
-        stored = self._pass.store(layer_idx, key_states, value_states)
-        if layer_idx == len(self.layers) - 1:
+        layer = self._kept_layer(layer_idx)
+        stored = self._pass.store(layer, key_states, value_states)
+        if layer == self.kv.spec.kept_layers - 1:
             self.finish()
         return stored
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from pyvattn.arguments import check_type
 from pyvattn.cache import KVCache
 from pyvattn.errors import ConfigError, TensorError, UnsupportedError
 from pyvattn.integrations.transformers.base import ContiguousCache
+from pyvattn.integrations.transformers.compat import kinds_and_windows
 from pyvattn.integrations.transformers.float8 import GivenScales, give_scales, widened
 from pyvattn.integrations.transformers.forward import ForwardPass
 from pyvattn.integrations.transformers.latent import latent_dim
@@ -20,6 +22,7 @@ from pyvattn.integrations.transformers.request import check_count
 from pyvattn.integrations.transformers.rows import Rows
 from pyvattn.integrations.transformers.selection import chosen_rows, repeat_count, whole_number
 from pyvattn.integrations.transformers.spec import check_cache_options, spec_for
+from pyvattn.integrations.transformers.states import StateLayers
 from pyvattn.integrations.transformers.switch import attend_through
 from pyvattn.resolve import check_device
 
@@ -44,8 +47,10 @@ class VAttentionCache(ContiguousCache):
     Greedy decoding, sampling, beam search, assisted decoding, chunked prefill,
     continuing a conversation with the same cache and ``copy.deepcopy`` of a
     saved prompt work. Layers with sliding windows hold their windows, and past them
-    nothing can be cropped, as assisted decoding does. Returned attention weights and
-    custom 4-D masks raise :class:`~pyvattn.errors.UnsupportedError`.
+    nothing can be cropped, as assisted decoding does. Nor can states (Mamba, linear
+    attention), which :meth:`for_model` holds as the library does, outside the KVCache
+    and its memory. Returned attention weights and custom 4-D masks raise
+    :class:`~pyvattn.errors.UnsupportedError`.
     """
 
     def __init__(self, kv: KVCache) -> None:
@@ -108,6 +113,8 @@ class VAttentionCache(ContiguousCache):
         try:
             give_scales(kv, kv_scales)
             cache = cls(kv)
+            config = model.config.get_text_config(decoder=True)
+            cache._hold_states(StateLayers(config, kinds_and_windows(config)[0]))
             cache._owned = True
             cache._release_model = attend_through(model, cache)
         except BaseException:
@@ -146,6 +153,9 @@ class VAttentionCache(ContiguousCache):
         copies with zeros for padding elsewhere. Of a float8 cache they are float32 copies. Of
         latent vectors they are these and the rotary keys.
         """
+        if layer in self._states.layers:
+            return None, None
+        layer = self._kept_layer(layer)
         if self.kv.spec.window_of(layer) is not None:
             raise UnsupportedError(
                 f"layer {layer} keeps a window of its tokens, which is not all that was seen: "
@@ -169,6 +179,8 @@ class VAttentionCache(ContiguousCache):
         real = self._check_mask(batch_size, queries, padding_mask)
         if self._pass is not None and torch.equal(real, self._real_after):
             # A second mask of the same pass, or the pass again after it failed.
+            # Models with states make one mask, and change these in place, which nobody sees.
+            self._check_states(True, "a pass after one that failed halfway")
             self._pass.restart()
             return self._pass
         seen = self.get_seq_length()
@@ -197,6 +209,7 @@ class VAttentionCache(ContiguousCache):
         remove = whole_number("tokens_to_remove", tokens_to_remove)
         keep = remove if remove > 0 else seen + remove
         self._check_windows(keep < seen, "crop()")
+        self._check_states(keep < seen, "crop()")
         self._set_real(self._real[:, : max(0, min(keep, seen))])
 
     def reorder_cache(self, beam_idx: Tensor | Sequence[int]) -> None:
@@ -222,6 +235,8 @@ class VAttentionCache(ContiguousCache):
         self._set_real(torch.zeros(0, 0, dtype=torch.bool, device="cpu"))
         self.changes.forget()
         self._rows.release()
+        self._states.forget()
+        self._hold_states(self._states)
 
     def close(self) -> None:
         """Release every slot, and what :meth:`for_model` took: the KVCache and the model."""
@@ -249,6 +264,7 @@ class VAttentionCache(ContiguousCache):
         Raises :class:`~pyvattn.errors.OutOfSlots` or :class:`~pyvattn.errors.OutOfMemory`.
         """
         copy = memo[id(self)] = VAttentionCache(self.kv)
+        copy._hold_states(deepcopy(self._states, memo))
         copy._rows = self._rows.copy(self.lengths)
         copy._set_real(self._real)
         return copy
@@ -286,6 +302,7 @@ class VAttentionCache(ContiguousCache):
         """Drop the tokens that are cached and that the mask hides from now on."""
         hidden = self._real & ~shown
         self._check_windows(bool(hidden.any()), "a mask that hides cached tokens")
+        self._check_states(bool(hidden.any()), "a mask that hides cached tokens")
         for row in hidden.any(dim=1).nonzero()[:, 0].tolist():
             cached = self._real[row].nonzero()[:, 0]
             self._rows.keep(row, shown[row][cached].nonzero()[:, 0])
@@ -300,10 +317,19 @@ class VAttentionCache(ContiguousCache):
                 "kept: use the library's DynamicCache"
             )
 
+    def _check_states(self, changes: bool, what: str) -> None:
+        """Refuse what would take states back."""
+        if changes and self._states.layers:
+            raise UnsupportedError(
+                f"{what} needs states as they were before, which are not kept: call reset() and "
+                "start over, or use the library's DynamicCache"
+            )
+
     def _select(self, chosen: list[int]) -> None:
         """Make row ``i`` what row ``chosen[i]`` was."""
         if self.get_seq_length():
             self._rows.select(chosen, self.lengths)
+            self._states.select(chosen)
             self._set_real(self._real[chosen])
 
     def _set_real(self, real: Tensor) -> None:

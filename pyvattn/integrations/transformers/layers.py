@@ -59,7 +59,7 @@ class Layer(CacheLayerMixin):
     @property
     def dtype(self) -> torch.dtype:
         """The type of K and V."""
-        dtype: torch.dtype = self._cache.kv.layer(self._index)[0].dtype
+        dtype: torch.dtype = self._cache.kv.layer(self._cache._kept_layer(self._index))[0].dtype
         return dtype
 
     @property
@@ -110,7 +110,11 @@ class Layer(CacheLayerMixin):
 
     def _all_layers(self, name: str, *arguments: Any) -> None:
         change = name, tuple(_plain(argument) for argument in arguments)
-        self._cache.changes.ask(self._index, change, lambda: getattr(self._cache, name)(*arguments))
+        self._cache.changes.ask(
+            self._cache._kept_layer(self._index),
+            change,
+            lambda: getattr(self._cache, name)(*arguments),
+        )
 
 
 class LayerChanges:

@@ -14,6 +14,7 @@ from pyvattn.cache import KVCache
 from pyvattn.errors import ArgumentError, ConfigError, SpecError, UnsupportedError
 from pyvattn.integrations.transformers.compat import kinds_and_windows
 from pyvattn.integrations.transformers.rope import check_rope
+from pyvattn.integrations.transformers.states import STATES
 from pyvattn.layer_group import LayerGroup
 from pyvattn.spec import CacheSpec
 from pyvattn.spec_groups import with_groups
@@ -88,6 +89,12 @@ def check_loaded(model: PreTrainedModel) -> None:
 def check_fit(model: PreTrainedModel, cache: KVCache) -> None:
     """Raise :class:`~pyvattn.errors.SpecError` where ``cache`` is not for ``model``."""
     check_loaded(model)
+    kinds, _ = kinds_and_windows(model.config.get_text_config(decoder=True))
+    if states := sum(kind in STATES for kind in kinds):
+        raise UnsupportedError(
+            f"{states} of the model's {len(kinds)} layers keep a state or nothing, and continuous "
+            "batching has none: use generate with VAttentionCache.for_model()"
+        )
     if (where := str(model.device)) != cache.device:
         raise SpecError(
             f"the cache is on {cache.device} and the model on {where}: open the cache with "
@@ -145,12 +152,17 @@ def _kept(spec: CacheSpec, layer: int) -> tuple[tuple[int, int, int, int], int |
 
 def _layer_windows(config: PreTrainedConfig) -> list[int | None]:
     """Return how many tokens each layer keeps, as the library's own cache has it."""
+    if config.model_type == "minimax":
+        raise UnsupportedError(
+            "the models of type 'minimax' take a cache of their own, and no other"
+        )
     kinds, windows = kinds_and_windows(config)
-    if others := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
+    if others := sorted(set(kinds) - {"full_attention", "sliding_attention"} - STATES):
         raise UnsupportedError(
             f"the model has layers of {', '.join(others)}; the contiguous cache holds full "
             "attention and sliding windows: use the library's DynamicCache"
         )
+    windows = [window for kind, window in zip(kinds, windows, strict=True) if kind not in STATES]
     return windows
 
 

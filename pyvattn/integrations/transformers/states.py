@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers with a state (Mamba, linear attention, convolutions) beside those in the cache.
+
+Their states are the library's own tensors, a row for each sequence of the batch. They are not in
+the KVCache, nor counted in its memory, and they cannot go back: what they saw stays seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, CacheLayerMixin
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+#: Kinds of layers without K and V: with a state, or with nothing that a cache would hold.
+STATES = frozenset({"linear_attention", "conv", "moe", "mlp"})
+
+
+class StateLayers:
+    """The library's layers for the states of a model, by their numbers in it."""
+
+    def __init__(self, config: PreTrainedConfig | None, kinds: Sequence[str]) -> None:
+        self._states = getattr(config, "number_of_conv_states", 1)
+        self._kinds = {i: kind for i, kind in enumerate(kinds) if kind in STATES}
+        self.layers: dict[int, CacheLayerMixin] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Start over, for a batch of any size."""
+        self.layers = {
+            i: DYNAMIC_LAYER_TYPE_MAPPING[kind](number_of_states=self._states)
+            for i, kind in self._kinds.items()
+        }
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Make row ``i`` what row ``rows[i]`` was."""
+        chosen = torch.tensor(rows, dtype=torch.long, device="cpu")
+        for layer in self.layers.values():
+            layer.reorder_cache(cast(torch.LongTensor, chosen))
