@@ -64,7 +64,10 @@ def check_signs(fields: Fields, kinds: Iterable[str]) -> None:
     ``kinds`` are the kinds of the model's layers.
     """
     # A class that has such fields has them in a model without such layers too.
-    states = fields.model_type in MIXED | {"lfm2", "lfm2_moe"} or not KEEPS_STATE.isdisjoint(kinds)
+    states = fields.model_type in MIXED - {"zamba2"} | {
+        "lfm2",
+        "lfm2_moe",
+    } or not KEEPS_STATE.isdisjoint(kinds)
     for name, value in fields.given.items():
         if name in fields.read or _says_nothing(value) or _HARMLESS.search(name):
             continue
