@@ -153,7 +153,7 @@ class VAttentionCache(ContiguousCache):
         copies with zeros for padding elsewhere. Of a float8 cache they are float32 copies. Of
         latent vectors they are these and the rotary keys.
         """
-        if layer in self._states.layers:
+        if self._states.layers and layer in self._states.layers:
             return None, None
         layer = self._kept_layer(layer)
         if self.kv.spec.window_of(layer) is not None:
