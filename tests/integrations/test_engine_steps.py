@@ -162,6 +162,14 @@ def test_a_stop_token_that_is_read_after_a_failure_is_the_last(llama, kv, monkey
     assert request.output == whole[:3]
 
 
+def test_no_more_requests_run_than_there_are_slots(llama, prompts):
+    with open_kv(llama, slots=2) as kv, Engine(llama, kv, max_batch=2**63) as engine:
+        requests = [engine.submit(prompt, 4) for prompt in prompts]
+        engine.step()
+        assert len(engine.running) == 2
+        assert set(engine.run()) == set(requests)
+
+
 def test_no_more_requests_run_at_once_than_asked_for(llama):
     with open_kv(llama, slots=8) as kv, Engine(llama, kv, max_batch=2) as engine:
         requests = [engine.submit(prompt, 5) for prompt in random_prompts([5, 9, 3, 7])]

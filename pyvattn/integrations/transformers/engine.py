@@ -127,7 +127,7 @@ class Engine:
         self.on_step = on_step
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
-        self._max_batch = cache.spec.max_slots if max_batch is None else max_batch
+        self._max_batch = min(cache.spec.max_slots, max_batch or cache.spec.max_slots)
         self._max_prefill_tokens = max_prefill_tokens
         self._lookahead = model.device.type == "cuda" if lookahead is None else lookahead
         self._unread: deque[Readback] = deque()
