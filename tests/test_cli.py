@@ -188,7 +188,10 @@ class TestPlan:
     def test_a_shape_by_hand_is_that_of_the_config(self, config):
         by_hand = ["--layers", "32", "--kv-heads", "8", "--head-dim", "128"]
         rest = ["--max-tokens", "8192", "--driver", "cumem"]
-        assert call_json("plan", config, *rest) == call_json("plan", *by_hand, *rest)
+        read, given = (call_json("plan", *shape, *rest) for shape in ([config], by_hand))
+        # Of a model without a name nobody knows what the transformers integration does with it.
+        assert read.pop("remarks") != given.pop("remarks") == []
+        assert read == given
 
     def test_mla_and_tensor_parallel(self):
         found = call_json("plan", "--layers", "61", "--latent-dim", "512", "--rope-dim", "64")
