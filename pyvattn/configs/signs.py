@@ -38,6 +38,8 @@ _STATES = re.compile(
     r"mamba|(^|_)ssm|rwkv|^lru|(^|_)rnn|recurrent|retention|(^|_)(kda|gdn)|^linear_(attn|num|key"
     r"|value|conv|head)|conv_(kernel|l_cache)|^conv1d|time_step|state_size"
 )
+# Classes whose layers have states whatever their list of layers says.
+_STATES_EVERYWHERE = frozenset({"inkling_text", "zamba2"})
 # Names like those above that say nothing about the cache of a decoder's layers.
 _HARMLESS = re.compile(
     r"^(mtp|vision|audio|decoder_sparse|moe|mlp|encoder|expert)_|^(mlp_layer_types|cross_attention_"
@@ -64,10 +66,8 @@ def check_signs(fields: Fields, kinds: Iterable[str]) -> None:
     ``kinds`` are the kinds of the model's layers.
     """
     # A class that has such fields has them in a model without such layers too.
-    states = fields.model_type in MIXED - {"zamba2"} | {
-        "lfm2",
-        "lfm2_moe",
-    } or not KEEPS_STATE.isdisjoint(kinds)
+    have_them = MIXED - _STATES_EVERYWHERE | {"lfm2", "lfm2_moe"}
+    states = fields.model_type in have_them or not KEEPS_STATE.isdisjoint(kinds)
     for name, value in fields.given.items():
         if name in fields.read or _says_nothing(value) or _HARMLESS.search(name):
             continue
