@@ -24,10 +24,16 @@ def cache_argument(model: PreTrainedModel) -> str:
 def kinds_and_windows(config: PreTrainedConfig) -> tuple[list[str], list[int | None]]:
     """Return the kind of each layer, and the window of those with sliding attention.
 
-    Newer releases of the library say it for each layer, earlier ones once for all.
+    Layers that read another's K and V are left out. Newer releases of the library list them,
+    as layers that keep nothing, and say windows for each layer, earlier ones once for all.
     """
     kinds, options = get_layer_types_and_kwargs(config)
     each = options if isinstance(options, list) else [options] * len(kinds)
-    windows = [one.get("sliding_window") for one in each]
-    sliding = [kind == "sliding_attention" for kind in kinds]
-    return kinds, [w if slides else None for w, slides in zip(windows, sliding, strict=True)]
+    modes = getattr(config, "kv_sharing_modes", None) or []
+    own = [i for i in range(len(kinds)) if i >= len(modes) or modes[i] != "reuse"]
+    sliding = [kinds[i] == "sliding_attention" for i in own]
+    windows = [
+        each[i].get("sliding_window") if slides else None
+        for i, slides in zip(own, sliding, strict=True)
+    ]
+    return [kinds[i] for i in own], windows

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -44,8 +44,20 @@ class Scores:
 _PLAIN = Scores()
 
 
+class _Whole:
+    """Stands in the place of a mask, and has no parts."""
+
+    def __getitem__(self, part: object) -> NoReturn:
+        """Refuse a model that has some of its layers attend with the last queries alone."""
+        raise UnsupportedError(
+            "the model cuts its mask for layers that need its last queries alone (Gemma 4 with "
+            "shared K and V, in newer releases of transformers): use generate_batch, or the "
+            "library's DynamicCache"
+        )
+
+
 @dataclass
-class ForwardPass:
+class ForwardPass(_Whole):
     """Where the new tokens of a pass go, and what they attend to.
 
     The library hands it to every attention layer in place of a mask. ``slots`` and
@@ -262,7 +274,7 @@ class ForwardPass:
 
 
 @dataclass(frozen=True)
-class WindowedPass:
+class WindowedPass(_Whole):
     """A pass as layers with a window get it."""
 
     step: ForwardPass

@@ -16,8 +16,9 @@ from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, CacheLayerMixin
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-#: Kinds of layers without K and V: with a state, or with nothing that a cache would hold.
-STATES = frozenset({"linear_attention", "conv", "moe", "mlp"})
+#: Kinds of layers without K and V: with a state, or with nothing that a cache would hold, which
+#: newer releases of the library call "dummy".
+STATES = frozenset({"linear_attention", "conv", "moe", "mlp", "dummy"})
 
 
 class StateLayers:
