@@ -99,8 +99,10 @@ def append(
 
 def _check_own(cache: KVCache | RowMap, layer: int) -> None:
     """Refuse a layer that reads another's: its K and V would take the place of that one's."""
+    if not cache.spec.shared:
+        return
     source = source_of(cache.spec, layer)
-    if cache.spec.shared and (whole_number(layer) or 0) % cache.spec.layers != source:
+    if (whole_number(layer) or 0) % cache.spec.layers != source:
         raise UnsupportedError(
             f"layer {layer} reads the K and V of layer {source} and keeps none: append to that one"
         )

@@ -80,7 +80,8 @@ class Engine:
     ``preemption="swap"`` its K and V go to pinned host memory, ``swap_memory`` bytes (or text) of
     it at most, with ``"recompute"`` they are computed anew, and ``"auto"`` does whichever takes
     less time: bytes there and back by the copy rate, or its tokens by the rate of prompts, both as
-    measured so far. Whoever finds no host memory is computed anew. :meth:`preemptions` counts.
+    measured so far. Where the host has no memory left it is computed anew. :meth:`preemptions`
+    counts.
 
     A cache in float8 is quantised with ``kv_scales``: a :class:`pyvattn.attention.KVScales`, or
     the file of one. By default the first prompts that run set them, layer by layer.
