@@ -4,8 +4,8 @@
 #
 #   scripts/measure_gpu.sh STEP... [FOLDER]
 #
-# STEP is tests, drivers, attention, overlap, transformers, profile, baselines or all, or of vllm's:
-# vllm-prompts, vllm-prompts-fp8, vllm-short, vllm-decode, vllm-trace, vllm-rates. FOLDER is
+# STEP is tests, drivers, attention, overlap, offload, transformers, profile, baselines or all, or
+# of vllm's: vllm-prompts, vllm-prompts-fp8, vllm-short, vllm-decode, vllm-trace, vllm-rates. FOLDER is
 # where the JSON goes, docs/results/ and the GPU's name by default. pyvattn must be installed
 # for PYTHON (python3), with torch; kernels that cannot be imported are left out. vllm-trace and
 # vllm-rates want the file of arXiv lengths in TRACE, or make requests up.
@@ -20,7 +20,7 @@ steps=()
 folder=
 for argument in "$@"; do
   case $argument in
-    tests | drivers | attention | overlap | transformers | profile | baselines | all)
+    tests | drivers | attention | overlap | offload | transformers | profile | baselines | all)
       steps+=("$argument")
       ;;
     vllm-prompts | vllm-prompts-fp8 | vllm-short | vllm-decode | vllm-trace | vllm-rates)
@@ -87,6 +87,13 @@ overlap() {
     bench "overlap-$batch" 120 overlap --driver cumem --batch "$batch" --steps 300
   done
   bench overlap-256-64k 120 overlap --driver stock-uvm --page-size 64K --batch 256 --steps 300
+}
+# A request to pinned memory and back: 64 copies where K and V of each layer lie apart, 2 where 16
+# layers lie side by side.
+offload() {
+  bench offload-layer 90 offload --driver cumem --layout layer
+  bench offload-token 90 offload --driver cumem
+  bench offload-64k 90 offload --driver stock-uvm --page-size 64K --layout layer
 }
 # serve NAME SECONDS OPTIONS...: no round is begun that would end later, so at least two run.
 serve() {
@@ -161,7 +168,7 @@ vllm-rates() {
 
 for step in "${steps[@]}"; do
   if [ "$step" = all ]; then
-    tests; drivers; attention; overlap; transformers; profile; baselines
+    tests; drivers; attention; overlap; offload; transformers; profile; baselines
   else
     "$step"
   fi

@@ -137,6 +137,21 @@ def overlap(ctx: click.Context, /, out: str | None, as_json: bool, **options: An
 
 
 @click.command()
+@_option("--tokens", type=click.IntRange(min=16), help="Tokens of the request.")
+@_option("--layers", type=click.IntRange(min=1), help="Layers of the model.")
+@_option("--rounds", type=click.IntRange(min=3), help="Rounds of each copy.")
+@_option("--layout", help="Layout: layer, token or auto.")
+@_driver_options()
+def offload(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
+    """Time KVCache.offload and restore against one copy, and against blocks of 16 tokens.
+
+    With a GPU's driver it needs a GPU with three times the request's memory, and pinned memory
+    for it twice; --driver host runs anywhere. The exit code is 1 if a target is missed.
+    """
+    run_bench(ctx, "offload", options, out, as_json)
+
+
+@click.command()
 @_option("--model", help="Model: llama-3-8b or tiny.")
 @_option("--layers", type=click.IntRange(min=0), help="Layers of the model [all].")
 @_option("--requests", type=click.IntRange(min=1), help="Number of requests.")

@@ -22,6 +22,9 @@ BENCHES = {
         "pyvattn.bench.attention", "Time kernels on our memory, on cudaMalloc's, and paged."
     ),
     "overlap": Bench("pyvattn.bench.overlap", "Time what mapping adds to a decode step."),
+    "offload": Bench(
+        "pyvattn.bench.offload", "Time a request to host memory and back, against one copy."
+    ),
     "transformers": Bench(
         "pyvattn.bench.transformers", "Serve requests, against transformers' own batching."
     ),

@@ -37,9 +37,9 @@ needs_no_gpu = pytest.mark.skipif(cuda_is_here(), reason="this machine has a GPU
 
 
 @needs_no_gpu
-@pytest.mark.parametrize("bench", ["api", "bandwidth", "attention", "overlap"])
+@pytest.mark.parametrize("bench", ["api", "bandwidth", "attention", "overlap", "offload"])
 def test_benches_of_a_gpu_say_that_there_is_none(bench, tmp_path, monkeypatch, capsys):
-    if bench in ("attention", "overlap"):
+    if bench in ("attention", "overlap", "offload"):
         pytest.importorskip("torch")
     monkeypatch.setattr(sys, "argv", ["pyvattn", "bench", bench, "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as stop:

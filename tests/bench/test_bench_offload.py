@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bench offload``: how many copies it counts, what it compares, and that blocks arrive."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the bench copies with torch")
+
+from pyvattn.bench import block_copies, offload  # noqa: E402
+from pyvattn.errors import ConfigError, DriverError  # noqa: E402
+
+LAYERS = 3
+
+
+def measures(layout, driver="host"):
+    options = offload.Options(driver=driver, layout=layout, tokens=64, layers=LAYERS, rounds=3)
+    return {found.name.removeprefix("64 tokens"): found for found in offload.measure(options)}
+
+
+@pytest.fixture(scope="module")
+def found():
+    return measures("layer")
+
+
+@pytest.mark.parametrize("way", [" out", " back"])
+class TestEachWay:
+    def test_a_copy_for_k_and_for_v_of_each_layer(self, found, way):
+        copies = found[f"{way}: copies"]
+        assert (copies.value, copies.ok) == (2 * LAYERS, True)
+
+    def test_every_kind_is_timed_and_set_against_one_copy(self, found, way):
+        kinds = ["rows", "blocks of 16 tokens", *["rows, mapped anew"][: way == " back"]]
+        assert all(found[f"{way}: {kind}"].unit == "GB/s" for kind in ["one copy", *kinds])
+        for kind in kinds:
+            ratio = found[f"{way}: rate of {kind} / one copy"]
+            assert ratio.value > 0
+            assert ratio.rounds == 3
+            # What the host's pages take when they are first touched is nobody's target.
+            assert ratio.ok is None
+
+    def test_a_copy_for_each_arena_where_layers_lie_side_by_side(self, way):
+        assert measures("token", "cumem-emulated")[f"{way}: copies"].value == 1
+
+
+def test_blocks_come_back_to_where_they_were():
+    there = torch.arange(4096).to(torch.uint8)
+    here = torch.zeros_like(there)
+    written = there.clone()
+    copies = block_copies.BlockCopies(there, here, 64)
+    copies.to_host()
+    assert not torch.equal(here, written), "blocks lie in another order on the host"
+    # A block is of one piece, and each came.
+    assert sorted(map(tuple, here.view(-1, 64).tolist())) == sorted(
+        map(tuple, written.view(-1, 64).tolist())
+    )
+    there.zero_()
+    copies.to_device()
+    assert torch.equal(there, written)
+
+
+def test_a_copy_that_fails_is_an_error(monkeypatch):
+    codes = iter([0, 700])
+    monkeypatch.setattr(block_copies, "_copy", lambda *_: next(codes))
+    two = torch.zeros(2, dtype=torch.uint8)
+    with pytest.raises(DriverError, match="700"):
+        block_copies.BlockCopies(two, two.clone(), 1).to_host()
+
+
+def test_half_a_block_is_refused():
+    with pytest.raises(ConfigError, match="multiple of 16"):
+        list(offload.measure(offload.Options(driver="host", tokens=40)))
