@@ -56,7 +56,7 @@ bench() {
 }
 
 tests() {
-  part tests 550 "$PYTHON" scripts/run_gpu_tests.py
+  part tests 800 "$PYTHON" scripts/run_gpu_tests.py
 }
 drivers() {
   part info 60 "$PYTHON" -m pyvattn info --probe
@@ -111,6 +111,8 @@ transformers() {
 # Where a step's time goes, and requests without a tail guard, and with float8 K and V.
 profile() {
   serve profile-32x4096 120 --requests 32 --prompt-tokens 4096 --new-tokens 32 --profile
+  serve profile-32x4096-compiled 120 --requests 32 --prompt-tokens 4096 --new-tokens 32 --profile \
+    --ours-compile
   serve profile-32x4096-fp8 120 --requests 32 --prompt-tokens 4096 --new-tokens 32 --profile \
     --kv-dtype float8_e4m3fn
   serve 32x4096-table 80 --requests 32 --prompt-tokens 4096 --new-tokens 128 \
@@ -121,6 +123,8 @@ profile() {
 # The first of these over other settings of transformers: its SDPA, and its decode step compiled.
 baselines() {
   serve compiled 120 --requests 32 --prompt-tokens 4096 --new-tokens 128 --compile-level 1
+  serve both-compiled 120 --requests 32 --prompt-tokens 4096 --new-tokens 128 --compile-level 1 \
+    --ours-compile
   serve sdpa 200 --requests 32 --prompt-tokens 4096 --new-tokens 128 --against sdpa --rounds 1
 }
 # vLLM over rows, and stock beside it, whose JSON is vllm-NAME. Each step is below ten minutes.

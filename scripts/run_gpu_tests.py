@@ -30,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PHASES = {"together": "not alone", "alone": "alone"}
 # Seconds after which a phase is ended.
-LIMITS = {"together": 340, "alone": 170}
+LIMITS = {"together": 600, "alone": 170}
 
 ABOUT = """
 from importlib.metadata import version

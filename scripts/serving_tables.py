@@ -38,6 +38,11 @@ class Serving:
         self.load = self.load.rpartition(": ")[0]
 
     @property
+    def title(self) -> str:
+        """The requests, and what was asked of our engine besides."""
+        return self.load + (", ours compiled" if "compiled" in self.found["baseline"]["ours"] else "")
+
+    @property
     def baseline(self) -> str:
         """What it was measured against, in words."""
         baseline = self.found["baseline"]
@@ -77,7 +82,9 @@ class Serving:
 
 
 def servings() -> list[Serving]:
-    return [Serving(file) for file in sorted(RESULTS.glob("*/transformers-*.json"))]
+    files = sorted(RESULTS.glob("*/transformers-*.json"))
+    # A profile compares nothing.
+    return [Serving(file) for file in files if "baseline" in json.loads(file.read_text())]
 
 
 def front() -> Iterator[str]:
@@ -95,6 +102,9 @@ def front() -> Iterator[str]:
         whole, decode = one.both()
         compiled = "the same with its decode step compiled (off by default)"
         yield f"  Against {compiled}: {decode} and {whole}."
+    if one := found.get("transformers-both-compiled"):
+        whole, decode = one.both()
+        yield f"  The same with ours compiled too (`compile=True`): {decode} and {whole}."
     yield from _kernels()
     yield "- [All results](docs/results.md)."
 
@@ -141,7 +151,7 @@ def transformers() -> Iterator[str]:
         yield "| --- " * (len(titles) + 3) + "|"
         for one in chosen:
             cells = " | ".join(one.cell(title) for title in titles)
-            link = f"[{one.load}](results/{one.name})"
+            link = f"[{one.title}](results/{one.name})"
             yield f"| {link}, {one.gpu} | {one.baseline} | {cells} | {one.mapping()} |"
     yield ""
     for one in found:

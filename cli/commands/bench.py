@@ -165,6 +165,7 @@ def offload(ctx: click.Context, /, out: str | None, as_json: bool, **options: An
     help="The library's own choice of attention, or its SDPA.",
 )
 @_option("--compile-level", type=click.IntRange(0, 3), help="default_compile_level of the library.")
+@_option("--ours-compile", is_flag=True, help="Have torch.compile fuse our model's layers.")
 @_option("--rounds", type=click.IntRange(min=1), help="Rounds after the first.")
 @_option(
     "--seconds",

@@ -50,6 +50,7 @@ class Ours:
         layout: str,
         kv_dtype: str | None = None,
         guard_for: str | None = None,
+        compile: bool = False,
     ) -> None:
         from pyvattn.integrations.transformers import Engine, spec_for
         from pyvattn.integrations.transformers.graphs import decode_kernels
@@ -69,7 +70,7 @@ class Ours:
         self._requests: list[Any] = []
         self._times: list[list[float]] = []
         try:
-            self.engine = Engine(model, self.cache, on_step=self._note)
+            self.engine = Engine(model, self.cache, on_step=self._note, compile=compile)
             self.captured = self._capture(requests)
         except BaseException:
             self.cache.close()
@@ -77,7 +78,8 @@ class Ours:
         graph = "decode in a CUDA graph" if self.engine.graphs else "no CUDA graph"
         kernels = " and ".join(each.name for each in decode_kernels(model, self.cache))
         stored = "" if kv_dtype is None else f", KV in {spec.dtype}"
-        self.note = f"{self.cache.driver}, {kernels}, {graph}{stored}"
+        layers = ", layers compiled" if compile else ""
+        self.note = f"{self.cache.driver}, {kernels}, {graph}{layers}{stored}"
 
     def _capture(self, rows: int) -> float | None:
         """Capture every batch size to ``rows``; returns the seconds, or None without graphs."""

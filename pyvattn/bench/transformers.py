@@ -40,7 +40,7 @@ class Options(Settings, least={"new_tokens": 2, "seed": 0}):
 
     ``kv_dtype`` is that of our cache alone, "" for the model's: "float8_e4m3fn" quantises. Its tail
     guard is what every kernel of this machine needs, or that of the kernel ``guard_for``: without
-    one, FlashAttention-3 reads by a table.
+    one, FlashAttention-3 reads by a table. ``ours_compile`` is our engine's ``compile``.
     With ``profile`` nothing is compared: our steps are taken apart, see
     :mod:`pyvattn.bench.step_profile`.
     """
@@ -62,6 +62,7 @@ class Options(Settings, least={"new_tokens": 2, "seed": 0}):
     layout: str = "auto"
     kv_dtype: str = ""
     guard_for: str = ""
+    ours_compile: bool = False
     profile: bool = False
 
     @property
@@ -89,6 +90,7 @@ def measure(options: Options) -> Iterator[Measure | Setup]:
         layout=options.layout,
         kv_dtype=options.kv_dtype or None,
         guard_for=options.guard_for or None,
+        compile=options.ours_compile,
     )
     if options.profile:
         with closing(ours):

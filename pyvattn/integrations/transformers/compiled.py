@@ -21,10 +21,11 @@ def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
     """
     disabled: Callable[P, R] = torch.compiler.disable(function)
 
-    @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         # torch.compiler.disable alone costs some microseconds in every eager call.
         chosen = disabled if torch.compiler.is_compiling() else function
         return chosen(*args, **kwargs)
 
-    return call
+    # torch limits how often one code object is compiled: each function has its own.
+    call.__code__ = call.__code__.replace(co_name=function.__name__)
+    return wraps(function)(call)

@@ -10,6 +10,7 @@ and replayed while slots grow, join and leave.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from torch import Tensor
 from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.transformers.base import ContiguousCache
 from pyvattn.integrations.transformers.compat import cache_argument
+from pyvattn.integrations.transformers.compiled_layers import CompiledLayers
 from pyvattn.integrations.transformers.forward import ForwardPass
 from pyvattn.integrations.transformers.graphs import Recorder, decode_kernels
 from pyvattn.integrations.transformers.parts import Chunk, Part, known, upload
@@ -36,14 +38,21 @@ class DeviceBatch:
     """Runs a model over the slots of a cache; the host reads no value.
 
     ``scratch`` is a slot of one backed token that fills up captured batches: with it
-    steps are captured as CUDA graphs, without it they run as they are.
+    steps are captured as CUDA graphs, without it they run as they are. With ``compile`` the
+    model's layers are compiled.
     """
 
     def __init__(
-        self, model: PreTrainedModel, cache: KVCache, common: Sampler, scratch: Slot | None
+        self,
+        model: PreTrainedModel,
+        cache: KVCache,
+        common: Sampler,
+        scratch: Slot | None,
+        compile: bool,
     ) -> None:
         slots = cache.spec.max_slots
         self._model = model
+        self._layers = CompiledLayers(model).in_place if compile else nullcontext
         self._common = common
         self._scratch = None if scratch is None else int(scratch)
         self._view = _View(cache)
@@ -176,13 +185,14 @@ class DeviceBatch:
     ) -> Tensor:
         """Return the logits ``[batch, kept, vocabulary]`` of ``[batch, tokens]``."""
         self._view.hold(step)
-        outputs = self._model(
-            input_ids=inputs,
-            position_ids=positions,
-            use_cache=True,
-            logits_to_keep=keep,
-            **{self._cache_argument: self._view},
-        )
+        with self._layers():
+            outputs = self._model(
+                input_ids=inputs,
+                position_ids=positions,
+                use_cache=True,
+                logits_to_keep=keep,
+                **{self._cache_argument: self._view},
+            )
         layers = self._view.kv.spec.kept_layers
         if step.layer != layers - 1:
             raise UnsupportedError(

@@ -67,7 +67,9 @@ class Engine:
 
     ``graphs=None`` captures the decode step as a CUDA graph for each batch size where the
     device and the attention kernel allow it, ``True`` insists and ``False`` does without.
-    It takes one slot of the cache for itself. With ``lookahead`` the tokens of a step are
+    It takes one slot of the cache for itself. ``compile=True`` has torch.compile fuse what the
+    decoder layers do beside matrix products and attention, in prompts and in decode steps; the
+    first steps take as long as that takes. With ``lookahead`` the tokens of a step are
     read after the next step was launched; a request that generates a stop token then runs one
     token further, which is dropped. It is on by default on CUDA.
 
@@ -103,6 +105,7 @@ class Engine:
         max_batch: int | None = None,
         max_prefill_tokens: int = 8192,
         graphs: bool | None = None,
+        compile: bool = False,
         lookahead: bool | None = None,
         prefix_reuse: bool = True,
         kv_scales: GivenScales = None,
@@ -118,6 +121,7 @@ class Engine:
         if lookahead is not None:
             check_flag("lookahead", lookahead)
         check_flag("prefix_reuse", prefix_reuse)
+        check_flag("compile", compile)
         check_fit(model, cache)
         self._swap = HostSwap(cache, model.device, preemption, swap_memory)
         give_scales(cache, kv_scales)
@@ -134,7 +138,7 @@ class Engine:
         self._unread: deque[Readback] = deque()
         self._finished: list[Request] = []
         self._scratch = self._take_scratch() if self.graphs else None
-        self._batch = DeviceBatch(model, cache, self._samplers.common, self._scratch)
+        self._batch = DeviceBatch(model, cache, self._samplers.common, self._scratch, compile)
         self._release_model = attend_through(model, self)
         self.prefixes = PrefixIndex(cache) if prefix_reuse else None
         self._neighbours = Neighbours(cache, self.prefixes)
