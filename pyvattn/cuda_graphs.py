@@ -3,8 +3,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
+
+_capturing = ContextVar("_capturing", default=False)
+
+
+def is_capturing() -> bool:
+    """Whether this is the work of :meth:`GraphPool.capture`, its first run included.
+
+    What is chosen by this has been loaded when the capture begins.
+    """
+    return _capturing.get()
+
+
+@contextmanager
+def _marked() -> Iterator[None]:
+    before = _capturing.set(True)
+    try:
+        yield
+    finally:
+        _capturing.reset(before)
 
 
 class GraphPool:
@@ -26,12 +47,13 @@ class GraphPool:
         # The first run loads kernels and sets libraries up, which no capture may do.
         side = cuda.Stream(self._device)
         side.wait_stream(here)
-        with cuda.stream(side):
+        with cuda.stream(side), _marked():
             work()
         here.wait_stream(side)
         try:
             # The capture is of this thread alone: a mapper thread goes on mapping meanwhile.
-            with cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            mode = "thread_local"
+            with cuda.graph(graph, pool=self._pool, capture_error_mode=mode), _marked():
                 work()
         except RuntimeError:
             cuda.set_stream(here)  # torch stays on its own where a capture ends badly

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyvattn.attention.fused import append_quantised, is_fused
+from pyvattn.attention.fused import append_fused, is_fused
 from pyvattn.attention.kv_scales import scales_of
 from pyvattn.attention.problem import FLOAT8, TORCH_DTYPES, check_cache
 from pyvattn.attention.quantise import quantised
@@ -36,12 +36,12 @@ def append(
     ``positions`` are integer tensors on the same device that broadcast to
     their leading dimensions, so ``[batch, 1]`` slots with ``[batch, tokens]``
     positions write a rectangle and two ``[tokens]`` write any set of tokens.
-    The call reads no value on the host and can be captured in a CUDA graph.
+    The call reads no value on the host and can be captured in a CUDA graph, once it has run with
+    tensors like these. On a GPU many tokens are stored by one Triton kernel.
 
     A float8 cache with scales (:func:`pyvattn.attention.set_scales`) takes float32, float16 and
     bfloat16: values are divided by the scale of their head and rounded, and what is too large
-    becomes the largest float8. On a GPU with float8 that is one Triton kernel. Tokens that are
-    float8 already are stored as they are.
+    becomes the largest float8. Tokens that are float8 already are stored as they are.
 
     ``cache.step`` must have backed the positions: writing past what it backed
     is a fault of the process, as with any wild pointer. Numbers below 0 count from the end.
@@ -74,13 +74,14 @@ def append(
         raise TensorError(f"k is {list(k.shape)} and v {list(v.shape)}: give both for each token")
     if k.dtype != v.dtype:
         raise TensorError(f"k is {k.dtype} and v {v.dtype}: give both in one dtype")
+    small = None
     if k.dtype != k_cache.dtype:
         assert scales is not None
         small = scales.of(layer)
-        alike = k_cache.shape == v_cache.shape
-        if alike and is_fused(k_cache) and _has_room(slots, positions, k):
-            append_quantised(slots, positions, (k, v), (k_cache, v_cache), small)
-            return
+    if is_fused(slots, positions, k, k_cache) and _has_room(slots, positions, k):
+        append_fused(slots, positions, (k, v), (k_cache, v_cache), small)
+        return
+    if small is not None:
         k, v = quantised(k, small.k, k_cache.dtype), quantised(v, small.v, v_cache.dtype)
     try:
         k_cache.index_put_((slots, positions), k)

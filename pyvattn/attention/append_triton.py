@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One Triton kernel that quantises new tokens to float8 and stores them where they belong."""
+"""One Triton kernel that stores new tokens where they belong, quantised where there are scales."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch import Tensor
 from pyvattn.attention.kv_scales import LayerScales
 
 
-def append_quantised(
+def append_fused(
     slots: Tensor,
     positions: Tensor,
     new: tuple[Tensor, Tensor],
     cached: tuple[Tensor, Tensor],
-    scales: LayerScales,
+    scales: LayerScales | None,
 ) -> None:
     """Store K and V of ``new``, ``[..., kv_heads, head_dim]``, as ``append`` does.
 
-    One launch, which reads no value on the host. A place outside the tensors of ``cached``,
+    With ``scales`` they are quantised, without they have the dtype of ``cached``. One launch,
+    which reads no value on the host. A place outside the tensors of ``cached``,
     ``[slots, tokens, kv_heads, head_dim]``, is passed over.
     """
     k, v = (_as_rectangle(each) for each in new)
@@ -36,7 +37,7 @@ def append_quantised(
         k,
         v,
         *cached,
-        *scales,
+        *(scales or (None, None)),
         *slots.stride(),
         *positions.stride(),
         *k.stride(),
@@ -45,11 +46,13 @@ def append_quantised(
         *cached[1].stride()[:3],
         *cached[0].shape[:2],
         inner,
-        MOST=torch.finfo(cached[0].dtype).max,
+        MOST=None if scales is None else torch.finfo(cached[0].dtype).max,
         HEADS=heads,
-        DIM=dim,
         ROWS=triton.next_power_of_2(heads),
-        COLUMNS=triton.next_power_of_2(dim),
+        K_DIM=dim,
+        K_COLUMNS=triton.next_power_of_2(dim),
+        V_DIM=v.shape[-1],
+        V_COLUMNS=triton.next_power_of_2(v.shape[-1]),
     )
 
 
@@ -93,9 +96,11 @@ def _append(  # type: ignore[no-untyped-def]
     inner,
     MOST: tl.constexpr,
     HEADS: tl.constexpr,
-    DIM: tl.constexpr,
     ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    K_DIM: tl.constexpr,
+    K_COLUMNS: tl.constexpr,
+    V_DIM: tl.constexpr,
+    V_COLUMNS: tl.constexpr,
 ):
     number = tl.program_id(0)
     a = (number // inner).to(tl.int64)
@@ -107,30 +112,37 @@ def _append(  # type: ignore[no-untyped-def]
     token = tl.where(token < 0, token + token_count, token)
     if (slot >= 0) & (slot < slot_count) & (token >= 0) & (token < token_count):
         head = tl.arange(0, ROWS)[:, None]
-        dim = tl.arange(0, COLUMNS)[None, :]
-        mask = (head < HEADS) & (dim < DIM)
+        is_head = head < HEADS
+        dim = tl.arange(0, K_COLUMNS)[None, :]
         _store(
             k + a * k_outer + b * k_inner + head * k_head + dim * k_dim,
             k_cache + slot * k_slot + token * k_token + head * k_cached_head + dim,
-            k_scale + head,
-            head < HEADS,
-            mask,
+            k_scale,
+            head,
+            is_head,
+            is_head & (dim < K_DIM),
             MOST,
         )
+        dim = tl.arange(0, V_COLUMNS)[None, :]
         _store(
             v + a * v_outer + b * v_inner + head * v_head + dim * v_dim,
             v_cache + slot * v_slot + token * v_token + head * v_cached_head + dim,
-            v_scale + head,
-            head < HEADS,
-            mask,
+            v_scale,
+            head,
+            is_head,
+            is_head & (dim < V_DIM),
             MOST,
         )
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _store(source, target, scale, is_head, mask, MOST: tl.constexpr):  # type: ignore[no-untyped-def]
-    value = tl.load(source, mask=mask, other=0.0).to(tl.float32)
-    # Rounded as torch divides; Triton's own division is approximate.
-    value = tl.div_rn(value, tl.load(scale, mask=is_head, other=1.0) + tl.zeros_like(value))
-    value = tl.clamp(value, -MOST, MOST, propagate_nan=tl.PropagateNan.ALL)
-    tl.store(target, value.to(target.dtype.element_ty), mask=mask)
+def _store(source, target, scales, head, is_head, mask, MOST: tl.constexpr):  # type: ignore[no-untyped-def]
+    value = tl.load(source, mask=mask)
+    if MOST is not None:
+        value = value.to(tl.float32)
+        # Rounded as torch divides; Triton's own division is approximate.
+        scale = tl.load(scales + head, mask=is_head, other=1.0)
+        value = tl.div_rn(value, scale + tl.zeros_like(value))
+        value = tl.clamp(value, -MOST, MOST, propagate_nan=tl.PropagateNan.ALL)
+        value = value.to(target.dtype.element_ty)
+    tl.store(target, value, mask=mask)

@@ -49,7 +49,8 @@ def filled(cache):
 
 
 def test_the_fused_append_stores_the_bytes_that_torchs_operations_do(cache, filled):
-    if not is_fused(cache.layer(1)[0]):
+    places = torch.zeros(1, dtype=torch.int64, device="cuda")
+    if not is_fused(places, places, filled[1][0][0], cache.layer(1)[0]):
         pytest.skip("Triton does not convert to float8 on this GPU")
     slots, kept = filled
     for stored, which in zip(cache.layer(1), range(2), strict=True):
