@@ -40,7 +40,8 @@ class Serving:
     @property
     def title(self) -> str:
         """The requests, and what was asked of our engine besides."""
-        return self.load + (", ours compiled" if "compiled" in self.found["baseline"]["ours"] else "")
+        compiled = "compiled" in self.found["baseline"]["ours"]
+        return f"{self.load}, ours compiled" if compiled else self.load
 
     @property
     def baseline(self) -> str:
