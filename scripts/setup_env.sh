@@ -84,11 +84,15 @@ print("\n".join(needed))
 PY
 }
 
+# pip would compile their modules one by one, which takes it longer than all else; files that are
+# not for this Python fail here, and pip passes over them as well.
 install_extras() {
-  local needed
+  local needed site
   needed=$(requirements_of "$@")
   mapfile -t needed <<<"$needed"
-  pip_install "${needed[@]}"
+  pip_install --no-compile "${needed[@]}"
+  site=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  "$VENV/bin/python" -m compileall -qq -j 0 "$site" >>"$LOG" 2>&1 </dev/null || true
 }
 
 step_tools() {
