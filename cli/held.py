@@ -8,7 +8,7 @@ from typing import Any
 
 from pyvattn.cli.output import table
 from pyvattn.planner import Plan, held_bytes
-from pyvattn.planner.groups import planned_geometries
+from pyvattn.planner.groups import planned_geometries, request_bytes
 from pyvattn.spec import CacheSpec
 from pyvattn.units import format_size
 
@@ -57,9 +57,4 @@ def held_table(found: Sequence[dict[str, Any]]) -> Any:
 
 def fits(spec: CacheSpec, parts: Parts, memory: int) -> int:
     """Return how many requests of the planned load fit in ``memory`` bytes."""
-    total = float(spec.state_bytes)
-    for made, window in zip(parts, spec.windows, strict=True):
-        context = made.workload.context
-        kept = context if window is None else min(window, context)
-        total += kept * made.spec.token_bytes + made.choice.waste_mean_bytes
-    return int(memory / total)
+    return int(memory / request_bytes(spec, parts))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write the tables of README.md and of pages in docs/ from the JSON in docs/results/.
 
+The planner's times of attention kernels come from there as well.
+
 Usage: python scripts/update_results.py [--check]
 
 Each table stands between `<!-- results: NAME -->` and `<!-- end of results -->`.
@@ -16,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from kernel_times import KERNEL_TIMES, kernel_times
 from results_files import RESULTS, ROOT, number, source
 from serving_tables import front, transformers
 
@@ -325,13 +328,15 @@ def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--check"]):
         print(__doc__, file=sys.stderr)
         return 2
-    stale = [page for page in PAGES if page.read_text() != render(page.read_text())]
-    for page in stale:
+    wanted = {page: render(page.read_text()) for page in PAGES}
+    wanted[KERNEL_TIMES] = kernel_times()
+    stale = [file for file, text in wanted.items() if file.read_text() != text]
+    for file in stale:
         if arguments:
-            name = page.relative_to(ROOT)
+            name = file.relative_to(ROOT)
             print(f"{name} is not what docs/results/ says: run `make results`", file=sys.stderr)
         else:
-            page.write_text(render(page.read_text()))
+            file.write_text(wanted[file])
     return int(bool(arguments and stale))
 
 

@@ -13,6 +13,7 @@ import click
 from rich.text import Text
 
 from pyvattn.cli.held import fits, held_table, requests_held
+from pyvattn.cli.kernel_choices import choice_as_dict, choice_line, choice_table
 from pyvattn.cli.model_options import model_options, read_model
 from pyvattn.cli.output import console, json_option, print_json, table
 from pyvattn.cli.sizes import size_option
@@ -30,6 +31,7 @@ from pyvattn.planner import (
     plan_parts,
     typical_workload,
     use_calibration,
+    weigh_kernels,
 )
 from pyvattn.planner.workload import TYPICAL_BATCH, TYPICAL_GENERATED, TYPICAL_PROMPT
 from pyvattn.spec import CacheSpec
@@ -103,17 +105,13 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
     calibration = options.pop("calibration")
     ahead = GROWTH_PAGES if options.pop("growth_pages") else None
     here = identify()
-    plans = [
-        plan_parts(
-            spec,
-            driver=name,
-            workload=load,
-            costs=use_calibration(name, here, calibration),
-            growth_pages=ahead,
-            **options,
-        )
-        for name in drivers or ["host"]
-    ]
+    plans, kernels = [], {}
+    for name in drivers or ["host"]:
+        costs = use_calibration(name, here, calibration)
+        how = {"driver": name, "workload": load, "costs": costs, "growth_pages": ahead, **options}
+        plans.append(plan_parts(spec, **how))
+        if weighed := weigh_kernels(spec, **how):
+            kernels[name] = weighed
     notes = [] if config is None else [*remarks(config), supported(config)]
     requests = requests_held(spec, plans)
     if as_json:
@@ -124,6 +122,10 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
         if memory is not None:
             together = {parts[0].costs.driver: fits(spec, parts, memory) for parts in plans}
             found["fits"] = together
+        found["kernels"] = {
+            name: [choice_as_dict(each, memory) for each in weighed]
+            for name, weighed in kernels.items()
+        }
         print_json(found)
         return
     out = console()
@@ -134,6 +136,11 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
     out.print()
     for parts in plans:
         _print_plans(spec, parts, memory, whole=driver != "all")
+        if weighed := kernels.get(parts[0].costs.driver):
+            out.print(Text(choice_line(weighed)))
+            if driver != "all":
+                out.print(choice_table(weighed, memory))
+            out.print()
     if requests:
         out.print(held_table(requests))
     if driver == "all":

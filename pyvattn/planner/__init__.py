@@ -13,6 +13,7 @@ from pyvattn.planner.candidate import Candidate
 from pyvattn.planner.choose import GROWTH_PAGES, Plan, plan
 from pyvattn.planner.costs import DEFAULT_COSTS, DriverCosts, default_costs
 from pyvattn.planner.groups import guarded_for, held_bytes, plan_parts
+from pyvattn.planner.kernel_choice import KernelChoice, weigh_kernels
 from pyvattn.planner.tlb import Losses, Verdict
 from pyvattn.planner.workload import Workload, typical_workload
 
@@ -22,6 +23,7 @@ __all__ = [
     "Calibration",
     "Candidate",
     "DriverCosts",
+    "KernelChoice",
     "Losses",
     "Plan",
     "Verdict",
@@ -34,4 +36,5 @@ __all__ = [
     "read_calibration",
     "typical_workload",
     "use_calibration",
+    "weigh_kernels",
 ]

@@ -92,8 +92,7 @@ def _figures(
         more = spec.guard_tokens / (held - spec.guard_tokens)
         yield (
             f"Of that, {spec.guard_tokens} tokens are the tail guard, which {costs.driver} cannot "
-            f"share: {more:.0%} more requests fit where a kernel needs none, such as "
-            "flash-attn-3-paged, which reads rows by a table and takes longer than flash-attn-3."
+            f"share: {more:.0%} more requests fit where a kernel needs none."
         )
     yield (
         f"Map calls: {choice.calls_per_step:.3g} for a step of {workload.batch} requests "

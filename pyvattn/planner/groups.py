@@ -65,16 +65,19 @@ def planned_geometries(spec: CacheSpec, plans: Sequence[Plan]) -> tuple[Geometry
 def _preference(plans: Sequence[Plan]) -> tuple[float, ...]:
     """Return a sort key: the best page size has the least."""
     choices = [each.choice for each in plans]
-    sizes = [each.spec.token_bytes for each in plans]
-    loss = sum(
-        (choice.loss or 0.0) * size for choice, size in zip(choices, sizes, strict=True)
-    ) / sum(sizes)
     return (
         any(choice.refused for choice in choices),
         any(not choice.hidden for choice in choices),
-        round(loss, 3),
+        round(lost_share(plans), 3),
         sum(choice.calls_per_step for choice in choices),
     )
+
+
+def lost_share(plans: Sequence[Plan]) -> float:
+    """Return what the choices of all parts lose together, each by its bytes."""
+    sizes = [each.spec.token_bytes for each in plans]
+    lost = sum((each.choice.loss or 0.0) * each.spec.token_bytes for each in plans)
+    return lost / sum(sizes)
 
 
 def guarded_for(spec: CacheSpec, kernel: str) -> CacheSpec:
@@ -98,6 +101,16 @@ def guarded_for(spec: CacheSpec, kernel: str) -> CacheSpec:
         return replace(spec, guard_tokens=guard(spec.head_dim))
     groups = [replace(each, guard_tokens=guard(each.head_dim)) for each in spec.groups]
     return replace(spec, groups=groups)
+
+
+def request_bytes(spec: CacheSpec, plans: Sequence[Plan]) -> float:
+    """Return what a request of the planned load holds on average, its waste included."""
+    total = float(spec.state_bytes)
+    for made, window in zip(plans, spec.windows, strict=True):
+        context = made.workload.context
+        kept = context if window is None else min(window, context)
+        total += kept * made.spec.token_bytes + made.choice.waste_mean_bytes
+    return total
 
 
 def held_bytes(
