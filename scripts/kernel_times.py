@@ -34,7 +34,8 @@ def kernel_times() -> str:
     machine = found["machine"]
     source = (
         "decode of 32 x 4,096 tokens and a prompt of 16,384, Llama-3-8B's shape in bfloat16, "
-        f"one {machine['gpus'][0]}, driver {machine['nvidia_driver']}, {found['date'][:10]}, docs/results/{_MEASURED}"
+        f"one {machine['gpus'][0]}, driver {machine['nvidia_driver']}, {found['date'][:10]}, "
+        f"docs/results/{_MEASURED}"
     )
     rounded = {
         name: {kind: round(value, 4) for kind, value in sorted(each.items())}
