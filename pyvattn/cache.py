@@ -463,7 +463,7 @@ class KVCache(Opened):
     def give_back(self) -> int:
         """Give back as any owner does; slots that keepers hold are given up first."""
         allocated = super().give_back()
-        while allocated > self.stats().memory_limit and self._keepers.give_up():
+        while self._held() > self.stats().memory_limit and self._keepers.give_up():
             allocated = super().give_back()
         return allocated
 
@@ -479,7 +479,7 @@ class KVCache(Opened):
     def _could_have(self, tokens: int) -> bool:
         """Whether there would be room for ``tokens`` if every keeper gave up what it holds."""
         s = self.stats()
-        to_come = s.memory_limit // s.page_size - s.pages_allocated
+        to_come = (s.memory_limit - self._held()) // s.page_size
         room = (
             to_come
             + s.pages_free
@@ -558,6 +558,10 @@ class KVCache(Opened):
     def _leave(self) -> None:
         if self._lease is not None and self._owns_lease:
             self._lease.close()
+
+    def _held(self) -> int:
+        """Return the bytes that count against the limit: others may hold some of a lease."""
+        return self._bytes_allocated() if self._lease is None else self._lease.held
 
     def _bytes_allocated(self) -> int:
         return self.stats().bytes_allocated

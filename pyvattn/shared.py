@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TypeVar
 
 from pyvattn import _native, cuda
 from pyvattn.arguments import check_type, is_number
-from pyvattn.errors import ConfigError, LedgerError
+from pyvattn.errors import ConfigError, LedgerError, OutOfMemory
 from pyvattn.resolve import check_device
 from pyvattn.text import printable, shown
 from pyvattn.units import format_size, parse_size
@@ -35,6 +36,8 @@ _Self = TypeVar("_Self", bound="SharedMemory")
 _CPU = "CPU-00000000-0000-0000-0000-000000000000"
 """The host's memory has no UUID: this stands for one."""
 _CHUNK = 32 << 20
+_WEIGHTS_TIMEOUT_S = 60.0
+_ROUND_S = 0.01
 _DRIVER_COOLING_MS = 5000
 """How long a GPU's driver may take to free what a killed process held."""
 
@@ -55,10 +58,19 @@ class SharedMemory(_native.Lease):
     their guarantees wait for, ``reach`` the most that it can come to hold. ``want`` says what
     waiting requests need beyond what is held, until it is called again.
 
-    Raises :class:`~pyvattn.errors.LedgerError` and those derived from it, and
-    :class:`~pyvattn.errors.ConfigError`. Close it after what it was given to, or use it in a with
-    statement.
+    ``weights`` are bytes for what is no cache's: weights, say. They are leased and counted as
+    held before this returns, so that they can be allocated then, and guaranteed beside
+    ``guarantee``, so that neighbours make room for them, by ending requests if need be, and never
+    ask for them. ``timeout`` is how many seconds that may take.
+
+    Raises :class:`~pyvattn.errors.LedgerError` and those derived from it (``LedgerFull`` where
+    guarantees and weights of all are more than the budget),
+    :class:`~pyvattn.errors.OutOfMemory` where neighbours do not make room in time, and
+    :class:`~pyvattn.errors.ConfigError`. Close it after what it was given to and after the weights
+    are freed, or use it in a with statement.
     """
+
+    _weights = 0
 
     def __init__(
         self,
@@ -69,6 +81,8 @@ class SharedMemory(_native.Lease):
         weight: float = 1.0,
         name: str | None = None,
         chunk_size: int | str = _CHUNK,
+        weights: int | str = 0,
+        timeout: float = _WEIGHTS_TIMEOUT_S,
     ) -> None:
         device = check_device(device)
         label = f"pid-{os.getpid()}" if name is None else name
@@ -77,7 +91,9 @@ class SharedMemory(_native.Lease):
             raise ConfigError(f"name {shown(name)}: use 1 to 63 bytes of printable text")
         if not is_number(weight) or not 0.001 <= weight <= 1000:
             raise ConfigError(f"weight {shown(weight)}: use a number from 0.001 to 1000")
-        kept = 0 if is_number(guarantee) and guarantee == 0 else parse_size(guarantee, "guarantee")
+        _check_timeout(timeout)
+        kept = _size_or_none("guarantee", guarantee)
+        beside = _size_or_none("weights", weights)
         path = ledger_path(device)
         super().__init__(
             path=str(path),
@@ -85,11 +101,27 @@ class SharedMemory(_native.Lease):
             budget=_budget_of(budget, device, path),
             chunk_bytes=parse_size(chunk_size, "chunk_size"),
             name=label,
-            guarantee=kept,
+            guarantee=kept + beside,
             weight=round(weight * 1000),
             version=_version(),
             cooling_ms=0 if device == "cpu" else _DRIVER_COOLING_MS,
         )
+        if beside:
+            try:
+                self._take_weights(beside, timeout)
+            except BaseException:
+                self.close()
+                raise
+
+    @property
+    def weights(self) -> int:
+        """Bytes that are leased for weights; they are part of what is held."""
+        return self._weights
+
+    @property
+    def reach(self) -> int:
+        """Most bytes that caches and pools under it can come to hold."""
+        return super().reach - self._weights
 
     @property
     def budget(self) -> int:
@@ -102,9 +134,32 @@ class SharedMemory(_native.Lease):
         Raises :class:`~pyvattn.errors.LedgerLost`, :class:`~pyvattn.errors.ClosedError` and
         :class:`~pyvattn.errors.ForkError`.
         """
-        if not is_number(timeout) or not 0 <= timeout < 1 << 32:
-            raise ConfigError(f"timeout {shown(timeout)}: use seconds, 0 for a look")
+        _check_timeout(timeout)
         return self.wait(parse_size(memory, "memory"), int(timeout * 1000))
+
+    def close(self) -> None:
+        """Leave the ledger. Raises BusyError while caches or pools under it hold something."""
+        # Where it does they stay leased: the weights may be there still.
+        if not self.inherited and 0 < self._weights == self.held:
+            self.return_bytes(self._weights)
+            self._weights = 0
+        super().close()
+
+    def _take_weights(self, size: int, timeout: float) -> None:
+        # They are part of the guarantee: its thread asks for them, and neighbours hand them over.
+        # wait_for() would ask for as much again on top.
+        end = time.monotonic() + timeout
+        while not self.take(size):
+            if time.monotonic() >= end:
+                raise OutOfMemory(
+                    f"weights of {format_size(size)}: {format_size(self.leased)} were leased "
+                    f"within {timeout:g} seconds, and neighbours hold the rest of the "
+                    f"{format_size(self.budget)} that all share (`pyvattn top` shows them): wait "
+                    "longer, or end one",
+                    requested=size,
+                )
+            time.sleep(_ROUND_S)
+        self._weights = size
 
     def __enter__(self: _Self) -> _Self:
         return self
@@ -235,6 +290,15 @@ def own_limit(lease: SharedMemory) -> int:
     own = (each for each in look.members if each.pid == os.getpid())
     limits = [each.limit for each in own if _text(each.name) == lease.name]
     return min(limits, default=look.chunks) * lease.chunk_bytes
+
+
+def _check_timeout(timeout: object) -> None:
+    if not is_number(timeout) or not 0 <= timeout < 1 << 32:  # type: ignore[operator]
+        raise ConfigError(f"timeout {shown(timeout)}: use seconds, 0 for a look")
+
+
+def _size_or_none(name: str, value: int | str) -> int:
+    return 0 if is_number(value) and value == 0 else parse_size(value, name)
 
 
 def _paths() -> list[Path]:

@@ -136,10 +136,10 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
     out.print()
     for parts in plans:
         _print_plans(spec, parts, memory, whole=driver != "all")
-        if weighed := kernels.get(parts[0].costs.driver):
-            out.print(Text(choice_line(weighed)))
+        if shown := kernels.get(parts[0].costs.driver):
+            out.print(Text(choice_line(shown)))
             if driver != "all":
-                out.print(choice_table(weighed, memory))
+                out.print(choice_table(shown, memory))
             out.print()
     if requests:
         out.print(held_table(requests))

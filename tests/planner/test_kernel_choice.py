@@ -10,7 +10,7 @@ import pytest
 
 from pyvattn import CacheSpec, ConfigError
 from pyvattn.cli.app import run
-from pyvattn.planner import Workload, kernel_choice, plan, weigh_kernels
+from pyvattn.planner import KernelChoice, Workload, kernel_choice, plan, weigh_kernels
 from pyvattn.planner.groups import guarded_for
 
 ROWS, TABLE = "flash-attn-3", "flash-attn-3-paged"
@@ -91,6 +91,7 @@ def test_unknown_drivers_are_refused_as_plan_does():
 
 def test_the_shipped_times_are_of_kernels_that_there_are():
     found = weighed()
+    assert all(isinstance(each, KernelChoice) for each in found)
     assert {each.name for each in found} == {ROWS, TABLE}
     assert "docs/results/" in kernel_choice.TIMES_SOURCE
 

@@ -23,7 +23,7 @@ from pyvattn.calls import open_traced, read_calls, write_calls
 from pyvattn.detect import Machine, detect_drivers
 from pyvattn.integrations.transformers import Engine, VAttentionCache, spec_for
 from pyvattn.machine import MadeOn
-from pyvattn.planner import Calibration, default_costs, plan
+from pyvattn.planner import Calibration, default_costs, plan, plan_parts
 from pyvattn.prefix import PrefixIndex
 from pyvattn.replay import ContiguousAllocator, PagedAllocator, StaticAllocator
 from pyvattn.shared import create_ledger
@@ -215,6 +215,12 @@ _VALID: dict[str, Any] = {
     "StateGroup.layers": lambda w: [0, 1],
     "StateGroup.tensors": lambda w: {"conv": ((3, 8), "float32")},
     "planner.guarded_for.kernel": lambda w: "flash-attn-3",
+    "planner.KernelChoice.name": lambda w: "flash-attn-3",
+    "planner.KernelChoice.guard_tokens": lambda w: 192,
+    "planner.KernelChoice.plans": lambda w: plan_parts(SPEC, driver="cumem"),
+    "planner.KernelChoice.request_bytes": lambda w: 1e6,
+    "planner.KernelChoice.decode": lambda w: 1.0,
+    "planner.KernelChoice.prefill": lambda w: 1.0,
     "planner.held_bytes.geometries": lambda w: [SPEC.geometry("layer", 65536)],
     "planner.held_bytes.private_guard": lambda w: True,
     "integrations.transformers.VAttentionCache.mask.window": lambda w: 0,
