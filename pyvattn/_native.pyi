@@ -394,6 +394,7 @@ class LayerGroup:
         guard_tokens: int,
         window: int = 0,
         ring_tokens: int = 0,
+        state: bool = False,
     ) -> None: ...
 
 class Cache:
@@ -424,7 +425,7 @@ class Cache:
         """
     def fronts(self, slot: Slot) -> list[int]:
         """
-        Tokens that nobody reads any more, by groups.
+        Tokens that nobody reads any more, by groups that keep tokens.
         """
     def give_back(self) -> int: ...
     def length(self, slot: Slot) -> int: ...
@@ -460,7 +461,7 @@ class Cache:
         self, slot: Slot, tokens: collections.abc.Sequence[int], after: Fence | None = None
     ) -> None:
         """
-        trim_front() with a number for each group.
+        trim_front() with a number for each group that keeps tokens.
         """
     def try_step(
         self, lengths: dict[Slot, int], after: Fence | None = None, rollback: int = 0

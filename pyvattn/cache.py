@@ -24,11 +24,13 @@ from pyvattn.errors import (
 from pyvattn.geometry import Geometry
 from pyvattn.keepers import Keeper, Keepers
 from pyvattn.layers import LayerTensors
+from pyvattn.native_groups import native_groups
 from pyvattn.nvtx import ranged, ranged_driver
 from pyvattn.opened import Opened
 from pyvattn.resolve import check_device, open_driver
 from pyvattn.shared import SharedMemory
 from pyvattn.spec import CacheSpec
+from pyvattn.state_rows import state_rows
 from pyvattn.stats import Stats
 from pyvattn.swap import Offloaded, byte_ranges, check_fits
 from pyvattn.text import shown
@@ -178,18 +180,10 @@ class KVCache(Opened):
         self._lease = budget if isinstance(budget, SharedMemory) else None
         self._keepers = Keepers()
         driver = ranged_driver(driver)
+        self._states = state_rows(spec, driver.page_size)
         self._native = _native.Cache(
             driver=driver,
-            groups=[
-                _native.LayerGroup(
-                    arenas=geometry.arenas,
-                    token_bytes=geometry.token_bytes,
-                    guard_tokens=geometry.guard_tokens,
-                    window=window or 0,
-                    ring_tokens=geometry.ring_tokens,
-                )
-                for geometry, window in zip(geometries, spec.windows, strict=True)
-            ],
+            groups=native_groups(spec, geometries, self._states),
             slots=spec.max_slots,
             max_tokens=spec.max_tokens,
             budget=budget,
@@ -201,7 +195,7 @@ class KVCache(Opened):
         )
         self._dropped = DroppedSlots(self._native)
         self._has_windows = any(spec.windows)
-        self._tensors = LayerTensors(self._native, spec, geometries)
+        self._tensors = LayerTensors(self._native, spec, geometries, self._states)
         self._own(spec, geometries, driver, self._native)
 
     def acquire(self, tokens: int = 0) -> Slot:
@@ -239,6 +233,9 @@ class KVCache(Opened):
         the stream that torch is using in this thread, so let that wait for whatever writes those
         tokens. The two grow apart, and either may be released first.
 
+        The states of ``slot`` are copied whole, and it has no earlier ones: with states ``tokens``
+        are all of them, or none.
+
         While tokens are shared nobody writes them: a :meth:`step` or :meth:`trim` to less
         than what whole pages hold of them is a :class:`~pyvattn.errors.LengthError`, for
         both slots, until their release. Raises what :meth:`admit` raises, and
@@ -267,8 +264,8 @@ class KVCache(Opened):
         stream waits for the copies by itself.
 
         Raises :class:`~pyvattn.errors.SlotError`, :class:`~pyvattn.errors.LengthError` for more
-        tokens than the slot has or fewer than windows have left behind,
-        :class:`~pyvattn.errors.OutOfMemory` where the host has no such memory,
+        tokens than the slot has, fewer than windows have left behind or, with states, any but all
+        of them, :class:`~pyvattn.errors.OutOfMemory` where the host has no such memory,
         :class:`~pyvattn.errors.MissingDependency` without torch, and
         :class:`~pyvattn.errors.UnsupportedError` with ``accounting``.
         """
@@ -283,9 +280,11 @@ class KVCache(Opened):
                 f"tokens={shown(tokens)}: {slot} has {max(fronts)} to {length} to copy"
             )
         ranges = byte_ranges(self._geometries, fronts, count)
+        if self._states is not None:
+            ranges.append((0, self._states_to_copy(slot, count, length)))
         data = self._tensors.to_host(slot.index, ranges)
         sizes = tuple(geometry.token_bytes for geometry in self._geometries)
-        return Offloaded(count, fronts, sizes, data, self._fence(None))
+        return Offloaded(count, fronts, sizes, data, self._fence(None), self._state_bytes)
 
     @ranged("pyvattn.restore")
     def restore(self, offloaded: Offloaded) -> Slot:
@@ -297,7 +296,7 @@ class KVCache(Opened):
         :class:`~pyvattn.errors.TensorError` where the cache has another layout.
         """
         check_type("offloaded", offloaded, Offloaded)
-        check_fits(offloaded, self.geometries)
+        check_fits(offloaded, self.geometries, self._states)
         slot = self.admit(offloaded.length)
         try:
             self._refill(slot, offloaded, 0)
@@ -319,7 +318,22 @@ class KVCache(Opened):
             (each.place_of(front) * each.token_bytes, max(0, first - front) * each.token_bytes)
             for each, front in pairs
         ]
+        if self._states is not None:
+            places.append((0, 0))
         self._tensors.from_host(offloaded.data, slot.index, places)
+
+    @property
+    def _state_bytes(self) -> int:
+        return self._states.bytes if self._states is not None else 0
+
+    def _states_to_copy(self, slot: Slot, tokens: int, length: int) -> int:
+        """Return the bytes of the states that belong to so many tokens of a slot."""
+        if 0 < tokens < length:
+            raise LengthError(
+                f"tokens={tokens}: {slot} has states, which have seen all of its {length} tokens: "
+                "copy all of these"
+            )
+        return self._state_bytes if tokens else 0
 
     def release(self, slot: Slot, after: object = None) -> None:
         """End a request. Its pages stay, zeroed, for the next one until memory is short.
@@ -487,7 +501,12 @@ class KVCache(Opened):
             + s.pages_quarantined
             + self._keepers.kept_pages()
         )
-        return sum(g.pages(tokens) * g.arenas for g in self._geometries) <= room
+        return self._pages_for(tokens) <= room
+
+    def _pages_for(self, tokens: int) -> int:
+        """Return the pages that so many tokens and their states take, guards aside."""
+        states = self._states.pages if self._states is not None and tokens else 0
+        return states + sum(g.pages(tokens) * g.arenas for g in self._geometries)
 
     def length(self, slot: Slot) -> int:
         """Return the tokens that the last step backed for a live slot."""
@@ -537,6 +556,21 @@ class KVCache(Opened):
         if from_dlpack is None:
             return self._tensors.of_torch(index)
         return self._tensors.made_by(index, from_dlpack)
+
+    def state(self, index: int, from_dlpack: Callable[[Any], Any] | None = None) -> dict[str, Any]:
+        """Return the state of one layer of a :class:`pyvattn.StateGroup`: its tensors by name.
+
+        Each is ``[max_slots, …]``, the rest as its group says, or ``[max_slots, copies, …]`` where
+        that has several copies. ``index`` counts the layers that keep a state.
+
+        They are zero when a slot gets its first tokens, and what the caller writes from then on:
+        a shorter length leaves them as they are. Where a slot has no tokens nothing lies behind
+        them; for the rest they are as :meth:`layer` has it, ``from_dlpack`` too. Raises
+        :class:`~pyvattn.errors.LayerError` for a layer that keeps none; -1 is the last.
+        """
+        if from_dlpack is None:
+            return self._tensors.state_of_torch(index)
+        return self._tensors.state_made_by(index, from_dlpack)
 
     def stats(self) -> Stats:
         """Count pages, bytes, driver calls and time."""

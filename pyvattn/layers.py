@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tensors of a cache's layers, made through DLPack."""
+"""The tensors of a cache's layers, and of its states, made through DLPack."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any, Protocol
 
 from pyvattn import _native
 from pyvattn.arguments import check_callable
+from pyvattn.dtypes import ITEMSIZE
 from pyvattn.errors import ArgumentError, LayerError, OutOfMemory
 from pyvattn.geometry import Geometry, LayerViews, TensorView
 from pyvattn.spec import CacheSpec
+from pyvattn.state_rows import StateRows
 from pyvattn.text import shown
 from pyvattn.units import format_size
 from pyvattn.whole_numbers import whole_number
@@ -41,15 +43,24 @@ class Viewed(Protocol):
 
 
 class LayerTensors:
-    """K and V of every layer, as whatever array library wants them."""
+    """K and V of every layer, and the states, as whatever array library wants them."""
 
-    def __init__(self, native: Viewed, spec: CacheSpec, geometries: Sequence[Geometry]) -> None:
+    def __init__(
+        self,
+        native: Viewed,
+        spec: CacheSpec,
+        geometries: Sequence[Geometry],
+        states: StateRows | None = None,
+    ) -> None:
         self._native = native
         self._spec = spec
         self._geometries = geometries
-        # The arenas of a group follow those of the groups before it.
-        self._first_arena = list(accumulate((g.arenas for g in geometries), initial=0))
+        self._states = states
+        # The arenas of a group follow those of the groups before it; that of states is the last.
+        self._groups: list[Geometry | StateRows] = [*geometries, *([states] if states else [])]
+        self._first_arena = list(accumulate((g.arenas for g in self._groups), initial=0))
         self._torch: dict[int, tuple[Any, Any]] = {}
+        self._torch_states: dict[int, dict[str, Any]] = {}
         self._bytes: list[Any] = []
 
     def of_torch(self, index: int) -> tuple[Any, Any]:
@@ -69,6 +80,19 @@ class LayerTensors:
         check_callable("from_dlpack", from_dlpack)
         return self._make(self._number(index), from_dlpack)
 
+    def state_of_torch(self, index: int) -> dict[str, Any]:
+        """Return torch tensors of one layer's states, by name, that share memory with others."""
+        layer = self._state_number(index)
+        made = self._torch_states.get(layer)
+        if made is None or self._native.inherited:
+            made = self._torch_states[layer] = self._make_state(layer, None)
+        return {name: tensor.detach() for name, tensor in made.items()}
+
+    def state_made_by(self, index: int, from_dlpack: Callable[[Any], Any]) -> dict[str, Any]:
+        """Return what ``from_dlpack`` makes of one layer's states, by name."""
+        check_callable("from_dlpack", from_dlpack)
+        return self._make_state(self._state_number(index), from_dlpack)
+
     def arena(self, index: int, from_dlpack: Callable[[Any], Any] | None) -> Any:
         """Return the bytes of one arena, ``[max_slots, row_bytes]``, by default for torch."""
         check_callable("from_dlpack", from_dlpack)
@@ -76,16 +100,16 @@ class LayerTensors:
         number = whole_number(index)
         if number is None or not 0 <= number < arenas:
             raise ArgumentError(f"arena {shown(index)}: use a whole number from 0 to {arenas - 1}")
-        geometry = self._geometries[bisect_right(self._first_arena, number) - 1]
-        slots, row_bytes = geometry.slots, geometry.row_bytes
+        group = self._groups[bisect_right(self._first_arena, number) - 1]
+        slots, row_bytes = group.slots, group.row_bytes
         view = self._native.view(number, 0, (slots, row_bytes), (row_bytes, 1), "uint8")
         return (from_dlpack or _torch_from_dlpack("uint8"))(view)
 
     def copy(self, source: int, target: int, ranges: Sequence[tuple[int, int]]) -> None:
         """Copy bytes ``[first, end)`` of one row to another: a range for the arenas of a group."""
         arenas = iter(self._arenas())
-        for geometry, (first, end) in zip(self._geometries, ranges, strict=True):
-            for arena in islice(arenas, geometry.arenas):
+        for group, (first, end) in zip(self._groups, ranges, strict=True):
+            for arena in islice(arenas, group.arenas):
                 arena[target, first:end] = arena[source, first:end]
 
     def to_host(self, row: int, ranges: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
@@ -97,9 +121,9 @@ class LayerTensors:
         arenas = iter(self._arenas())
         on_gpu = self._arenas()[0].is_cuda
         copies = []
-        for geometry, (first, end) in zip(self._geometries, ranges, strict=True):
-            copies.append(_host_bytes(geometry.arenas, end - first, pinned=on_gpu))
-            for copy, arena in zip(copies[-1], islice(arenas, geometry.arenas), strict=True):
+        for group, (first, end) in zip(self._groups, ranges, strict=True):
+            copies.append(_host_bytes(group.arenas, end - first, pinned=on_gpu))
+            for copy, arena in zip(copies[-1], islice(arenas, group.arenas), strict=True):
                 copy.copy_(arena[row, first:end], non_blocking=on_gpu)
         return tuple(copies)
 
@@ -123,6 +147,7 @@ class LayerTensors:
     def forget(self) -> None:
         """Drop the tensors that are kept for later calls."""
         self._torch.clear()
+        self._torch_states.clear()
         self._bytes.clear()
 
     def _whole_rows(self, layer: int) -> tuple[Any, Any]:
@@ -146,19 +171,41 @@ class LayerTensors:
             views = LayerViews(_of_tokens(views.k, tokens), _of_tokens(views.v, tokens))
         return make(self._dlpack(views.k, first)), make(self._dlpack(views.v, first))
 
+    def _make_state(self, layer: int, make: Callable[[Any], Any] | None) -> dict[str, Any]:
+        assert self._states is not None
+        made = {}
+        for name, view in self._states.views[layer].items():
+            shape = (self._states.slots, *view.shape)
+            strides = (self._states.row_bytes // ITEMSIZE[view.dtype], *view.strides)
+            dtype = "uint8" if view.dtype in _AS_BYTES else view.dtype
+            arena = self._first_arena[-2]
+            seen = self._native.view(arena, view.offset, shape, strides, dtype)
+            made[name] = (make or _torch_from_dlpack(view.dtype))(seen)
+        return made
+
+    def _state_number(self, index: int) -> int:
+        if self._states is None:
+            raise LayerError(
+                "no layer of the spec keeps a state: give CacheSpec a StateGroup for those that do"
+            )
+        return _number("state of layer", index, len(self._states.views))
+
     def _number(self, index: int) -> int:
-        layers = self._spec.layers
-        number = whole_number(index)
-        if number is None:
-            raise ArgumentError(f"layer {shown(index)}: use a whole number from 0 to {layers - 1}")
-        if not -layers <= number < layers:
-            raise LayerError(f"layer {shown(number)} is outside 0..{layers - 1}")
-        return number % layers
+        return _number("layer", index, self._spec.layers)
 
     def _dlpack(self, view: TensorView, first_arena: int) -> _native.TensorView:
         dtype = "uint8" if self._spec.dtype in _AS_BYTES else self._spec.dtype
         arena = first_arena + view.arena
         return self._native.view(arena, view.offset, view.shape, view.strides, dtype)
+
+
+def _number(what: str, index: object, layers: int) -> int:
+    number = whole_number(index)
+    if number is None:
+        raise ArgumentError(f"{what} {shown(index)}: use a whole number from 0 to {layers - 1}")
+    if not -layers <= number < layers:
+        raise LayerError(f"{what} {shown(number)} is outside 0..{layers - 1}")
+    return number % layers
 
 
 def _of_tokens(view: TensorView, tokens: int) -> TensorView:

@@ -83,6 +83,11 @@ class PrefixIndex:
                 "an index of prefixes shares the pages of windows, and a ring's are written again: "
                 "open the cache with LayerGroup(ring=False)"
             )
+        if cache.spec.states:
+            raise UnsupportedError(
+                "an index of prefixes shares tokens, and the states of where these end are gone: "
+                "do without for models whose layers keep a state"
+            )
         #: Tokens of a block: the fewest that fill whole pages in all layers.
         self.block_tokens = math.lcm(
             *(g.page_size // math.gcd(g.page_size, g.token_bytes) for g in cache.geometries)

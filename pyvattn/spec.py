@@ -50,8 +50,7 @@ class CacheSpec:
     none are in no group: ``shared`` maps each to the layer that it reads.
 
     ``states`` are :class:`~pyvattn.StateGroup` of layers that keep a state of fixed size for each
-    request; those given among ``groups`` are moved there. They are counted, by :meth:`bytes_at`
-    and the planner; a :class:`~pyvattn.KVCache` holds K and V, and the states are its caller's.
+    request; those given among ``groups`` are moved there. :meth:`pyvattn.KVCache.state` has them.
 
     Raises :class:`~pyvattn.errors.SpecError` at once for an impossible shape.
     """
@@ -144,7 +143,7 @@ class CacheSpec:
                 f"head_dim={shown(self.head_dim)} takes {format_size(self.token_bytes)}: no model "
                 "has so many, check these numbers"
             )
-        if too_much := addresses_refused(self.max_slots * self.row_bytes):
+        if too_much := addresses_refused(self.max_slots * (self.row_bytes + self.state_bytes)):
             raise SpecError(
                 f"max_slots={shown(self.max_slots)} rows of max_tokens={shown(self.max_tokens)} "
                 f"{too_much}: lower one of them"

@@ -10,6 +10,7 @@ from typing import Any
 from pyvattn._native import Fence
 from pyvattn.errors import TensorError
 from pyvattn.geometry import Geometry
+from pyvattn.state_rows import StateRows
 
 __all__ = ["Offloaded"]
 
@@ -20,7 +21,8 @@ class Offloaded:
 
     ``length`` tokens. The rest is one for each group of layers that are alike: the first
     ``fronts`` of the tokens are not there, as nobody read them any more, ``token_bytes`` are what
-    each takes in an arena, and ``data`` has them, ``[arenas, bytes]``.
+    each takes in an arena, and ``data`` has them, ``[arenas, bytes]``. States of ``state_bytes``
+    are the last of ``data``, ``[1, bytes]``.
     """
 
     length: int
@@ -28,6 +30,7 @@ class Offloaded:
     token_bytes: tuple[int, ...]
     data: tuple[Any, ...]
     fence: Fence | None
+    state_bytes: int = 0
 
     @property
     def bytes(self) -> int:
@@ -40,9 +43,17 @@ class Offloaded:
         return self.fence is None or self.fence.passed()
 
 
-def check_fits(offloaded: Offloaded, geometries: Sequence[Geometry]) -> None:
+def check_fits(
+    offloaded: Offloaded, geometries: Sequence[Geometry], states: StateRows | None
+) -> None:
     """Raise :class:`~pyvattn.errors.TensorError` for a cache whose tokens lie otherwise."""
-    arenas = [each.shape[0] for each in offloaded.data]
+    kept = states.bytes if states is not None else 0
+    if offloaded.state_bytes != kept:
+        raise TensorError(
+            f"these tokens have states of {offloaded.state_bytes} bytes, and in this cache they "
+            f"take {kept}: restore them in one with the same spec"
+        )
+    arenas = [each.shape[0] for each in offloaded.data[: len(offloaded.token_bytes)]]
     had = list(zip(arenas, offloaded.token_bytes, strict=True))
     has = [(geometry.arenas, geometry.token_bytes) for geometry in geometries]
     if had != has:

@@ -49,7 +49,7 @@ PYTHON = (  # pyvattn/ and cli/
     ("state_group",),
     # what a cache must hold, and where it lies
     ("configs", "geometry", "spec_groups"),
-    ("spec",),
+    ("spec", "state_rows"),
     # this computer; requests; calls of a driver
     ("calls", "machine", "traces"),
     # which page size and which layout
@@ -62,7 +62,7 @@ PYTHON = (  # pyvattn/ and cli/
     ("shared",),
     ("metrics",),
     # K and V of a layer as tensors; what owns memory until it is closed
-    ("layers", "opened", "swap"),
+    ("layers", "native_groups", "opened", "swap"),
     ("cache", "rows"),
     # prompts that begin alike
     ("prefix",),

@@ -22,8 +22,8 @@ def support(kinds: Kinds, shapes: Sequence[Shape | None]) -> str:
         return f"{_NAME} refuses this model for its {' and '.join(refused)}."
     if states := sum(kind in KEEPS_STATE for kind in kinds):
         return (
-            f"{_NAME} holds the others; the {states} with a state run in generate alone, with "
-            "states outside the cache's memory."
+            f"{_NAME} holds these layers; the {states} with a state share no prefixes and take no "
+            "CUDA graphs."
         )
     kept = [shape for shape in shapes if shape is not None]
     if any(shape.latent_dim for shape in kept):

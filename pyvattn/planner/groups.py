@@ -14,6 +14,7 @@ from pyvattn.kernels import KERNELS, kernel_named
 from pyvattn.planner.choose import Plan, page_sizes, plan
 from pyvattn.planner.costs import DriverCosts, default_costs
 from pyvattn.spec import CacheSpec
+from pyvattn.state_rows import state_rows
 from pyvattn.text import shown
 
 
@@ -139,6 +140,5 @@ def held_bytes(
         first = gone * geometry.token_bytes // geometry.page_size
         pages = geometry.pages(tokens + guard) - first if tokens else 0
         held += pages * geometry.arenas * geometry.page_size
-    # All states of a request lie side by side, in whole pages.
-    page = geometries[0].page_size
-    return held + -(-spec.state_bytes // page) * page if tokens else 0
+    states = state_rows(spec, geometries[0].page_size)
+    return held + states.row_bytes if tokens and states is not None else held

@@ -19,7 +19,7 @@ from tiny_models import (
 )
 
 from pyvattn import errors
-from pyvattn.integrations.transformers import VAttentionCache, generate_batch
+from pyvattn.integrations.transformers import VAttentionCache
 
 ROOM = {"max_batch": 4, "max_tokens": 256, "memory": "64MiB", "strict": True}
 SMALL = {
@@ -136,8 +136,3 @@ def test_states_do_not_go_back(model, monkeypatch):
         ours = model(prompt, past_key_values=cache).logits
     theirs = model(prompt, past_key_values=dynamic(model)).logits
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
-
-
-def test_continuous_batching_refuses_states_by_name(model):
-    with pytest.raises(errors.UnsupportedError, match="2 of the model's 4 layers keep a state"):
-        generate_batch(model, PROMPTS, max_new_tokens=2, memory="64MiB")

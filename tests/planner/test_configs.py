@@ -387,7 +387,7 @@ def test_remarks_say_what_the_cache_does_not_hold():
     [
         (
             QWEN3_NEXT,
-            "the 36 with a state run in generate alone, with states outside the cache's memory.",
+            "holds these layers; the 36 with a state share no prefixes and take no CUDA graphs.",
         ),
         (FALCON_H1, "refuses this model for its 36 layers with K, V and a state."),
         (MLLAMA, "refuses this model for its 8 layers with attention to images."),

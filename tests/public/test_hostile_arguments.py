@@ -79,7 +79,7 @@ def arguments(world, target, hostile):
 
 def call(world, target, hostile):
     """Make the call; returns the error of ours that it raised, if it did."""
-    receiver = [] if target.owner is None else [world.receiver(target.owner)]
+    receiver = [] if target.owner is None else [world.receiver(target.owner, str(target))]
     try:
         result = target.function(*receiver, **arguments(world, target, hostile))
         if inspect.isgenerator(result):

@@ -162,8 +162,16 @@ class World:
         q = torch.ones(1, 1, 2, 8)
         return Problem(q, k, v, [self.slot.index], [5], True, 1.0)
 
-    def receiver(self, kind: type) -> Any:
-        """Return an object of ``kind`` whose methods can be called."""
+    @cached_property
+    def stateful(self) -> pyvattn.KVCache:
+        state = pyvattn.StateGroup([0], {"conv": ((3, 8), "float32")})
+        spec = pyvattn.CacheSpec(1, 2, 8, max_slots=1, max_tokens=64, states=[state])
+        return self._open.enter_context(pyvattn.KVCache(spec, device="cpu", memory="8MiB"))
+
+    def receiver(self, kind: type, call: str) -> Any:
+        """Return an object of ``kind`` on which ``call`` can be called."""
+        if call == "KVCache.state":
+            return self.stateful
         return {
             "KVCache": lambda: self.cache,
             "BlockPool": lambda: self.pool,

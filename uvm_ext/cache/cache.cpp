@@ -43,6 +43,7 @@ Cache::Cache(const DriverPtr& driver, const Geometry& geometry, BudgetPtr budget
       read_ahead_(options.read_ahead),
       strict_(options.strict),
       window_(options.window),
+      rewritten_(options.rewritten),
       fork_generation_(fork_generation()),
       rows_(driver_, geometry),
       pool_(std::make_unique<BlockPool>(

@@ -277,6 +277,7 @@ class Cache {
   const std::uint32_t read_ahead_;
   const bool strict_;
   const std::uint32_t window_;
+  const bool rewritten_;
   const int fork_generation_;
 
   // --- without a lock ---

@@ -99,6 +99,7 @@ std::uint32_t Cache::share(const SlotRef& from, std::uint32_t to, std::uint32_t 
     raise_lowest(to, slots_.head(slot).lowest);
     return 0;
   }
+  if (rewritten_) return 0;
   unmap_tail({to, 0}, From::foreground);
   const std::uint32_t front = std::max(behind_end(slot), whole_blocks(gone));
   const std::uint32_t blocks = whole_blocks(length);

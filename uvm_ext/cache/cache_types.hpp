@@ -28,6 +28,9 @@ struct CacheOptions {
   // Layers need no more than so many tokens before a query, itself among them: each step leaves
   // what lies before behind. Zero: all.
   std::uint32_t window = 0;
+  // What rows hold is written again and again: a fork shares none of it, all is for the caller to
+  // copy.
+  bool rewritten = false;
 };
 
 // What a step says of kernels, for caches with a window: those of earlier steps have ended once

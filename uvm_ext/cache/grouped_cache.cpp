@@ -21,33 +21,62 @@ constexpr std::uint64_t kMostSlabs = 512;
 // The same slot in the other groups.
 SlotRef row_of(const SlotRef& slot) { return {slot.index, SlotRef::kCurrent}; }
 
-std::vector<SlotLength> rows_of(const SlotLength* requests, std::size_t count) {
-  std::vector<SlotLength> rows(requests, requests + count);
-  for (SlotLength& each : rows) each.slot = row_of(each.slot);
-  return rows;
-}
-
 }  // namespace
 
 GroupedCache::GroupedCache(const DriverPtr& driver, const std::vector<LayerGroup>& groups,
                            std::uint32_t slots, std::uint32_t max_tokens, BudgetPtr budget,
                            const CacheOptions& options)
     : budget_(std::move(budget)) {
-  if (groups.empty()) throw ConfigError("a cache needs one group of layers at least");
+  if (groups.empty() || groups.front().state) {
+    throw ConfigError("a cache needs one group of layers that keep tokens at least");
+  }
   const bool several = groups.size() > 1;
   const DriverPtr shared = several ? std::make_shared<SerializedAdaptor>(driver) : driver;
   for (const LayerGroup& group : groups) {
-    const Geometry geometry{group.arenas,      slots,
-                            max_tokens,        group.guard_tokens,
-                            group.token_bytes, driver->page_size(),
+    const Geometry geometry{group.arenas,
+                            slots,
+                            group.state ? 1 : max_tokens,
+                            group.guard_tokens,
+                            group.token_bytes,
+                            driver->page_size(),
                             group.ring_tokens};
     CacheOptions own = options;
     own.window = group.window;
+    if (group.state) {
+      own.rewritten = true;
+      // It must begin with zeros.
+      own.strict = false;
+    } else if (token_groups_ < caches_.size()) {
+      throw ConfigError("groups of states stand behind those that keep tokens");
+    } else {
+      ++token_groups_;
+    }
     if (several && own.slab_bytes == 0) {
       own.slab_bytes = std::max<std::uint64_t>(budget_->limit() / kMostSlabs, 1);
     }
     caches_.push_back(std::make_unique<Cache>(shared, geometry, budget_, own));
   }
+}
+
+std::int64_t GroupedCache::tokens_in(std::size_t group, std::int64_t tokens) const {
+  return group < token_groups_ ? tokens : std::min<std::int64_t>(tokens, 1);
+}
+
+// What a step says to another group than the leader.
+std::vector<SlotLength> GroupedCache::rows_in(std::size_t group, const SlotLength* requests,
+                                              std::size_t count) const {
+  std::vector<SlotLength> rows(requests, requests + count);
+  for (SlotLength& each : rows) each = {row_of(each.slot), tokens_in(group, each.length)};
+  return rows;
+}
+
+void GroupedCache::check_fork(const SlotRef& slot, std::int64_t tokens) {
+  const std::int64_t length = leader().length(slot);
+  if (token_groups_ == caches_.size() || tokens == 0 || tokens >= length) return;
+  throw LengthError("slot " + std::to_string(slot.index) +
+                    " has states, which have seen all of its " + std::to_string(length) +
+                    " tokens, and cannot be forked at " + std::to_string(tokens) +
+                    ": fork it before it gets longer");
 }
 
 // Makes a call of one group. Where that runs out of memory, once more with what the others have
@@ -77,7 +106,7 @@ SlotRef GroupedCache::take(std::int64_t tokens) {
   const SlotRef slot = leader().acquire(tokens);
   for (std::size_t group = 1; group < caches_.size(); ++group) {
     try {
-      caches_[group]->acquire(tokens, slot.index);
+      caches_[group]->acquire(tokens_in(group, tokens), slot.index);
     } catch (...) {
       cancel(slot, group);
       throw;
@@ -109,13 +138,15 @@ SlotRef GroupedCache::admit(std::int64_t tokens) {
 std::vector<Fork> GroupedCache::fork(const SlotRef& slot, std::int64_t tokens) {
   if (alone()) return {leader().fork(slot, tokens)};
   const Lock lock(mutex_);
+  check_fork(slot, tokens);
   std::vector<Fork> made;
   for (std::size_t group = 0; group < caches_.size(); ++group) {
     Cache& cache = *caches_[group];
     try {
       with_room(group, [&] {
         made.push_back(group == 0 ? cache.fork(slot, tokens)
-                                  : cache.fork(row_of(slot), tokens, made.front().slot.index));
+                                  : cache.fork(row_of(slot), tokens_in(group, tokens),
+                                               made.front().slot.index));
       });
     } catch (...) {
       if (group > 0) cancel(made.front().slot, group);
@@ -141,9 +172,9 @@ void GroupedCache::step_all(const SlotLength* requests, std::size_t count, const
   for (std::size_t group = 0; group < caches_.size(); ++group) {
     Cache& cache = *caches_[group];
     try {
+      if (group > 0) rows = rows_in(group, requests, count);
       const SlotLength* const own = group == 0 ? requests : rows.data();
       marks.push_back(cache.marks(own, count));
-      if (group == 0) rows = rows_of(requests, count);
       with_room(group, [&] { cache.step(own, count, passage); });
     } catch (...) {
       for (std::size_t done = 0; done < group; ++done) caches_[done]->restore(marks[done]);
@@ -164,14 +195,16 @@ bool GroupedCache::try_step(const SlotLength* requests, std::size_t count, const
   const Exclusive one(stepping_);
   const Lock lock(mutex_);
   std::vector<std::vector<SlotMark>> marks = {leader().marks(requests, count)};
-  const std::vector<SlotLength> rows = rows_of(requests, count);
+  std::vector<std::vector<SlotLength>> rows(1);
   for (std::size_t group = 1; group < caches_.size(); ++group) {
-    marks.push_back(caches_[group]->marks(rows.data(), count));
+    rows.push_back(rows_in(group, requests, count));
+    marks.push_back(caches_[group]->marks(rows.back().data(), count));
   }
   for (std::size_t group = 0; group < caches_.size(); ++group) {
     bool enough = false;
     try {
-      enough = caches_[group]->try_step(group == 0 ? requests : rows.data(), count, passage);
+      const SlotLength* const own = group == 0 ? requests : rows[group].data();
+      enough = caches_[group]->try_step(own, count, passage);
     } catch (const OutOfMemory&) {
       // Others may have some to spare, which step() sees to.
     } catch (...) {
@@ -189,11 +222,13 @@ void GroupedCache::trim(const SlotRef& slot, std::int64_t length, const FencePtr
   if (alone()) return leader().trim(slot, length, after);
   const Lock lock(mutex_);
   leader().check_trim(slot, length);
-  for (const auto& cache : caches_) cache->check_trim(row_of(slot), length);
+  for (std::size_t group = 0; group < caches_.size(); ++group) {
+    caches_[group]->check_trim(row_of(slot), tokens_in(group, length));
+  }
   std::exception_ptr failure;
-  for (const auto& cache : caches_) {
+  for (std::size_t group = 0; group < caches_.size(); ++group) {
     try {
-      cache->trim(row_of(slot), length, after);
+      caches_[group]->trim(row_of(slot), tokens_in(group, length), after);
     } catch (const DriverError&) {
       // It is shortened all the same, as the others are.
       failure = std::current_exception();
@@ -203,14 +238,14 @@ void GroupedCache::trim(const SlotRef& slot, std::int64_t length, const FencePtr
 }
 
 void GroupedCache::trim_front(const SlotRef& slot, std::int64_t tokens, const FencePtr& after) {
-  trim_fronts(slot, std::vector<std::int64_t>(caches_.size(), tokens), after);
+  trim_fronts(slot, std::vector<std::int64_t>(token_groups_, tokens), after);
 }
 
 void GroupedCache::trim_fronts(const SlotRef& slot, const std::vector<std::int64_t>& tokens,
                                const FencePtr& after) {
-  if (tokens.size() != caches_.size()) {
+  if (tokens.size() != token_groups_) {
     throw ConfigError(std::to_string(tokens.size()) + " fronts for " +
-                      std::to_string(caches_.size()) + " groups");
+                      std::to_string(token_groups_) + " groups");
   }
   if (alone()) return leader().trim_front(slot, tokens.front(), after);
   const Lock lock(mutex_);
@@ -221,7 +256,7 @@ void GroupedCache::trim_fronts(const SlotRef& slot, const std::vector<std::int64
                       " tokens and cannot lose the first " + std::to_string(most));
   }
   leader().trim_front(slot, tokens.front(), after);
-  for (std::size_t group = 1; group < caches_.size(); ++group) {
+  for (std::size_t group = 1; group < token_groups_; ++group) {
     caches_[group]->trim_front(row_of(slot), tokens[group], after);
   }
 }
@@ -229,8 +264,8 @@ void GroupedCache::trim_fronts(const SlotRef& slot, const std::vector<std::int64
 std::vector<std::int64_t> GroupedCache::fronts(const SlotRef& slot) {
   const Lock lock(mutex_);
   std::vector<std::int64_t> found;
-  for (const auto& cache : caches_) {
-    found.push_back(cache->front(found.empty() ? slot : row_of(slot)));
+  for (std::size_t group = 0; group < token_groups_; ++group) {
+    found.push_back(caches_[group]->front(group == 0 ? slot : row_of(slot)));
   }
   return found;
 }
@@ -239,9 +274,8 @@ void GroupedCache::prefetch(const SlotLength* requests, std::size_t count) {
   leader().prefetch(requests, count);
   if (alone()) return;
   const Lock lock(mutex_);
-  const std::vector<SlotLength> rows = rows_of(requests, count);
   for (std::size_t group = 1; group < caches_.size(); ++group) {
-    caches_[group]->prefetch(rows.data(), count);
+    caches_[group]->prefetch(rows_in(group, requests, count).data(), count);
   }
 }
 
@@ -250,13 +284,17 @@ bool GroupedCache::can_admit(std::int64_t tokens) {
   const Lock lock(mutex_);
   const auto fits = [&] {
     std::uint64_t lacking = 0;
-    for (const auto& cache : caches_) lacking += cache->bytes_lacking(tokens);
+    for (std::size_t group = 0; group < caches_.size(); ++group) {
+      lacking += caches_[group]->bytes_lacking(tokens_in(group, tokens));
+    }
     return lacking <= budget_->headroom();
   };
   if (!leader().has_free_slot()) return false;
   if (fits()) return true;
   std::uint64_t needed = 0;
-  for (const auto& cache : caches_) needed += cache->bytes_for(tokens);
+  for (std::size_t group = 0; group < caches_.size(); ++group) {
+    needed += caches_[group]->bytes_for(tokens_in(group, tokens));
+  }
   for (const auto& cache : caches_) cache->reclaim(needed);
   return fits();
 }

@@ -5,6 +5,9 @@
 // one has to spare is given back where another lacks it. A request has the same row in all of
 // them. What one cannot do none does: lengths are put back where a step fails further on.
 // One group is a plain cache, call for call.
+//
+// A state is a row of one token, which a request has from its first token on: lengths above one
+// are one to such a group.
 #pragma once
 
 #include <cstddef>
@@ -26,6 +29,9 @@ struct LayerGroup {
   std::uint32_t window = 0;
   // Of layers with a window: rows are rings of so many tokens. Zero: they are not.
   std::uint32_t ring_tokens = 0;
+  // Rows are states of so many `token_bytes`, whatever the length of a request: zeros at first,
+  // and the callers' to write from then on. Such groups stand behind all others.
+  bool state = false;
 };
 
 class GroupedCache {
@@ -37,14 +43,15 @@ class GroupedCache {
   // Each of these is the call of the same name in Cache.
   SlotRef acquire(std::int64_t tokens);
   SlotRef admit(std::int64_t tokens);
-  // One for each group.
+  // One for each group. A state is that of the whole length, so with states a fork is made of all
+  // tokens, or of none.
   std::vector<Fork> fork(const SlotRef& slot, std::int64_t tokens);
   void release(const SlotRef& slot, const FencePtr& after);
   void step(const SlotLength* requests, std::size_t count, const Passage& passage);
   bool try_step(const SlotLength* requests, std::size_t count, const Passage& passage);
   void trim(const SlotRef& slot, std::int64_t length, const FencePtr& after);
   void trim_front(const SlotRef& slot, std::int64_t tokens, const FencePtr& after);
-  // The same with a number of tokens for each group.
+  // The same with a number of tokens for each group that keeps tokens.
   void trim_fronts(const SlotRef& slot, const std::vector<std::int64_t>& tokens,
                    const FencePtr& after);
   void prefetch(const SlotLength* requests, std::size_t count);
@@ -58,7 +65,7 @@ class GroupedCache {
 
   CacheStats stats();
   std::int64_t length(const SlotRef& slot) { return leader().length(slot); }
-  // Of every group.
+  // Of every group that keeps tokens.
   std::vector<std::int64_t> fronts(const SlotRef& slot);
   std::vector<LiveSlot> live_slots() { return leader().live_slots(); }
   // Every live slot, and the pages under its row in all arenas of all groups.
@@ -73,6 +80,11 @@ class GroupedCache {
   // The group that chooses rows; the others follow.
   Cache& leader() { return *caches_.front(); }
   bool alone() const { return caches_.size() == 1; }
+  // A request's tokens, as a group counts them.
+  std::int64_t tokens_in(std::size_t group, std::int64_t tokens) const;
+  std::vector<SlotLength> rows_in(std::size_t group, const SlotLength* requests,
+                                  std::size_t count) const;
+  void check_fork(const SlotRef& slot, std::int64_t tokens);
   void cancel(const SlotRef& slot, std::size_t groups);
   SlotRef take(std::int64_t tokens);
   void step_all(const SlotLength* requests, std::size_t count, const Passage& passage);
@@ -84,6 +96,8 @@ class GroupedCache {
   Mutex mutex_;
   std::atomic<bool> stepping_{false};
   std::vector<std::unique_ptr<Cache>> caches_;
+  // How many of them keep tokens; the others keep states.
+  std::size_t token_groups_ = 0;
 };
 
 }  // namespace pyvattn

@@ -233,11 +233,11 @@ void bind_cache(py::module_& module) {
              "The process ends: other threads that use a retired cache end quietly.");
   py::class_<LayerGroup>(module, "LayerGroup", "What the core knows of a pyvattn.LayerGroup.")
       .def(py::init([](std::uint32_t arenas, std::uint64_t token_bytes, std::uint32_t guard_tokens,
-                       std::uint32_t window, std::uint32_t ring_tokens) {
-             return LayerGroup{arenas, token_bytes, guard_tokens, window, ring_tokens};
+                       std::uint32_t window, std::uint32_t ring_tokens, bool state) {
+             return LayerGroup{arenas, token_bytes, guard_tokens, window, ring_tokens, state};
            }),
            py::kw_only(), py::arg("arenas"), py::arg("token_bytes"), py::arg("guard_tokens"),
-           py::arg("window") = 0, py::arg("ring_tokens") = 0);
+           py::arg("window") = 0, py::arg("ring_tokens") = 0, py::arg("state") = false);
   py::class_<NumberedCache, Holder>(module, "Cache", "The core of pyvattn.KVCache.")
       .def(py::init([](const DriverPtr& driver, const std::vector<LayerGroup>& groups,
                        std::uint32_t slots, std::uint32_t max_tokens, const BudgetPtr& budget,
@@ -246,7 +246,7 @@ void bind_cache(py::module_& module) {
              const WithoutGil unlocked;
              return Holder(
                  new NumberedCache(driver, groups, slots, max_tokens, budget,
-                                   CacheOptions{slab_bytes, background, read_ahead, strict, 0}));
+                                   CacheOptions{slab_bytes, background, read_ahead, strict}));
            }),
            py::kw_only(), py::arg("driver"), py::arg("groups"), py::arg("slots"),
            py::arg("max_tokens"), py::arg("budget").none(false), py::arg("slab_bytes") = 0,
@@ -261,7 +261,8 @@ void bind_cache(py::module_& module) {
       .def("trim_front", &trim_front, py::arg("slot"), py::arg("tokens"),
            py::arg("after") = py::none())
       .def("trim_fronts", &trim_fronts, py::arg("slot"), py::arg("tokens"),
-           py::arg("after") = py::none(), "trim_front() with a number for each group.")
+           py::arg("after") = py::none(),
+           "trim_front() with a number for each group that keeps tokens.")
       .def("release", &release, py::arg("slot"), py::arg("after") = py::none())
       .def("step", &step, py::arg("lengths"), py::arg("after") = py::none(),
            py::arg("rollback") = 0)
@@ -269,7 +270,8 @@ void bind_cache(py::module_& module) {
            py::arg("after") = py::none(), py::arg("rollback") = 0)
       .def("prefetch", &prefetch, py::arg("lengths"))
       .def("length", &length, py::arg("slot"))
-      .def("fronts", &fronts, py::arg("slot"), "Tokens that nobody reads any more, by groups.")
+      .def("fronts", &fronts, py::arg("slot"),
+           "Tokens that nobody reads any more, by groups that keep tokens.")
       .def("live_slots", &live_slots, "(Slot, tokens) of every live slot.")
       .def("live_pages", &live_pages, "(Slot, pages under its row) of every live slot.")
       .def("take_dropped", &take_dropped,

@@ -44,7 +44,7 @@ class RowsAhead:
         asked: dict[Slot, int] = {}
         for request in requests:
             length = request.length
-            needed = sum(each.pages(length) * each.arenas for each in self._cache.geometries)
+            needed = self._cache._pages_for(length)
             # First what costs least to know: where nothing fits, prompts are not hashed each step.
             if len(asked) == slots or needed > pages:
                 break

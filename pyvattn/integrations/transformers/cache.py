@@ -21,7 +21,7 @@ from pyvattn.integrations.transformers.latent import latent_dim
 from pyvattn.integrations.transformers.request import check_count
 from pyvattn.integrations.transformers.rows import Rows
 from pyvattn.integrations.transformers.selection import chosen_rows, repeat_count, whole_number
-from pyvattn.integrations.transformers.spec import check_cache_options, spec_for
+from pyvattn.integrations.transformers.spec import check_cache_options, spec_of_tokens
 from pyvattn.integrations.transformers.states import StateLayers
 from pyvattn.integrations.transformers.switch import attend_through
 from pyvattn.resolve import check_device
@@ -97,7 +97,7 @@ class VAttentionCache(ContiguousCache):
         """
         max_batch = check_count("max_batch", max_batch)
         check_cache_options(options)
-        spec = spec_for(
+        spec = spec_of_tokens(
             model,
             max_slots=max_batch,
             max_tokens=max_tokens,

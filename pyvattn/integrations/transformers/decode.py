@@ -20,15 +20,16 @@ from torch import Tensor
 
 from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.transformers.base import ContiguousCache
-from pyvattn.integrations.transformers.compat import cache_argument
+from pyvattn.integrations.transformers.compat import cache_argument, kinds_and_windows
 from pyvattn.integrations.transformers.compiled_layers import CompiledLayers
 from pyvattn.integrations.transformers.forward import ForwardPass
 from pyvattn.integrations.transformers.graphs import Recorder, decode_kernels
 from pyvattn.integrations.transformers.parts import Chunk, Part, known, upload
 from pyvattn.integrations.transformers.sampling import choose_by
+from pyvattn.integrations.transformers.slot_states import SlotStates
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from pyvattn.cache import KVCache, Slot
     from pyvattn.integrations.transformers.sampling import Sampler
@@ -55,7 +56,7 @@ class DeviceBatch:
         self._layers = CompiledLayers(model).in_place if compile else nullcontext
         self._common = common
         self._scratch = None if scratch is None else int(scratch)
-        self._view = _View(cache)
+        self._view = _View(cache, model.config.get_text_config(decoder=True))
         self._cache_argument = cache_argument(model)
         self._tokens = torch.zeros(slots, dtype=torch.long, device=model.device)
         self._lengths = torch.ones(slots, dtype=torch.long, device=model.device)
@@ -74,14 +75,22 @@ class DeviceBatch:
     ) -> Tensor:
         """Run the tokens of ``chunks``, ``tokens`` in turn, in one packed batch.
 
+        One after the other where layers keep states: the library's code for these takes a packed
+        batch for one sequence.
+
         Returns ``[chunks]``: the token that follows each chunk, which is the slot's next one
         where the chunk ends its prompt. ``samplers`` choose it, the common one where it is None.
         """
         device = self._model.device
-        step = ForwardPass.of_chunks(self._view.kv, chunks, device, self._grouped)
-        inputs = upload(tokens, device)[None]
-        last = list(accumulate((chunk.count for chunk in chunks), initial=-1))[1:]
-        logits = self._forward(step, inputs, step.positions, upload(last, device))[0]
+        if self._view.states is None:
+            logits = self._packed(chunks, tokens)
+        else:
+            ends = list(accumulate(chunk.count for chunk in chunks))
+            alone = [
+                self._packed([chunk], tokens[end - chunk.count : end])
+                for chunk, end in zip(chunks, ends, strict=True)
+            ]
+            logits = torch.cat(alone)
         lengths = [chunk.end for chunk in chunks]
         new = self._common.choose(logits, lengths[0])
         choose_by(samplers, logits, lengths, new)
@@ -89,6 +98,17 @@ class DeviceBatch:
         self._tokens[slots] = new
         self._lengths[slots] = upload(lengths, device)
         return new
+
+    def _packed(self, chunks: Sequence[Chunk], tokens: Sequence[int]) -> Tensor:
+        """Run chunks in one pass; returns the logits after each, ``[chunks, vocabulary]``."""
+        device = self._model.device
+        step = ForwardPass.of_chunks(self._view.kv, chunks, device, self._grouped)
+        if self._view.states is not None:
+            slots = [chunk.slot for chunk in chunks]
+            self._view.states.begin(slots, device, fresh=chunks[0].first == 0)
+        last = list(accumulate((chunk.count for chunk in chunks), initial=-1))[1:]
+        inputs = upload(tokens, device)[None]
+        return self._forward(step, inputs, step.positions, upload(last, device))[0]
 
     def decode(
         self, slots: Sequence[int], lengths: Sequence[int], samplers: Sequence[Sampler | None]
@@ -105,6 +125,8 @@ class DeviceBatch:
             device = self._model.device
             part = Part(known(slots, device), known(lengths, device))
             rows = upload(slots, device)
+            if self._view.states is not None:
+                self._view.states.begin(slots, device, fresh=False)
             logits = self._decode(rows, upload(lengths, device), part)
         new = self._new[: len(slots)]
         if own:
@@ -193,6 +215,8 @@ class DeviceBatch:
                 logits_to_keep=keep,
                 **{self._cache_argument: self._view},
             )
+        if self._view.states is not None:
+            self._view.states.put_back()
         layers = self._view.kv.spec.kept_layers
         if step.layer != layers - 1:
             raise UnsupportedError(
@@ -215,6 +239,13 @@ class _Captured:
 
 class _View(ContiguousCache):
     """The library's view of whichever slots a forward pass is for."""
+
+    def __init__(self, kv: KVCache, config: PreTrainedConfig) -> None:
+        super().__init__(kv)
+        self.states: SlotStates | None = None
+        if kv.spec.states:
+            self.states = SlotStates(kv, config, kinds_and_windows(config)[0])
+            self._hold_states(self.states)
 
     def hold(self, step: ForwardPass) -> None:
         """Have the next forward pass be ``step``."""

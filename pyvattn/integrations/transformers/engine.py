@@ -75,8 +75,10 @@ class Engine:
 
     Prompts that begin alike share what they have in common, whole blocks of it, with requests
     that run or ran before: ``prefixes`` finds it (:class:`pyvattn.prefix.PrefixIndex`), and its
-    ``stats()`` count it. It is ``None`` with ``prefix_reuse=False``. Where layers have windows, it
-    keeps some of them in slots of their own: give the cache more slots than run at once.
+    ``stats()`` count it. It is ``None`` with ``prefix_reuse=False``, and for models whose layers
+    keep states (Mamba, linear attention): those of where a prefix ends are gone. Where layers
+    have windows, it keeps some of them in slots of their own: give the cache more slots than run
+    at once.
 
     Where memory runs out, the youngest request leaves until there is room again. With
     ``preemption="swap"`` its K and V go to pinned host memory, ``swap_memory`` bytes (or text) of
@@ -140,7 +142,7 @@ class Engine:
         self._scratch = self._take_scratch() if self.graphs else None
         self._batch = DeviceBatch(model, cache, self._samplers.common, self._scratch, compile)
         self._release_model = attend_through(model, self)
-        self.prefixes = PrefixIndex(cache) if prefix_reuse else None
+        self.prefixes = PrefixIndex(cache) if prefix_reuse and not cache.spec.states else None
         self._neighbours = Neighbours(cache, self.prefixes)
         self._ahead = RowsAhead(cache)
 
@@ -417,12 +419,17 @@ class Engine:
         (index or self.cache).release(slot, after)
 
     def _withdraw(self, requests: Sequence[Request]) -> None:
-        """Send requests back to wait whose tokens others may share, and were not computed."""
+        """Send requests back to wait that a failed pass leaves without a use.
+
+        Those whose tokens others may share, and were not computed, and those whose states may
+        have seen some of them.
+        """
         for request in reversed(requests):
             index = self._index_of(request)
-            if index is not None:
+            if index is not None or self.cache.spec.states:
                 request.cached = 0
-                index.forget(_slot(request))
+                if index is not None:
+                    index.forget(_slot(request))
                 self._leave(request)
                 self.waiting.appendleft(request)
 
@@ -450,7 +457,12 @@ class Engine:
             return
         slots = [int(_slot(request)) for request in decoding]
         lengths = [request.cached + 1 for request in decoding]
-        tokens = self._batch.decode(slots, lengths, [request.sampler for request in decoding])
+        try:
+            tokens = self._batch.decode(slots, lengths, [request.sampler for request in decoding])
+        except BaseException:
+            if self.cache.spec.states:
+                self._withdraw(decoding)
+            raise
         for request in decoding:
             request.cached += 1
             request.started += 1

@@ -64,7 +64,7 @@ class Neighbours:
                 self._lease.want(0)
 
     def _bytes_for(self, tokens: int) -> int:
-        return sum(g.pages(tokens) * g.arenas * g.page_size for g in self._cache.geometries)
+        return self._cache._pages_for(tokens) * self._cache.page_size
 
     def _unused(self) -> int:
         """Return bytes that the cache holds and no request needs."""

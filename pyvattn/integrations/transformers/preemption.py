@@ -120,6 +120,9 @@ class HostSwap:
         assert slot is not None
         if self._mode == "recompute" or not tokens:
             return None
+        if self._cache.spec.states:
+            # Of a step that failed before the model ran its token.
+            self._cache.step({slot: tokens})
         fronts = self._cache._native.fronts(slot)
         sizes = [end - first for first, end in self._ranges(fronts, tokens)]
         if self._mode == "auto" and not self._is_cheaper(tokens, sum(sizes)):
@@ -146,11 +149,15 @@ class HostSwap:
         return copied is not None and run is not None and 2 * size / copied < tokens / run
 
     def _ranges(self, fronts: Iterable[int], tokens: int, first: int = 0) -> list[tuple[int, int]]:
-        """Return bytes in all arenas of each group, from the front or ``first`` token on."""
+        """Return bytes in all arenas of each group, from the front or ``first`` token on.
+
+        Those of the states are the last.
+        """
         begins = [min(tokens, max(front, first)) for front in fronts]
         geometries = self._cache.geometries
         ranges = zip(byte_ranges(geometries, begins, tokens), geometries, strict=True)
-        return [(begin * g.arenas, end * g.arenas) for (begin, end), g in ranges]
+        found = [(begin * g.arenas, end * g.arenas) for (begin, end), g in ranges]
+        return [*found, (0, self._cache._state_bytes)]
 
     def _host_bytes(self, sizes: Iterable[int]) -> int:
         """Return what torch takes from the host for these: pinned memory in powers of two."""

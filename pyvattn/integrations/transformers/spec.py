@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from pyvattn.cache import KVCache
 from pyvattn.errors import ArgumentError, ConfigError, SpecError, UnsupportedError
 from pyvattn.integrations.transformers.compat import kinds_and_windows
 from pyvattn.integrations.transformers.rope import check_rope
+from pyvattn.integrations.transformers.state_shapes import KEEPING, state_groups
 from pyvattn.integrations.transformers.states import STATES
 from pyvattn.layer_group import LayerGroup
 from pyvattn.spec import CacheSpec
@@ -39,12 +41,28 @@ def spec_for(
 
     ``dtype="float8_e4m3fn"`` is for a cache that quantises.
 
-    Its tail guard is what the attention kernels of this machine need. Raises
+    Its tail guard is what the attention kernels of this machine need. Layers with a state are
+    run with one token, to see what they keep. Raises
     :class:`~pyvattn.errors.UnsupportedError` for a model with other layers than
     full attention and sliding windows, with rotary frequencies that ``max_tokens``
     would change or with layers on several GPUs, and
     :class:`~pyvattn.errors.SpecError` for a config that says too little.
     """
+    spec = spec_of_tokens(model, max_slots, max_tokens, dtype)
+    kinds, _ = kinds_and_windows(model.config.get_text_config(decoder=True))
+    if KEEPING.isdisjoint(kinds):
+        return spec
+    check_loaded(model)
+    return replace(spec, states=state_groups(model, kinds))
+
+
+def spec_of_tokens(
+    model: PreTrainedModel,
+    max_slots: int,
+    max_tokens: int,
+    dtype: torch.dtype | str | None = None,
+) -> CacheSpec:
+    """:func:`spec_for` of the layers that keep K and V alone, without states."""
     check_model(model)
     _check_one_device(model)
     config = model.config.get_text_config(decoder=True)
@@ -56,7 +74,7 @@ def spec_for(
         max_tokens=max_tokens,
         guard_tokens=guard_needed(str(model.dtype if dtype is None else dtype)),
     )
-    spec = with_windows(read, windows)
+    spec = replace(with_windows(read, windows), states=())
     check_rope(config, spec.max_tokens)
     return spec
 
@@ -89,12 +107,6 @@ def check_loaded(model: PreTrainedModel) -> None:
 def check_fit(model: PreTrainedModel, cache: KVCache) -> None:
     """Raise :class:`~pyvattn.errors.SpecError` where ``cache`` is not for ``model``."""
     check_loaded(model)
-    kinds, _ = kinds_and_windows(model.config.get_text_config(decoder=True))
-    if states := sum(kind in STATES for kind in kinds):
-        raise UnsupportedError(
-            f"{states} of the model's {len(kinds)} layers keep a state or nothing, and continuous "
-            "batching has none: use generate with VAttentionCache.for_model()"
-        )
     if (where := str(model.device)) != cache.device:
         raise SpecError(
             f"the cache is on {cache.device} and the model on {where}: open the cache with "
@@ -106,6 +118,7 @@ def check_fit(model: PreTrainedModel, cache: KVCache) -> None:
         # Float8 is made of whatever the model computes in.
         if name != "dtype" or not spec.dtype.startswith("float8"):
             _check_equal(name, getattr(spec, name), getattr(wanted, name))
+    _check_equal("states", spec.states, wanted.states)
     for layer in range(wanted.layers):
         has, needs = _kept(spec, layer), _kept(wanted, layer)
         _check_equal(f"the shape of layer {layer}", has[0], needs[0])
