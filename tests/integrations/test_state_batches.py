@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_states import MODELS, PROMPTS, tiny
+from test_states import JAMBA, MODELS, PROMPTS, tiny, tiny_of
 from tiny_models import dynamic, generate, left_padded, random_prompts, reference, torch
 
 from pyvattn import KVCache, errors
@@ -130,6 +130,12 @@ def test_what_cannot_be_is_refused(model):
     refused = pytest.raises(errors.SpecError, match=r"the cache has states=\(\)")
     with KVCache(bare, memory="16MiB", **SMALL_PAGES) as kv, refused:
         Engine(model, kv)
+
+
+def test_code_that_cannot_go_on_with_several_tokens_is_refused():
+    model = tiny_of("Jamba", "Jamba", JAMBA)
+    with pytest.raises(errors.UnsupportedError, match=r"JambaMambaMixer .* begins its state anew"):
+        generate_batch(model, PROMPTS, max_new_tokens=2, memory="64MiB")
 
 
 def test_generate_goes_on_after_a_batch(model, expected):

@@ -67,12 +67,46 @@ MODELS = {
         {**SMALL, "layer_types": ["conv", "full_attention"] * 2, "conv_L_cache": 3},
     ),
     "Bamba": ("Bamba", {**MAMBA, "attn_layer_indices": [1, 3]}),
+    "NemotronH": (
+        "NemotronH",
+        {
+            **SMALL,
+            "layers_block_type": ["mamba", "attention"] * 2,
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 8,
+            "n_groups": 1,
+            "conv_kernel": 4,
+            "chunk_size": 16,
+        },
+    ),
+    "GraniteMoeHybrid": (
+        "GraniteMoeHybrid",
+        {
+            **MAMBA,
+            "layer_types": ["mamba", "attention"] * 2,
+            "num_local_experts": 4,
+            "shared_intermediate_size": 32,
+        },
+    ),
+}
+JAMBA = {
+    **MAMBA,
+    "mamba_dt_rank": 4,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
+    "use_mamba_kernels": False,
 }
 PROMPTS = random_prompts((3, 19, 9, 40))
 
 
 def tiny(name):
-    family, sizes = MODELS[name]
+    return tiny_of(name, *MODELS[name])
+
+
+def tiny_of(name, family, sizes):
     config_class = getattr(transformers, f"{family}Config", None)
     if config_class is None:
         pytest.skip(f"this release of transformers has no {family}")

@@ -42,7 +42,7 @@ def spec_for(
     ``dtype="float8_e4m3fn"`` is for a cache that quantises.
 
     Its tail guard is what the attention kernels of this machine need. Layers with a state are
-    run with one token, to see what they keep. Raises
+    run with a few tokens, to see what they keep. Raises
     :class:`~pyvattn.errors.UnsupportedError` for a model with other layers than
     full attention and sliding windows, with rotary frequencies that ``max_tokens``
     would change or with layers on several GPUs, and
