@@ -123,9 +123,10 @@ def test_samples_of_one_prompt_are_requests_of_their_own(model, expected):
 
 def test_what_cannot_be_is_refused(model):
     spec = spec_for(model, max_slots=2, max_tokens=64)
-    refused = pytest.raises(errors.UnsupportedError, match="graphs=True")
-    with KVCache(spec, memory="16MiB", **SMALL_PAGES) as kv, refused:
-        Engine(model, kv, graphs=True)
+    for option in ("graphs", "compile"):
+        refused = pytest.raises(errors.UnsupportedError, match=f"{option}=True")
+        with KVCache(spec, memory="16MiB", **SMALL_PAGES) as kv, refused:
+            Engine(model, kv, **{option: True})
     bare = replace(spec, states=())
     refused = pytest.raises(errors.SpecError, match=r"the cache has states=\(\)")
     with KVCache(bare, memory="16MiB", **SMALL_PAGES) as kv, refused:

@@ -20,7 +20,7 @@ from transformers import GenerationConfig
 
 from pyvattn.arguments import check_callable, check_flag, check_type
 from pyvattn.cache import KVCache
-from pyvattn.errors import OutOfMemory, SpecError
+from pyvattn.errors import OutOfMemory, SpecError, UnsupportedError
 from pyvattn.integrations.transformers.ahead import RowsAhead
 from pyvattn.integrations.transformers.decode import DeviceBatch
 from pyvattn.integrations.transformers.float8 import GivenScales, give_scales
@@ -125,6 +125,11 @@ class Engine:
         check_flag("prefix_reuse", prefix_reuse)
         check_flag("compile", compile)
         check_fit(model, cache)
+        if compile and cache.spec.states:
+            raise UnsupportedError(
+                "compile=True: layers with states take them out of the cache while they run, which "
+                "torch.compile does not follow: use compile=False"
+            )
         self._swap = HostSwap(cache, model.device, preemption, swap_memory)
         give_scales(cache, kv_scales)
         self.graphs = wants_graphs(model, cache, graphs)
