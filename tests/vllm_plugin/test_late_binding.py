@@ -33,6 +33,32 @@ def test_of_closed_rows_the_one_is_taken_that_leaves_least_to_map(binding):
     assert binding.pages([7, 8, 9]) == [3, 4, 5]
 
 
+def test_the_row_whose_blocks_are_evicted_is_taken_and_nothing_is_copied(binding):
+    serve(binding, 1, [1, 2, 3])
+    serve(binding, 2, [4, 5, 6])
+    assert binding.bind([6, 5, 4], fixed=0) == []  # as vLLM frees them: from the end
+    assert binding.pages([6, 5, 4]) == [4, 5, 6]
+
+
+def test_what_is_evicted_of_a_row_is_not_missed_there(binding):
+    serve(binding, 1, [1, 2, 9])
+    serve(binding, 2, [3, 4, 5, 6])
+    binding.bind([6, 5], fixed=0)
+    assert binding.pages([6, 5]) == [3, 4]
+
+
+def test_a_row_with_more_behind_that_may_be_found_again_is_left_alone(binding):
+    serve(binding, 1, [1, 2, 3, 4, 5, 6])
+    serve(binding, 2, [7, 8])
+    assert binding.bind([11, 12], fixed=0) == [(7, 11), (8, 12)]
+
+
+def test_a_new_row_is_taken_rather_than_one_that_may_be_found_again():
+    binding = LateBinding(blocks=20, rows=2)
+    serve(binding, 1, [1, 2, 3, 4])
+    assert binding.bind([5, 6], fixed=0) == []
+
+
 def test_a_row_that_kernels_may_still_read_is_left_alone_where_pages_are_replaced():
     binding = LateBinding(blocks=20, rows=3)
     serve(binding, 1, [1, 2, 3])
@@ -81,7 +107,8 @@ def test_where_no_row_begins_with_a_hit_the_longest_closed_is_taken(binding):
     assert binding.pages([9, 7, 8]) == [9, 2, 3]
 
 
-def test_a_page_that_a_row_has_twice_is_taken_once(binding):
+def test_a_page_that_a_row_has_twice_is_taken_once():
+    binding = LateBinding(blocks=20, rows=1)
     serve(binding, 1, [4, 5])
     serve(binding, 1, [5])
     binding.bind([7, 8], fixed=0)

@@ -60,8 +60,26 @@ def serve(memory, ids, value, computed=0):
     return row
 
 
+def use_up_rows(memory):
+    """Requests in all rows that have had none; return their rows."""
+    rows = [memory.open([block], computed=0) for block in range(15, 18)]
+    memory.join()
+    return rows
+
+
+def test_what_is_cached_stays_in_its_row_while_rows_are_left(memory):
+    first = serve(memory, [1, 2, 3, 4], 10)
+    serve(memory, [5, 6, 7, 8], 20)
+    memory.reset_stats()
+    row = memory.open([1, 2, 3, 4], computed=4 * 64)
+    memory.join()
+    assert row == first
+    assert (memory.stats()["map_calls"], memory.stats()["pages_copied"]) == (0, 0)
+
+
 def test_fresh_ids_get_what_a_closed_row_has_mapped_without_a_call(memory):
     first = serve(memory, [1, 2, 3], 10)
+    use_up_rows(memory)
     memory.reset_stats()
     assert serve(memory, [7, 8, 9], 20) == first
     stats = memory.stats()
@@ -81,6 +99,7 @@ def test_nothing_is_copied_of_ids_that_are_fresh_themselves(memory):
 
 def test_blocks_with_computed_tokens_keep_what_they_hold(memory):
     serve(memory, [1, 2, 3], 10)
+    use_up_rows(memory)
     serve(memory, [4, 5], 20)
     # The last block that was found is not whole.
     row = memory.open([4, 5, 6], computed=64 + 1)
@@ -91,6 +110,7 @@ def test_blocks_with_computed_tokens_keep_what_they_hold(memory):
 
 def test_without_a_word_every_block_may_hold_tokens(memory):
     serve(memory, [1, 2, 3], 10)
+    use_up_rows(memory)
     serve(memory, [4, 5], 20)
     row = memory.open([5, 4])
     memory.join()
@@ -101,6 +121,7 @@ def test_without_a_word_every_block_may_hold_tokens(memory):
 
 def test_a_request_grows_into_what_its_row_has_behind(memory):
     first = serve(memory, [1, 2, 3], 10)
+    others = use_up_rows(memory)
     row = memory.open([7], computed=0)
     memory.join()
     memory.reset_stats()
@@ -108,21 +129,25 @@ def test_a_request_grows_into_what_its_row_has_behind(memory):
     memory.join()
     assert row == first
     assert (memory.stats()["map_calls"], memory.stats()["pages_copied"]) == (0, 2)
+    memory.close(others[0])
     cached = memory.open([2, 3], computed=2 * 64)
     memory.join()
     assert holds(memory, cached, 0, 11)
     assert holds(memory, cached, 1, 12)
 
 
-def test_a_block_that_another_request_was_told_to_share_stays_where_it_is(memory):
+def test_a_block_that_another_request_was_told_to_share_stays_where_it_is():
+    memory, _ = make_memory(replace(SIZES, rows=3))
     serve(memory, [1, 2, 3], 10)
-    grown = memory.open([4], computed=0)
+    serve(memory, [9], 20)
+    grown = memory.open([4, 7], computed=0)
     # vLLM schedules the growth first, and the worker hears of the one that shares it first.
-    sharing = memory.open([4, 5, 6], computed=2 * 64)
+    sharing = memory.open([4, 7, 5, 6], computed=3 * 64)
     memory.extend(grown, [5])
     memory.join()
-    write(memory, grown, 1, 30)
-    assert holds(memory, sharing, 1, 30)
+    write(memory, grown, 2, 30)
+    assert holds(memory, sharing, 2, 30)
+    memory.close_all()
 
 
 def test_what_moves_twice_for_one_request_is_copied_once_from_where_it_was(memory):
@@ -153,6 +178,7 @@ def test_rows_of_blocks_are_no_requests(memory):
 
 def test_a_guard_takes_the_place_of_what_a_row_had_behind(memory):
     serve(memory, [1, 2, 3, 4], 10)
+    use_up_rows(memory)
     with memory.guarded(64):
         row = memory.open([5], computed=0)
         memory.extend(row, [6])

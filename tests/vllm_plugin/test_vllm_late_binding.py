@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import pytest
-from engines import WORKER, run
+import torch
+from engines import WORKER, engine, generate, run
 
 
 def over_rows(**options):
@@ -38,3 +39,31 @@ def test_blocks_bound_late_while_a_thread_maps_change_no_token(tiny_llama):
     late = run(tiny_llama, **over_rows(late_binding=True))
     assert late.tokens == stock.tokens
     assert late.stats["pages_copied"] > 0
+
+
+def cached_contents(llm):
+    """Return the ids of the blocks in the prefix cache, and what each layer has there."""
+    core = llm.llm_engine.engine_core.engine_core
+    blocks = core.scheduler.kv_cache_manager.block_pool.blocks
+    ids = [block.block_id for block in blocks if block.block_hash is not None]
+    runner = core.model_executor.driver_worker.worker.model_runner
+    memory = getattr(runner, "pyvattn_memory", None)
+    # From row 1 on every block of ours has its home, in order.
+    places = ids if memory is None else [memory.positions + i for i in memory._binding.pages(ids)]
+    return ids, [layer[places] for layer in runner.kv_caches]
+
+
+def test_blocks_bound_late_hold_what_stock_has_in_them(tiny_llama):
+    memory = {"num_gpu_blocks_override": 40, "max_num_batched_tokens": 192}
+    kept = []
+    for options in ({}, over_rows(late_binding=True)):
+        with engine(tiny_llama, **memory, **options) as llm:
+            generate(llm)
+            kept.append(cached_contents(llm))
+            if options:
+                (stats,) = llm.collective_rpc("pyvattn_stats")
+    (stock_ids, stock), (ids, late) = kept
+    assert ids == stock_ids
+    assert len(ids) > 10
+    assert stats["pages_copied"] > 0
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(late, stock, strict=True))

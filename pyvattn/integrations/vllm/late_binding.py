@@ -12,7 +12,7 @@ Here are the books alone. Ids are vLLM's, *pages* are our blocks, by their index
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -24,10 +24,15 @@ _CANDIDATES = 64
 _SAMPLES = 24
 # A row that ended so few steps ago may still be read: to unmap something there means to wait.
 _STEPS_READ = 3
-# What that costs, and what a position costs where something else is to be unmapped first, in
-# map calls.
+# In map calls: what that costs; a position where something else is to be unmapped first; a page
+# whose contents are copied elsewhere; and contents that a request which finds them again will not
+# have in place. A row that has had no request yet is mapped once, and then there for good: its
+# positions count for less.
 _WAIT = 100.0
 _REPLACED = 1.5
+_COPIED = 0.1
+_LOST = 0.3
+_FIRST = 0.3
 
 # From the first page to the second.
 Move = tuple[int, int]
@@ -53,8 +58,9 @@ class LateBinding:
     def __init__(self, blocks: int, rows: int) -> None:
         self._page_of = list(range(blocks))
         self._id_of = list(range(blocks))
-        # In how many open rows each page is.
+        # In how many open rows each page is, and the row where its contents were last in place.
         self._uses = [0] * blocks
+        self._home: list[int | None] = [None] * blocks
         self._rows: dict[int, _Row] = {}
         self._unopened = rows
         # Closed rows, the longest closed first, and those of them that begin with a page.
@@ -106,6 +112,7 @@ class LateBinding:
         known.length += len(pages)
         for page in pages:
             self._uses[page] += 1
+            self._home[page] = row
 
     def close(self, row: int) -> None:
         """The request has ended; the row keeps what it has mapped."""
@@ -148,6 +155,7 @@ class LateBinding:
         other, left = self._id_of[page], self._page_of[id_]
         self._page_of[id_], self._id_of[page] = page, id_
         self._page_of[other], self._id_of[left] = left, other
+        self._home[page] = self._home[left] = None
         return other
 
     def _unlist(self, row: int) -> None:
@@ -164,14 +172,18 @@ class LateBinding:
         """Return the row that the row map will take, once pages have been exchanged for it."""
         if not wanted:
             return None
+        fresh = set(wanted[fixed:])
         same = list(islice(reversed(self._beginning.get(wanted[0], {})), _CANDIDATES))
-        rows = dict.fromkeys([*same, *islice(self._closed, _CANDIDATES)])
+        # What vLLM evicts for this request is of rows that will not be found again as they are.
+        homes = [self._home[page] for page in _samples(wanted[fixed:])]
+        dying = [row for row in homes if row in self._closed]
+        rows = dict.fromkeys([*same, *dying, *islice(self._closed, _CANDIDATES)])
         fitting = [row for row in rows if self._begins(row, wanted[0], fixed)]
-        costs = {row: self._cost(row, wanted, fixed) for row in fitting}
+        costs = {row: self._cost(row, wanted, fixed, fresh) for row in fitting}
         best = min(costs, key=costs.__getitem__, default=None)
         # Where no row begins with the page the row map takes an empty one, if there is one, and
         # else the longest closed.
-        if self._unopened and not same and (best is None or costs[best] > len(wanted)):
+        if self._unopened and not same and (best is None or costs[best] > _FIRST * len(wanted)):
             return None
         return next(iter(self._closed), None) if best is None else best
 
@@ -179,15 +191,37 @@ class LateBinding:
         pages = self._rows[row].pages
         return bool(pages) and (pages[0] == wanted or not (fixed or self._uses[pages[0]]))
 
-    def _cost(self, row: int, wanted: Sequence[int], fixed: int) -> float:
+    def _cost(self, row: int, wanted: Sequence[int], fixed: int, fresh: Container[int]) -> float:
         """Estimate what it takes to map the pages of a request there, in map calls."""
         pages = self._rows[row].pages
         have = min(len(pages), len(wanted))
-        stride = -(-have // _SAMPLES)
-        replaced = 0
+        cost = float(len(wanted) - have)
+        is_replaced = False
+        stride = _stride(have)
         for i in range(0, have, stride):
-            if pages[i] != wanted[i] and (i < fixed or self._uses[pages[i]]):
-                replaced += stride
+            page = pages[i]
+            if page == wanted[i]:
+                continue
+            if i < fixed or self._uses[page]:
+                is_replaced = True
+                cost += _REPLACED * stride
+            elif page not in fresh:
+                cost += _COPIED * stride
+            cost += self._lost(row, page, fresh) * stride
+        # Behind its blocks the request may grow, and in front of them nobody looks for the rest.
+        stride = _stride(len(pages) - have)
+        cost += stride * sum(self._lost(row, page, fresh) for page in pages[have::stride])
         ago = self._step - self._rows[row].ended_at
-        is_cut = (replaced and ago < _STEPS_READ) or (len(pages) > have and ago == 0)
-        return len(wanted) - have + _REPLACED * replaced + (_WAIT if is_cut else 0.0)
+        is_cut = (is_replaced and ago < _STEPS_READ) or (len(pages) > have and ago == 0)
+        return cost + (_WAIT if is_cut else 0.0)
+
+    def _lost(self, row: int, page: int, fresh: Container[int]) -> float:
+        return _LOST if self._home[page] == row and page not in fresh else 0.0
+
+
+def _stride(length: int) -> int:
+    return max(1, -(-length // _SAMPLES))
+
+
+def _samples(pages: Sequence[int]) -> Sequence[int]:
+    return pages[:: _stride(len(pages))]
