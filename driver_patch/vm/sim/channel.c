@@ -78,6 +78,7 @@ NV_STATUS nvUvmInterfaceChannelAllocate(const uvmGpuTsgHandle tsg, const UvmGpuC
 	info->pWorkSubmissionToken = &channel->work_token;
 	list_add_tail(&channel->node, &gpu->channels);
 	mutex_unlock(&gpu->lock);
+	wake_up(&gpu->engine_queue);
 	*handle = (uvmGpuChannelHandle)channel;
 	sim_born(SIM_OBJ_CHANNEL);
 	return NV_OK;
@@ -306,6 +307,9 @@ static int engine(void *data)
 
 		if (READ_ONCE(slow_ms))
 			msleep(slow_ms);
+		/* Most tests leave the second GPU alone: without channels nothing is polled for. */
+		if (list_empty(&gpu->channels))
+			wait_event_idle(gpu->engine_queue, !list_empty(&gpu->channels) || kthread_should_stop());
 		now = ktime_get_ns();
 		sim_clear_fault_flags(gpu);
 		WRITE_ONCE(gpu->time[1], upper_32_bits(now));
@@ -332,6 +336,7 @@ static int engine(void *data)
 
 int sim_engine_start(struct sim_gpu *gpu)
 {
+	init_waitqueue_head(&gpu->engine_queue);
 	gpu->engine = kthread_run(engine, gpu, "gpusim-%u", gpu->index);
 	return PTR_ERR_OR_ZERO(gpu->engine);
 }

@@ -15,6 +15,7 @@
 #include <linux/pci.h>
 #include <linux/rwsem.h>
 #include <linux/types.h>
+#include <linux/wait.h>
 #include <linux/xarray.h>
 
 #include "nv_uvm_interface.h"
@@ -94,6 +95,7 @@ struct sim_gpu {
 	u32 time[2];
 	u32 next_channel;
 	struct task_struct *engine;
+	wait_queue_head_t engine_queue;		/* where the engine waits for a first channel */
 };
 
 /* Page-table levels of an invalidate (NVC06F_MEM_OP_C_TLB_INVALIDATE_PAGE_TABLE_LEVEL). */
