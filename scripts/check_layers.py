@@ -63,6 +63,7 @@ PYTHON = (  # pyvattn/ and cli/
     ("metrics",),
     # K and V of a layer as tensors; what owns memory until it is closed
     ("layers", "native_groups", "opened", "swap"),
+    ("slot_copies",),
     ("cache", "rows"),
     # prompts that begin alike
     ("prefix",),
