@@ -55,9 +55,10 @@ class CopiesSlots(Opened):
         The states of ``slot`` are copied whole, and it has no earlier ones: with states ``tokens``
         are all of them, or none.
 
-        While tokens are shared nobody writes them: a :meth:`step` or :meth:`trim` to less
-        than what whole pages hold of them is a :class:`~pyvattn.errors.LengthError`, for
-        both slots, until their release. Raises what :meth:`admit` raises, and
+        While tokens are shared nobody writes them: a :meth:`pyvattn.KVCache.step` or
+        :meth:`pyvattn.KVCache.trim` to less than what whole pages hold of them is a
+        :class:`~pyvattn.errors.LengthError`, for both slots, until their release. Raises what
+        :meth:`pyvattn.KVCache.admit` raises, and
         :class:`~pyvattn.errors.SlotError`, with nothing changed.
         """
         self._dropped.recover()
@@ -79,8 +80,8 @@ class CopiesSlots(Opened):
         For :meth:`restore`; the slot stays as it is.
         One copy for each arena: a row is contiguous. On a GPU they go into pinned memory, on
         the stream that torch is using in this thread, and this returns before they are done.
-        Let that stream wait for whatever writes those tokens. A :meth:`release` from the same
-        stream waits for the copies by itself.
+        Let that stream wait for whatever writes those tokens. A :meth:`pyvattn.KVCache.release`
+        from the same stream waits for the copies by itself.
 
         Raises :class:`~pyvattn.errors.SlotError`, :class:`~pyvattn.errors.LengthError` for more
         tokens than the slot has, fewer than windows have left behind or, with states, any but all
@@ -111,7 +112,7 @@ class CopiesSlots(Opened):
 
         Copies as :meth:`offload` does: launch what reads the tokens on the same stream. What was
         left behind by windows is backed while this runs, and goes back then. Raises
-        what :meth:`admit` raises, with nothing changed, and
+        what :meth:`pyvattn.KVCache.admit` raises, with nothing changed, and
         :class:`~pyvattn.errors.TensorError` where the cache has another layout.
         """
         check_type("offloaded", offloaded, Offloaded)
