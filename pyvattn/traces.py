@@ -84,6 +84,7 @@ def read_trace(
     if limit is not None:
         limit = check_whole("limit", limit, least=1)
     _check_rate(rate)
+    _check_seed(seed)
     rows = read_rows(file)
     if not rows:
         raise TraceError(f"{file} holds no requests")
@@ -115,6 +116,7 @@ def synthetic_trace(
             f"a trace of {shown(count)} requests: use a whole number from 1 to {_MOST_SYNTHETIC:,}"
         )
     _check_rate(rate)
+    _check_seed(seed)
     lengths = random.Random(f"lengths {seed}")
     pairs = (
         (_draw(lengths, *_SYNTHETIC_PROMPT), _draw(lengths, *_SYNTHETIC_GENERATED))
@@ -139,6 +141,12 @@ def _poisson(rate: float, seed: int) -> Iterator[float]:
     while True:
         yield moment
         moment += source.expovariate(rate)
+
+
+def _check_seed(seed: object) -> None:
+    number = whole_number(seed)
+    if number is None or not 0 <= number < 1 << 64:
+        raise TraceError(f"seed={shown(seed)}: use a whole number from 0 to 2^64 - 1")
 
 
 def _poisson_label(rate: float, seed: int) -> str:

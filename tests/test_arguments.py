@@ -195,6 +195,9 @@ class TestTheLimitOfAddresses:
         (lambda: read_trace([]), r"path=\[\]"),
         (lambda: synthetic_trace("x"), "a trace of 'x' requests"),
         (lambda: synthetic_trace(2.5), "a trace of 2.5 requests"),
+        (lambda: synthetic_trace(3, seed=10**5000), "seed=.*: use a whole number from 0 to 2"),
+        (lambda: synthetic_trace(3, seed=-1), "seed=-1: use a whole number"),
+        (lambda: synthetic_trace(3, seed="x"), "seed='x': use a whole number"),
         (lambda: synthetic_trace(3, rate="x"), "rate 'x'"),
     ],
 )
