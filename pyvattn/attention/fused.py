@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pyvattn.attention.kv_scales import LayerScales
 
 # From so many tokens on the device's time counts, and the host's is hidden behind a layer of a
-# prompt. On an H200 8,192 tokens take 16 us on the device, and 95 by torch's two operations, but
-# 140 us of the host's time for any number, where torch's take 39.
+# prompt. On an H200 8,192 tokens take some 16 us on the device, and 95 by torch's two operations,
+# but 140 us of the host's time for any number, where torch's take 39.
 _MANY = 1024
 # Compute capabilities: what Triton supports, and where it converts to float8_e4m3fn.
 _LEAST = (8, 0)
