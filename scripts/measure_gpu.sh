@@ -5,10 +5,10 @@
 #   scripts/measure_gpu.sh STEP... [FOLDER]
 #
 # STEP is tests, drivers, attention, overlap, offload, transformers, profile, baselines or all, or
-# of vllm's: vllm-prompts, vllm-prompts-fp8, vllm-short, vllm-decode, vllm-trace, vllm-rates. FOLDER is
-# where the JSON goes, docs/results/ and the GPU's name by default. pyvattn must be installed
-# for PYTHON (python3), with torch; kernels that cannot be imported are left out. vllm-trace and
-# vllm-rates want the file of arXiv lengths in TRACE, or make requests up.
+# of vllm's: vllm-prompts, vllm-prompts-fp8, vllm-mask, vllm-short, vllm-decode, vllm-trace,
+# vllm-rates. FOLDER is where the JSON goes, docs/results/ and the GPU's name by default. pyvattn
+# must be installed for PYTHON (python3), with torch; kernels that cannot be imported are left out.
+# vllm-trace and vllm-rates want the file of arXiv lengths in TRACE, or make requests up.
 # Every part runs, whatever came before, each in a process of its own; the summary says
 # what failed.
 set -uo pipefail
@@ -23,7 +23,7 @@ for argument in "$@"; do
     tests | drivers | attention | overlap | offload | transformers | profile | baselines | all)
       steps+=("$argument")
       ;;
-    vllm-prompts | vllm-prompts-fp8 | vllm-short | vllm-decode | vllm-trace | vllm-rates)
+    vllm-prompts | vllm-prompts-fp8 | vllm-mask | vllm-short | vllm-decode | vllm-trace | vllm-rates)
       steps+=("$argument")
       ;;
     -*) usage ;;
@@ -140,6 +140,12 @@ vllm-prompts() {
 vllm-prompts-fp8() {
   over_rows prompts-fp8 350 --ours-backend CUSTOM --workload prefill --rounds 3 "${FP8[@]}" \
     --block-size 32
+}
+# A mask that no paged kernel has, with vLLM's default block size and with a larger one.
+vllm-mask() {
+  over_rows mask 170 --flex-mask --workload prefill --long-tokens 16384 --rounds 2
+  over_rows mask-128 170 --flex-mask --workload prefill --long-tokens 16384 --rounds 2 \
+    --stock-block-size 128
 }
 # Each as it comes from vLLM, with the order of blocks, and with late binding.
 vllm-short() {

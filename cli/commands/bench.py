@@ -228,6 +228,11 @@ def transformers(ctx: click.Context, /, out: str | None, as_json: bool, **option
 @_option("--ours-backend", help="Attention backend of ours [that of both].")
 @_option("--ours-kernel", help="Kernel of CUSTOM, such as flash-attn-3-paged [auto].")
 @_option("--late-binding", is_flag=True, help="Ours gives fresh blocks the pages of their row.")
+@_option(
+    "--flex-mask",
+    is_flag=True,
+    help="Both by FlexAttention with a mask that no paged kernel has, eagerly.",
+)
 @_option("--block-size", type=click.IntRange(min=0), help="Block size of ours [16].")
 @_option("--stock-block-size", type=click.IntRange(min=0), help="Block size of stock [its own].")
 @_option("--driver", help="Name of the driver.")

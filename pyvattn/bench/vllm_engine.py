@@ -63,15 +63,26 @@ def shape_of(model: str) -> Shape:
 class Engine:
     """An engine with these arguments of vLLM's ``LLM``; ``model`` is the name of a shape.
 
-    It starts at once, in the background; :meth:`serve` waits until it has.
+    ``masked``: vLLM's FLEX_ATTENTION is given the mask of :mod:`.vllm_mask`. It starts at once,
+    in the background; :meth:`serve` waits until it has.
     """
 
-    def __init__(self, name: str, model: str, layers: int, options: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        layers: int,
+        options: Mapping[str, object],
+        *,
+        masked: bool = False,
+    ) -> None:
         self.name = name
         context = get_context("spawn")
         self._ours, theirs = context.Pipe()
         self._process = context.Process(
-            target=_main, args=(theirs, name, model, layers, dict(options)), name=f"vllm-{name}"
+            target=_main,
+            args=(theirs, name, model, layers, dict(options), masked),
+            name=f"vllm-{name}",
         )
         self._process.start()
         theirs.close()
@@ -128,7 +139,14 @@ class Engine:
         return answer
 
 
-def _main(parent: Connection, name: str, model: str, layers: int, options: dict[str, Any]) -> None:
+def _main(
+    parent: Connection,
+    name: str,
+    model: str,
+    layers: int,
+    options: dict[str, Any],
+    masked: bool,
+) -> None:
     """Be an engine until the parent closes its end.
 
     What vLLM compiles is kept where the user says, and apart: both compile at the same time.
@@ -144,7 +162,7 @@ def _main(parent: Connection, name: str, model: str, layers: int, options: dict[
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         try:
             _write_config(Path(folder), shape_of(model), layers)
-            _answer(parent, folder, options)
+            _answer(parent, folder, options, masked)
         except EOFError:
             pass
         except Exception as error:
@@ -152,7 +170,7 @@ def _main(parent: Connection, name: str, model: str, layers: int, options: dict[
             raise
 
 
-def _answer(parent: Connection, folder: str, options: dict[str, Any]) -> None:
+def _answer(parent: Connection, folder: str, options: dict[str, Any], masked: bool) -> None:
     import vllm
 
     llm = vllm.LLM(
@@ -165,6 +183,10 @@ def _answer(parent: Connection, folder: str, options: dict[str, Any]) -> None:
     )
     ours = "worker_cls" in options
     llm.apply_model(_draw_weights)
+    if masked:
+        from pyvattn.bench.vllm_mask import give_to_layers
+
+        llm.apply_model(give_to_layers)
     parent.send(vllm.__version__)
     while True:
         task, prompts, *arguments = parent.recv()

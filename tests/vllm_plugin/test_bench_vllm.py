@@ -14,6 +14,8 @@ from pyvattn import ConfigError
 from pyvattn.bench import vllm as bench
 from pyvattn.bench.report import Measure, Setup
 from pyvattn.bench.vllm_engine import Engine, EngineFailed, Served, _as_they_arrive
+from pyvattn.bench.vllm_mask import KERNEL
+from pyvattn.integrations.vllm.row_attention import kernel_name
 
 OPTIONS = bench.Options(
     model="tiny",
@@ -38,9 +40,9 @@ class FakeEngine:
     arrivals: dict[str, list]
     wrong = False
 
-    def __init__(self, name, model, layers, options):
+    def __init__(self, name, model, layers, options, *, masked=False):
         self.name = name
-        self.made[name] = options
+        self.made[name] = {**options, "masked": masked}
 
     def wait(self):
         return "0.32.0"
@@ -130,6 +132,34 @@ def test_late_binding_is_asked_of_ours_alone(engines):
     measured(replace(OPTIONS, workload=("short",), late_binding=True))
     assert engines.made["ours"]["additional_config"]["pyvattn"]["late_binding"] is True
     assert "additional_config" not in engines.made["stock"]
+
+
+def test_a_mask_is_given_to_both_each_by_its_own_flex_attention(engines):
+    found = measured(
+        replace(OPTIONS, workload=("prefill",), flex_mask=True, device="cuda", rounds=1)
+    )
+    stock, ours = engines.made["stock"], engines.made["ours"]
+    assert (stock["attention_backend"], stock["masked"]) == ("FLEX_ATTENTION", True)
+    assert (ours["attention_backend"], ours["masked"]) == ("CUSTOM", False)
+    kernel = ours["additional_config"]["pyvattn"]["kernel"]
+    assert kernel_name(kernel) == KERNEL.name
+    assert stock["enforce_eager"] is ours["enforce_eager"] is True
+    ratio = only(found, ["ours / stock", "prompt"])
+    assert (ratio.at_least, ratio.ok) == (1.22, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"ours_kernel": "sdpa"}, "ours_kernel='sdpa' with flex_mask"),
+        ({"kv_dtype": "fp8"}, "kv_dtype='fp8' with flex_mask"),
+        ({"device": "cpu"}, "flex_mask needs --device cuda"),
+    ],
+)
+def test_what_a_mask_decides_cannot_be_asked_otherwise(given, message):
+    options = replace(OPTIONS, **{"flex_mask": True, "device": "cuda", **given})
+    with pytest.raises(ConfigError, match=message):
+        measured(options)
 
 
 def test_long_prompts_come_again_from_the_prefix_cache(engines):
