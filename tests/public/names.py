@@ -22,6 +22,7 @@ _NOT_LIBRARY = (
     "pyvattn._native",
     "pyvattn.integrations.vllm",
     "pyvattn.bench.vllm_engine",
+    "pyvattn.bench.vllm_mask",
 )
 
 

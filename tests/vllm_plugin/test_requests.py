@@ -13,6 +13,8 @@ class Memory:
     """Rows handed out in order; says what was done."""
 
     positions = 100
+    block_size = 16
+    reads_by_table = True
 
     def __init__(self):
         self.done = []
@@ -20,6 +22,7 @@ class Memory:
 
     def open(self, blocks, computed=None):
         self.done.append(("open", blocks))
+        self.computed = computed
         self.next += 1
         return self.next - 1
 
@@ -45,6 +48,24 @@ def test_ids_are_positions_of_the_row_whatever_blocks_they_stand_for(memory, req
     assert requests.extend(0, [9]) == [102]
     assert requests.open(5, [7]) == [200]
     assert memory.done == [("open", [7, 3]), ("extend", 1, [9]), ("open", [7])]
+
+
+def test_null_blocks_in_front_of_a_window_are_read_in_row_0_and_mapped_nowhere(memory, requests):
+    assert requests.open(0, [0, 0, 7, 3], computed=50) == [0, 0, 100, 101]
+    assert memory.computed == 18
+    assert requests.extend(0, [9]) == [102]
+    assert requests.open(1, [0, 0], computed=0) == [0, 0]
+    assert memory.computed == 0
+    assert requests.extend(1, [4]) == [200]
+    done = [("open", [7, 3]), ("extend", 1, [9]), ("open", []), ("extend", 2, [4])]
+    assert memory.done == done
+
+
+def test_kernels_without_a_table_find_null_blocks_at_their_places(memory, requests):
+    memory.reads_by_table = False
+    assert requests.open(0, [0, 7], computed=20) == [100, 101]
+    assert memory.computed == 20
+    assert memory.done == [("open", [0, 7])]
 
 
 def test_a_place_that_is_used_again_ends_the_request_before(memory, requests):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_tables import StandInV2
 
-from pyvattn import _native
+from pyvattn import UnsupportedError, _native
 from pyvattn.integrations.vllm import runners
 from pyvattn.integrations.vllm.runners import RunnerV2, adopt_runner
 
@@ -116,6 +116,28 @@ def test_v2_gets_its_tensors_from_rows_and_lets_go_of_those_that_end(vllm_module
     runner._remove_request("unknown")
     assert runner.removed == ["a", "unknown"]
     memory.close_all()
+
+
+@pytest.mark.parametrize(("name", "by_table"), [("TRITON_ATTN", True), ("CUSTOM", False)])
+def test_v2_only_backends_with_a_table_leave_null_blocks_out(
+    vllm_modules, monkeypatch, name, by_table
+):
+    monkeypatch.setattr(Backend, "get_name", lambda: name)
+    runner = StandInRunner("0.32")
+    adopt_runner(runner, RunnerV2, lambda name, page, device: _native.make_driver(name, page))
+    runner.initialize_kv_cache(types.SimpleNamespace(num_blocks=10))
+    assert runner.pyvattn_memory.reads_by_table is by_table
+    runner.pyvattn_memory.close_all()
+
+
+def test_v2_a_backend_that_reads_no_rows_is_refused_before_memory_is_taken(
+    vllm_modules, monkeypatch
+):
+    monkeypatch.setattr(Backend, "get_name", lambda: "FLEX_ATTENTION")
+    runner = StandInRunner("0.32")
+    adopt_runner(runner, RunnerV2, lambda *_: pytest.fail("a driver was opened"))
+    with pytest.raises(UnsupportedError, match="FLEX_ATTENTION: set --attention-backend CUSTOM"):
+        runner.initialize_kv_cache(types.SimpleNamespace(num_blocks=10))
 
 
 def new_requests(*requests):

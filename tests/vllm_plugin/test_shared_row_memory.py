@@ -95,7 +95,8 @@ def test_requests_that_can_never_fit_are_refused():
 
 def test_an_engine_that_cannot_start_leaves_the_ledger():
     torch = pytest.importorskip("torch")
-    layers = [SimpleNamespace(layer_names=["a", "b"])]
+    backend = SimpleNamespace(get_name=lambda: "FLASH_ATTN")
+    layers = [SimpleNamespace(layer_names=["a", "b"], backend=backend)]
     runner = SimpleNamespace(
         device=torch.device("cpu"),
         attn_groups=[layers],

@@ -134,15 +134,31 @@ def test_v2_an_index_that_is_used_again_without_a_word_ends_the_request(memory, 
 
 
 def test_v2_a_request_has_a_row_in_each_group_and_leaves_them_all(memory, v2):
-    v2.append_block_ids(0, ([1, 2], [0, 3]), overwrite=True)
+    v2.append_block_ids(0, ([1, 2], [5, 3]), overwrite=True)
     v2.append_block_ids(0, ([], [4]), overwrite=False)
     v2.compute_slot_mappings(None)
     full, window = (table[0] for table in v2.groups)
     assert blocks_behind(memory, full) == [1, 2]
-    assert blocks_behind(memory, window) == [0, 3, 4]
+    assert blocks_behind(memory, window) == [5, 3, 4]
     assert memory.stats()["open_rows"] == 2
     v2.end_request(0)
     assert memory.stats()["open_rows"] == 0
+
+
+def test_v2_nothing_is_mapped_for_null_blocks_in_front_of_a_window(memory, v2):
+    v2.append_block_ids(0, ([1, 3, 5, 9], [0, 0, 0, 7]), overwrite=True)
+    v2.append_block_ids(0, ([11], [13]), overwrite=False)
+    v2.compute_slot_mappings(None)
+    ids = v2.groups[1][0]
+    assert ids[:3] == [0, 0, 0]  # row 0, where the null block is
+    assert blocks_behind(memory, ids[3:]) == [7, 13]
+    assert memory.stats()["map_calls"] == 7  # one for each block that is not null
+    v2.end_request(0)
+    # The same request again finds its rows by what they hold.
+    v2.append_block_ids(1, ([1, 3, 5, 9, 11], [0, 0, 0, 7, 13]), overwrite=True)
+    v2.compute_slot_mappings(None)
+    assert v2.groups[1][1] == ids
+    assert memory.stats()["map_calls"] == 7
 
 
 def test_v2_a_block_that_left_a_window_goes_to_another_row(memory, v2):

@@ -10,6 +10,9 @@ from async_cpu import kept_async
 from engines import WORKER, engine, generate
 from tiny_gemma import BLOCK_SIZE, write_gemma
 
+from pyvattn.integrations.vllm.memory import NULL_BLOCK, RowMemory
+from pyvattn.integrations.vllm.requests import RequestRows
+
 pytestmark = pytest.mark.skipif(
     find_spec("vllm") is None, reason="vLLM is not installed here: make test-vllm"
 )
@@ -81,6 +84,25 @@ def test_ample_memory_and_shared_prefixes(gemma, stock):
     assert ours.tokens == stock.tokens
     assert ours.cached == stock.cached > 0
     assert ours.stats["requests"] >= GROUPS * len(stock.tokens)
+
+
+def test_no_row_maps_the_null_block_in_front_of_a_window(gemma, monkeypatch):
+    named, mapped = [], []
+    of_request, of_row = RequestRows.open, RowMemory.open
+
+    def named_by_vllm(rows, place, blocks, computed=None):
+        named.append(list(blocks))
+        return of_request(rows, place, blocks, computed)
+
+    def opened(memory, blocks, computed=None):
+        mapped.append(list(blocks))
+        return of_row(memory, blocks, computed)
+
+    monkeypatch.setattr(RequestRows, "open", named_by_vllm)
+    monkeypatch.setattr(RowMemory, "open", opened)
+    run(gemma, worker_cls=WORKER)
+    assert any(blocks[:2] == [NULL_BLOCK] * 2 and len(blocks) > 2 for blocks in named)
+    assert not any(NULL_BLOCK in blocks for blocks in mapped)
 
 
 def test_scarce_memory_evicts_and_preempts(gemma):

@@ -100,7 +100,7 @@ def layer_tensors(runner: Any, specs: Sequence[Any], memory: RowMemory) -> dict[
 def _group_tensors(runner: Any, group: Any, spec: Any, memory: RowMemory) -> dict[str, Any]:
     import torch
 
-    if group.backend.get_name() == "CUSTOM":
+    if _has_rows(group):
         return _row_tensors(group.layer_names, spec, memory)
     shape = read_shape(group.backend, spec, runner.vllm_config.cache_config)
     by_token = shape.takes_tokens_apart(group.backend.get_name())
@@ -120,6 +120,11 @@ def _group_tensors(runner: Any, group: Any, spec: Any, memory: RowMemory) -> dic
         sizes[shape.block_dim] = geometry.slots * memory.positions
         tensors[name] = torch.as_strided(arenas[index // layers], sizes, strides, offset)
     return tensors
+
+
+def _has_rows(group: Any) -> bool:
+    """Return whether layers are attended to as rows, by kernels that have no table of vLLM's."""
+    return bool(group.backend.get_name() == "CUSTOM")
 
 
 def _row_tensors(names: list[str], spec: Any, memory: RowMemory) -> dict[str, Any]:
@@ -145,6 +150,7 @@ def _sizes(runner: Any, specs: Sequence[Any], blocks: int, options: Options) -> 
     import torch
 
     config, spec = runner.vllm_config, specs[0]
+    attending = [group for groups in runner.attn_groups for group in groups]
     # What the elements mean is the backend's business; fp8 may come as uint8.
     bytes_each = torch.empty((), dtype=spec.dtype).element_size()
     dtype = {1: "float8_e4m3fn", 2: "bfloat16", 4: "float32"}[bytes_each]
@@ -157,6 +163,7 @@ def _sizes(runner: Any, specs: Sequence[Any], blocks: int, options: Options) -> 
         blocks=blocks,
         rows=options.row_count(config.scheduler_config.max_num_seqs, len(specs)),
         max_blocks=-(-runner.max_model_len // spec.block_size),
+        reads_by_table=not any(map(_has_rows, attending)),
     )
 
 

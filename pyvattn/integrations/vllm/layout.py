@@ -13,7 +13,7 @@ from pyvattn.units import format_page_size
 __all__ = ["BlockShape", "Paging", "choose_paging", "read_shape"]
 
 # Backends whose kernels take any stride from one token to the next.
-_STRIDED = ("FLASH_ATTN", "TRITON_ATTN", "FLEX_ATTENTION")
+_STRIDED = ("FLASH_ATTN", "TRITON_ATTN")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Sizes:
     """What vLLM asks for: ``layers`` of ``heads`` heads of ``head_size`` elements of ``dtype``.
 
     ``dtype`` is a name that :class:`pyvattn.CacheSpec` knows; rows hold ``max_blocks`` blocks.
+    ``reads_by_table``: kernels find a request's blocks by vLLM's table, wherever they lie in a row.
     """
 
     layers: int
@@ -38,6 +39,7 @@ class Sizes:
     blocks: int
     rows: int
     max_blocks: int
+    reads_by_table: bool = True
 
 
 class RowMemory:
@@ -54,6 +56,8 @@ class RowMemory:
     ) -> None:
         self.sizes = sizes
         self.positions = sizes.max_blocks
+        self.block_size = sizes.block_size
+        self.reads_by_table = sizes.reads_by_table
         spec = _spec(sizes, sizes.rows + self._rows_of_blocks(), self.positions)
         arenas = sizes.layers // paging.layers_per_arena
         self.pool = BlockPool.on_driver(

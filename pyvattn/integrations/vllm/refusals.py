@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.vllm.lease import shares
 
-__all__ = ["check_config", "check_groups"]
+__all__ = ["check_backends", "check_config", "check_groups"]
 
 _CACHE_DTYPES = ("auto", "bfloat16", "float16", "fp8", "fp8_e4m3")
 
@@ -38,6 +39,21 @@ def check_config(config: Any) -> None:
     if config.model_config.is_encoder_decoder:
         problems.append("encoder-decoder models: leave out --worker-cls")
     _refuse(problems)
+
+
+def check_backends(names: Iterable[str]) -> None:
+    """Raise :class:`~pyvattn.errors.UnsupportedError` for an attention backend that reads no rows.
+
+    FLEX_ATTENTION looks up which token a block holds in a table of as many blocks as the scheduler
+    has, and the ids of rows are larger.
+    """
+    if "FLEX_ATTENTION" in names:
+        _refuse(
+            [
+                "vLLM's backend FLEX_ATTENTION: set --attention-backend CUSTOM and pyvattn's "
+                "option kernel to flex or to a FlexKernel of your own"
+            ]
+        )
 
 
 def check_groups(cache_config: Any, shared_layers: object, leases: bool = False) -> list[Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pyvattn.errors import RowError
+from pyvattn.integrations.vllm.memory import NULL_BLOCK
 
 __all__ = ["RequestRows", "RowBooks"]
 
@@ -15,6 +16,9 @@ class RowBooks(Protocol):
     """What is needed of :class:`~pyvattn.integrations.vllm.memory.RowMemory`."""
 
     positions: int
+    block_size: int
+    # Whether kernels find blocks by the ids of vLLM's table alone.
+    reads_by_table: bool
 
     def open(self, blocks: list[int], computed: int | None = None) -> int:
         """Stage a row for vLLM's blocks, the first of which hold so many tokens."""
@@ -37,6 +41,12 @@ class RequestRows:
 
     A *place* is the request's index in vLLM's table. What comes back are virtual block ids,
     ``row * positions + i``: the ids that kernels read.
+
+    In front of a window, where nothing is kept of a prompt that is in the prefix cache, vLLM names
+    its null block, which kernels may touch and then mask. There they read row 0, which has it
+    everywhere, and the request's row begins with the first block that it holds: so nothing is
+    mapped in front of a window, and a closed row is found again by what it holds. Kernels without
+    a table find a token by its place in the row: for them null blocks are mapped like others.
     """
 
     def __init__(self, memory: RowBooks) -> None:
@@ -49,8 +59,11 @@ class RequestRows:
         ``computed``: how many tokens its blocks hold already; by default all may.
         """
         self.close(place)
-        request = self._at[place] = _Request(self._memory.open(blocks, computed))
-        return self._ids(request, len(blocks))
+        skipped = _null_blocks_in_front(blocks) if self._memory.reads_by_table else 0
+        if computed is not None:
+            computed = max(0, computed - skipped * self._memory.block_size)
+        request = self._at[place] = _Request(self._memory.open(blocks[skipped:], computed))
+        return [NULL_BLOCK] * skipped + self._ids(request, len(blocks) - skipped)
 
     def extend(self, place: int, blocks: list[int]) -> list[int]:
         """Add blocks to a request."""
@@ -87,3 +100,7 @@ class RequestRows:
         first = request.row * self._memory.positions + request.length
         request.length += count
         return list(range(first, first + count))
+
+
+def _null_blocks_in_front(blocks: list[int]) -> int:
+    return next((i for i, block in enumerate(blocks) if block != NULL_BLOCK), len(blocks))

@@ -11,7 +11,7 @@ from typing import Any
 from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.vllm.build import build_memory, layer_tensors
 from pyvattn.integrations.vllm.memory import RowMemory
-from pyvattn.integrations.vllm.refusals import check_groups
+from pyvattn.integrations.vllm.refusals import check_backends, check_groups
 from pyvattn.integrations.vllm.tables import TablesV1, TableV2, adopt_table
 from pyvattn.shared import SharedMemory
 
@@ -22,10 +22,13 @@ class _Runner:
     pyvattn_memory: RowMemory | None = None
     pyvattn_make_driver: Any
     pyvattn_lease: SharedMemory | None = None
+    attn_groups: list[list[Any]]
 
     def _make_tensors(self, cache_config: Any, kernel_block_sizes: Any) -> dict[str, Any]:
         """Return a tensor of virtual blocks for each layer, over rows made anew."""
         specs = check_groups(cache_config, _shared_layers(self), self.pyvattn_lease is not None)
+        attending = [group for groups in self.attn_groups for group in groups]
+        check_backends([group.backend.get_name() for group in attending])
         sizes = [spec.block_size for spec in specs]
         if list(kernel_block_sizes) != sizes:
             raise UnsupportedError(

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real vLLM on a CPU, in two workers: each has half of the KV heads, in rows of its own."""
+
+from __future__ import annotations
+
+import pytest
+from engines import WORKER, engine, generate
+
+# Twelve requests may run at once: eviction and preemption.
+OPTIONS = {"tensor_parallel_size": 2, "num_gpu_blocks_override": 13}
+
+
+@pytest.fixture(autouse=True)
+def unbound_threads(monkeypatch):
+    # Bound by themselves, workers want a NUMA node each.
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+def run(model, **options):
+    """Return what an engine says, and what each of its workers counted."""
+    with engine(model, **OPTIONS, **options) as llm:
+        said = generate(llm)
+        counted = llm.collective_rpc("pyvattn_stats") if options else []
+    return said, counted
+
+
+def test_two_workers_with_rows_of_their_own_say_what_stocks_two_say(tiny_llama):
+    stock, _ = run(tiny_llama)
+    ours, counted = run(tiny_llama, worker_cls=WORKER)
+    assert ours.tokens == stock.tokens
+    assert ours.cached == stock.cached > 0
+    assert ours.preemptions == stock.preemptions > 0
+    # The scheduler's ids are the same for both, and each maps them by itself.
+    first, second = counted
+    for name in ("requests", "blocks_placed"):
+        assert first[name] == second[name] > 0
+    assert first["map_calls"] > 0 < second["map_calls"]
