@@ -15,6 +15,22 @@ STATE_ONLY = frozenset({"falcon_mamba", "mamba", "mamba2", "reformer", "rwkv", "
 ALL_HYBRID = frozenset({"falcon_h1"})
 # Their classes make no list of what each layer is, and layers differ.
 WITHOUT_A_LIST = frozenset({"lfm2_moe", "mllama_text_model", "recurrent_gemma"})
+# BERT and its like: decoders where is_decoder says so, and their heads are all given.
+BERTS = frozenset(
+    {
+        "bert", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert",
+        "rembert", "roberta", "roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl",
+    }
+)  # fmt: skip
+# Encoder-decoders, whose decoder is a model of its own where is_encoder_decoder is false.
+WITH_AN_ENCODER = frozenset(
+    {
+        "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp",
+        "pegasus", "plbart", "prophetnet", "trocr", "whisper",
+    }
+)  # fmt: skip
+# Named as parts of others are, and language models of their own.
+PARTS = frozenset({"emu3_text_model"})
 # Not in transformers, and with heads as in Llama where nothing else is said.
 OTHERS = frozenset(
     {"baichuan", "deepseek", "internlm2", "kimi_k2", "mimo", "minicpm", "nemotron-nas", "qwen"}

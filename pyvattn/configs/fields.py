@@ -6,7 +6,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pyvattn.configs.families import DEFAULTS, KEYS_WITHOUT_A_FIELD, OTHERS
+from pyvattn.configs.families import (
+    BERTS,
+    DEFAULTS,
+    KEYS_WITHOUT_A_FIELD,
+    OTHERS,
+    PARTS,
+    WITH_AN_ENCODER,
+)
 from pyvattn.errors import SpecError
 
 # The names that model families give to the same thing, the common one first.
@@ -25,6 +32,9 @@ HEAD_DIM = ("head_dim", "attention_head_dim", "kv_channels", "dim_head")
 MAX_TOKENS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 DTYPE = ("dtype", "torch_dtype")
 
+# Families whose heads are as in Llama where their configs say nothing else.
+_ALIKE = OTHERS | BERTS | WITH_AN_ENCODER | PARTS
+
 
 class Fields:
     """The fields of one decoder's config.
@@ -37,7 +47,7 @@ class Fields:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.given = config
         self.model_type = str(config.get("model_type", "unknown"))
-        self.known = self.model_type in DEFAULTS or self.model_type in OTHERS
+        self.known = self.model_type in DEFAULTS or self.model_type in _ALIKE
         self.read: set[str] = set()
         self._defaults: Mapping[str, Any] = {
             **DEFAULTS.get(self.model_type, {}),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvattn.arguments import check_path
-from pyvattn.configs.families import DEFAULTS
+from pyvattn.configs.families import BERTS, DEFAULTS, WITH_AN_ENCODER
 from pyvattn.errors import ArgumentError, ConfigError, SpecError
 from pyvattn.files import read_text
 from pyvattn.text import printable, shown
@@ -28,7 +28,7 @@ def decoder_config(
 
     ``config`` is a parsed ``config.json``, its path, or that of the folder it
     lies in. Raises :class:`~pyvattn.errors.SpecError` for a file that cannot be
-    read and for an encoder-decoder model.
+    read, for an encoder and for an encoder-decoder model.
     """
     if not isinstance(config, Mapping | str | PathLike):
         raise SpecError(
@@ -42,7 +42,14 @@ def decoder_config(
         text = part
     if whole.get("is_encoder_decoder") or text.get("is_encoder_decoder"):
         raise SpecError("encoder-decoder models are not supported: give a decoder's config")
-    return _of_the_part(text, whole), whole
+    part = _of_the_part(text, whole)
+    kind = part.get("model_type")
+    if kind in BERTS and not part.get("is_decoder"):
+        raise SpecError(
+            f"models of type {kind!r} are encoders, which keep no tokens, unless the config has "
+            "is_decoder=true: set it for a decoder"
+        )
+    return (_of_the_decoder(part) if kind in WITH_AN_ENCODER else part), whole
 
 
 def _path(config: str | PathLike[str]) -> Path:
@@ -79,6 +86,27 @@ def _of_the_part(text: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[s
     if kind in DEFAULTS or f"{kind}_text" not in DEFAULTS:
         return text
     return {**text, "model_type": f"{kind}_text"}
+
+
+# What configs of encoder-decoders call the decoder's sizes: their usual names may be the encoder's.
+_OF_DECODERS = {
+    "decoder_layers": "num_hidden_layers",
+    "num_decoder_layers": "num_hidden_layers",
+    "decoder_attention_heads": "num_attention_heads",
+    "num_decoder_attention_heads": "num_attention_heads",
+    "max_target_positions": "max_position_embeddings",
+}
+
+
+def _of_the_decoder(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a family's config with the decoder's sizes under their usual names."""
+    if config.get("is_encoder_decoder") is not False:
+        raise SpecError(
+            f"models of type {config.get('model_type')!r} have an encoder unless the config has "
+            "is_encoder_decoder=false: set it for the decoder alone"
+        )
+    sizes = {usual: config[name] for name, usual in _OF_DECODERS.items() if name in config}
+    return {**config, **sizes}
 
 
 def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -9,47 +9,39 @@ REASONS = {
     r"uses cached values for more than attention": ["Doge"],
     # Attention that is the model's own.
     r"does not use the library's attention interface": [
+        "BigBird",
         "Bloom",
         "CodeGen",
         "Falcon",
         "GPTJ",
         "GPTNeoXJapanese",
-        "Mpt",
-        "XGLM",
-    ],
-    r"take a cache of their own": ["MiniMax"],
-    # Configs that do not tell what the layers cache in words that CacheSpec reads: decoders of
-    # models that translate or transcribe, BERTs, and layers that keep something else than K and V.
-    r"keep no K and V for their tokens": ["Rwkv"],
-    r"model config": [
-        "Bart",
-        "BigBird",
-        "BigBirdPegasus",
-        "Blenderbot",
-        "BlenderbotSmall",
-        "Camembert",
-        "Data2VecText",
-        "Electra",
-        "Emu3",
-        "Ernie",
-        "MBart",
-        "Marian",
         "MegatronBert",
-        "MiniMaxM3VL",
-        "Mllama",
+        "Mpt",
         "Mvp",
-        "PLBart",
-        "Pegasus",
         "ProphetNet",
         "RemBert",
         "RoFormer",
-        "Roberta",
-        "RobertaPreLayerNorm",
         "TrOCR",
-        "Whisper",
-        "XLMRoberta",
-        "XLMRobertaXL",
+        "XGLM",
     ],
+    r"take a cache of their own": ["MiniMax"],
+    # Layers that keep something else than K and V, or attend to images.
+    r"keep no K and V for their tokens": ["Rwkv"],
+    r"model config": ["MiniMaxM3VL", "Mllama"],
 }
+# Decoders that count positions themselves, which a packed batch does not let them: these are
+# refused in continuous batching alone.
+POSITIONS = r"takes no position_ids"
+COUNTING = [
+    "Bart",
+    "BigBirdPegasus",
+    "Blenderbot",
+    "BlenderbotSmall",
+    "MBart",
+    "Marian",
+    "PLBart",
+    "Pegasus",
+    "Whisper",
+]
 REFUSED = {f"{name}ForCausalLM": reason for reason, names in REASONS.items() for name in names}
-REFUSED["BertLMHeadModel"] = REFUSED["RobertaForCausalLM"]
+REFUSED_IN_BATCHES = {f"{name}ForCausalLM": POSITIONS for name in COUNTING}

@@ -9,8 +9,10 @@ neither exact nor listed fails, and so does one that is listed and works.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from refused import REFUSED
+from refused import REFUSED, REFUSED_IN_BATCHES
 from tiny_models import (
     VOCABULARY,
     dynamic,
@@ -32,7 +34,9 @@ SIZES = {
     "vocab_size": VOCABULARY,
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 64),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 2),
-    **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
+    "decoder_layers": 2,
+    # Not those of the decoder, so that none is taken for the other's.
+    "encoder_layers": 3,
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
     **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size"), 96),
@@ -129,5 +133,17 @@ def test_exact_or_refused(family):
         assert_refused(model, prompts, "")
         return
     assert torch.equal(outcome(model, inputs), expected)
-    assert torch.equal(batched(model, prompts), expected[:, -6:])
+    if family in REFUSED_IN_BATCHES:
+        with pytest.raises(errors.UnsupportedError, match=REFUSED_IN_BATCHES[family]):
+            batched(model, prompts)
+    else:
+        assert torch.equal(batched(model, prompts), expected[:, -6:])
     assert len(expected.unique()) > 20
+
+
+def test_the_guide_counts_those_that_are_refused():
+    assert set(REFUSED) | set(REFUSED_IN_BATCHES) <= set(FAMILIES)
+    guide = Path(__file__).parents[2] / "docs/transformers.md"
+    text = " ".join(guide.read_text(encoding="utf-8").split())
+    said = f"Of its {len(FAMILIES)} causal classes {len(REFUSED)} are listed as refused, and "
+    assert f"{said}{len(REFUSED_IN_BATCHES)} more in continuous batching alone" in text

@@ -38,6 +38,26 @@ MISTRAL_7B = {
     "num_key_value_heads": 8,
     "torch_dtype": "float16",
 }
+BERT = {
+    "hidden_size": 768,
+    "is_decoder": True,
+    "max_position_embeddings": 512,
+    "model_type": "bert",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+}
+# num_hidden_layers is the encoder's.
+WHISPER_DECODER = {
+    "d_model": 1280,
+    "decoder_attention_heads": 20,
+    "decoder_layers": 4,
+    "encoder_attention_heads": 16,
+    "encoder_layers": 32,
+    "is_encoder_decoder": False,
+    "max_target_positions": 448,
+    "model_type": "whisper",
+    "num_hidden_layers": 32,
+}
 DEEPSEEK_V3 = {
     "hidden_size": 7168,
     "kv_lora_rank": 512,
@@ -180,11 +200,22 @@ class TestHuggingFaceConfig:
             ({**DEEPSEEK_V3, "kv_lora_rank": "a"}, "kv_lora_rank='a'"),
             ({**LLAMA3_8B, "is_encoder_decoder": True}, "encoder-decoder"),
             ({**LLAMA3_8B, "torch_dtype": "int8"}, "int8"),
+            ({**BERT, "is_decoder": False}, "'bert' are encoders.*is_decoder=true"),
+            ({"model_type": "bert"}, "'bert' are encoders.*is_decoder=true"),
+            ({"model_type": "bart"}, "'bart' have an encoder.*is_encoder_decoder=false"),
         ],
     )
     def test_what_cannot_be_read_is_refused(self, config, message):
         with pytest.raises(SpecError, match=message):
             CacheSpec.from_hf_config(config)
+
+    def test_berts_that_are_decoders(self):
+        spec = CacheSpec.from_hf_config(BERT)
+        assert (spec.layers, spec.kv_heads, spec.head_dim, spec.max_tokens) == (12, 12, 64, 512)
+
+    def test_decoders_of_encoder_decoders_have_sizes_of_their_own(self):
+        spec = CacheSpec.from_hf_config(WHISPER_DECODER)
+        assert (spec.layers, spec.kv_heads, spec.head_dim, spec.max_tokens) == (4, 20, 64, 448)
 
     def test_unknown_overrides_are_refused(self):
         with pytest.raises(SpecError, match="max_slot"):

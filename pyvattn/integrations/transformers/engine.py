@@ -32,7 +32,7 @@ from pyvattn.integrations.transformers.readback import Readback
 from pyvattn.integrations.transformers.request import Request, check_count, prompt_for
 from pyvattn.integrations.transformers.sampling import Samplers
 from pyvattn.integrations.transformers.settings import config_of, stop_tokens_of
-from pyvattn.integrations.transformers.spec import check_fit, check_model
+from pyvattn.integrations.transformers.spec import check_fit, check_model, check_positions
 from pyvattn.integrations.transformers.switch import attend_through
 from pyvattn.logs import logger_of
 from pyvattn.nvtx import ranged
@@ -125,6 +125,7 @@ class Engine:
         check_flag("prefix_reuse", prefix_reuse)
         check_flag("compile", compile)
         check_fit(model, cache)
+        check_positions(model)
         if compile and cache.spec.states:
             raise UnsupportedError(
                 "compile=True: layers with states take them out of the cache while they run, which "

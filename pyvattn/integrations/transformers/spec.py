@@ -8,7 +8,7 @@ from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pyvattn.attention import guard_needed
 from pyvattn.cache import KVCache
@@ -24,7 +24,6 @@ from pyvattn.text import shown
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
 
 
 # Arguments of a KVCache that the model decides, or that callers have a parameter of their own for.
@@ -125,6 +124,21 @@ def check_fit(model: PreTrainedModel, cache: KVCache) -> None:
         # A cache that keeps more serves as well.
         if has[1] is not None and (needs[1] is None or has[1] < needs[1]):
             _check_equal(f"the window of layer {layer}", has[1], needs[1])
+
+
+def check_positions(model: PreTrainedModel) -> None:
+    """Raise :class:`~pyvattn.errors.UnsupportedError` for code that counts positions itself.
+
+    It counts one sequence from what the cache holds, and a packed batch has many. Models with
+    attention of their own are left to ``attend_through``, which refuses them for that.
+    """
+    own = next((one for one in model.modules() if isinstance(one, PreTrainedModel)), model)
+    takes = "position_ids" in signature(own.forward).parameters
+    if own._can_set_attn_implementation() and not takes:
+        raise UnsupportedError(
+            f"{type(own).__name__} takes no position_ids, so tokens of several requests cannot be "
+            "run together: use generate with VAttentionCache.for_model()"
+        )
 
 
 def positions_of(model: PreTrainedModel) -> int | None:
