@@ -127,17 +127,21 @@ class LayerTensors:
                 copy.copy_(arena[row, first:end], non_blocking=on_gpu)
         return tuple(copies)
 
-    def from_host(self, host: Sequence[Any], row: int, places: Sequence[tuple[int, int]]) -> None:
-        """Copy what :meth:`to_host` returned to a row, the same way.
+    def from_host(
+        self, host: Sequence[Any], row: int, places: Sequence[tuple[int, int, int]]
+    ) -> None:
+        """Copy some of what :meth:`to_host` returned to a row, the same way.
 
-        ``places`` has for each group the byte where its range began, and how many bytes of it
-        are left out.
+        ``places`` has for each group the byte where its range began in the row, and the bytes
+        ``[first, end)`` of it to copy; what lies past its end is not there.
         """
         arenas = iter(self._arenas())
-        for copies, (first, skip) in zip(host, places, strict=True):
+        for copies, (begin, first, end) in zip(host, places, strict=True):
+            stop = min(end, copies.shape[1])
             for copy, arena in zip(copies, islice(arenas, len(copies)), strict=True):
-                there = arena[row, first + skip : first + len(copy)]
-                there.copy_(copy[skip:], non_blocking=arena.is_cuda)
+                if first < stop:
+                    there = arena[row, begin + first : begin + stop]
+                    there.copy_(copy[first:stop], non_blocking=arena.is_cuda)
 
     def _arenas(self) -> list[Any]:
         if not self._bytes:

@@ -22,6 +22,11 @@ from pyvattn.whole_numbers import whole_number
 
 _T = TypeVar("_T")
 
+# A restore maps in so many pieces at most, each of so many bytes or more in an arena: launching
+# a copy takes the host as long as it takes the GPU to copy half a MiB.
+_MOST_PIECES = 8
+_LEAST_PIECE = 4 << 20
+
 
 class CopiesSlots(Opened):
     """What a cache does with a slot as a whole."""
@@ -30,9 +35,10 @@ class CopiesSlots(Opened):
     _dropped: DroppedSlots
     _tensors: LayerTensors
     _states: StateRows | None
+    _has_windows: bool
 
-    def admit(self, tokens: int) -> Slot:
-        """Acquire a slot and back its first tokens, both or neither."""
+    def acquire(self, tokens: int = 0) -> Slot:
+        """Return a slot for a new request."""
         raise NotImplementedError
 
     def release(self, slot: Slot, after: object = None) -> None:
@@ -41,6 +47,10 @@ class CopiesSlots(Opened):
 
     def _with_room(self, call: Callable[..., _T], *arguments: Any) -> _T:
         """Make a call again once keepers gave up what they hold, where it finds no room."""
+        raise NotImplementedError
+
+    def _pages_for(self, tokens: int) -> int:
+        """Return the pages that so many tokens take."""
         raise NotImplementedError
 
     @ranged("pyvattn.fork")
@@ -110,16 +120,25 @@ class CopiesSlots(Opened):
     def restore(self, offloaded: Offloaded) -> Slot:
         """Return a new slot with the tokens that :meth:`offload` copied, as often as you like.
 
-        Copies as :meth:`offload` does: launch what reads the tokens on the same stream. What was
-        left behind by windows is backed while this runs, and goes back then. Raises
-        what :meth:`pyvattn.KVCache.admit` raises, with nothing changed, and
-        :class:`~pyvattn.errors.TensorError` where the cache has another layout.
+        Copies as :meth:`offload` does: launch what reads the tokens on the same stream. Where
+        much has to be mapped first, that is done in up to eight pieces, and one is copied while the
+        next is mapped: one copy for each arena and piece. What was left behind by windows is
+        backed while this runs, and goes back then; with windows all is mapped in one piece.
+
+        Raises what :meth:`pyvattn.KVCache.admit` raises, and
+        :class:`~pyvattn.errors.TensorError` where the cache has another layout. Then no slot is
+        taken and ``offloaded`` is as it was; pages that were mapped by then stay, as those of a
+        :meth:`release` do.
         """
         check_type("offloaded", offloaded, Offloaded)
         check_fits(offloaded, self.geometries, self._states)
-        slot = self.admit(offloaded.length)
+        slot = self.acquire(offloaded.length)
         try:
-            self._refill(slot, offloaded, 0)
+            copied = 0
+            for end in self._ends_of_pieces(slot, offloaded.length):
+                self._with_room(self._native.extend, slot, end)
+                self._refill(slot, offloaded, copied, end)
+                copied = end
             if any(offloaded.fronts):
                 self._native.trim_fronts(slot, list(offloaded.fronts), self._fence(None))
         except BaseException:
@@ -127,19 +146,34 @@ class CopiesSlots(Opened):
             raise
         return slot
 
+    def _ends_of_pieces(self, slot: Slot, tokens: int) -> list[int]:
+        """Return up to which token a slot that gets ``tokens`` is mapped and copied at a time."""
+        pieces = 1
+        # A window would leave tokens behind that are yet to be copied.
+        if not self._has_windows:
+            lacking = self._pages_for(tokens) - dict(self._native.live_pages())[slot]
+            arenas = sum(geometry.arenas for geometry in self._geometries)
+            in_each = lacking * self._geometries[0].page_size // arenas
+            pieces = max(1, min(_MOST_PIECES, in_each // _LEAST_PIECE))
+        return [tokens * piece // pieces for piece in range(1, pieces + 1)]
+
     @ranged("pyvattn.copy_in")
-    def _refill(self, slot: Slot, offloaded: Offloaded, first: int) -> None:
-        """Copy the offloaded tokens from ``first`` on to a slot that has them backed."""
+    def _refill(self, slot: Slot, offloaded: Offloaded, first: int, end: int | None = None) -> None:
+        """Copy the offloaded tokens ``[first, end)``, by default to the last, to a slot.
+
+        It has them backed. States are copied with the last of the tokens.
+        """
+        last = offloaded.length if end is None else end
         # Another stream may have been in use when they were copied.
         if offloaded.fence is not None:
             offloaded.fence.wait()
         pairs = zip(self._geometries, offloaded.fronts, strict=True)
-        places = [
-            (each.place_of(front) * each.token_bytes, max(0, first - front) * each.token_bytes)
-            for each, front in pairs
-        ]
+        places = []
+        for each, front in pairs:
+            begin, stop = (max(0, token - front) * each.token_bytes for token in (first, last))
+            places.append((each.place_of(front) * each.token_bytes, begin, stop))
         if self._states is not None:
-            places.append((0, 0))
+            places.append((0, 0, self._state_bytes if last == offloaded.length else 0))
         self._tensors.from_host(offloaded.data, slot.index, places)
 
     @property

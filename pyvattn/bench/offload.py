@@ -100,14 +100,18 @@ class _Turns:
         self.first, kept = self._timed(lambda: self._cache.offload(self._slot))
         del kept
 
-    def counted(self) -> tuple[int, int]:
-        """Return the copies of one offload, and of one restore."""
+    def counted(self) -> tuple[int, int, int]:
+        """Return the copies of one offload, of one restore, and of one that maps first."""
         with _counting(self._torch) as out:
             kept = self._cache.offload(self._slot)
         self._cache.release(self._slot)
         with _counting(self._torch) as back:
             self._slot = self._cache.restore(kept)
-        return out.copies, back.copies
+        with self._open() as fresh:
+            with _counting(self._torch) as anew:
+                slot = fresh.restore(kept)
+            fresh.release(slot)
+        return out.copies, back.copies, anew.copies
 
     def take(self) -> None:
         """Let each of them copy once in both directions."""
@@ -181,7 +185,7 @@ def _counting(torch: Any) -> Any:
     return mode()
 
 
-def _report(options: Options, turns: _Turns, copies: tuple[int, int]) -> Iterator[Measure]:
+def _report(options: Options, turns: _Turns, copies: tuple[int, int, int]) -> Iterator[Measure]:
     request = f"{options.tokens:,} tokens"
     note = f"{turns.bytes / 2**30:.3g} GiB, {options.driver}, layout {turns.layout}"
     for way, seconds, count in (("out", turns.out, copies[0]), ("back", turns.back, copies[1])):
@@ -204,6 +208,9 @@ def _report(options: Options, turns: _Turns, copies: tuple[int, int]) -> Iterato
             ratios(seconds[_BLOCKS], seconds[_OURS]),
             "times",
         )
+    yield Measure(
+        f"{request} back: copies of {_UNMAPPED}", copies[2], "copies", at_most=_MOST_COPIES
+    )
     yield Measure.of(f"{request}: offload() returns after", summarise(turns.returned), "ms",
                      scale=1e3)  # fmt: skip
     yield Measure(

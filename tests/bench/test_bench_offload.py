@@ -43,6 +43,11 @@ class TestEachWay:
         assert measures("token", "cumem-emulated")[f"{way}: copies"].value == 1
 
 
+def test_a_restore_that_maps_first_is_counted_too(found):
+    # So few tokens are mapped in one piece.
+    assert found[" back: copies of rows, mapped anew"].value == 2 * LAYERS
+
+
 def test_blocks_come_back_to_where_they_were():
     there = torch.arange(4096).to(torch.uint8)
     here = torch.zeros_like(there)

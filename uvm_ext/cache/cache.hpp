@@ -43,6 +43,10 @@ class Cache {
   // acquire() and step() in one, whole or not at all: a slot whose first `tokens` tokens are
   // backed. Throws what they do.
   SlotRef admit(std::int64_t tokens);
+  // Backs the first `tokens` tokens of a live slot, as admit() does for a new one: beside a
+  // step() of another thread, and with nothing left behind by windows. Throws what step() does,
+  // but never BusyError.
+  void extend(const SlotRef& slot, std::int64_t tokens);
   // A new slot that begins with the first `tokens` tokens of a live one, backed: whole blocks
   // are shared, the rest is for the caller to copy, and what lies before a window is left out. A
   // ring is for the caller to copy.

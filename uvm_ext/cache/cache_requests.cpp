@@ -252,6 +252,16 @@ SlotRef Cache::admit(std::int64_t tokens) {
   return request.slot;
 }
 
+void Cache::extend(const SlotRef& slot, std::int64_t tokens) {
+  const SlotLength request = {slot, tokens};
+  check_usable();
+  const Lock lock(mutex_);
+  check_usable();
+  if (!check_step(&request, 1).empty()) make_resident(&request, 1);
+  finish_step(&request, 1);
+  nudge_mapper();
+}
+
 // The tokens are backed: lengths become what they are to be.
 void Cache::finish_step(const SlotLength* requests, std::size_t count) {
   if (store_lengths(requests, count) && eager_) ask_for_next(requests, count);

@@ -135,6 +135,13 @@ SlotRef GroupedCache::admit(std::int64_t tokens) {
   return slot;
 }
 
+void GroupedCache::extend(const SlotRef& slot, std::int64_t tokens) {
+  if (alone()) return leader().extend(slot, tokens);
+  const Lock lock(mutex_);
+  const SlotLength request = {slot, tokens};
+  step_all(&request, 1, {});
+}
+
 std::vector<Fork> GroupedCache::fork(const SlotRef& slot, std::int64_t tokens) {
   if (alone()) return {leader().fork(slot, tokens)};
   const Lock lock(mutex_);

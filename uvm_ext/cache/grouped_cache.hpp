@@ -43,6 +43,8 @@ class GroupedCache {
   // Each of these is the call of the same name in Cache.
   SlotRef acquire(std::int64_t tokens);
   SlotRef admit(std::int64_t tokens);
+  // For caches whose layers have no windows.
+  void extend(const SlotRef& slot, std::int64_t tokens);
   // One for each group. A state is that of the whole length, so with states a fork is made of all
   // tokens, or of none.
   std::vector<Fork> fork(const SlotRef& slot, std::int64_t tokens);
