@@ -133,7 +133,8 @@ def check_positions(model: PreTrainedModel) -> None:
     attention of their own are left to ``attend_through``, which refuses them for that.
     """
     own = next((one for one in model.modules() if isinstance(one, PreTrainedModel)), model)
-    takes = "position_ids" in signature(own.forward).parameters
+    # Of the class: a caller may have wrapped the model's own, as hooks do.
+    takes = "position_ids" in signature(type(own).forward).parameters
     if own._can_set_attn_implementation() and not takes:
         raise UnsupportedError(
             f"{type(own).__name__} takes no position_ids, so tokens of several requests cannot be "
