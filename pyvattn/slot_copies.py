@@ -128,7 +128,7 @@ class CopiesSlots(Opened):
         Raises what :meth:`pyvattn.KVCache.admit` raises, and
         :class:`~pyvattn.errors.TensorError` where the cache has another layout. Then no slot is
         taken and ``offloaded`` is as it was; pages that were mapped by then stay, as those of a
-        :meth:`release` do.
+        :meth:`pyvattn.KVCache.release` do.
         """
         check_type("offloaded", offloaded, Offloaded)
         check_fits(offloaded, self.geometries, self._states)
