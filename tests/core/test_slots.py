@@ -71,6 +71,23 @@ def test_the_longest_released_gives_first(open_bench):
     assert bench.check_books().pages_retained == 0
 
 
+def test_the_longest_tail_of_many_live_slots_gives_first(open_bench):
+    """What live slots inherited is looked at in more than a few of them."""
+    slots = 200
+    bench = open_bench(small_spec(max_slots=slots), pages=4 * (2 * (slots - 1) + 16))
+    cache = bench.cache
+    live = [cache.acquire() for _ in range(slots)]
+    cache.step({slot: 1024 if slot is live[-1] else 128 for slot in live})
+    for slot in live:
+        cache.release(slot)
+    # Every row has a request of one page, the longest row the last of them.
+    short = [cache.acquire(1) for _ in range(slots)]
+    cache.step(dict.fromkeys(short, 1))
+    cache.step({short[0]: 15 * 64})
+    taken_from = [slot for slot, pages in cache.live_pages().items() if pages == 4]
+    assert [slot.index for slot in taken_from] == [live[-1].index]
+
+
 def test_no_slot_is_left(open_bench):
     cache = open_bench().cache
     slots = [cache.acquire() for _ in range(4)]

@@ -97,7 +97,8 @@ std::vector<Cache::Tail> Cache::live_tails(Keep keep, std::uint32_t most) {
 // taken: what live slots inherited and will probably not use, then free slots. Only where
 // that is too little, all that live slots do not use now.
 std::vector<Cache::Tail> Cache::spare_tails(std::uint64_t blocks) {
-  constexpr std::uint32_t kFewSlots = 64;
+  // Of few slots the longest tail is short, and calls many; 256 take some microseconds.
+  constexpr std::uint32_t kFewSlots = 256;
   std::vector<Tail> tails = live_tails(Keep::expected, kFewSlots);
   const std::uint64_t inherited = blocks_of(tails);
   const std::uint64_t lacking = blocks - std::min(blocks, inherited);
