@@ -21,13 +21,16 @@ Rounds = list[tuple[list[Served], list[Served]]]
 
 @dataclass(frozen=True)
 class Plan:
-    """How many rounds there are, and until when, in seconds after ``began``, one may begin."""
+    """How many rounds there are, and until when, in seconds after ``began``, one may begin.
+
+    ``exact``: both engines run the same kernels, so their tokens must be equal.
+    """
 
     rounds: int
     seconds: float
     began: float
     vocabulary: int
-    same_kernel: bool
+    exact: bool
 
 
 class Pair:
@@ -61,8 +64,9 @@ class Pair:
 def equal(pair: Pair, title: str, rounds: Rounds) -> Iterator[Measure]:
     """Count the requests for which both gave the same tokens, those of the first round too.
 
-    All must where both run the same kernel. Another adds up in another order: where it parts,
-    the two likeliest tokens must be as good as equal, by what either engine says.
+    All must where both run the same kernels and compile none of them. Others add up in another
+    order: where they part, the two likeliest tokens must be as good as equal, by what either engine
+    says.
     """
     pairs = [
         (prompt, theirs, mine)
@@ -77,7 +81,7 @@ def equal(pair: Pair, title: str, rounds: Rounds) -> Iterator[Measure]:
         f"{title}: requests with stock's tokens",
         same / len(pairs),
         "of all",
-        at_least=1.0 if pair.plan.same_kernel else None,
+        at_least=1.0 if pair.plan.exact else None,
         note=f"{same} of {len(pairs)}; {cached} prompt tokens were in the prefix cache",
     )
     if parted:

@@ -105,6 +105,13 @@ def test_one_wrong_token_is_counted_and_misses_the_target(engines, monkeypatch):
     assert (equal.value, equal.ok) == (pytest.approx(9 / 12), False)
 
 
+@pytest.mark.parametrize(("eager", "ok"), [(True, False), (False, None)])
+def test_tokens_must_be_equal_where_neither_engine_compiles(engines, monkeypatch, eager, ok):
+    monkeypatch.setattr(engines, "wrong", True)
+    found = measured(replace(OPTIONS, workload=("short",), device="cuda", eager=eager))
+    assert only(found, ["requests with stock's tokens"]).ok is ok
+
+
 def test_where_tokens_part_both_are_asked_how_near_the_likeliest_are(engines, monkeypatch):
     monkeypatch.setattr(engines, "wrong", True)
     found = measured(replace(OPTIONS, workload=("short",), ours_backend="CUSTOM"))
