@@ -20,6 +20,7 @@ def stock_by_flex_attention(monkeypatch):
     """vLLM's CPU platform takes one backend: here its FlexAttention, without what needs a GPU."""
     backends = pytest.importorskip("vllm.v1.attention.backends.registry")
     from torch.nn.attention.flex_attention import flex_attention
+    from vllm.v1.attention import selector
     from vllm.v1.attention.backends import flex_attention as module
 
     def attend(*arguments, kernel_options, **options):
@@ -36,8 +37,11 @@ def stock_by_flex_attention(monkeypatch):
     monkeypatch.setattr(module.FlexAttentionImpl, "do_kv_cache_update", update)
     cpu = backends.AttentionBackendEnum.CPU_ATTN
     backends.register_backend(cpu, f"{module.__name__}.FlexAttentionBackend")
+    # vLLM asks each platform once in a process, and engines of other tests have asked.
+    selector._cached_get_attn_backend.cache_clear()
     yield
     cpu.clear_override()
+    selector._cached_get_attn_backend.cache_clear()
 
 
 def generate(model, *, masked, **options):
