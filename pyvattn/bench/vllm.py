@@ -25,7 +25,7 @@ from pyvattn.traces import Trace, read_trace, synthetic_trace
 
 WORKLOADS = ("short", "prefill", "decode", "trace")
 _SHORT_TOKENS = 3072
-MASK_KERNEL = "pyvattn.bench.vllm_mask:KERNEL"
+_MASK_KERNEL = "pyvattn.bench.vllm_mask:KERNEL"
 _SHARED_TOKENS = 1024
 # New tokens of requests whose prompts are in the prefix cache.
 _FOLLOWING = 64
@@ -117,7 +117,7 @@ def _masked(options: Options) -> Options:
         options,
         backend="FLEX_ATTENTION",
         ours_backend="CUSTOM",
-        ours_kernel=MASK_KERNEL,
+        ours_kernel=_MASK_KERNEL,
         eager=True,
     )
 
