@@ -20,6 +20,9 @@ torch.set_num_threads(1)
 KERNELS = ["auto", "sdpa", "reference"]
 LENGTHS = (1, 37, 64, 250)
 
+# As modules are imported, before any test registers kernels of its own.
+SHIPPED = {info.name for info in kernel_infos()}
+
 
 def make_spec(q_group=4, head_dim=64, dtype="float32", **options):
     options = {"layers": 2, "kv_heads": 2, "max_slots": 6, "max_tokens": 300, **options}
@@ -271,7 +274,7 @@ def test_no_kernel_declares_less_guard_than_was_measured():
     kept = Path(__file__).parents[2] / "docs" / "results" / "h200" / "overread.jsonl"
     measured = [json.loads(line) for line in kept.read_text().splitlines()]
     found = [one for one in measured if "unsupported" not in one]
-    assert {one["kernel"] for one in found} >= set(declared)
+    assert {one["kernel"] for one in found} >= SHIPPED
     for one in found:
         assert max(one["finite"], one["unmapped"]) <= declared[one["kernel"]], one
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from pyvattn import ConfigError
+from pyvattn.attention import registry
 from pyvattn.bench import vllm as bench
 from pyvattn.bench.report import Measure, Setup
 from pyvattn.bench.vllm_engine import Engine, EngineFailed, Served, _as_they_arrive
@@ -141,7 +142,9 @@ def test_late_binding_is_asked_of_ours_alone(engines):
     assert "additional_config" not in engines.made["stock"]
 
 
-def test_a_mask_is_given_to_both_each_by_its_own_flex_attention(engines):
+def test_a_mask_is_given_to_both_each_by_its_own_flex_attention(engines, monkeypatch):
+    # The kernel is registered below, and for this test alone.
+    monkeypatch.setattr(registry, "_KERNELS", dict(registry._KERNELS))
     found = measured(
         replace(OPTIONS, workload=("prefill",), flex_mask=True, device="cuda", rounds=1)
     )
