@@ -40,6 +40,7 @@ __all__ = [
     "SpecError",
     "TensorError",
     "TraceError",
+    "TransferError",
     "UnsupportedError",
 ]
 
@@ -180,6 +181,10 @@ class LedgerBusy(LedgerError):
 
 class TraceError(Error, ValueError):
     """A request trace that cannot be read."""
+
+
+class TransferError(Error, RuntimeError):
+    """A slot that another process did not send, refused, or was not there for any more."""
 
 
 class TensorError(Error, ValueError):

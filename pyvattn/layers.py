@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate, islice
 from typing import Any, Protocol
@@ -22,6 +22,8 @@ from pyvattn.whole_numbers import whole_number
 
 # Consumers know no common DLPack code for these: they travel as bytes.
 _AS_BYTES = ("float8_e4m3fn", "float8_e5m2")
+# Bytes that go from one GPU to another through torch's memory at a time.
+_STAGED = 64 << 20
 
 
 class Viewed(Protocol):
@@ -105,12 +107,20 @@ class LayerTensors:
         view = self._native.view(number, 0, (slots, row_bytes), (row_bytes, 1), "uint8")
         return (from_dlpack or _torch_from_dlpack("uint8"))(view)
 
+    def views(self, row: int, ranges: Sequence[tuple[int, int]]) -> tuple[tuple[Any, ...], ...]:
+        """Return bytes ``[first, end)`` of a row in every arena: a range for those of a group."""
+        arenas = iter(self._arenas())
+        return tuple(
+            tuple(arena[row, first:end] for arena in islice(arenas, group.arenas))
+            for group, (first, end) in zip(self._groups, ranges, strict=True)
+        )
+
     def copy(self, source: int, target: int, ranges: Sequence[tuple[int, int]]) -> None:
         """Copy bytes ``[first, end)`` of one row to another: a range for the arenas of a group."""
-        arenas = iter(self._arenas())
-        for group, (first, end) in zip(self._groups, ranges, strict=True):
-            for arena in islice(arenas, group.arenas):
-                arena[target, first:end] = arena[source, first:end]
+        pairs = zip(self.views(target, ranges), self.views(source, ranges), strict=True)
+        for there, here in pairs:
+            for target_bytes, source_bytes in zip(there, here, strict=True):
+                target_bytes.copy_(source_bytes)
 
     def to_host(self, row: int, ranges: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
         """Return bytes ``[first, end)`` of a row on their way to the host: a range for each group.
@@ -118,30 +128,34 @@ class LayerTensors:
         ``[arenas, bytes]`` of every group. One copy for each arena, on a GPU into pinned memory
         and on torch's stream. Raises :class:`~pyvattn.errors.OutOfMemory` where there is none.
         """
-        arenas = iter(self._arenas())
         on_gpu = self._arenas()[0].is_cuda
         copies = []
-        for group, (first, end) in zip(self._groups, ranges, strict=True):
-            copies.append(_host_bytes(group.arenas, end - first, pinned=on_gpu))
-            for copy, arena in zip(copies[-1], islice(arenas, group.arenas), strict=True):
-                copy.copy_(arena[row, first:end], non_blocking=on_gpu)
+        for views, (first, end) in zip(self.views(row, ranges), ranges, strict=True):
+            copies.append(_host_bytes(len(views), end - first, pinned=on_gpu))
+            for copy, view in zip(copies[-1], views, strict=True):
+                copy.copy_(view, non_blocking=on_gpu)
         return tuple(copies)
 
-    def from_host(
-        self, host: Sequence[Any], row: int, places: Sequence[tuple[int, int, int]]
+    def fill(
+        self,
+        data: Sequence[Iterable[Any]],
+        row: int,
+        places: Sequence[tuple[int, int, int]],
+        peers: Collection[str],
     ) -> None:
-        """Copy some of what :meth:`to_host` returned to a row, the same way.
+        """Copy some of what :meth:`to_host` or another cache's :meth:`views` returned to a row.
 
         ``places`` has for each group the byte where its range began in the row, and the bytes
-        ``[first, end)`` of it to copy; what lies past its end is not there.
+        ``[first, end)`` of it to copy; what lies past its end is not there. Of the GPUs, this one
+        and ``peers`` can write to the row.
         """
         arenas = iter(self._arenas())
-        for copies, (begin, first, end) in zip(host, places, strict=True):
-            stop = min(end, copies.shape[1])
-            for copy, arena in zip(copies, islice(arenas, len(copies)), strict=True):
+        for sources, group, (begin, first, end) in zip(data, self._groups, places, strict=True):
+            for source, arena in zip(sources, islice(arenas, group.arenas), strict=True):
+                stop = min(end, len(source))
                 if first < stop:
                     there = arena[row, begin + first : begin + stop]
-                    there.copy_(copy[first:stop], non_blocking=arena.is_cuda)
+                    _copy_bytes(there, source[first:stop], peers)
 
     def _arenas(self) -> list[Any]:
         if not self._bytes:
@@ -210,6 +224,16 @@ def _number(what: str, index: object, layers: int) -> int:
     if not -layers <= number < layers:
         raise LayerError(f"{what} {shown(number)} is outside 0..{layers - 1}")
     return number % layers
+
+
+def _copy_bytes(there: Any, source: Any, peers: Collection[str]) -> None:
+    if not source.is_cuda or source.device == there.device or str(source.device) in peers:
+        there.copy_(source, non_blocking=there.is_cuda)
+        return
+    # A GPU without access to what is mapped here: by way of memory of torch's, which it can reach.
+    for first in range(0, len(source), _STAGED):
+        piece = slice(first, first + _STAGED)
+        there[piece].copy_(source[piece].to(there.device), non_blocking=True)
 
 
 def _of_tokens(view: TensorView, tokens: int) -> TensorView:

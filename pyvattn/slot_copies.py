@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copies of a slot's tokens: in another slot of the cache, in host memory, and back."""
+"""Copies of a slot's tokens: in another slot, in host memory, in another cache, and back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyvattn.layers import LayerTensors
 from pyvattn.nvtx import ranged
 from pyvattn.opened import Opened
 from pyvattn.state_rows import StateRows
-from pyvattn.swap import Offloaded, byte_ranges, check_fits
+from pyvattn.swap import Offloaded, SlotHeader, SlotViews, byte_ranges, check_fits
 from pyvattn.text import shown
 from pyvattn.whole_numbers import whole_number
 
@@ -99,8 +99,50 @@ class CopiesSlots(Opened):
         :class:`~pyvattn.errors.MissingDependency` without torch, and
         :class:`~pyvattn.errors.UnsupportedError` with ``accounting``.
         """
-        if self.driver == "host-accounting":
-            raise UnsupportedError("accounting=True has no memory to copy: open the cache without")
+        header, ranges = self._bytes_of(slot, tokens)
+        data = self._tensors.to_host(slot.index, ranges)
+        sizes, states = header.token_bytes, self._state_bytes
+        return Offloaded(header.length, header.fronts, sizes, data, self._fence(None), states)
+
+    def dense_views(self, slot: Slot, tokens: int | None = None) -> SlotViews:
+        """Return the first ``tokens`` tokens of a slot where they lie, by default all.
+
+        One dense tensor of bytes for each arena, whatever pages lie under it: what NCCL or another
+        library of transfers sends in one piece. :meth:`restore` of another cache with the same
+        spec and layout takes them, :meth:`admit_views` is for one in another process, and
+        :mod:`pyvattn.transfers` sends and receives them with torch.distributed.
+
+        They share memory with the cache and are good until the slot's release; what is sent from
+        them on another stream than torch's needs that stream as its ``after``. Raises what
+        :meth:`offload` raises.
+        """
+        header, ranges = self._bytes_of(slot, tokens)
+        return SlotViews(header, self._tensors.views(slot.index, ranges))
+
+    def admit_views(self, header: SlotHeader) -> tuple[Slot, SlotViews]:
+        """Return a slot for tokens of another cache, all backed, and where their bytes go.
+
+        ``header`` is that of :meth:`dense_views` there. Write all of the views, then use the slot;
+        where that fails, release it. Raises what :meth:`restore` raises, with no slot taken.
+        """
+        check_type("header", header, SlotHeader)
+        self._check_has_memory()
+        check_fits(header, self.geometries, self._states)
+        slot = self.acquire(header.length)
+        try:
+            self._with_room(self._native.extend, slot, header.length)
+            self._leave_behind(slot, header)
+            ranges = byte_ranges(self._geometries, header.fronts, header.length)
+            if self._states is not None:
+                ranges.append((0, header.state_bytes if header.length else 0))
+            return slot, SlotViews(header, self._tensors.views(slot.index, ranges))
+        except BaseException:
+            self.release(slot)
+            raise
+
+    def _bytes_of(self, slot: Slot, tokens: int | None) -> tuple[SlotHeader, list[tuple[int, int]]]:
+        """Return what a slot's first tokens take, and where they lie in each group's arenas."""
+        self._check_has_memory()
         length = self._native.length(slot)
         held = zip(self._geometries, self._native.fronts(slot), strict=True)
         fronts = tuple(_first_held(geometry, front, length) for geometry, front in held)
@@ -112,13 +154,21 @@ class CopiesSlots(Opened):
         ranges = byte_ranges(self._geometries, fronts, count)
         if self._states is not None:
             ranges.append((0, self._states_to_copy(slot, count, length)))
-        data = self._tensors.to_host(slot.index, ranges)
         sizes = tuple(geometry.token_bytes for geometry in self._geometries)
-        return Offloaded(count, fronts, sizes, data, self._fence(None), self._state_bytes)
+        arenas = tuple(geometry.arenas for geometry in self._geometries)
+        return SlotHeader(count, fronts, sizes, arenas, self._state_bytes), ranges
+
+    def _check_has_memory(self) -> None:
+        if self.driver == "host-accounting":
+            raise UnsupportedError("accounting=True has no memory to copy: open the cache without")
 
     @ranged("pyvattn.restore")
-    def restore(self, offloaded: Offloaded) -> Slot:
+    def restore(self, source: Offloaded | SlotViews) -> Slot:
         """Return a new slot with the tokens that :meth:`offload` copied, as often as you like.
+
+        Or with those of another cache of the process, whose :meth:`dense_views` they are: a
+        request moves to another GPU so. From a GPU that may not write here (:attr:`peers`), the
+        bytes go by way of memory of torch's on this one.
 
         Copies as :meth:`offload` does: launch what reads the tokens on the same stream. Where
         much has to be mapped first, that is done in up to eight pieces, and one is copied while the
@@ -127,24 +177,30 @@ class CopiesSlots(Opened):
 
         Raises what :meth:`pyvattn.KVCache.admit` raises, and
         :class:`~pyvattn.errors.TensorError` where the cache has another layout. Then no slot is
-        taken and ``offloaded`` is as it was; pages that were mapped by then stay, as those of a
+        taken and ``source`` is as it was; pages that were mapped by then stay, as those of a
         :meth:`pyvattn.KVCache.release` do.
         """
-        check_type("offloaded", offloaded, Offloaded)
-        check_fits(offloaded, self.geometries, self._states)
-        slot = self.acquire(offloaded.length)
+        check_type("source", source, Offloaded, SlotViews)
+        self._check_has_memory()
+        header = source.header
+        check_fits(header, self.geometries, self._states)
+        slot = self.acquire(header.length)
         try:
             copied = 0
-            for end in self._ends_of_pieces(slot, offloaded.length):
+            for end in self._ends_of_pieces(slot, header.length):
                 self._with_room(self._native.extend, slot, end)
-                self._refill(slot, offloaded, copied, end)
+                self._refill(slot, source, copied, end)
                 copied = end
-            if any(offloaded.fronts):
-                self._native.trim_fronts(slot, list(offloaded.fronts), self._fence(None))
+            self._leave_behind(slot, header)
         except BaseException:
             self.release(slot)
             raise
         return slot
+
+    def _leave_behind(self, slot: Slot, header: SlotHeader) -> None:
+        """Give back what windows had left behind where the tokens come from."""
+        if any(header.fronts):
+            self._native.trim_fronts(slot, list(header.fronts), self._fence(None))
 
     def _ends_of_pieces(self, slot: Slot, tokens: int) -> list[int]:
         """Return up to which token a slot that gets ``tokens`` is mapped and copied at a time."""
@@ -158,23 +214,26 @@ class CopiesSlots(Opened):
         return [tokens * piece // pieces for piece in range(1, pieces + 1)]
 
     @ranged("pyvattn.copy_in")
-    def _refill(self, slot: Slot, offloaded: Offloaded, first: int, end: int | None = None) -> None:
-        """Copy the offloaded tokens ``[first, end)``, by default to the last, to a slot.
+    def _refill(
+        self, slot: Slot, source: Offloaded | SlotViews, first: int, end: int | None = None
+    ) -> None:
+        """Copy the tokens ``[first, end)`` of it, by default to the last, to a slot.
 
         It has them backed. States are copied with the last of the tokens.
         """
-        last = offloaded.length if end is None else end
+        header = source.header
+        last = header.length if end is None else end
         # Another stream may have been in use when they were copied.
-        if offloaded.fence is not None:
-            offloaded.fence.wait()
-        pairs = zip(self._geometries, offloaded.fronts, strict=True)
+        if isinstance(source, Offloaded) and source.fence is not None:
+            source.fence.wait()
+        pairs = zip(self._geometries, header.fronts, strict=True)
         places = []
         for each, front in pairs:
             begin, stop = (max(0, token - front) * each.token_bytes for token in (first, last))
             places.append((each.place_of(front) * each.token_bytes, begin, stop))
         if self._states is not None:
-            places.append((0, 0, self._state_bytes if last == offloaded.length else 0))
-        self._tensors.from_host(offloaded.data, slot.index, places)
+            places.append((0, 0, self._state_bytes if last == header.length else 0))
+        self._tensors.fill(source.data, slot.index, places, self.peers)
 
     @property
     def _state_bytes(self) -> int:

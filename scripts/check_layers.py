@@ -65,8 +65,8 @@ PYTHON = (  # pyvattn/ and cli/
     ("layers", "native_groups", "opened", "swap"),
     ("slot_copies",),
     ("cache", "rows"),
-    # prompts that begin alike
-    ("prefix",),
+    # prompts that begin alike; slots that go to other processes
+    ("prefix", "transfers"),
     # what runs over a cache
     ("attention", "probe", "replay"),
     # measuring this machine; other people's engines

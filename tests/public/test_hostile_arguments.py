@@ -34,6 +34,9 @@ NOT_TRIED = {
     "attention.append": "tests/attention/test_bad_calls.py has what can be checked",
     # It opens a port and starts a thread.
     "metrics.serve_metrics": "tests/ledger/test_metrics.py tries what it refuses",
+    # They want a second process.
+    "transfers.send": "tests/core/test_transfers.py tries what it refuses",
+    "transfers.receive": "tests/core/test_transfers.py tries what it refuses",
     # A good call serves a model for minutes.
     "demo.run": "test_the_demo_names_what_it_cannot_take, below",
 }
