@@ -21,6 +21,7 @@ import tarfile
 import venv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 MINORS = range(10, 15)
 GLIBC = "2.28"
@@ -183,8 +184,10 @@ def unpack(sdist: Path) -> Path:
     """Lay out the sdist: what the wheels are built from, so that it is known to be whole."""
     folder = ROOM / "source"
     shutil.rmtree(folder, ignore_errors=True)
+    # Debian 12's Python is older than the filter, which is the default from 3.14 on.
+    safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extractall(folder, **safe)
     (source,) = folder.iterdir()
     return source
 

@@ -5,17 +5,18 @@
 #   scripts/measure_gpu.sh STEP... [FOLDER]
 #
 # STEP is tests, drivers, attention, overlap, offload, transformers, profile, baselines or all, or
-# of vllm's: vllm-prompts, vllm-prompts-fp8, vllm-mask, vllm-short, vllm-decode, vllm-trace,
-# vllm-rates. FOLDER is where the JSON goes, docs/results/ and the GPU's name by default. pyvattn
-# must be installed for PYTHON (python3), with torch; kernels that cannot be imported are left out.
-# vllm-trace and vllm-rates want the file of arXiv lengths in TRACE, or make requests up.
+# transfer, which wants two GPUs, or of vllm's: vllm-prompts, vllm-prompts-fp8, vllm-mask,
+# vllm-short, vllm-decode, vllm-trace, vllm-rates. FOLDER is where the JSON goes, docs/results/ and
+# the GPU's name by default. pyvattn must be installed for PYTHON (python3), with torch; kernels
+# that cannot be imported are left out. vllm-trace and vllm-rates want the file of arXiv lengths in
+# TRACE, or make requests up.
 # Every part runs, whatever came before, each in a process of its own; the summary says
 # what failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 
-usage() { sed -n '3,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '3,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 steps=()
 folder=
 for argument in "$@"; do
@@ -23,7 +24,10 @@ for argument in "$@"; do
     tests | drivers | attention | overlap | offload | transformers | profile | baselines | all)
       steps+=("$argument")
       ;;
-    vllm-prompts | vllm-prompts-fp8 | vllm-mask | vllm-short | vllm-decode | vllm-trace | vllm-rates)
+    transfer | vllm-prompts | vllm-prompts-fp8 | vllm-mask | vllm-short | vllm-decode)
+      steps+=("$argument")
+      ;;
+    vllm-trace | vllm-rates)
       steps+=("$argument")
       ;;
     -*) usage ;;
@@ -94,6 +98,12 @@ offload() {
   bench offload-layer 90 offload --driver cumem --layout layer
   bench offload-token 90 offload --driver cumem
   bench offload-64k 90 offload --driver stock-uvm --page-size 64K --layout layer
+}
+# A request from one GPU's cache to another's, straight and by way of torch's memory.
+transfer() {
+  bench transfer-layer 90 transfer --driver cumem --layout layer
+  bench transfer-layer-peers 90 transfer --driver cumem --layout layer --peer-access
+  bench transfer-token 90 transfer --driver cumem
 }
 # serve NAME SECONDS OPTIONS...: no round is begun that would end later, so at least two run.
 serve() {

@@ -152,6 +152,23 @@ def offload(ctx: click.Context, /, out: str | None, as_json: bool, **options: An
 
 
 @click.command()
+@_option("--tokens", type=click.IntRange(min=16), help="Tokens of the request.")
+@_option("--layers", type=click.IntRange(min=1), help="Layers of the model.")
+@_option("--rounds", type=click.IntRange(min=3), help="Rounds of each copy.")
+@_option("--layout", help="Layout: layer, token or auto.")
+@_option("--to-device", type=int, help="Ordinal of the CUDA device that it goes to.")
+@_option("--peer-access", is_flag=True, help="Let the first GPU write into the other's cache.")
+@_driver_options()
+def transfer(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
+    """Time a request's way from one cache to another, as rows and as blocks of 16 tokens.
+
+    With a GPU's driver it needs two GPUs with three times the request's memory on each; --driver
+    host runs anywhere. The exit code is 1 if a target is missed.
+    """
+    run_bench(ctx, "transfer", options, out, as_json)
+
+
+@click.command()
 @_option("--model", help="Model: llama-3-8b or tiny.")
 @_option("--layers", type=click.IntRange(min=0), help="Layers of the model [all].")
 @_option("--requests", type=click.IntRange(min=1), help="Number of requests.")

@@ -18,6 +18,7 @@ from typing import Any
 from pyvattn import _native
 from pyvattn.arguments import Settings, check_type
 from pyvattn.bench.block_copies import BlockCopies
+from pyvattn.bench.copies import counting
 from pyvattn.bench.report import Measure
 from pyvattn.bench.timing import ratios, summarise
 from pyvattn.cache import KVCache
@@ -102,13 +103,13 @@ class _Turns:
 
     def counted(self) -> tuple[int, int, int]:
         """Return the copies of one offload, of one restore, and of one that maps first."""
-        with _counting(self._torch) as out:
+        with counting(self._torch) as out:
             kept = self._cache.offload(self._slot)
         self._cache.release(self._slot)
-        with _counting(self._torch) as back:
+        with counting(self._torch) as back:
             self._slot = self._cache.restore(kept)
         with self._open() as fresh:
-            with _counting(self._torch) as anew:
+            with counting(self._torch) as anew:
                 slot = fresh.restore(kept)
             fresh.release(slot)
         return out.copies, back.copies, anew.copies
@@ -118,12 +119,12 @@ class _Turns:
         there, here = self._there, self._here
         self._note(self.out, _ONE, lambda: here.copy_(there, non_blocking=True))
         kept = self._note(self.out, _OURS, self._offload)
-        self._note(self.out, _BLOCKS, self._blocks.to_host)
+        self._note(self.out, _BLOCKS, self._blocks.there)
         self._note(self.back, _ONE, lambda: there.copy_(here, non_blocking=True))
         self._cache.release(self._slot)
         self._cache.drain()
         self._slot = self._note(self.back, _OURS, lambda: self._cache.restore(kept))
-        self._note(self.back, _BLOCKS, self._blocks.to_device)
+        self._note(self.back, _BLOCKS, self._blocks.back)
         # Rows whose memory has gone to others: here no page of theirs was ever mapped.
         with self._open() as fresh:
             slot = self._note(self.back, _UNMAPPED, lambda: fresh.restore(kept))
@@ -166,23 +167,6 @@ class _Turns:
     def _wait(self) -> None:
         if not self.on_host:
             self._torch.cuda.synchronize()
-
-
-def _counting(torch: Any) -> Any:
-    """Return a context whose ``copies`` are the copies of torch inside it."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Counting(TorchDispatchMode):
-        copies = 0
-
-        def __torch_dispatch__(
-            self, function: Any, types: Any, arguments: Any = (), named: Any = None
-        ) -> Any:
-            self.copies += function is torch.ops.aten.copy_.default
-            return function(*arguments, **(named or {}))
-
-    mode: Any = Counting  # whose __init__ has no types
-    return mode()
 
 
 def _report(options: Options, turns: _Turns, copies: tuple[int, int, int]) -> Iterator[Measure]:

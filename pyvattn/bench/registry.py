@@ -25,6 +25,9 @@ BENCHES = {
     "offload": Bench(
         "pyvattn.bench.offload", "Time a request to host memory and back, against one copy."
     ),
+    "transfer": Bench(
+        "pyvattn.bench.transfer", "Time a request from GPU to GPU, against one copy and blocks."
+    ),
     "transformers": Bench(
         "pyvattn.bench.transformers", "Serve requests, against transformers' own batching."
     ),

@@ -37,9 +37,11 @@ needs_no_gpu = pytest.mark.skipif(cuda_is_here(), reason="this machine has a GPU
 
 
 @needs_no_gpu
-@pytest.mark.parametrize("bench", ["api", "bandwidth", "attention", "overlap", "offload"])
+@pytest.mark.parametrize(
+    "bench", ["api", "bandwidth", "attention", "overlap", "offload", "transfer"]
+)
 def test_benches_of_a_gpu_say_that_there_is_none(bench, tmp_path, monkeypatch, capsys):
-    if bench in ("attention", "overlap", "offload"):
+    if bench in ("attention", "overlap", "offload", "transfer"):
         pytest.importorskip("torch")
     monkeypatch.setattr(sys, "argv", ["pyvattn", "bench", bench, "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as stop:

@@ -53,14 +53,14 @@ def test_blocks_come_back_to_where_they_were():
     here = torch.zeros_like(there)
     written = there.clone()
     copies = block_copies.BlockCopies(there, here, 64)
-    copies.to_host()
+    copies.there()
     assert not torch.equal(here, written), "blocks lie in another order on the host"
     # A block is of one piece, and each came.
     assert sorted(map(tuple, here.view(-1, 64).tolist())) == sorted(
         map(tuple, written.view(-1, 64).tolist())
     )
     there.zero_()
-    copies.to_device()
+    copies.back()
     assert torch.equal(there, written)
 
 
@@ -69,7 +69,7 @@ def test_a_copy_that_fails_is_an_error(monkeypatch):
     monkeypatch.setattr(block_copies, "_copy", lambda *_: next(codes))
     two = torch.zeros(2, dtype=torch.uint8)
     with pytest.raises(DriverError, match="700"):
-        block_copies.BlockCopies(two, two.clone(), 1).to_host()
+        block_copies.BlockCopies(two, two.clone(), 1).there()
 
 
 def test_half_a_block_is_refused():
