@@ -36,8 +36,9 @@ class PoolStats:
     of the driver; ``blocks_free`` of them have no holder. ``blocks_available`` are free or can
     still be allocated under ``memory_limit``. ``map_calls`` and ``unmap_calls`` are one for each
     run of blocks and arena, ``map_batches`` one for each time that the driver was asked to map;
-    ``driver_failures`` are calls that failed and changed nothing. ``bookkeeping_bytes`` is host
-    memory of the tables.
+    ``driver_failures`` are calls that failed and changed nothing. ``map_seconds`` and
+    ``unmap_seconds`` passed in the driver, ``fence_seconds`` until kernels were done with what was
+    to be unmapped. ``bookkeeping_bytes`` is host memory of the tables.
     """
 
     blocks_allocated: int
@@ -50,6 +51,9 @@ class PoolStats:
     map_batches: int
     unmap_calls: int
     driver_failures: int
+    map_seconds: float
+    unmap_seconds: float
+    fence_seconds: float
     bookkeeping_bytes: int
 
 

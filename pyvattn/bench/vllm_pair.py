@@ -140,8 +140,9 @@ def waited(title: str, rounds: Rounds, part: int) -> Measure:
     last = rounds[-1][1][part].stats
     note = (
         f"last round: {last['map_calls']:.0f} maps and {last['unmap_calls']:.0f} unmaps in "
-        f"{last['map_seconds']:.3f} s, {last['blocks_placed']:.0f} blocks placed, "
-        f"{last.get('pages_copied', 0):.0f} copied"
+        f"{last['map_seconds']:.3f} s, {last['driver_seconds']:.3f} of them in the driver and "
+        f"{last['fence_seconds']:.3f} until kernels were done, "
+        f"{last['blocks_placed']:.0f} blocks placed, {last.get('pages_copied', 0):.0f} copied"
     )
     share = figure(f"ours, {title}: steps waited for map calls", shares, "of the run")
     return replace(share, at_most=0.01, note=note)

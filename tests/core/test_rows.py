@@ -128,6 +128,19 @@ def test_3_nothing_is_unmapped_before_its_fence_has_passed(open_engine):
     gpu.release_kernel(kernel)
     flushing.join()
     assert gpu.violations() == []
+    assert engine.pool.stats().fence_seconds > 0
+
+
+def test_mapping_and_unmapping_are_timed_apart(open_engine):
+    engine = open_engine()
+    row = engine.rows.open(engine.pool.allocate(2))
+    assert engine.pool.stats().map_seconds == 0
+    engine.rows.flush()
+    assert engine.pool.stats().map_seconds > 0
+    assert engine.pool.stats().unmap_seconds == 0
+    engine.rows.trim(row, tail=1)
+    engine.rows.flush()
+    assert engine.pool.stats().unmap_seconds > 0
 
 
 def test_4_a_block_is_free_when_the_last_lets_go(open_engine):

@@ -28,7 +28,16 @@ OPTIONS = bench.Options(
     kv_gib=0.01,
 )
 STATS = dict.fromkeys(
-    ("map_calls", "unmap_calls", "map_seconds", "blocks_placed", "pages_copied"), 1.0
+    (
+        "map_calls",
+        "unmap_calls",
+        "map_seconds",
+        "driver_seconds",
+        "fence_seconds",
+        "blocks_placed",
+        "pages_copied",
+    ),
+    1.0,
 )
 
 

@@ -155,6 +155,7 @@ void bind_pool(py::module_& module) {
   py::class_<StoreStats> stats(module, "BlockPoolStats", "See pyvattn.rows.PoolStats.");
 #define PYVATTN_BIND(name) stats.def_readonly(#name, &StoreStats::name);
   PYVATTN_STORE_STATS(PYVATTN_BIND)
+  PYVATTN_STORE_SECONDS(PYVATTN_BIND)
 #undef PYVATTN_BIND
   py::class_<BlockStore, BlockStorePtr>(module, "BlockPool", "The core of pyvattn.BlockPool.")
       .def(py::init<const DriverPtr&, std::uint32_t, BudgetPtr, std::size_t>(), py::kw_only(),

@@ -215,6 +215,9 @@ StoreStats BlockStore::stats() {
   s.map_calls = count(Operation::map).calls;
   s.map_batches = count(Operation::map).batches;
   s.unmap_calls = count(Operation::unmap).calls;
+  s.map_seconds = count(Operation::map).seconds;
+  s.unmap_seconds = count(Operation::unmap).seconds;
+  s.fence_seconds = fence_seconds_;
   for (const OperationCount& each : counts) s.driver_failures += each.failures;
   s.bookkeeping_bytes = pool_->bookkeeping_bytes() + held_.capacity() * sizeof(std::uint32_t);
   return s;

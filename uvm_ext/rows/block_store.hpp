@@ -17,7 +17,7 @@ namespace pyvattn {
 
 class RowMap;
 
-// The one list, of which the struct and its binding are made.
+// The two lists of which the struct and its binding are made.
 #define PYVATTN_STORE_STATS(F) \
   F(blocks_allocated)          \
   F(blocks_free)               \
@@ -30,10 +30,17 @@ class RowMap;
   F(unmap_calls)               \
   F(driver_failures)           \
   F(bookkeeping_bytes)
+#define PYVATTN_STORE_SECONDS(F) \
+  F(map_seconds)                 \
+  F(unmap_seconds)               \
+  F(fence_seconds)
 
 struct StoreStats {
 #define PYVATTN_FIELD(name) std::uint64_t name = 0;
   PYVATTN_STORE_STATS(PYVATTN_FIELD)
+#undef PYVATTN_FIELD
+#define PYVATTN_FIELD(name) double name = 0;
+  PYVATTN_STORE_SECONDS(PYVATTN_FIELD)
 #undef PYVATTN_FIELD
 };
 
@@ -99,6 +106,8 @@ class BlockStore {
   // How often the caller holds each block, apart from rows.
   std::vector<std::uint32_t> held_ GUARDED_BY(mutex_);
   std::vector<RowMap*> maps_ GUARDED_BY(mutex_);
+  // What batches waited for kernels before they took mappings away.
+  double fence_seconds_ GUARDED_BY(mutex_) = 0;
 };
 using BlockStorePtr = std::shared_ptr<BlockStore>;
 

@@ -5,6 +5,8 @@
 #include <exception>
 #include <utility>
 
+#include "base/stopwatch.hpp"
+
 namespace pyvattn {
 namespace {
 
@@ -155,7 +157,10 @@ void RowBatch::seal() {
 // --- the driver calls ---
 
 void RowBatch::execute() {
-  for (const FencePtr& fence : fences_) fence->wait();
+  {
+    const Stopwatch watch(fence_seconds_);
+    for (const FencePtr& fence : fences_) fence->wait();
+  }
   if (!unmap_batch_.empty()) driver_.unmap(unmap_batch_);
   unmapped_ = true;
   if (!map_batch_.empty()) driver_.map(map_batch_);

@@ -66,6 +66,8 @@ class RowBatch {
   // Blocks whose rows lent them.
   std::uint64_t blocks_lent() const;
   bool empty() const { return cuts_.empty() && puts_.empty(); }
+  // What execute() waited for fences.
+  double fence_seconds() const { return fence_seconds_; }
 
  private:
   struct Put {
@@ -104,6 +106,7 @@ class RowBatch {
   std::vector<MapEntry> map_batch_;
   std::vector<FencePtr> fences_;
   std::uint64_t filled_ = 0;
+  double fence_seconds_ = 0;
   bool unmapped_ = false;
   bool ended_ = false;
 };

@@ -93,6 +93,7 @@ void RowMap::run(RowBatch& batch) {
   } catch (...) {
     failure = std::current_exception();
   }
+  store_->fence_seconds_ += batch.fence_seconds();
   if (failure) {
     batch.roll_back();
     follow_loss(batch);

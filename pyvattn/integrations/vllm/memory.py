@@ -13,7 +13,7 @@ from pyvattn.budget import Budget
 from pyvattn.errors import SpecError, UnsupportedError
 from pyvattn.integrations.vllm.flusher import Flusher
 from pyvattn.integrations.vllm.layout import Paging
-from pyvattn.rows import BlockPool, RowMap
+from pyvattn.rows import BlockPool, PoolStats, RowMap
 from pyvattn.spec import CacheSpec
 
 __all__ = ["NULL_BLOCK", "RowMemory", "Sizes"]
@@ -130,24 +130,29 @@ class RowMemory:
         return self.rows.arena(index).view(-1)
 
     def stats(self) -> dict[str, int | float]:
-        """Count what was mapped, and what it took: seconds in all, and those that steps waited."""
-        pool = self.pool.stats()
+        """Count what was mapped, and what it took: seconds in all, and those that steps waited.
+
+        Of those in all, ``driver_seconds`` passed in driver calls, and ``fence_seconds`` until
+        kernels were done with what was to be unmapped.
+        """
+        pool, start = self.pool.stats(), self._at_start
         return {
             "requests": self.requests,
             "blocks_placed": self.blocks_placed,
-            "map_calls": pool.map_calls - self._calls_at_start[0],
-            "unmap_calls": pool.unmap_calls - self._calls_at_start[1],
+            "map_calls": pool.map_calls - start.map_calls,
+            "unmap_calls": pool.unmap_calls - start.unmap_calls,
             "driver_failures": pool.driver_failures,
             "retries": self._flusher.retries,
             "map_seconds": self._flusher.flush_seconds,
+            "driver_seconds": _driver_seconds(pool) - _driver_seconds(start),
+            "fence_seconds": pool.fence_seconds - start.fence_seconds,
             "waited_seconds": self._flusher.waited_seconds,
             "open_rows": len(self.rows.open_rows()) - self._rows_of_none,
         }
 
     def reset_stats(self) -> None:
         """Count from here on."""
-        pool = self.pool.stats()
-        self._calls_at_start = (pool.map_calls, pool.unmap_calls)
+        self._at_start = self.pool.stats()
         self.requests = self.blocks_placed = 0
         self._flusher.flush_seconds = self._flusher.waited_seconds = 0.0
 
@@ -201,6 +206,10 @@ class RowMemory:
         self.rows.flush()
         self.rows.extend(row, [null] * (self.positions - 1))
         self.rows.flush()
+
+
+def _driver_seconds(pool: PoolStats) -> float:
+    return pool.map_seconds + pool.unmap_seconds
 
 
 def _spec(sizes: Sizes, rows: int, positions: int) -> CacheSpec:
