@@ -158,7 +158,7 @@ static void *work(void *argument)
 	uint64_t seed;
 
 	for (seed = worker->number; !*worker->stop; seed += 10, worker->rounds++)
-		vattn_round_trip(worker->gpu, worker->base, PAGE_64K, 40, seed);
+		vattn_round_trip(worker->gpu, worker->base, PAGE_64K, 8, seed);
 	return NULL;
 }
 
