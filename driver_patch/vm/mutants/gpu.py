@@ -46,7 +46,25 @@ GPU = (
                 "	uvm_tracker_deinit(&writer.tracker);\n	wait_status = NV_OK;",
             ),
         ),
-        "every_page_size_in_one_batch",
+        "calls_wait_for_a_slow_gpu",
+    ),
+    Mutant(
+        "a batch waits for the first of its pushes",
+        "uvm_vattn_ptes.c",
+        (
+            (
+                "	uvm_tracker_overwrite_with_push(&writer->tracker, &writer->push);\n",
+                "	if (!writer->pushes)\n"
+                "		uvm_tracker_overwrite_with_push(&writer->tracker, &writer->push);\n",
+            ),
+        ),
+        "batch_of_several_pushes_waits_for_a_slow_gpu",
+    ),
+    Mutant(
+        "an unmap does not wait for the page tables that it empties",
+        "uvm_vattn_batch.c",
+        (("	(void)uvm_page_tree_wait(batch->tree);\n", ""),),
+        "calls_wait_for_a_slow_gpu",
     ),
     Mutant(
         "a new page table is not cleared",

@@ -11,7 +11,7 @@
 
 static uint slow_ms;
 module_param(slow_ms, uint, 0644);
-MODULE_PARM_DESC(slow_ms, "The GPU takes up new work only so often.");
+MODULE_PARM_DESC(slow_ms, "A channel takes up one push only so often.");
 
 #define IDLE_ROUNDS 200	/* rounds without work before the engine sleeps between polls */
 
@@ -271,6 +271,8 @@ static bool run_channel(struct sim_channel *channel)
 			return true;
 		if (!channel->push_length)
 			WRITE_ONCE(channel->get, (channel->get + 1) % channel->entries);
+		if (READ_ONCE(slow_ms))
+			return true;
 	}
 	return false;
 }

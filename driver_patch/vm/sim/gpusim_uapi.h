@@ -91,7 +91,7 @@ struct gpusim_counters {
 
 struct gpusim_get_counters {
 	__u32 gpu;
-	__u32 pad;
+	__u32 busy;			/* out: a channel has work that is not done */
 	struct gpusim_counters counters;
 };
 

@@ -142,6 +142,7 @@ static long do_counters(void __user *argument)
 	mutex_lock(&gpu->lock);
 	request.counters = gpu->counters;
 	request.counters.pages_free = gpu->pma.free;
+	request.busy = !sim_channels_are_idle(gpu);
 	mutex_unlock(&gpu->lock);
 	return copy_to_user(argument, &request, sizeof(request)) ? -EFAULT : 0;
 }

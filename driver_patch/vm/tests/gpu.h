@@ -68,6 +68,7 @@ uint64_t fb_word(unsigned int index, uint64_t physical);
 
 unsigned int dump_ptes(struct gpu *gpu, uint64_t va, uint64_t length, struct gpusim_pte *ptes, unsigned int capacity);
 struct gpusim_counters counters(unsigned int index);
+bool gpu_is_busy(unsigned int index);	/* something that was pushed is not carried out yet */
 struct gpusim_chip chip(void);	/* which chip is simulated */
 void inject(const char *name, uint32_t nth);	/* name "": any function */
 void inject_off(void);

@@ -143,6 +143,7 @@ static void run_test(const struct test *test)
 	inject_off();
 	let_go();
 	limit_pages(0, 0);
+	sim_parameter("slow_ms", "0");
 	resume_system();
 	problem = status == -1 ? "hangs" : test->ends_module ? NULL : leaked(&before);
 	said = test->ends_module ? NULL : scan_kernel_log(test->logs);

@@ -97,14 +97,50 @@ PATCH_TEST(calls_wait_for_a_slow_gpu)
 		sim_parameter("slow_ms", "40");
 		handle = vattn_alloc(&gpu, PAGE_64K, 3);
 		set = counters(0).bytes_set - before;
+		CHECK(!gpu_is_busy(0));
 		map_one(&gpu, base, handle, 0, 3);
+		CHECK(!gpu_is_busy(0));
 		CHECK_EQ(dump_ptes(&gpu, base, PAGE_2M, &pte, 1), 3);
+		CHECK_EQ(try_map_one(&gpu, base, handle, 1, 2, UVM_VATTN_MAP_REPLACE), NV_OK);
+		CHECK(!gpu_is_busy(0));
+		CHECK_EQ(dump_ptes(&gpu, base, PAGE_2M, &pte, 1), 3);
+		/* The page table, which is empty then, leaves as well. */
 		unmap_one(&gpu, base, 3 * PAGE_64K);
+		CHECK(!gpu_is_busy(0));
 		CHECK_EQ(dump_ptes(&gpu, base, PAGE_2M, &pte, 1), 0);
 		sim_parameter("slow_ms", "0");
 		CHECK(set >= 3 * PAGE_64K);
 		vattn_free(&gpu, handle);
 	}
+}
+
+/* For the last of its pushes, in which the invalidate is. */
+PATCH_TEST(batch_of_several_pushes_waits_for_a_slow_gpu)
+{
+	enum { ENTRIES = 2000 };
+	static struct uvm_vattn_map_entry entries[ENTRIES];
+	struct gpu gpu = open_gpu(0);
+	uint64_t length = ENTRIES * 2 * PAGE_64K, base = external_range(&gpu, length), i;
+	uint64_t handle = vattn_alloc(&gpu, PAGE_64K, 1), pushes = vattn_stats(&gpu).pte_pushes;
+	struct gpusim_pte pte;
+	unsigned int ptes;
+	NV_STATUS status;
+	bool busy;
+
+	for (i = 0; i < ENTRIES; i++)
+		entries[i] = (struct uvm_vattn_map_entry){
+			.address = base + i * 2 * PAGE_64K, .handle = handle, .page_count = 1,
+		};
+	sim_parameter("slow_ms", "40");
+	status = try_map(&gpu, entries, ENTRIES);
+	busy = gpu_is_busy(0);
+	ptes = dump_ptes(&gpu, base, length, &pte, 1);
+	/* Before a check can fail: to unmap all of it takes thousands of pushes. */
+	sim_parameter("slow_ms", "0");
+	CHECK_EQ(status, NV_OK);
+	CHECK(!busy);
+	CHECK_EQ(ptes, ENTRIES);
+	CHECK(vattn_stats(&gpu).pte_pushes > pushes + 1);
 }
 
 static void hear(int signal)

@@ -129,12 +129,22 @@ unsigned int dump_ptes(struct gpu *gpu, uint64_t va, uint64_t length, struct gpu
 	return request.count;
 }
 
-struct gpusim_counters counters(unsigned int index)
+static struct gpusim_get_counters get_counters(unsigned int index)
 {
 	struct gpusim_get_counters request = { .gpu = index };
 
 	sim_call(GPUSIM_COUNTERS, &request);
-	return request.counters;
+	return request;
+}
+
+struct gpusim_counters counters(unsigned int index)
+{
+	return get_counters(index).counters;
+}
+
+bool gpu_is_busy(unsigned int index)
+{
+	return get_counters(index).busy;
 }
 
 struct gpusim_chip chip(void)
