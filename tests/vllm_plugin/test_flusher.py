@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from threading import Event
 
 import pytest
 
 from pyvattn import DriverError
+from pyvattn.integrations.vllm import flusher as flusher_module
 from pyvattn.integrations.vllm.flusher import Flusher
 
 SECONDS = 30  # until a test gives up on a thread that does not come
@@ -59,6 +61,36 @@ def test_join_waits_for_all_that_was_staged(calls):
     assert calls.count == 2
     flusher.join()
     assert calls.count == 2, "nothing was staged since"
+    flusher.close()
+
+
+class Pending(Future):
+    def result(self, timeout=None):
+        raise AssertionError("the step waits for a thread that has not begun")
+
+
+class BusyThreads:
+    """Stands for a pool whose threads do not get the interpreter."""
+
+    def __init__(self, *_):
+        self.submitted = []
+
+    def submit(self, *_):
+        self.submitted.append(Pending())
+        return self.submitted[-1]
+
+    def shutdown(self):
+        assert all(future.cancelled() for future in self.submitted)
+
+
+def test_join_does_not_wait_for_a_thread_that_has_not_begun(monkeypatch):
+    monkeypatch.setattr(flusher_module, "ThreadPoolExecutor", BusyThreads)
+    done = []
+    flusher = Flusher(lambda: done.append(True), background=True)
+    for steps in (1, 2):
+        flusher.staged()
+        flusher.join()
+        assert len(done) == steps
     flusher.close()
 
 

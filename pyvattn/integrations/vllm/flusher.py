@@ -17,7 +17,7 @@ _log = logging.getLogger("vllm.pyvattn")
 
 
 class Flusher:
-    """Calls ``flush`` from a thread of its own, or in :meth:`join` where there is none.
+    """Calls ``flush`` from a thread of its own, or in :meth:`join` where that has not begun.
 
     :meth:`staged`, :meth:`join` and :meth:`close` are for one thread, vLLM's.
     ``flush_seconds`` went into ``flush``; ``waited_seconds`` is what :meth:`join` took, and
@@ -52,10 +52,12 @@ class Flusher:
         started = perf_counter()
         try:
             running, self._running = self._running, None
-            if running is not None:
-                running.result()
-            else:
+            # A thread that has not begun waits for the interpreter, up to 5 ms beside other
+            # threads: what it was to do is sooner done here.
+            if running is None or running.cancel():
                 self._flush_all()
+            else:
+                running.result()
         finally:
             self.waited_seconds += perf_counter() - started
 
