@@ -27,11 +27,9 @@ from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
 from pyvattn.arguments import check_callable, check_name, check_type
 from pyvattn.attention.features import Feature
-from pyvattn.attention.flex_tiles import Asked, attend_tiles
 from pyvattn.attention.kernel import Kernel
-from pyvattn.attention.problem import TORCH_DTYPES, UNLIMITED, Problem, once
+from pyvattn.attention.problem import TORCH_DTYPES, UNLIMITED, Problem
 from pyvattn.attention.rows import Row, by_row, by_row_with_lse
-from pyvattn.attention.tiles import Keys, Tiles, cut, short_rows
 from pyvattn.kernels import kernel_named
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -42,12 +40,7 @@ _MOST_DECODED = 64
 
 
 class FlexKernel(Kernel):
-    """FlexAttention, compiled on CUDA, plain torch on the CPU.
-
-    Rows of up to 128 queries are one call, where it is known that they lie in whole pages: see
-    :mod:`pyvattn.attention.tiles`. Longer ones, float8 with scales, rings, and what returns the
-    log-sum-exp are a call for each row.
-    """
+    """FlexAttention, one call for each row; compiled on CUDA, plain torch on the CPU."""
 
     supports = kernel_named("flex").supports
     features = frozenset(Feature)
@@ -77,21 +70,9 @@ class FlexKernel(Kernel):
         return None
 
     def attend(self, problem: Problem) -> Tensor:
-        """Attend to short rows together, and to one row of many queries after the other."""
+        """Attend to one row after the other."""
         check_type("problem", problem, Problem)
-        keys = Keys.of(problem) if problem.scales is None else None
-        together = [] if keys is None else short_rows(problem)
-        if keys is None or not together:
-            return by_row(problem, lambda row: self._attend(problem, row)[0].transpose(0, 1))
-        tiles = self._tiles(problem, keys, together)
-        found = self._attend_tiles(problem, keys, tiles)
-        if len(found) == sum(problem.host_counts):
-            return found.view(problem.out_shape)
-        out = by_row(
-            problem, lambda row: self._attend(problem, row)[0].transpose(0, 1), but=set(together)
-        )
-        out[tiles.places] = found
-        return out
+        return by_row(problem, lambda row: self._attend(problem, row)[0].transpose(0, 1))
 
     def attend_with_lse(self, problem: Problem) -> tuple[Tensor, Tensor]:
         """Attend to one row after the other."""
@@ -121,75 +102,29 @@ class FlexKernel(Kernel):
             **options,
         )
 
-    def _tiles(self, problem: Problem, keys: Keys, rows: list[int]) -> Tiles:
-        shape = (keys, problem.q.shape[-2], problem.k.shape[2], problem.bounds)
-        programs = _programs(problem.q.device)
-        return once(problem, ("tiles", *shape), lambda: cut(problem, rows, keys, programs))
-
-    def _attend_tiles(self, problem: Problem, keys: Keys, tiles: Tiles) -> Tensor:
-        """Return the result of the rows in ``tiles``, ``[queries, q_heads, dim]``."""
-        kv_heads = problem.k.shape[2]
-        group = problem.q.shape[-2] // kv_heads
-        q = problem.q if problem.packed else problem.q.flatten(0, 1)
-        slopes = problem.alibi_slopes
-        asked = Asked(
-            change=self._change(problem, slopes),
-            scale=problem.scale,
-            group=group,
-            variant=(
-                self.name,
-                q.dtype,
-                q.shape[-1],
-                problem.v.shape[-1],
-                None if slopes is None else slopes.dim(),
-                problem.softcap != 0,
-                tuple(bound == UNLIMITED for bound in problem.bounds),
-            ),
-        )
-        out = attend_tiles(
-            tiles.gather(q, kv_heads),
-            keys.sequence(problem.k),
-            keys.sequence(problem.v),
-            tiles,
-            keys,
-            asked,
-        )
-        return tiles.scatter(out, group)
-
     def _at_positions(self, problem: Problem, row: Row) -> ScoreMod:
-        """Return :meth:`_change` for a row's own queries and keys."""
-        change = self._change(problem, row.slopes(problem))
-        # Filled on the device, because a copy from the host would make each row wait for the one
-        # before; tensors, as the softcap.
+        """Return the user's functions and the problem's own as one, on token positions."""
+        score_mod, mask_mod = self._score_mod, self._mask_mod
+        left, right = problem.bounds
+        slopes = row.slopes(problem)
+        # Tensors, so that new values do not compile the kernel again, which for a second float
+        # fails; filled on the device, because a copy from the host would make each row wait for
+        # the one before.
         start, first, batch = (
             torch.full((), value, device=row.q.device)
             for value in (row.start, row.start + row.first, row.index)
         )
-
-        def modified(score: Tensor, _: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return change(score, batch, head, query + first, key + start)
-
-        return modified
-
-    def _change(self, problem: Problem, slopes: Tensor | None) -> ScoreMod:
-        """Return the user's functions and the problem's own as one, on token positions."""
-        score_mod, mask_mod = self._score_mod, self._mask_mod
-        left, right = problem.bounds
-        # A tensor, so that a new value does not compile the kernel again, which for a second
-        # float fails.
-        softcap = torch.full((), problem.softcap, dtype=torch.float32, device=problem.q.device)
+        softcap = torch.full((), problem.softcap, dtype=torch.float32, device=row.q.device)
         capped = problem.softcap != 0
 
-        def change(
-            score: Tensor, batch: Tensor, head: Tensor, position: Tensor, token: Tensor
-        ) -> Tensor:
+        def modified(score: Tensor, _: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            position, token = query + first, key + start
             if capped:
                 score = softcap * torch.tanh(score / softcap)
             if score_mod is not None:
                 score = score_mod(score, batch, head, position, token)
             if slopes is not None:
-                slope = slopes[head] if slopes.dim() == 1 else slopes[batch, head]
-                score = score - slope * (position - token).abs()
+                score = score - slopes[head] * (position - token).abs()
             if mask_mod is not None:
                 score = torch.where(mask_mod(batch, head, position, token), score, -float("inf"))
             if left != UNLIMITED:
@@ -198,15 +133,7 @@ class FlexKernel(Kernel):
                 score = torch.where(token - position <= right, score, -float("inf"))
             return score
 
-        return change
-
-
-@cache
-def _programs(device: torch.device) -> int:
-    """Return how many programs of a kernel fill a device: two for each multiprocessor."""
-    if device.type != "cuda":
-        return 1
-    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
+        return modified
 
 
 @cache

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 TORCH_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # What K and V are quantised to.
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-
-_T = TypeVar("_T")
 
 # A side of a window that has no end.
 UNLIMITED = -1
@@ -61,9 +58,6 @@ class Problem:
 
     ``page_bytes``: rows begin at a physical page of so many bytes, and where a token is backed
     its whole page is. ``None`` where nothing is known of that.
-
-    ``shared``: one dictionary for the layers of a step, whose slots, lengths, counts and starts
-    are the same, where kernels keep what they work out for all of them: see :func:`once`.
     """
 
     q: Tensor
@@ -81,7 +75,6 @@ class Problem:
     scales: LayerScales | None = None
     page_bytes: int | None = None
     in_ring: bool = False
-    shared: dict[Hashable, Any] | None = None
 
     @property
     def packed(self) -> bool:
@@ -116,12 +109,12 @@ class Problem:
     @cached_property
     def host_slots(self) -> tuple[int, ...]:
         """The slots as ints; waits for the device where they are a tensor on one."""
-        return once(self, "host_slots", lambda: to_host(self.slots))
+        return to_host(self.slots)
 
     @cached_property
     def host_lengths(self) -> tuple[int, ...]:
         """The lengths as ints; waits for the device where they are a tensor on one."""
-        return once(self, "host_lengths", lambda: to_host(self.lengths))
+        return to_host(self.lengths)
 
     @cached_property
     def host_starts(self) -> tuple[int, ...]:
@@ -250,15 +243,6 @@ class Problem:
             raise ConfigError(f"softcap {self.softcap}: use a positive number, or 0 for none")
         if self.alibi_slopes is not None:
             check_by_head("alibi_slopes", self.alibi_slopes, self.q, len(self.lengths))
-
-
-def once(problem: Problem, key: Hashable, make: Callable[[], _T]) -> _T:
-    """Return what ``make`` does, called once for all problems that share a dictionary."""
-    if problem.shared is None:
-        return make()
-    if key not in problem.shared:
-        problem.shared[key] = make()
-    return cast(_T, problem.shared[key])
 
 
 def check_by_head(name: str, values: object, q: Tensor, rows: int | None = None) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,16 +41,14 @@ class Row:
         return slopes[self.index] if slopes is not None and slopes.dim() == 2 else slopes
 
 
-def by_row(
-    problem: Problem, attend_row: Callable[[Row], Tensor], but: Collection[int] = ()
-) -> Tensor:
-    """Attend row by row, for kernels that take one length at a time; zeros for the rows ``but``.
+def by_row(problem: Problem, attend_row: Callable[[Row], Tensor]) -> Tensor:
+    """Attend row by row, for kernels that take one length at a time.
 
     ``attend_row`` returns the shape of the row's queries, as wide as V. It gets those that see
     any token: of one that sees none, kernels give what they like.
     """
     out = problem.q.new_zeros(problem.out_shape)
-    for row, place in _rows(problem, problem.q.dtype, but):
+    for row, place in _rows(problem, problem.q.dtype):
         out[place] = attend_row(row)
     return out
 
@@ -76,10 +74,8 @@ def by_row_with_lse(
     return out, sums.transpose(-1, -2)
 
 
-def _rows(
-    problem: Problem, dtype: torch.dtype, but: Collection[int] = ()
-) -> Iterator[tuple[Row, _Place]]:
-    """Yield rows, ``but`` some, with the queries that see a token, and where in ``problem.q``."""
+def _rows(problem: Problem, dtype: torch.dtype) -> Iterator[tuple[Row, _Place]]:
+    """Yield each row with the queries that see a token, and where among ``problem.q`` they are."""
     end = 0
     _, right = problem.bounds
     numbers = zip(
@@ -94,7 +90,7 @@ def _rows(
         tokens = length - start
         # A query sees tokens unless it stands further before the first one than it sees ahead.
         count = queries if right == UNLIMITED else min(queries, tokens + right)
-        if tokens <= 0 or count <= 0 or index in but:
+        if tokens <= 0 or count <= 0:
             continue
         place: _Place = (
             slice(end - count, end) if problem.packed else (index, slice(queries - count, queries))

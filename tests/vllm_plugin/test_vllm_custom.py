@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from engines import WORKER, count_calls, engine, prompts, run
+from engines import WORKER, run
 
 from pyvattn import UnsupportedError
 from pyvattn.attention import FlexKernel
@@ -13,11 +13,6 @@ from pyvattn.attention import FlexKernel
 CAUSAL = FlexKernel("as-sdpa")
 LOCAL = FlexKernel("near-by-and-first", mask_mod=lambda b, h, q, k: (q - k < 16) | (k < 4))
 CUSTOM = {"worker_cls": WORKER, "attention_backend": "CUSTOM"}
-
-
-def by_kernel(name):
-    """The plug-in's options with a kernel of this module."""
-    return {"pyvattn": {"kernel": f"test_vllm_custom:{name}"}}
 
 
 @pytest.fixture(scope="module")
@@ -34,53 +29,11 @@ def test_rows_without_a_block_table_give_stocks_tokens(tiny_llama, stock):
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_a_kernel_of_the_users_with_a_mask_that_no_paged_kernel_has(tiny_llama, stock):
     causal, local = (
-        run(tiny_llama, 4, **CUSTOM, additional_config=by_kernel(kernel))
-        for kernel in ("CAUSAL", "LOCAL")
+        run(tiny_llama, 4, **CUSTOM, additional_config={"pyvattn": {"kernel": kernel}})
+        for kernel in ("test_vllm_custom:CAUSAL", "test_vllm_custom:LOCAL")
     )
     assert causal.tokens == [tokens[:4] for tokens in stock.tokens]
     assert local.tokens != causal.tokens
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without")
-def test_a_mask_is_one_call_a_layer_for_all_requests(tiny_llama, monkeypatch):
-    """Of prompts too: they are short. Memory is scarce, so that some are preempted."""
-    pytest.importorskip("vllm")
-    from vllm import SamplingParams
-
-    from pyvattn.attention import flex
-    from pyvattn.integrations.vllm.attention_backend import RowBatchBuilder
-
-    sampling = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
-    # A block each at first, and then a second.
-    wanted = [{"prompt_token_ids": ids[:100]} for ids in prompts()[:6]]
-    told = []
-    for options in ({}, {**CUSTOM, "additional_config": by_kernel("CAUSAL")}):
-        with engine(tiny_llama, num_gpu_blocks_override=9, **options) as llm:
-            scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-            preempted = count_calls(scheduler, "_preempt_request")
-            steps = counted(monkeypatch, RowBatchBuilder, "build")
-            together = counted(monkeypatch, flex, "attend_tiles")
-            alone = counted(monkeypatch, FlexKernel, "_attend")
-            outputs = llm.generate(wanted, sampling, use_tqdm=False)
-            layers = llm.llm_engine.model_config.hf_config.num_hidden_layers
-            told.append([list(output.outputs[0].token_ids) for output in outputs])
-    assert told[0] == told[1]
-    assert preempted
-    assert len(together) == layers * len(steps) > 0
-    assert not alone
-
-
-def counted(monkeypatch, owner, name):
-    """Return a list that grows by one with each call of what ``owner`` has under ``name``."""
-    calls = []
-    original = getattr(owner, name)
-
-    def call(*arguments, **options):
-        calls.append(name)
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(owner, name, call)
-    return calls
 
 
 @pytest.mark.parametrize(

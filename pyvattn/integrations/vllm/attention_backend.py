@@ -67,8 +67,8 @@ class RowBatchBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
         self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        self._block_tokens = kv_cache_spec.block_size
-        self._positions = -(-vllm_config.model_config.max_model_len // self._block_tokens)
+        longest = -(-vllm_config.model_config.max_model_len // kv_cache_spec.block_size)
+        self._positions = longest
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
@@ -84,7 +84,6 @@ class RowBatchBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
             rows=common.block_table_tensor[:count, 0] // self._positions,
             lengths=common.seq_lens[:count],
             causal=bool(common.causal),
-            block_tokens=self._block_tokens,
         )
         return _Step(batch, common.slot_mapping, common.num_actual_tokens)
 

@@ -7,10 +7,8 @@ token, then V of all. vLLM's batches are ragged: their queries go in packed, in 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
 
 from torch import Tensor
 
@@ -29,16 +27,12 @@ class Batch:
     """The requests of a step: how many queries each has, its row, and its tokens.
 
     ``lengths`` count the queries' own tokens; both tensors are on the device of the queries.
-    ``block_tokens`` are those of vLLM's blocks: where a token is mapped its whole block is.
-    ``shared`` is what the layers of the step work out once.
     """
 
     counts: KnownIndices
     rows: Tensor
     lengths: Tensor
     causal: bool = True
-    block_tokens: int = 1
-    shared: dict[Hashable, Any] = field(default_factory=dict)
 
 
 def write(cache: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> None:
@@ -72,8 +66,6 @@ def attend(
         batch.causal,
         scale,
         query_counts=batch.counts,
-        page_bytes=batch.block_tokens * cache.stride(1) * cache.itemsize,
-        shared=batch.shared,
     )
     # Nothing is mapped behind a row's blocks: kernels that read there are refused.
     out[:total] = choose(kernel, problem, guard_tokens=0).attend(problem)
