@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyvattn.attention.features import Feature
 from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.transformers.base import ContiguousCache
 from pyvattn.integrations.transformers.compat import cache_argument, kinds_and_windows
 from pyvattn.integrations.transformers.compiled_layers import CompiledLayers
 from pyvattn.integrations.transformers.forward import ForwardPass
 from pyvattn.integrations.transformers.graphs import Recorder, decode_kernels
-from pyvattn.integrations.transformers.parts import Chunk, Part, known, upload
+from pyvattn.integrations.transformers.parts import Calls, Chunk, Part, known, upload
 from pyvattn.integrations.transformers.sampling import choose_by
 from pyvattn.integrations.transformers.slot_states import SlotStates
 
@@ -61,8 +62,7 @@ class DeviceBatch:
         self._tokens = torch.zeros(slots, dtype=torch.long, device=model.device)
         self._lengths = torch.ones(slots, dtype=torch.long, device=model.device)
         self._new = torch.zeros(slots, dtype=torch.long, device=model.device)
-        # A kernel that reads slots on the device takes many rows at once.
-        self._grouped = all(kernel.capturable for kernel in decode_kernels(model, cache))
+        self._calls = calls_for(model, cache)
         self._record = Recorder(model.device).record
         # By the number of rows, and whether the logits are kept.
         self._captured: dict[tuple[int, bool], _Captured] = {}
@@ -102,7 +102,7 @@ class DeviceBatch:
     def _packed(self, chunks: Sequence[Chunk], tokens: Sequence[int]) -> Tensor:
         """Run chunks in one pass; returns the logits after each, ``[chunks, vocabulary]``."""
         device = self._model.device
-        step = ForwardPass.of_chunks(self._view.kv, chunks, device, self._grouped)
+        step = ForwardPass.of_chunks(self._view.kv, chunks, device, self._calls)
         if self._view.states is not None:
             slots = [chunk.slot for chunk in chunks]
             self._view.states.begin(slots, device, fresh=chunks[0].first == 0)
@@ -259,6 +259,18 @@ class _View(ContiguousCache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return 0: positions are given, and lengths differ by row and lie on the device."""
         return 0
+
+
+def calls_for(model: PreTrainedModel, cache: KVCache) -> Calls:
+    """Return how chunks of prompts attend: together where the attention kernels can do that."""
+    kernels = decode_kernels(model, cache)
+    # A kernel that reads slots on the device takes many rows at once.
+    if not all(kernel.capturable for kernel in kernels):
+        return Calls.ALONE
+    latent = any(part.latent_dim for part in cache.spec.parts)
+    if latent or not all(Feature.PACKED in kernel.features for kernel in kernels):
+        return Calls.GROUPED
+    return Calls.PACKED
 
 
 def batch_size(rows: int, most: int) -> int:

@@ -17,6 +17,7 @@ from pyvattn.integrations.transformers.compiled import outside_graphs
 from pyvattn.integrations.transformers.float8 import calibrate
 from pyvattn.integrations.transformers.latent import LatentRows, latent_dim
 from pyvattn.integrations.transformers.parts import (
+    Calls,
     Chunk,
     Part,
     host,
@@ -121,11 +122,11 @@ class ForwardPass(_Whole):
 
     @classmethod
     def of_chunks(
-        cls, kv: KVCache, chunks: Sequence[Chunk], device: torch.device, grouped: bool
+        cls, kv: KVCache, chunks: Sequence[Chunk], device: torch.device, calls: Calls
     ) -> ForwardPass:
         """Return the pass of a packed batch: one row, the tokens of all chunks in turn.
 
-        See :func:`~pyvattn.integrations.transformers.parts.parts_of` for ``grouped``.
+        ``calls`` says how they are divided among calls of the attention kernel.
         """
         slots = torch.cat(
             [torch.full((chunk.count,), chunk.slot, device="cpu") for chunk in chunks]
@@ -138,7 +139,7 @@ class ForwardPass(_Whole):
             len(slots),
             upload(slots, device)[None],
             upload(positions, device)[None],
-            parts_of(chunks, device, grouped),
+            parts_of(chunks, device, calls),
         )
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,8 +200,10 @@ class ForwardPass(_Whole):
         """
         layer = self._attended(module, key, value)
         q = _autocast(query, key.dtype).transpose(1, 2)
-        if self.parts[0].whole:
-            return self._attend(layer, self.parts[0], q, (key, value), scale, scores)
+        whole = self.parts[0]
+        if whole.whole:
+            attended = self._attend(layer, whole, whole.take(q), (key, value), scale, scores)
+            return attended.view(*q.shape[:-1], value.shape[-1])
         # Padding in front of a row attends to nothing.
         make = torch.empty if self.source is None else torch.zeros
         out = make((*q.shape[:-1], value.shape[-1]), dtype=q.dtype, device=q.device)
@@ -270,6 +273,7 @@ class ForwardPass(_Whole):
             softcap=scores.softcap or 0.0,
             starts=None if kept is None else part.starts(kept),
             sinks=sinks,
+            query_counts=part.counts,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import ClassVar
 
 import torch
@@ -34,6 +35,11 @@ class Part:
     slots: Indices
     lengths: Indices
     whole: ClassVar[bool] = True
+
+    @property
+    def counts(self) -> KnownIndices | None:
+        """How many queries each row has where they lie one row after the other."""
+        return None
 
     def starts(self, window: int) -> Indices | None:
         """Return where the windows of rows begin whose queries are fewer than the part's."""
@@ -65,6 +71,30 @@ class Span(Part):
 
 
 @dataclass(frozen=True)
+class Packed(Part):
+    """All chunks of a packed batch, for kernels that take the queries of many rows as they lie.
+
+    ``firsts`` says where in its slot each row's first query stands, ``queries`` how many it has.
+    """
+
+    firsts: KnownIndices
+    queries: KnownIndices
+
+    @property
+    def counts(self) -> KnownIndices:
+        """How many queries each row has."""
+        return self.queries
+
+    def starts(self, window: int) -> KnownIndices:
+        """Return where each row's window begins."""
+        return _starts(self.firsts, window)
+
+    def take(self, q: Tensor) -> Tensor:
+        """Return a view of the queries, ``[total, heads, dim]``."""
+        return q.flatten(0, 1)
+
+
+@dataclass(frozen=True)
 class Group(Part):
     """Tokens from anywhere in the batch, as rows that are padded on the left.
 
@@ -80,8 +110,7 @@ class Group(Part):
 
     def starts(self, window: int) -> KnownIndices:
         """Return where each row's window begins."""
-        first = [max(0, place - window + 1) for place in self.firsts]
-        return KnownIndices.of(first, (self.firsts.tensor - window + 1).clamp(min=0))
+        return _starts(self.firsts, window)
 
     def take(self, q: Tensor) -> Tensor:
         """Gather the queries, row by row."""
@@ -92,18 +121,29 @@ class Group(Part):
         out.flatten(0, 1)[self.tokens.flatten()[self.real]] = attended.flatten(0, 1)[self.real]
 
 
-def parts_of(chunks: Sequence[Chunk], device: torch.device, grouped: bool) -> list[Part]:
-    """Return the parts of a packed batch of ``chunks``, each one call of a kernel.
+class Calls(Enum):
+    """How the chunks of a packed batch are divided among calls of a kernel."""
 
-    Chunk by chunk, or ``grouped``, which is for kernels that take many rows at once: chunks
-    of about the same size are the rows of one call, of which less than half is padding.
-    """
+    #: Each alone.
+    ALONE = "alone"
+    #: Those of about the same size are the rows of one call, of which less than half is padding:
+    #: for kernels that take many rows of one size at once.
+    GROUPED = "grouped"
+    #: All in one, as they lie: for kernels that take packed queries.
+    PACKED = "packed"
+
+
+def parts_of(chunks: Sequence[Chunk], device: torch.device, calls: Calls) -> list[Part]:
+    """Return the parts of a packed batch of ``chunks``, each one call of a kernel."""
+    if calls is Calls.PACKED and len(chunks) > 1:
+        return [_packed(chunks, device)]
     offsets = [0]
     for chunk in chunks:
         offsets.append(offsets[-1] + chunk.count)
     groups: dict[int, list[int]] = {}
     for index, chunk in enumerate(chunks):
-        groups.setdefault((chunk.count - 1).bit_length() if grouped else -index, []).append(index)
+        alike = -index if calls is Calls.ALONE else (chunk.count - 1).bit_length()
+        groups.setdefault(alike, []).append(index)
     return [
         _part([chunks[i] for i in group], [offsets[i] for i in group], device, len(chunks))
         for group in groups.values()
@@ -149,6 +189,17 @@ def _aligned(
     group = known(slots, device), known(lengths, device)
     firsts = known((host(lengths) - counts).tolist(), device)
     return [Group(*group, upload(tokens, device), upload(places, device), firsts)]
+
+
+def _packed(chunks: Sequence[Chunk], device: torch.device) -> Packed:
+    columns = ("slot", "end", "first", "count")
+    return Packed(*(known([getattr(chunk, name) for chunk in chunks], device) for name in columns))
+
+
+def _starts(firsts: KnownIndices, window: int) -> KnownIndices:
+    """Return where a window of so many tokens begins that ends with each of ``firsts``."""
+    first = [max(0, place - window + 1) for place in firsts]
+    return KnownIndices.of(first, (firsts.tensor - window + 1).clamp(min=0))
 
 
 def _part(chunks: list[Chunk], offsets: list[int], device: torch.device, of: int) -> Part:
