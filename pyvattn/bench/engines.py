@@ -51,6 +51,7 @@ class Ours:
         kv_dtype: str | None = None,
         guard_for: str | None = None,
         compile: bool = False,
+        fuse_projections: bool = False,
     ) -> None:
         from pyvattn.integrations.transformers import Engine, spec_for
         from pyvattn.integrations.transformers.graphs import decode_kernels
@@ -70,7 +71,13 @@ class Ours:
         self._requests: list[Any] = []
         self._times: list[list[float]] = []
         try:
-            self.engine = Engine(model, self.cache, on_step=self._note, compile=compile)
+            self.engine = Engine(
+                model,
+                self.cache,
+                on_step=self._note,
+                compile=compile,
+                fuse_projections=fuse_projections,
+            )
             self.captured = self._capture(requests)
         except BaseException:
             self.cache.close()
@@ -79,6 +86,7 @@ class Ours:
         kernels = " and ".join(each.name for each in decode_kernels(model, self.cache))
         stored = "" if kv_dtype is None else f", KV in {spec.dtype}"
         layers = ", layers compiled" if compile else ""
+        layers += ", projections fused" if fuse_projections else ""
         self.note = f"{self.cache.driver}, {kernels}, {graph}{layers}{stored}"
 
     def _capture(self, rows: int) -> float | None:

@@ -136,6 +136,19 @@ def test_a_captured_step_gives_the_tokens_of_the_step_itself(bf16):
     assert_likely(bf16, captured)
 
 
+def test_fused_projections_say_the_same_and_take_no_memory(bf16):
+    prompts = random_prompts(200, 70, 300)
+    before = torch.cuda.memory_allocated()
+    requests = serve(bf16, prompts, 40, graphs=True, fuse_projections=True)
+    assert_likely(bf16, requests)
+    attention = bf16.model.layers[0].self_attn
+    layers = (attention.q_proj, attention.k_proj, attention.v_proj)
+    assert len({layer.weight.untyped_storage().data_ptr() for layer in layers}) == 1
+    # What libraries keep for a stream is far less than the weights of a layer.
+    weights = sum(p.nbytes for p in bf16.model.layers.parameters())
+    assert torch.cuda.memory_allocated() - before < weights / LAYERS
+
+
 @pytest.mark.parametrize("layout", ["layer", "token"])
 def test_captured_steps_serve_requests_that_join_and_leave(bf16, layout):
     shapes = [(300, 40), (9, 70), (500, 5), (1, 60), (64, 33), (257, 1), (80, 90), (900, 20)]

@@ -24,6 +24,7 @@ from pyvattn.integrations.transformers.base import ContiguousCache
 from pyvattn.integrations.transformers.compat import cache_argument, kinds_and_windows
 from pyvattn.integrations.transformers.compiled_layers import CompiledLayers
 from pyvattn.integrations.transformers.forward import ForwardPass
+from pyvattn.integrations.transformers.fused_projections import FusedProjections
 from pyvattn.integrations.transformers.graphs import Recorder, decode_kernels
 from pyvattn.integrations.transformers.parts import Calls, Chunk, Part, known, upload
 from pyvattn.integrations.transformers.sampling import choose_by
@@ -41,7 +42,7 @@ class DeviceBatch:
 
     ``scratch`` is a slot of one backed token that fills up captured batches: with it
     steps are captured as CUDA graphs, without it they run as they are. With ``compile`` the
-    model's layers are compiled.
+    model's layers are compiled, and with ``fuse_projections`` they multiply together.
     """
 
     def __init__(
@@ -51,10 +52,12 @@ class DeviceBatch:
         common: Sampler,
         scratch: Slot | None,
         compile: bool,
+        fuse_projections: bool,
     ) -> None:
         slots = cache.spec.max_slots
         self._model = model
         self._layers = CompiledLayers(model).in_place if compile else nullcontext
+        self._fused = FusedProjections(model).in_place if fuse_projections else nullcontext
         self._common = common
         self._scratch = None if scratch is None else int(scratch)
         self._view = _View(cache, model.config.get_text_config(decoder=True))
@@ -66,6 +69,13 @@ class DeviceBatch:
         self._record = Recorder(model.device).record
         # By the number of rows, and whether the logits are kept.
         self._captured: dict[tuple[int, bool], _Captured] = {}
+        #: How many tokens of prompts it was given so far.
+        self.prefilled = 0
+
+    @property
+    def captures(self) -> int:
+        """How many steps were captured so far."""
+        return len(self._captured)
 
     def prefill(
         self,
@@ -82,6 +92,7 @@ class DeviceBatch:
         where the chunk ends its prompt. ``samplers`` choose it, the common one where it is None.
         """
         device = self._model.device
+        self.prefilled += len(tokens)
         if self._view.states is None:
             logits = self._packed(chunks, tokens)
         else:
@@ -207,7 +218,7 @@ class DeviceBatch:
     ) -> Tensor:
         """Return the logits ``[batch, kept, vocabulary]`` of ``[batch, tokens]``."""
         self._view.hold(step)
-        with self._layers():
+        with self._fused(), self._layers():
             outputs = self._model(
                 input_ids=inputs,
                 position_ids=positions,

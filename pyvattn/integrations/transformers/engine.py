@@ -69,7 +69,9 @@ class Engine:
     device and the attention kernel allow it, ``True`` insists and ``False`` does without.
     It takes one slot of the cache for itself. ``compile=True`` has torch.compile fuse what the
     decoder layers do beside matrix products and attention, in prompts and in decode steps; the
-    first steps take as long as that takes. With ``lookahead`` the tokens of a step are
+    first steps take as long as that takes. ``fuse_projections=True`` multiplies by the weights of
+    Q, K and V at once, and of gate and up: it lays them one behind the other, for good, which
+    takes no memory. With ``lookahead`` the tokens of a step are
     read after the next step was launched; a request that generates a stop token then runs one
     token further, which is dropped. It is on by default on CUDA.
 
@@ -108,6 +110,7 @@ class Engine:
         max_prefill_tokens: int = 8192,
         graphs: bool | None = None,
         compile: bool = False,
+        fuse_projections: bool = False,
         lookahead: bool | None = None,
         prefix_reuse: bool = True,
         kv_scales: GivenScales = None,
@@ -124,6 +127,7 @@ class Engine:
             check_flag("lookahead", lookahead)
         check_flag("prefix_reuse", prefix_reuse)
         check_flag("compile", compile)
+        check_flag("fuse_projections", fuse_projections)
         check_fit(model, cache)
         check_positions(model)
         if compile and cache.spec.states:
@@ -146,7 +150,8 @@ class Engine:
         self._unread: deque[Readback] = deque()
         self._finished: list[Request] = []
         self._scratch = self._take_scratch() if self.graphs else None
-        self._batch = DeviceBatch(model, cache, self._samplers.common, self._scratch, compile)
+        common = self._samplers.common
+        self._batch = DeviceBatch(model, cache, common, self._scratch, compile, fuse_projections)
         self._release_model = attend_through(model, self)
         self.prefixes = PrefixIndex(cache) if prefix_reuse and not cache.spec.states else None
         self._neighbours = Neighbours(cache, self.prefixes)

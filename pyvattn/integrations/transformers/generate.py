@@ -38,6 +38,7 @@ def generate_batch(
     max_prefill_tokens: int = 8192,
     graphs: bool | None = None,
     compile: bool = False,
+    fuse_projections: bool = False,
     prefix_reuse: bool = True,
     salt: bytes | str = b"",
     kv_dtype: str | None = None,
@@ -60,9 +61,9 @@ def generate_batch(
     The tokens lie in ``cache``, which stays open, or in one that is opened for the call with
     ``memory`` bytes (or text such as ``"20GiB"``) of physical memory at most; ``cache_options``
     (``driver``, ``page_size``, ``layout``) are those of :class:`pyvattn.KVCache`.
-    ``max_batch``, ``max_prefill_tokens``, ``graphs``, ``compile``, ``prefix_reuse``, ``salt``,
-    ``preemption`` and ``swap_memory`` are those of :class:`Engine`, which is what to use for
-    requests that come one by one.
+    ``max_batch``, ``max_prefill_tokens``, ``graphs``, ``compile``, ``fuse_projections``,
+    ``prefix_reuse``, ``salt``, ``preemption`` and ``swap_memory`` are those of :class:`Engine`,
+    which is what to use for requests that come one by one.
 
     ``kv_dtype="float8_e4m3fn"`` keeps K and V in float8, half of bfloat16, with ``kv_scales`` as
     :class:`Engine` takes them.
@@ -98,6 +99,7 @@ def generate_batch(
             max_prefill_tokens=max_prefill_tokens,
             graphs=graphs,
             compile=compile,
+            fuse_projections=fuse_projections,
             prefix_reuse=prefix_reuse,
             kv_scales=kv_scales,
             preemption=preemption,
