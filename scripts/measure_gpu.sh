@@ -123,6 +123,10 @@ profile() {
   serve profile-32x4096 120 --requests 32 --prompt-tokens 4096 --new-tokens 32 --profile
   serve profile-32x4096-compiled 120 --requests 32 --prompt-tokens 4096 --new-tokens 32 --profile \
     --ours-compile
+  serve profile-32x4096-fused 120 --requests 32 --prompt-tokens 4096 --new-tokens 32 --profile \
+    --ours-compile --ours-fuse
+  serve steps 240 --requests 32 --prompt-tokens 512 --new-tokens 128 --steps 10000 --ours-compile \
+    --ours-fuse
   serve profile-32x4096-fp8 120 --requests 32 --prompt-tokens 4096 --new-tokens 32 --profile \
     --kv-dtype float8_e4m3fn
   serve 32x4096-table 80 --requests 32 --prompt-tokens 4096 --new-tokens 128 \
@@ -135,6 +139,8 @@ baselines() {
   serve compiled 120 --requests 32 --prompt-tokens 4096 --new-tokens 128 --compile-level 1
   serve both-compiled 120 --requests 32 --prompt-tokens 4096 --new-tokens 128 --compile-level 1 \
     --ours-compile
+  serve both-fused 120 --requests 32 --prompt-tokens 4096 --new-tokens 128 --compile-level 1 \
+    --ours-compile --ours-fuse
   serve sdpa 200 --requests 32 --prompt-tokens 4096 --new-tokens 128 --against sdpa --rounds 1
 }
 # vLLM over rows, and stock beside it, whose JSON is vllm-NAME. Each step is below ten minutes.

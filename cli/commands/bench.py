@@ -183,6 +183,7 @@ def transfer(ctx: click.Context, /, out: str | None, as_json: bool, **options: A
 )
 @_option("--compile-level", type=click.IntRange(0, 3), help="default_compile_level of the library.")
 @_option("--ours-compile", is_flag=True, help="Have torch.compile fuse our model's layers.")
+@_option("--ours-fuse", is_flag=True, help="Have our model multiply by Q, K and V at once.")
 @_option("--rounds", type=click.IntRange(min=1), help="Rounds after the first.")
 @_option(
     "--seconds",
@@ -196,6 +197,7 @@ def transfer(ctx: click.Context, /, out: str | None, as_json: bool, **options: A
 @_option("--kv-dtype", help="Dtype of our KV cache, such as float8_e4m3fn [the model's].")
 @_option("--guard-for", help="Kernel whose tail guard our cache has [all kernels' of here].")
 @_option("--profile", is_flag=True, help="Take our steps apart instead: shares, and their limits.")
+@_option("--steps", type=click.IntRange(min=0), help="Run so many of our steps: which are slow.")
 @_OUT
 @json_option
 @click.pass_context

@@ -8,6 +8,7 @@ this machine. The first round warms both up, and has rows of its own.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -21,6 +22,7 @@ from pyvattn.bench.report import Measure, Setup
 from pyvattn.bench.serving import Load, Run, percentile, poisson
 from pyvattn.bench.step_profile import profile
 from pyvattn.bench.timing import ratios, summarise
+from pyvattn.bench.worst_steps import worst_steps
 from pyvattn.cache import KVCache
 from pyvattn.errors import ConfigError
 from pyvattn.gpu_timing import require_gpu, require_torch
@@ -40,9 +42,11 @@ class Options(Settings, least={"new_tokens": 2, "seed": 0}):
 
     ``kv_dtype`` is that of our cache alone, "" for the model's: "float8_e4m3fn" quantises. Its tail
     guard is what every kernel of this machine needs, or that of the kernel ``guard_for``: without
-    one, FlashAttention-3 reads by a table. ``ours_compile`` is our engine's ``compile``.
+    one, FlashAttention-3 reads by a table. ``ours_compile`` is our engine's ``compile``,
+    ``ours_fuse`` its ``fuse_projections``.
     With ``profile`` nothing is compared: our steps are taken apart, see
-    :mod:`pyvattn.bench.step_profile`.
+    :mod:`pyvattn.bench.step_profile`. Nor with ``steps``: so many run, with requests that join and
+    leave, see :mod:`pyvattn.bench.worst_steps`.
     """
 
     model: str = "llama-3-8b"
@@ -63,7 +67,9 @@ class Options(Settings, least={"new_tokens": 2, "seed": 0}):
     kv_dtype: str = ""
     guard_for: str = ""
     ours_compile: bool = False
+    ours_fuse: bool = False
     profile: bool = False
+    steps: int = 0
 
     @property
     def size(self) -> str:
@@ -91,10 +97,18 @@ def measure(options: Options) -> Iterator[Measure | Setup]:
         kv_dtype=options.kv_dtype or None,
         guard_for=options.guard_for or None,
         compile=options.ours_compile,
+        fuse_projections=options.ours_fuse,
     )
     if options.profile:
         with closing(ours):
             yield from profile(ours, (load, _load(options, 1)), options.device)
+        return
+    if options.steps:
+        with closing(ours):
+            ours.run(load)
+            prompts = _prompts_without_end(options)
+            counts = options.requests, options.new_tokens, options.steps
+            yield from worst_steps(ours, prompts, *counts, gpu=options.device != "cpu")
         return
     library = Library(model, load, against=options.against, compile_level=options.compile_level)
     with closing(ours), closing(library):
@@ -111,6 +125,12 @@ def _load(options: Options, turn: int) -> Load:
     prompts = make_prompts(options.model, options.requests, options.prompt_tokens, seed)
     arrivals = poisson(options.requests, options.rate, options.seed)
     return Load(prompts, arrivals, options.new_tokens)
+
+
+def _prompts_without_end(options: Options) -> Iterator[list[int]]:
+    """Yield prompts that the first round does not have."""
+    for turn in itertools.count(1):
+        yield from _load(options, turn).prompts
 
 
 def _serve(
@@ -141,6 +161,8 @@ def _require(options: Options) -> None:
         )
     if options.rate < 0 or options.rounds < 1:
         raise ConfigError(f"rate={options.rate:g}, rounds={options.rounds}: use at least 0 and 1")
+    if options.profile and options.steps:
+        raise ConfigError(f"profile and steps={options.steps}: ask for one of them")
     if options.rate and options.requests < 2:
         raise ConfigError("requests=1 at a rate: use at least 2, percentiles need them")
     if options.against not in BASELINES:
