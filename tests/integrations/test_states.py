@@ -19,7 +19,7 @@ from tiny_models import (
 )
 
 from pyvattn import errors
-from pyvattn.integrations.transformers import VAttentionCache
+from pyvattn.integrations.transformers import VAttentionCache, generate_batch
 
 ROOM = {"max_batch": 4, "max_tokens": 256, "memory": "64MiB", "strict": True}
 SMALL = {
@@ -90,6 +90,33 @@ MODELS = {
         },
     ),
 }
+# Every layer of these keeps K, V and a state, or some do.
+MODELS |= {
+    "FalconH1": ("FalconH1", {**MAMBA, "mamba_d_ssm": 128}),
+    "Zamba2": (
+        "Zamba2",
+        {
+            **SMALL,
+            "num_key_value_heads": 4,
+            "layers_block_type": ["linear_attention", "hybrid"] * 2,
+            "n_mamba_heads": 8,
+            "mamba_headdim": 16,
+            "mamba_d_state": 16,
+            "mamba_ngroups": 1,
+            "num_mem_blocks": 1,
+            "use_shared_attention_adapter": True,
+            "adapter_rank": 8,
+            "chunk_size": 16,
+        },
+    ),
+}
+ZAYA = {
+    **SMALL,
+    "layer_types": ["hybrid_sliding", "hybrid"] * 2,
+    "sliding_window": 8,
+    "num_experts_per_tok": 1,
+    "router_hidden_size": 16,
+}
 JAMBA = {
     **MAMBA,
     "mamba_dt_rank": 4,
@@ -126,7 +153,7 @@ def test_tokens_are_the_librarys(model):
     expected = reference(model, inputs)
     with VAttentionCache.for_model(model, **ROOM) as cache:
         assert_same(generate(model, inputs, cache), expected)
-        assert cache.kv.spec.kept_layers == 2
+        assert cache.kv.spec.kept_layers == (4 if model.config.model_type == "falcon_h1" else 2)
         cache.reset()
         alone = {"input_ids": torch.tensor(PROMPTS[1:2])}
         assert_same(generate(model, alone, cache), reference(model, alone))
@@ -170,3 +197,26 @@ def test_states_do_not_go_back(model, monkeypatch):
         ours = model(prompt, past_key_values=cache).logits
     theirs = model(prompt, past_key_values=dynamic(model)).logits
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_layers_with_a_window_and_a_state():
+    model, inputs = tiny_of("Zaya", "Zaya", ZAYA), left_padded(PROMPTS)
+    expected = reference(model, inputs)
+    with VAttentionCache.for_model(model, **ROOM) as cache:
+        assert cache.kv.spec.windows == (8, None)
+        assert_same(generate(model, inputs, cache), expected)
+        cache.reset()
+        model(torch.tensor(PROMPTS[1:2]), past_key_values=cache)
+        # A pass has a mask for each kind of layer, not taken for a pass after a failed one.
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(model.model.layers[2], "forward", lambda *_, **__: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                model(torch.tensor([[9]]), past_key_values=cache)
+        for tokens in ([[9]], [[9, 5]]):
+            with pytest.raises(errors.UnsupportedError, match="failed halfway needs states"):
+                model(torch.tensor(tokens), past_key_values=cache)
+    requests = generate_batch(
+        model, PROMPTS, max_new_tokens=24, memory="64MiB", max_prefill_tokens=7, max_batch=3
+    )
+    assert [request.output for request in requests] == expected.sequences[:, -24:].tolist()

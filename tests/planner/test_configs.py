@@ -389,7 +389,10 @@ def test_remarks_say_what_the_cache_does_not_hold():
             QWEN3_NEXT,
             "holds these layers; the 36 with a state share no prefixes and take no CUDA graphs.",
         ),
-        (FALCON_H1, "refuses this model for its 36 layers with K, V and a state."),
+        (
+            FALCON_H1,
+            "holds these layers; the 36 with a state share no prefixes and take no CUDA graphs.",
+        ),
         (MLLAMA, "refuses this model for its 8 layers with attention to images."),
         (MIMO_V2_FLASH, "holds these layers; V of another width takes torch's attention."),
         (GEMMA_4, "holds these layers."),

@@ -15,7 +15,7 @@ from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.transformers.compiled import outside_graphs
 from pyvattn.integrations.transformers.forward import ForwardPass, WindowedPass
 from pyvattn.integrations.transformers.interface import ATTENTION, CacheLength, OtherMask
-from pyvattn.integrations.transformers.layers import Layer, LayerChanges
+from pyvattn.integrations.transformers.layers import HybridLayer, Layer, LayerChanges
 from pyvattn.integrations.transformers.states import StateLayers
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class ContiguousCache(Cache):
         self._pass: ForwardPass | None = None
         # What the last mask that the library asked for became.
         self._mask: ForwardPass | OtherMask | None = None
+        # The windows of the masks that a pass was asked for; one that comes again begins another.
+        self._masks: set[int | None] = set()
 
     def _kept_layer(self, number: int) -> int:
         """Return which layer of the KVCache a layer of the model is."""
@@ -52,13 +54,16 @@ class ContiguousCache(Cache):
     def _hold_states(self, states: StateLayers) -> None:
         """Have the layers of a model, some of which keep a state, in its order."""
         self._states, self._kept, self.layers = states, {}, []
-        for number in range(self.kv.spec.kept_layers + len(states.layers)):
-            if number in states.layers:
-                self.layers.append(states.layers[number])
+        alone = len(states.layers) - len(states.hybrids)
+        for number in range(self.kv.spec.kept_layers + alone):
+            state = states.layers.get(number)
+            if state is not None and number not in states.hybrids:
+                self.layers.append(state)
                 continue
             if states.layers:
                 self._kept[number] = len(self._kept)
-            self.layers.append(Layer(self, number))
+            layer = Layer(self, number) if state is None else HybridLayer(self, number, state)
+            self.layers.append(layer)
 
     @property
     def device(self) -> torch.device:
@@ -92,6 +97,9 @@ class ContiguousCache(Cache):
         a layer attends with it.
         """
         tokens = None if window is None else check_whole("window", window, 0)
+        if self._pass is None or tokens in self._masks:
+            self._masks.clear()
+        self._masks.add(tokens)
         made = OtherMask() if tokens is None else self.begin(batch_size, queries, padding_mask)
         self._mask = self._pass or made
         return WindowedPass(made, tokens) if tokens and isinstance(made, ForwardPass) else made

@@ -153,7 +153,7 @@ class VAttentionCache(ContiguousCache):
         copies with zeros for padding elsewhere. Of a float8 cache they are float32 copies. Of
         latent vectors they are these and the rotary keys.
         """
-        if self._states.layers and layer in self._states.layers:
+        if self._kept and layer not in self._kept:
             return None, None
         layer = self._kept_layer(layer)
         if self.kv.spec.window_of(layer) is not None:
@@ -177,10 +177,11 @@ class VAttentionCache(ContiguousCache):
         """Back the new tokens of every row, and return the pass over them."""
         self.changes.check()
         real = self._check_mask(batch_size, queries, padding_mask)
+        if self._pass is not None and len(self._masks) < 2:
+            # States are changed in place, which nobody sees.
+            self._check_states(True, "a pass after one that failed halfway")
         if self._pass is not None and torch.equal(real, self._real_after):
             # A second mask of the same pass, or the pass again after it failed.
-            # Models with states make one mask, and change these in place, which nobody sees.
-            self._check_states(True, "a pass after one that failed halfway")
             self._pass.restart()
             return self._pass
         seen = self.get_seq_length()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from transformers.cache_utils import get_layer_types_and_kwargs
 
+from pyvattn.errors import UnsupportedError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -27,11 +29,17 @@ def kinds_and_windows(config: PreTrainedConfig) -> tuple[list[str], list[int | N
     Layers that read another's K and V are left out. Newer releases of the library list them,
     as layers that keep nothing, and say windows for each layer, earlier ones once for all.
     """
-    kinds, options = get_layer_types_and_kwargs(config)
+    try:
+        kinds, options = get_layer_types_and_kwargs(config)
+    except AttributeError as error:
+        raise UnsupportedError(
+            f"the library knows no layers of models of type {config.model_type!r} ({error}), so "
+            "that its own cache holds none of them either"
+        ) from error
     each = options if isinstance(options, list) else [options] * len(kinds)
     modes = getattr(config, "kv_sharing_modes", None) or []
     own = [i for i in range(len(kinds)) if i >= len(modes) or modes[i] != "reuse"]
-    sliding = [kinds[i] == "sliding_attention" for i in own]
+    sliding = [kinds[i] in ("sliding_attention", "hybrid_sliding") for i in own]
     windows = [
         each[i].get("sliding_window") if slides else None
         for i, slides in zip(own, sliding, strict=True)

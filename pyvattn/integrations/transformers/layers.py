@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from pyvattn.errors import UnsupportedError
 
@@ -115,6 +115,45 @@ class Layer(CacheLayerMixin):
             change,
             lambda: getattr(self._cache, name)(*arguments),
         )
+
+
+class HybridLayer(Layer, LinearAttentionCacheLayerMixin):  # type: ignore[misc]  # fields there
+    """A layer that keeps a state besides, which is ``state``, a layer of the library's own."""
+
+    def __init__(self, cache: ContiguousCache, index: int, state: Any) -> None:
+        super().__init__(cache, index)
+        self._state = state
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the layer of the state has: states by number, and what is known of them."""
+        if name == "_state":
+            raise AttributeError(name)
+        return getattr(self._state, name)
+
+    @property
+    def is_croppable(self) -> bool:  # type: ignore[override]  # which is a constant without states
+        """Whether the state could be put back."""
+        croppable: bool = self._state.is_croppable
+        return croppable
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do: the state is made by the layer that holds it."""
+
+    def update_conv_state(self, conv_states: Tensor, state_idx: int = 0, **kwargs: Any) -> Tensor:
+        """Take the new inputs of a convolution; return them with those before."""
+        states: Tensor = self._state.update_conv_state(conv_states, state_idx, **kwargs)
+        return states
+
+    def update_recurrent_state(
+        self, recurrent_states: Tensor, state_idx: int = 0, **kwargs: Any
+    ) -> Tensor:
+        """Take a new recurrent state; return where it is kept."""
+        states: Tensor = self._state.update_recurrent_state(recurrent_states, state_idx, **kwargs)
+        return states
+
+    def activate_past_recording(self) -> None:
+        """Have the state keep what it needs to be put back."""
+        self._state.activate_past_recording()
 
 
 class LayerChanges:

@@ -16,7 +16,7 @@ from pyvattn.errors import ArgumentError, ConfigError, SpecError, UnsupportedErr
 from pyvattn.integrations.transformers.compat import kinds_and_windows
 from pyvattn.integrations.transformers.rope import check_rope
 from pyvattn.integrations.transformers.state_shapes import KEEPING, state_groups
-from pyvattn.integrations.transformers.states import STATES
+from pyvattn.integrations.transformers.states import HYBRIDS, STATES
 from pyvattn.layer_group import LayerGroup
 from pyvattn.spec import CacheSpec
 from pyvattn.spec_groups import with_groups
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     import torch
 
 
+# Models whose code no cache of another kind can serve.
+_REFUSED_TYPES = {
+    "git": "attend with a mask of their own",
+    "minimax": "take a cache of their own, and no other",
+    "mllama_text_model": "keep K and V of images in some of their layers",
+    "recurrent_gemma": "change the cache that they are given",
+}
 # Arguments of a KVCache that the model decides, or that callers have a parameter of their own for.
 _SET_BY_THE_MODEL = {"spec", "memory", "device"}
 
@@ -180,12 +187,13 @@ def _kept(spec: CacheSpec, layer: int) -> tuple[tuple[int, int, int, int], int |
 
 def _layer_windows(config: PreTrainedConfig) -> list[int | None]:
     """Return how many tokens each layer keeps, as the library's own cache has it."""
-    if config.model_type == "minimax":
+    if why := _REFUSED_TYPES.get(config.model_type):
         raise UnsupportedError(
-            "the models of type 'minimax' take a cache of their own, and no other"
+            f"the models of type {config.model_type!r} {why}: use the library's own cache"
         )
     kinds, windows = kinds_and_windows(config)
-    if others := sorted(set(kinds) - {"full_attention", "sliding_attention"} - STATES):
+    held = {"full_attention", "sliding_attention"} | STATES | HYBRIDS
+    if others := sorted(set(kinds) - held):
         raise UnsupportedError(
             f"the model has layers of {', '.join(others)}; the contiguous cache holds full "
             "attention and sliding windows: use the library's DynamicCache"

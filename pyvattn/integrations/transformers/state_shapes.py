@@ -17,13 +17,14 @@ from torch.nn import Conv1d, Module
 from transformers import DynamicCache
 
 from pyvattn.errors import UnsupportedError
+from pyvattn.integrations.transformers.states import HYBRIDS
 from pyvattn.state_group import StateGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: Kinds of layers that keep a state, of those that keep no K and V.
-KEEPING = frozenset({"linear_attention", "conv"})
+#: Kinds of layers that keep a state.
+KEEPING = frozenset({"linear_attention", "conv"}) | HYBRIDS
 CONV, RECURRENT = "conv", "recurrent"
 
 # Fewer than a convolution reaches back, so that it needs those of the piece before.

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 #: Kinds of layers without K and V: with a state, or with nothing that a cache would hold, which
 #: newer releases of the library call "dummy".
 STATES = frozenset({"linear_attention", "conv", "moe", "mlp", "dummy"})
+#: Kinds of layers that keep K, V and a state.
+HYBRIDS = frozenset({"hybrid", "hybrid_sliding"})
 
 
 class StateLayers:
@@ -26,7 +28,13 @@ class StateLayers:
 
     def __init__(self, config: PreTrainedConfig | None, kinds: Sequence[str]) -> None:
         self._states = getattr(config, "number_of_conv_states", 1)
-        self._kinds = {i: kind for i, kind in enumerate(kinds) if kind in STATES}
+        # Those of layers that keep K and V as well are in the cache's own layers.
+        self._kinds = {
+            i: "linear_attention" if kind in HYBRIDS else kind
+            for i, kind in enumerate(kinds)
+            if kind in STATES | HYBRIDS
+        }
+        self.hybrids = frozenset(i for i, kind in enumerate(kinds) if kind in HYBRIDS)
         self.layers: dict[int, CacheLayerMixin] = {}
         self.forget()
 
