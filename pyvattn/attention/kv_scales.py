@@ -84,7 +84,7 @@ class KVScales:
         values :data:`MARGIN` times as large, and larger ones become the largest. A head of zeros
         gets 1, what is not finite is passed over. No value is read on the host.
         """
-        if dtype not in FLOAT8:
+        if not isinstance(dtype, torch.dtype) or dtype not in FLOAT8:
             raise TensorError(f"dtype {shown(dtype)}: use that of a float8 cache")
         number = self._number(layer)
         pair = zip(self.layers[number], (k, v), strict=True)
