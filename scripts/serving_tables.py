@@ -40,8 +40,9 @@ class Serving:
     @property
     def title(self) -> str:
         """The requests, and what was asked of our engine besides."""
-        compiled = "compiled" in self.found["baseline"]["ours"]
-        return f"{self.load}, ours compiled" if compiled else self.load
+        ours = self.found["baseline"]["ours"]
+        asked = [word for word in ("compiled", "fused") if word in ours]
+        return f"{self.load}, ours {' and '.join(asked)}" if asked else self.load
 
     @property
     def baseline(self) -> str:
@@ -106,6 +107,10 @@ def front() -> Iterator[str]:
     if one := found.get("transformers-both-compiled"):
         whole, decode = one.both()
         yield f"  The same with ours compiled too (`compile=True`): {decode} and {whole}."
+    if one := found.get("transformers-both-fused"):
+        whole, decode = one.both()
+        fused = "its projections fused as well (`fuse_projections=True`)"
+        yield f"  With {fused}: {decode} and {whole}."
     yield from _kernels()
     yield "- [All results](docs/results.md)."
 
