@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import accumulate, islice
 from typing import Any, Protocol
@@ -138,24 +138,25 @@ class LayerTensors:
 
     def fill(
         self,
-        data: Sequence[Iterable[Any]],
+        sources: Sequence[Any],
         row: int,
-        places: Sequence[tuple[int, int, int]],
+        group: int,
+        arenas: range,
+        place: tuple[int, int, int],
         peers: Collection[str],
     ) -> None:
-        """Copy some of what :meth:`to_host` or another cache's :meth:`views` returned to a row.
+        """Copy some of a group that :meth:`to_host` or another cache's :meth:`views` returned.
 
-        ``places`` has for each group the byte where its range began in the row, and the bytes
-        ``[first, end)`` of it to copy; what lies past its end is not there. Of the GPUs, this one
-        and ``peers`` can write to the row.
+        To those of its arenas, of one row. ``place`` is the byte where the group's range began in
+        the row, and the bytes ``[first, end)`` of it to copy; what lies past its end is not there.
+        Of the GPUs, this one and ``peers`` can write to the row.
         """
-        arenas = iter(self._arenas())
-        for sources, group, (begin, first, end) in zip(data, self._groups, places, strict=True):
-            for source, arena in zip(sources, islice(arenas, group.arenas), strict=True):
-                stop = min(end, len(source))
-                if first < stop:
-                    there = arena[row, begin + first : begin + stop]
-                    _copy_bytes(there, source[first:stop], peers)
+        begin, first, end = place
+        for index in arenas:
+            source, arena = sources[index], self._arenas()[self._first_arena[group] + index]
+            stop = min(end, len(source))
+            if first < stop:
+                _copy_bytes(arena[row, begin + first : begin + stop], source[first:stop], peers)
 
     def _arenas(self) -> list[Any]:
         if not self._bytes:

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from pyvattn import _native
-from pyvattn._native import Slot
+from pyvattn._native import Fence, Slot
 from pyvattn.arguments import check_type
 from pyvattn.dropped import DroppedSlots
 from pyvattn.errors import LengthError, UnsupportedError
@@ -22,10 +23,13 @@ from pyvattn.whole_numbers import whole_number
 
 _T = TypeVar("_T")
 
-# A restore maps in so many pieces at most, each of so many bytes or more in an arena: launching
-# a copy takes the host as long as it takes the GPU to copy half a MiB.
-_MOST_PIECES = 8
-_LEAST_PIECE = 4 << 20
+# A restore maps in so many steps at most, each of so many bytes or more: what the first of them
+# maps is what no copy hides.
+_MOST_STEPS = 16
+_LEAST_STEP = 16 << 20
+# As many copies as that and no more, unless there are more arenas: a large one is as fast as any,
+# and launching each takes the host as long as it takes a GPU to copy half a MiB.
+_MOST_COPIES = 64
 
 
 class CopiesSlots(Opened):
@@ -128,9 +132,9 @@ class CopiesSlots(Opened):
         check_type("header", header, SlotHeader)
         self._check_has_memory()
         check_fits(header, self.geometries, self._states)
-        slot = self.acquire(header.length)
+        self._dropped.recover()
+        slot = self._with_room(self._native.admit, header.length)
         try:
-            self._with_room(self._native.extend, slot, header.length)
             self._leave_behind(slot, header)
             ranges = byte_ranges(self._geometries, header.fronts, header.length)
             if self._states is not None:
@@ -171,9 +175,10 @@ class CopiesSlots(Opened):
         bytes go by way of memory of torch's on this one.
 
         Copies as :meth:`offload` does: launch what reads the tokens on the same stream. Where
-        much has to be mapped first, that is done in up to eight pieces, and one is copied while the
-        next is mapped: one copy for each arena and piece. What was left behind by windows is
-        backed while this runs, and goes back then; with windows all is mapped in one piece.
+        much has to be mapped first, that is done step by step, and what one has mapped is copied
+        while the next maps: some of the tokens in all arenas as long as that makes no more than 64
+        copies, else, and with windows, all tokens in some of the arenas. What was left behind by
+        windows is backed while this runs, and goes back then.
 
         Raises what :meth:`pyvattn.KVCache.admit` raises, and
         :class:`~pyvattn.errors.TensorError` where the cache has another layout. Then no slot is
@@ -186,11 +191,10 @@ class CopiesSlots(Opened):
         check_fits(header, self.geometries, self._states)
         slot = self.acquire(header.length)
         try:
-            copied = 0
-            for end in self._ends_of_pieces(slot, header.length):
-                self._with_room(self._native.extend, slot, end)
-                self._refill(slot, source, copied, end)
-                copied = end
+            ends, arenas = self._steps(slot, header.length)
+            for first, end in zip([0, *ends], ends, strict=False):
+                copy = partial(self._copy_in, slot, source, first, end)
+                self._with_room(self._native.extend, slot, end, arenas, copy)
             self._leave_behind(slot, header)
         except BaseException:
             self.release(slot)
@@ -202,38 +206,60 @@ class CopiesSlots(Opened):
         if any(header.fronts):
             self._native.trim_fronts(slot, list(header.fronts), self._fence(None))
 
-    def _ends_of_pieces(self, slot: Slot, tokens: int) -> list[int]:
-        """Return up to which token a slot that gets ``tokens`` is mapped and copied at a time."""
-        pieces = 1
+    def _steps(self, slot: Slot, tokens: int) -> tuple[list[int], int]:
+        """Return up to which tokens a slot that gets ``tokens`` is mapped, and arenas at a time."""
+        lacking = self._pages_for(tokens) - dict(self._native.live_pages())[slot]
+        size = lacking * self._geometries[0].page_size
+        steps = max(1, min(_MOST_STEPS, size // _LEAST_STEP))
+        arenas = sum(geometry.arenas for geometry in self._geometries)
+        copies = _MOST_COPIES - (self._states is not None)
         # A window would leave tokens behind that are yet to be copied.
-        if not self._has_windows:
-            lacking = self._pages_for(tokens) - dict(self._native.live_pages())[slot]
-            arenas = sum(geometry.arenas for geometry in self._geometries)
-            in_each = lacking * self._geometries[0].page_size // arenas
-            pieces = max(1, min(_MOST_PIECES, in_each // _LEAST_PIECE))
-        return [tokens * piece // pieces for piece in range(1, pieces + 1)]
+        pieces = 1 if self._has_windows else max(1, min(steps, copies // arenas))
+        parts = -(-steps // pieces)
+        return [tokens * piece // pieces for piece in range(1, pieces + 1)], -(-arenas // parts)
+
+    def _refill(self, slot: Slot, source: Offloaded | SlotViews, first: int) -> None:
+        """Copy the tokens from ``first`` on to a slot that has them backed."""
+        for group, copies in enumerate(source.data):
+            self._copy_in(slot, source, first, source.header.length, group, 0, len(copies))
 
     @ranged("pyvattn.copy_in")
-    def _refill(
-        self, slot: Slot, source: Offloaded | SlotViews, first: int, end: int | None = None
-    ) -> None:
-        """Copy the tokens ``[first, end)`` of it, by default to the last, to a slot.
+    def _copy_in(
+        self,
+        slot: Slot,
+        source: Offloaded | SlotViews,
+        first: int,
+        end: int,
+        group: int,
+        first_arena: int,
+        end_arena: int,
+    ) -> Fence | None:
+        """Copy the tokens ``[first, end)`` of some arenas of a group to a slot.
 
-        It has them backed. States are copied with the last of the tokens.
+        It has them backed. States are copied with the last of the tokens. Returns what passes
+        once they are there.
         """
         header = source.header
-        last = header.length if end is None else end
         # Another stream may have been in use when they were copied.
         if isinstance(source, Offloaded) and source.fence is not None:
             source.fence.wait()
-        pairs = zip(self._geometries, header.fronts, strict=True)
-        places = []
-        for each, front in pairs:
-            begin, stop = (max(0, token - front) * each.token_bytes for token in (first, last))
-            places.append((each.place_of(front) * each.token_bytes, begin, stop))
-        if self._states is not None:
-            places.append((0, 0, self._state_bytes if last == header.length else 0))
-        self._tensors.fill(source.data, slot.index, places, self.peers)
+        if group < len(self._geometries):
+            geometry, front = self._geometries[group], header.fronts[group]
+            size = geometry.token_bytes
+            begin, stop = (max(0, token - front) * size for token in (first, end))
+            place = (geometry.place_of(front) * size, begin, stop)
+        else:
+            place = (0, 0, self._state_bytes if end == header.length else 0)
+        arenas = range(first_arena, end_arena)
+        try:
+            self._tensors.fill(source.data[group], slot.index, group, arenas, place, self.peers)
+        except BaseException:
+            # Those that were launched before: nobody else could wait for them.
+            fence = self._fence(None)
+            if fence is not None:
+                fence.wait()
+            raise
+        return self._fence(None)
 
     @property
     def _state_bytes(self) -> int:

@@ -44,9 +44,11 @@ class Cache {
   // backed. Throws what they do.
   SlotRef admit(std::int64_t tokens);
   // Backs the first `tokens` tokens of a live slot, as admit() does for a new one: beside a
-  // step() of another thread, and with nothing left behind by windows. Throws what step() does,
-  // but never BusyError.
-  void extend(const SlotRef& slot, std::int64_t tokens);
+  // step() of another thread, and with nothing left behind by windows. A few arenas at a time, and
+  // the caller may write these tokens there from `parts.mapped` on, which is called without a
+  // lock; where all are backed already, once for all arenas. Throws what step() does, but never
+  // BusyError, and what `parts.mapped` does.
+  void extend(const SlotRef& slot, std::int64_t tokens, const Parts& parts);
   // A new slot that begins with the first `tokens` tokens of a live one, backed: whole blocks
   // are shared, the rest is for the caller to copy, and what lies before a window is left out. A
   // ring is for the caller to copy.
@@ -197,15 +199,17 @@ class Cache {
   void ask_for_next(const SlotLength* requests, std::size_t count) REQUIRES(mutex_);
 
   // cache_growth.cpp
-  void make_resident(const SlotLength* requests, std::size_t count) REQUIRES(mutex_);
+  bool make_resident(const SlotLength* requests, std::size_t count, const Parts* parts = nullptr)
+      REQUIRES(mutex_);
   void claim(const SlotLength* requests, std::size_t count) REQUIRES(mutex_);
-  void grow_for(const SlotLength* requests, std::size_t count) REQUIRES(mutex_);
+  bool grow_for(const SlotLength* requests, std::size_t count, const Parts* parts) REQUIRES(mutex_);
   bool grow_now(const SlotLength* requests, std::size_t count) REQUIRES(mutex_);
   std::vector<Target> growing_slots(const SlotLength* requests, std::size_t count) REQUIRES(mutex_);
   std::uint64_t blocks_needed(const std::vector<Target>& targets) const REQUIRES(mutex_);
-  bool try_grow(const std::vector<Target>& targets, std::uint64_t from_pool, From from)
+  bool try_grow(const std::vector<Target>& targets, std::uint64_t from_pool, From from,
+                const Parts* parts = nullptr) REQUIRES(mutex_);
+  void run(RowBatch& batch, From from, std::uint64_t& in_flight, const Parts* parts = nullptr)
       REQUIRES(mutex_);
-  void run(RowBatch& batch, From from, std::uint64_t& in_flight) REQUIRES(mutex_);
   void follow(const RowBatch& batch) REQUIRES(mutex_);
   void unmap_tail(const Tail& tail, From from) REQUIRES(mutex_);
   void wait_not_in_flight(std::uint32_t slot) REQUIRES(mutex_);

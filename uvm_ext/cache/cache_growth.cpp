@@ -37,13 +37,15 @@ std::uint64_t Cache::blocks_needed(const std::vector<Target>& targets) const {
 
 // Takes what slots have behind them, at most `from_pool` blocks from the pool, with some more to
 // read ahead where it has room, and the rest from tails that other slots can spare. False where
-// those hold too little.
-bool Cache::try_grow(const std::vector<Target>& wanted, std::uint64_t from_pool, From from) {
+// those hold too little. By parts all is new to the slots, so nothing they have behind is taken.
+bool Cache::try_grow(const std::vector<Target>& wanted, std::uint64_t from_pool, From from,
+                     const Parts* parts) {
   RowBatch batch(*driver_, *pool_, rows_);
   for (const Target& target : wanted) batch.claim(target.slot);
   std::vector<Target> targets = wanted;
   std::vector<Tail> tails;
-  const std::vector<std::uint32_t> own = own_fronts(wanted);
+  const std::vector<std::uint32_t> own =
+      parts != nullptr ? std::vector<std::uint32_t>(wanted.size(), 0) : own_fronts(wanted);
   const std::uint64_t moved = std::accumulate(own.begin(), own.end(), std::uint64_t{0});
   const std::uint64_t needed = blocks_needed(wanted) - moved;
   if (needed > from_pool) {
@@ -68,7 +70,7 @@ bool Cache::try_grow(const std::vector<Target>& wanted, std::uint64_t from_pool,
   const bool is_free = slots_.head(wanted.front().slot).state == SlotState::free;
   std::vector<std::uint32_t> ends;
   for (const Target& target : wanted) ends.push_back(slots_.blocks(target.slot));
-  run(batch, from, is_free ? free_in_flight_ : live_in_flight_);
+  run(batch, from, is_free ? free_in_flight_ : live_in_flight_, parts);
   for (std::size_t i = 0; i < wanted.size(); ++i) {
     if (own[i] > 0) moved_front(wanted[i].slot, ends[i], own[i]);
   }
@@ -78,12 +80,16 @@ bool Cache::try_grow(const std::vector<Target>& wanted, std::uint64_t from_pool,
 
 // Makes the driver calls of a plan: with the lock held in the foreground, where the caller
 // waits anyway; without it in the background, so that a step that needs nothing is not
-// held up. `in_flight` counts the blocks meanwhile.
-void Cache::run(RowBatch& batch, From from, std::uint64_t& in_flight) {
+// held up, and by parts, whose users are called in between. `in_flight` counts the blocks
+// meanwhile.
+void Cache::run(RowBatch& batch, From from, std::uint64_t& in_flight, const Parts* parts) {
   const std::uint64_t blocks = batch.blocks_in_flight();
   in_flight += blocks;
   try {
-    if (from == From::background) {
+    if (parts != nullptr) {
+      const Unlocked unlocked(mutex_);
+      batch.execute(*parts);
+    } else if (from == From::background) {
       const Unlocked unlocked(mutex_);
       batch.execute();
     } else {
@@ -154,26 +160,28 @@ class Cache::Claims {
   std::vector<Claim> before_;
 };
 
-void Cache::make_resident(const SlotLength* requests, std::size_t count) {
+// Returns whether anything had to be mapped.
+bool Cache::make_resident(const SlotLength* requests, std::size_t count, const Parts* parts) {
   const Stopwatch blocking(blocking_seconds_);
   Claims claims(slots_, requests, count);
-  grow_for(requests, count);
+  const bool grew = grow_for(requests, count, parts);
   claims.keep();
+  return grew;
 }
 
 // Each attempt starts from the requests again: the lock may have been open. The
 // first takes things as they are, the second has what the background held, the
-// third does not count on slabs that the device may not have.
-void Cache::grow_for(const SlotLength* requests, std::size_t count) {
+// third does not count on slabs that the device may not have. False where none needs blocks.
+bool Cache::grow_for(const SlotLength* requests, std::size_t count, const Parts* parts) {
   std::vector<Target> growing;
   std::string cause;
   for (int attempt = 0; attempt < 3; ++attempt) {
     if (attempt == 1) settle();
     growing = growing_slots(requests, count);
-    if (growing.empty()) return;
+    if (growing.empty()) return false;
     const std::uint64_t from_pool = attempt < 2 ? pool_->blocks_available() : pool_->blocks_free();
     try {
-      if (try_grow(growing, from_pool, From::foreground)) return;
+      if (try_grow(growing, from_pool, From::foreground, parts)) return true;
     } catch (const DriverOutOfMemory& error) {
       cause = error.what();
     }

@@ -252,14 +252,22 @@ SlotRef Cache::admit(std::int64_t tokens) {
   return request.slot;
 }
 
-void Cache::extend(const SlotRef& slot, std::int64_t tokens) {
+void Cache::extend(const SlotRef& slot, std::int64_t tokens, const Parts& parts) {
   const SlotLength request = {slot, tokens};
   check_usable();
-  const Lock lock(mutex_);
-  check_usable();
-  if (!check_step(&request, 1).empty()) make_resident(&request, 1);
-  finish_step(&request, 1);
-  nudge_mapper();
+  bool grew = false;
+  {
+    const Lock lock(mutex_);
+    check_usable();
+    const bool growing = !check_step(&request, 1).empty();
+    // Also where this fails: parts that came before may have been written.
+    std::uint32_t& written = slots_.head(slot.index).written;
+    written = std::max(written, static_cast<std::uint32_t>(tokens));
+    if (growing) grew = make_resident(&request, 1, &parts);
+    finish_step(&request, 1);
+    nudge_mapper();
+  }
+  if (!grew) parts.mapped(0, geometry_.arenas);
 }
 
 // The tokens are backed: lengths become what they are to be.

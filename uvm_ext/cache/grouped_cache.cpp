@@ -135,11 +135,16 @@ SlotRef GroupedCache::admit(std::int64_t tokens) {
   return slot;
 }
 
-void GroupedCache::extend(const SlotRef& slot, std::int64_t tokens) {
-  if (alone()) return leader().extend(slot, tokens);
-  const Lock lock(mutex_);
-  const SlotLength request = {slot, tokens};
-  step_all(&request, 1, {});
+// Without the lock, as Cache does: whoever is told of a part may call for other slots.
+void GroupedCache::extend(const SlotRef& slot, std::int64_t tokens, std::uint32_t arenas,
+                          const Mapped& mapped) {
+  for (std::size_t group = 0; group < caches_.size(); ++group) {
+    const Parts parts = {
+        arenas, [&](std::uint32_t first, std::uint32_t end) { return mapped(group, first, end); }};
+    with_room(group, [&] {
+      caches_[group]->extend(group == 0 ? slot : row_of(slot), tokens_in(group, tokens), parts);
+    });
+  }
 }
 
 std::vector<Fork> GroupedCache::fork(const SlotRef& slot, std::int64_t tokens) {

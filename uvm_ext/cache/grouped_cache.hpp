@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -43,8 +44,10 @@ class GroupedCache {
   // Each of these is the call of the same name in Cache.
   SlotRef acquire(std::int64_t tokens);
   SlotRef admit(std::int64_t tokens);
-  // For caches whose layers have no windows.
-  void extend(const SlotRef& slot, std::int64_t tokens);
+  // One group after the other, each by parts of so many arenas, numbered within the group. A slot
+  // for which this fails may have got longer in some groups: it is to be released.
+  using Mapped = std::function<FencePtr(std::size_t group, std::uint32_t first, std::uint32_t end)>;
+  void extend(const SlotRef& slot, std::int64_t tokens, std::uint32_t arenas, const Mapped& mapped);
   // One for each group. A state is that of the whole length, so with states a fork is made of all
   // tokens, or of none.
   std::vector<Fork> fork(const SlotRef& slot, std::int64_t tokens);

@@ -78,11 +78,16 @@ py::object admit(NumberedCache& self, const py::object& tokens) {
   return slot_object(self.number, ref, self.slots);
 }
 
-void extend(NumberedCache& self, const py::object& slot, const py::object& tokens) {
+void extend(NumberedCache& self, const py::object& slot, const py::object& tokens,
+            std::uint32_t arenas, const py::object& mapped) {
   const SlotRef ref = slot_ref(slot.ptr(), self.number);
   const std::int64_t length = length_of(tokens);
   const WithoutGil unlocked;
-  self.cache.extend(ref, length);
+  self.cache.extend(ref, length, arenas,
+                    [&](std::size_t group, std::uint32_t first, std::uint32_t end) {
+                      const WithGil locked;
+                      return mapped(group, first, end).cast<FencePtr>();
+                    });
 }
 
 py::tuple fork(NumberedCache& self, const py::object& slot, const py::object& tokens) {
@@ -260,7 +265,9 @@ void bind_cache(py::module_& module) {
            py::arg("background") = true, py::arg("read_ahead") = 0, py::arg("strict") = false)
       .def("acquire", &acquire, py::arg("tokens"))
       .def("admit", &admit, py::arg("tokens"))
-      .def("extend", &extend, py::arg("slot"), py::arg("tokens"))
+      .def("extend", &extend, py::arg("slot"), py::arg("tokens"), py::arg("arenas"),
+           py::arg("mapped"),
+           "Backs tokens so many arenas at a time; mapped(group, first, end) may write there.")
       .def("fork", &fork, py::arg("slot"), py::arg("tokens"),
            "A new Slot, and for each group the bytes [first, end) of each row yet to be copied.")
       .def("try_step", &try_step, py::arg("lengths"), py::arg("after") = py::none(),

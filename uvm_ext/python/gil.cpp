@@ -34,4 +34,12 @@ WithoutGil::~WithoutGil() {
   }
 }
 
+WithGil::WithGil() {
+  try {
+    state_ = PyGILState_Ensure();
+  } catch (...) {
+    wait_for_the_end();
+  }
+}
+
 }  // namespace pyvattn::python

@@ -21,6 +21,19 @@ class WithoutGil {
   PyThreadState* const state_;
 };
 
+// Takes the GIL for a scope inside one of WithoutGil, to call Python. At the end of the process a
+// thread that cannot have it waits here, as there.
+class WithGil {
+ public:
+  WithGil();
+  WithGil(const WithGil&) = delete;
+  WithGil& operator=(const WithGil&) = delete;
+  ~WithGil() { PyGILState_Release(state_); }
+
+ private:
+  PyGILState_STATE state_ = PyGILState_UNLOCKED;
+};
+
 // To be called by the thread that ends the process.
 void begin_exit();
 // Whether another thread ends the process.

@@ -156,14 +156,62 @@ void RowBatch::seal() {
 
 // --- the driver calls ---
 
-void RowBatch::execute() {
+void RowBatch::make_cuts() {
   {
     const Stopwatch watch(fence_seconds_);
     for (const FencePtr& fence : fences_) fence->wait();
   }
   if (!unmap_batch_.empty()) driver_.unmap(unmap_batch_);
   unmapped_ = true;
+}
+
+void RowBatch::execute() {
+  make_cuts();
   if (!map_batch_.empty()) driver_.map(map_batch_);
+}
+
+void RowBatch::execute(const Parts& parts) {
+  make_cuts();
+  std::vector<std::vector<MapEntry>> by_arena(pool_.arenas());
+  for (const MapEntry& entry : map_batch_) {
+    by_arena[table_.arena_of(entry.address)].push_back(entry);
+  }
+  std::vector<MapEntry> mapped;
+  std::vector<FencePtr> used;
+  try {
+    for (std::uint32_t first = 0; first < pool_.arenas(); first += parts.arenas) {
+      const std::uint32_t end = std::min(first + parts.arenas, pool_.arenas());
+      std::vector<MapEntry> part;
+      for (std::uint32_t arena = first; arena < end; ++arena) {
+        part.insert(part.end(), by_arena[arena].begin(), by_arena[arena].end());
+      }
+      mapped.reserve(mapped.size() + part.size());
+      if (!part.empty()) driver_.map(part);
+      mapped.insert(mapped.end(), part.begin(), part.end());
+      used.push_back(parts.mapped(first, end));
+    }
+  } catch (...) {
+    withdraw(mapped, used);
+    throw;
+  }
+}
+
+// Where that fails the blocks stay held, by nobody: what was written may still be there.
+void RowBatch::withdraw(const std::vector<MapEntry>& mapped,
+                        const std::vector<FencePtr>& used) noexcept {
+  if (mapped.empty()) return;
+  try {
+    for (const FencePtr& fence : used) {
+      if (fence) fence->wait();
+    }
+    std::vector<Range> ranges;
+    for (const MapEntry& entry : mapped) ranges.push_back({entry.address, entry.length});
+    const FencePtr zeroed = driver_.zero(ranges, nullptr);
+    if (zeroed) zeroed->wait();
+    driver_.unmap(mapped);
+  } catch (const std::exception&) {
+    held_.clear();
+  }
 }
 
 // --- the end ---

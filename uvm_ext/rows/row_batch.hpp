@@ -9,11 +9,21 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "rows/row_table.hpp"
 
 namespace pyvattn {
+
+// Of a batch that maps a few arenas at a time, for who uses those while it maps the next.
+struct Parts {
+  // In each part; the last may have fewer.
+  std::uint32_t arenas = 1;
+  // Called once arenas [first, end) are mapped. Returns what has to pass before they may be
+  // unmapped again, where a later part fails (null: nothing).
+  std::function<FencePtr(std::uint32_t first, std::uint32_t end)> mapped;
+};
 
 class RowBatch {
  public:
@@ -51,6 +61,9 @@ class RowBatch {
 
   // Throws DriverError with the mappings as they were before.
   void execute();
+  // The same by parts, for a batch that maps blocks of fill() alone. Where a part fails, those
+  // before it are zeroed before they are unmapped: their users may have written there.
+  void execute(const Parts& parts);
 
   // --- the end ---
 
@@ -81,6 +94,8 @@ class RowBatch {
   void add_cut(const Positions& positions, bool lend);
   void add_entries(std::uint32_t row, std::uint32_t position, const BlockId* blocks,
                    std::uint32_t count, std::vector<MapEntry>& out);
+  void make_cuts();
+  void withdraw(const std::vector<MapEntry>& mapped, const std::vector<FencePtr>& used) noexcept;
   void return_blocks() noexcept;
   void cut_rows() noexcept;
   void shorten_rows() noexcept;

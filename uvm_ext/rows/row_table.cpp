@@ -33,6 +33,12 @@ std::vector<Range> RowTable::ranges(const Positions& positions) const {
   return ranges;
 }
 
+std::uint32_t RowTable::arena_of(Address address) const {
+  std::uint32_t arena = 0;
+  while (address - starts_[arena] >= geometry_.arena_bytes()) ++arena;
+  return arena;
+}
+
 std::size_t RowTable::bookkeeping_bytes() const {
   std::size_t bytes = rows_.capacity() * sizeof(Row);
   for (const Row& row : rows_) bytes += row.blocks.capacity() * sizeof(BlockId);

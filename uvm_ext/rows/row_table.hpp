@@ -56,6 +56,9 @@ class RowTable {
     return starts_[arena] + row * geometry_.row_bytes() + position * geometry_.page_size;
   }
 
+  // The arena that has the address.
+  std::uint32_t arena_of(Address address) const;
+
   // How far behind its address in the row a position is mapped once more; zero: it is not.
   std::uint64_t mirror_offset() const {
     return geometry_.is_ring() ? geometry_.row_bytes() / 2 : 0;
