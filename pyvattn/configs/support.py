@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pyvattn.configs.layers import CHUNKED, CROSS, KEEPS_STATE, Kinds
+from pyvattn.configs.layers import CROSS, KEEPS_STATE, Kinds
 from pyvattn.configs.shapes import Shape
 
 _NAME = "The transformers integration"
@@ -14,7 +14,6 @@ _NAME = "The transformers integration"
 def support(kinds: Kinds, shapes: Sequence[Shape | None]) -> str:
     """Return a sentence: that it runs such layers, and how, or which ones it refuses."""
     counts = {
-        "attention in chunks": kinds.count(CHUNKED),
         "attention to images": kinds.count(CROSS),
     }
     if refused := [f"{count} layers with {what}" for what, count in counts.items() if count]:

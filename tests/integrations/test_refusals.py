@@ -120,8 +120,8 @@ def test_dropout(llama, cache):
     ("changes", "message"),
     [
         (
-            {"layer_types": ["chunked_attention"] * 3, "attention_chunk_size": 8},
-            "chunked_attention",
+            {"layer_types": ["deepseek_sparse_attention"] * 3},
+            "deepseek_sparse_attention",
         ),
     ],
 )

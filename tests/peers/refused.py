@@ -43,7 +43,6 @@ REASONS = {
         "Qwen4Exp",
     ],
     r"layers of compressed_sparse_attention": ["DeepseekV4"],
-    r"layers of chunked_attention": ["Llama4"],
 }
 # Decoders that count positions themselves, which a packed batch does not let them: these are
 # refused in continuous batching alone.

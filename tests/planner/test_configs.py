@@ -399,7 +399,7 @@ def test_remarks_say_what_the_cache_does_not_hold():
         ({**PLAIN, "kv_lora_rank": 512}, "in every step, without CUDA graphs."),
         (
             {**PLAIN, "model_type": "llama4_text", "attention_chunk_size": 512},
-            "refuses this model for its 6 layers with attention in chunks.",
+            "holds these layers.",
         ),
     ],
 )

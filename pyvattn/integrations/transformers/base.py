@@ -88,13 +88,18 @@ class ContiguousCache(Cache):
 
     @outside_graphs
     def mask(
-        self, batch_size: int, queries: int, padding_mask: Tensor | None, window: int | None
+        self,
+        batch_size: int,
+        queries: int,
+        padding_mask: Tensor | None,
+        window: int | None,
+        chunked: bool = False,
     ) -> ForwardPass | WindowedPass | OtherMask:
         """Return what the layers get in place of a mask: the pass, which begins with the first.
 
-        ``window`` is that of a causal mask, 0 where it has none, and ``None`` for a mask of
-        another kind. A model may make masks that no layer uses, so that is refused only where
-        a layer attends with it.
+        ``window`` is that of a causal mask, or its chunks where it is ``chunked``, 0 where it has
+        none, and ``None`` for a mask of another kind. A model may make masks that no layer uses,
+        so that is refused only where a layer attends with it.
         """
         tokens = None if window is None else check_whole("window", window, 0)
         if self._pass is None or tokens in self._masks:
@@ -102,7 +107,9 @@ class ContiguousCache(Cache):
         self._masks.add(tokens)
         made = OtherMask() if tokens is None else self.begin(batch_size, queries, padding_mask)
         self._mask = self._pass or made
-        return WindowedPass(made, tokens) if tokens and isinstance(made, ForwardPass) else made
+        if tokens and isinstance(made, ForwardPass):
+            return WindowedPass(made, tokens, chunked)
+        return made
 
     def finish(self) -> None:
         """Note that the last layer of the pass is stored."""

@@ -194,6 +194,7 @@ class VAttentionCache(ContiguousCache):
         self._real_after = real
         slots = [int(slot) for slot in self._rows.slots]
         self._pass = ForwardPass.of_batch(self.kv, slots, lengths, real[:, seen:], self.device)
+        self._pass.holes = bool((~real & (real.cumsum(dim=1) > 0)).any())
         return self._pass
 
     def finish(self) -> None:

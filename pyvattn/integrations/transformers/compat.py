@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
+#: Kinds of layers that keep no more than a window, or a chunk, of their tokens.
+WINDOWED = frozenset({"sliding_attention", "hybrid_sliding", "chunked_attention"})
+
+
 def cache_argument(model: PreTrainedModel) -> str:
     """Return the argument of ``model.forward`` that takes the cache.
 
@@ -24,7 +28,7 @@ def cache_argument(model: PreTrainedModel) -> str:
 
 
 def kinds_and_windows(config: PreTrainedConfig) -> tuple[list[str], list[int | None]]:
-    """Return the kind of each layer, and the window of those with sliding attention.
+    """Return the kind of each layer, and the window, or chunk, of those that have one.
 
     Layers that read another's K and V are left out. Newer releases of the library list them,
     as layers that keep nothing, and say windows for each layer, earlier ones once for all.
@@ -39,7 +43,7 @@ def kinds_and_windows(config: PreTrainedConfig) -> tuple[list[str], list[int | N
     each = options if isinstance(options, list) else [options] * len(kinds)
     modes = getattr(config, "kv_sharing_modes", None) or []
     own = [i for i in range(len(kinds)) if i >= len(modes) or modes[i] != "reuse"]
-    sliding = [kinds[i] in ("sliding_attention", "hybrid_sliding") for i in own]
+    sliding = [kinds[i] in WINDOWED for i in own]
     windows = [
         each[i].get("sliding_window") if slides else None
         for i, slides in zip(own, sliding, strict=True)

@@ -21,6 +21,7 @@ from pyvattn.integrations.transformers.parts import (
     Chunk,
     Part,
     host,
+    parts_in_chunks,
     parts_of,
     parts_of_rows,
     upload,
@@ -35,11 +36,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a layer's attention does besides: a window (0: none), a softcap, sinks."""
+    """What a layer's attention does besides: a window (0: none) or chunks, a softcap, sinks."""
 
     window: int = 0
     softcap: float | None = None
     sinks: Tensor | None = None
+    #: Whether ``window`` is the size of chunks, within which tokens attend.
+    chunked: bool = False
 
 
 _PLAIN = Scores()
@@ -78,12 +81,17 @@ class ForwardPass(_Whole):
     calibrates: bool = True
     #: As of a :class:`WindowedPass`: none.
     window: ClassVar[int] = 0
+    chunked: ClassVar[bool] = False
+    #: Whether rows have padding behind their first token, in the pass or before.
+    holes: bool = field(default=False, init=False)
     layer: int = field(default=-1, init=False)
     # K and V of that layer, until it attended.
     _stored: tuple[Tensor, Tensor] | None = field(default=None, init=False)
     # Those of the layers before that others read, by layer.
     _read_again: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
     _latent: LatentRows | None = field(default=None, init=False)
+    # The parts of layers that attend within chunks, by their size.
+    _in_chunks: dict[int, Sequence[Part]] = field(default_factory=dict, init=False)
 
     @classmethod
     def of_batch(
@@ -200,17 +208,32 @@ class ForwardPass(_Whole):
         """
         layer = self._attended(module, key, value)
         q = _autocast(query, key.dtype).transpose(1, 2)
-        whole = self.parts[0]
-        if whole.whole:
-            attended = self._attend(layer, whole, whole.take(q), (key, value), scale, scores)
+        parts = self.parts
+        if scores.chunked and scores.window < self.kv.spec.max_tokens:
+            parts = self._parts_in_chunks(scores.window)
+        if parts and parts[0].whole:
+            attended = self._attend(layer, parts[0], parts[0].take(q), (key, value), scale, scores)
             return attended.view(*q.shape[:-1], value.shape[-1])
         # Padding in front of a row attends to nothing.
         make = torch.empty if self.source is None else torch.zeros
         out = make((*q.shape[:-1], value.shape[-1]), dtype=q.dtype, device=q.device)
-        for part in self.parts:
+        for part in parts:
             attended = self._attend(layer, part, part.take(q), (key, value), scale, scores)
             part.put(attended, out)
         return out
+
+    def _parts_in_chunks(self, size: int) -> Sequence[Part]:
+        """Return the parts of the pass, none of which is in more than one chunk of a row."""
+        if self.holes:
+            raise UnsupportedError(
+                "chunks of attention are counted from the first token of a row, and with padding "
+                "behind it the library counts otherwise: pad on the left, or use the library's "
+                "DynamicCache"
+            )
+        if size not in self._in_chunks:
+            device = self.positions.device
+            self._in_chunks[size] = parts_in_chunks(self.parts, self.queries, size, device)
+        return self._in_chunks[size]
 
     def restart(self) -> None:
         """Make the pass as new, after one that failed halfway."""
@@ -271,7 +294,7 @@ class ForwardPass(_Whole):
             scale=scale,
             window_size=(left, UNLIMITED),
             softcap=scores.softcap or 0.0,
-            starts=None if kept is None else part.starts(kept),
+            starts=part.starts(kept or 0),
             sinks=sinks,
             query_counts=part.counts,
         )
@@ -283,6 +306,7 @@ class WindowedPass(_Whole):
 
     step: ForwardPass
     window: int
+    chunked: bool = False
 
 
 def _not_latent(layer: int) -> UnsupportedError:

@@ -21,7 +21,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.transformers.forward import ForwardPass, Scores, WindowedPass
-from pyvattn.integrations.transformers.masks import mask_window
+from pyvattn.integrations.transformers.masks import is_chunked, mask_window
 from pyvattn.integrations.transformers.rope import check_rope
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ class OtherMask:
     def refuse(self) -> NoReturn:
         """Say that a layer does."""
         raise UnsupportedError(
-            "the contiguous cache does causal attention with padding, and within sliding windows, "
-            "and a layer of the model attends with another mask: use the library's DynamicCache"
+            "the contiguous cache does causal attention with padding, within sliding windows and "
+            "chunks, and a layer of the model attends with another mask: use the library's "
+            "DynamicCache"
         )
 
 
@@ -79,8 +80,10 @@ def _mask(
     if isinstance(kv_length, CacheLength):
         cache = kv_length.cache
         check_rope(options["config"], cache.get_max_length())
-        window = mask_window(mask_function, options.get("local_size"))
-        return cache.mask(batch_size, q_length, attention_mask, window)
+        size = options.get("local_size")
+        if is_chunked(mask_function, size):
+            return cache.mask(batch_size, q_length, attention_mask, size, chunked=True)
+        return cache.mask(batch_size, q_length, attention_mask, mask_window(mask_function, size))
     mask: Tensor | None = sdpa_mask(
         batch_size,
         q_length,
@@ -107,7 +110,12 @@ def _attention(
         attention_mask.refuse()
     if isinstance(attention_mask, (ForwardPass, WindowedPass)):
         _refuse(dropout, options)
-        asked = Scores(attention_mask.window, options.get("softcap"), options.get("s_aux"))
+        asked = Scores(
+            attention_mask.window,
+            options.get("softcap"),
+            options.get("s_aux"),
+            attention_mask.chunked,
+        )
         _check_window(asked.window, options.get("sliding_window"))
         step = attention_mask.step if isinstance(attention_mask, WindowedPass) else attention_mask
         return step.attend(module, query, key, value, scaling, asked), None

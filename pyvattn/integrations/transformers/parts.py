@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import accumulate, pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from pyvattn.attention.indices import Indices, KnownIndices
+from pyvattn.attention.indices import Indices, KnownIndices, to_host
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,28 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class Row:
+    """Tokens of a slot from ``first`` on, which stand at ``places`` of the flattened batch."""
+
+    slot: int
+    first: int
+    places: Sequence[int]
+
+    @property
+    def end(self) -> int:
+        """Where the next token of the slot stands."""
+        return self.first + len(self.places)
+
+    def cut(self, size: int) -> list[Row]:
+        """Return the row in pieces, none of which is in more than one chunk of ``size``."""
+        borders = [self.first, *range((self.first // size + 1) * size, self.end, size), self.end]
+        return [
+            Row(self.slot, first, self.places[first - self.first : end - self.first])
+            for first, end in pairwise(borders)
+        ]
+
+
+@dataclass(frozen=True)
 class Part:
     """The whole batch ``[batch, queries, heads, dim]``: a slot and its length for each row."""
 
@@ -42,8 +65,23 @@ class Part:
         return None
 
     def starts(self, window: int) -> Indices | None:
-        """Return where the windows of rows begin whose queries are fewer than the part's."""
+        """Return where the windows of rows begin whose queries are fewer than the part's.
+
+        ``window`` is what the layer keeps, 0 for all.
+        """
         return None
+
+    def rows(self, queries: int) -> list[Row]:
+        """Return the rows of the part, in a batch of ``queries`` tokens a row, by the host."""
+        found = []
+        for place, (slot, length) in enumerate(zip(*self._on_host(), strict=True)):
+            # What a row has more queries than tokens is padding in front of it.
+            count, end = min(queries, length), (place + 1) * queries
+            found.append(Row(slot, length - count, range(end - count, end)))
+        return found
+
+    def _on_host(self) -> tuple[Sequence[int], Sequence[int]]:
+        return to_host(self.slots), to_host(self.lengths)
 
     def take(self, q: Tensor) -> Tensor:
         """Return the queries of the part, ``[rows, queries, heads, dim]``."""
@@ -69,6 +107,12 @@ class Span(Part):
         """Write into the chunk's place."""
         out[:, self.span] = attended
 
+    def rows(self, queries: int) -> list[Row]:
+        """Return the one row."""
+        (slot,), (length,) = self._on_host()
+        places = range(self.span.start, self.span.stop)
+        return [Row(slot, length - len(places), places)]
+
 
 @dataclass(frozen=True)
 class Packed(Part):
@@ -85,9 +129,19 @@ class Packed(Part):
         """How many queries each row has."""
         return self.queries
 
-    def starts(self, window: int) -> KnownIndices:
+    def starts(self, window: int) -> KnownIndices | None:
         """Return where each row's window begins."""
         return _starts(self.firsts, window)
+
+    def rows(self, queries: int) -> list[Row]:
+        """Return the rows, which lie one after the other."""
+        ends = list(accumulate(self.queries))
+        return [
+            Row(slot, first, range(end - count, end))
+            for slot, first, count, end in zip(
+                to_host(self.slots), self.firsts, self.queries, ends, strict=True
+            )
+        ]
 
     def take(self, q: Tensor) -> Tensor:
         """Return a view of the queries, ``[total, heads, dim]``."""
@@ -108,7 +162,7 @@ class Group(Part):
     firsts: KnownIndices
     whole: ClassVar[bool] = False
 
-    def starts(self, window: int) -> KnownIndices:
+    def starts(self, window: int) -> KnownIndices | None:
         """Return where each row's window begins."""
         return _starts(self.firsts, window)
 
@@ -119,6 +173,75 @@ class Group(Part):
     def put(self, attended: Tensor, out: Tensor) -> None:
         """Scatter what is not padding."""
         out.flatten(0, 1)[self.tokens.flatten()[self.real]] = attended.flatten(0, 1)[self.real]
+
+    def rows(self, queries: int) -> list[Row]:
+        """Return the rows without their padding."""
+        return [
+            Row(slot, first, places[len(places) - (length - first) :])
+            for slot, length, first, places in zip(
+                *self._on_host(), self.firsts, self.tokens.tolist(), strict=True
+            )
+        ]
+
+
+@dataclass(frozen=True)
+class InChunk(Part):
+    """The whole batch of a token a row, each of which attends from ``begins`` on."""
+
+    begins: Indices
+
+    def starts(self, window: int) -> Indices:
+        """Return where each row's chunk begins."""
+        return self.begins
+
+
+@dataclass(frozen=True)
+class GroupInChunk(Group):
+    """Rows of which each attends from ``begins`` on."""
+
+    begins: KnownIndices
+
+    def starts(self, window: int) -> KnownIndices:
+        """Return where each row's chunk begins."""
+        return self.begins
+
+
+def parts_in_chunks(
+    parts: Sequence[Part], queries: int, size: int, device: torch.device
+) -> list[Part]:
+    """Return ``parts`` of a batch of ``queries`` tokens a row, cut where chunks of ``size`` end.
+
+    A token a row is not cut, so lengths that are known on the device alone serve as well.
+    """
+    if queries == 1 and parts[0].whole:
+        lengths = parts[0].lengths
+        if isinstance(lengths, Tensor):
+            return [InChunk(parts[0].slots, lengths, (lengths - 1).clamp(min=0) // size * size)]
+        begins = [max(0, length - 1) // size * size for length in to_host(lengths)]
+        return [InChunk(parts[0].slots, lengths, known(begins, device))]
+    groups: dict[int, list[Row]] = {}
+    whole = (row for part in parts for row in part.rows(queries))
+    for piece in (piece for row in whole for piece in row.cut(size) if piece.places):
+        groups.setdefault((len(piece.places) - 1).bit_length(), []).append(piece)
+    return [_rows_in_chunks(rows, size, device) for rows in groups.values()]
+
+
+def _rows_in_chunks(rows: Sequence[Row], size: int, device: torch.device) -> GroupInChunk:
+    most = max(len(row.places) for row in rows)
+    padded = [[row.places[0]] * (most - len(row.places)) + list(row.places) for row in rows]
+    real = [
+        place * most + column
+        for place, row in enumerate(rows)
+        for column in range(most - len(row.places), most)
+    ]
+    return GroupInChunk(
+        known([row.slot for row in rows], device),
+        known([row.end for row in rows], device),
+        upload(torch.tensor(padded, device="cpu"), device),
+        upload(real, device),
+        known([row.first for row in rows], device),
+        known([row.first // size * size for row in rows], device),
+    )
 
 
 class Calls(Enum):
@@ -196,8 +319,10 @@ def _packed(chunks: Sequence[Chunk], device: torch.device) -> Packed:
     return Packed(*(known([getattr(chunk, name) for chunk in chunks], device) for name in columns))
 
 
-def _starts(firsts: KnownIndices, window: int) -> KnownIndices:
+def _starts(firsts: KnownIndices, window: int) -> KnownIndices | None:
     """Return where a window of so many tokens begins that ends with each of ``firsts``."""
+    if not window:
+        return None
     first = [max(0, place - window + 1) for place in firsts]
     return KnownIndices.of(first, (firsts.tensor - window + 1).clamp(min=0))
 

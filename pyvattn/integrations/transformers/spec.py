@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pyvattn.attention import guard_needed
 from pyvattn.cache import KVCache
 from pyvattn.errors import ArgumentError, ConfigError, SpecError, UnsupportedError
-from pyvattn.integrations.transformers.compat import kinds_and_windows
+from pyvattn.integrations.transformers.compat import WINDOWED, kinds_and_windows
 from pyvattn.integrations.transformers.rope import check_rope
 from pyvattn.integrations.transformers.state_shapes import KEEPING, state_groups
 from pyvattn.integrations.transformers.states import HYBRIDS, STATES
@@ -119,6 +119,7 @@ def check_fit(model: PreTrainedModel, cache: KVCache) -> None:
             f"device={where!r}"
         )
     spec = cache.spec
+    _check_temperature(model, spec.max_tokens)
     wanted = spec_for(model, max_slots=spec.max_slots, max_tokens=spec.max_tokens)
     for name in ("kind", "layers", "kv_heads", "head_dim", "shared", "dtype"):
         # Float8 is made of whatever the model computes in.
@@ -146,6 +147,21 @@ def check_positions(model: PreTrainedModel) -> None:
         raise UnsupportedError(
             f"{type(own).__name__} takes no position_ids, so tokens of several requests cannot be "
             "run together: use generate with VAttentionCache.for_model()"
+        )
+
+
+def _check_temperature(model: PreTrainedModel, max_tokens: int) -> None:
+    """Refuse queries whose scale the library takes from positions that it counts itself.
+
+    Llama 4 does so in its layers without RoPE; the scale is 1 within the first ``floor_scale``.
+    """
+    config = model.config.get_text_config(decoder=True)
+    scale = getattr(config, "floor_scale", None)
+    if getattr(config, "attn_temperature_tuning", False) and scale and max_tokens >= scale:
+        raise UnsupportedError(
+            f"{config.model_type} scales queries by positions that it counts itself, from "
+            f"{scale} tokens on, and a batch of several requests has many: open the cache with "
+            f"max_tokens={scale - 1} at most, or use generate with VAttentionCache.for_model()"
         )
 
 
@@ -192,7 +208,7 @@ def _layer_windows(config: PreTrainedConfig) -> list[int | None]:
             f"the models of type {config.model_type!r} {why}: use the library's own cache"
         )
     kinds, windows = kinds_and_windows(config)
-    held = {"full_attention", "sliding_attention"} | STATES | HYBRIDS
+    held = {"full_attention"} | WINDOWED | STATES | HYBRIDS
     if others := sorted(set(kinds) - held):
         raise UnsupportedError(
             f"the model has layers of {', '.join(others)}; the contiguous cache holds full "
