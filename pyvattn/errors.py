@@ -35,6 +35,7 @@ __all__ = [
     "OutOfMemory",
     "OutOfSlots",
     "PlanWarning",
+    "RankError",
     "RowError",
     "SlotError",
     "SpecError",
@@ -181,6 +182,10 @@ class LedgerBusy(LedgerError):
 
 class TraceError(Error, ValueError):
     """A request trace that cannot be read."""
+
+
+class RankError(Error, RuntimeError):
+    """A process that runs a model together with this one is gone, or they are out of step."""
 
 
 class TransferError(Error, RuntimeError):

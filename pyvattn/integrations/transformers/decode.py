@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from pyvattn.cache import KVCache, Slot
+    from pyvattn.integrations.transformers.ranks import Ranks
     from pyvattn.integrations.transformers.sampling import Sampler
 
 
@@ -53,12 +54,14 @@ class DeviceBatch:
         scratch: Slot | None,
         compile: bool,
         fuse_projections: bool,
+        ranks: Ranks,
     ) -> None:
         slots = cache.spec.max_slots
         self._model = model
         self._layers = CompiledLayers(model).in_place if compile else nullcontext
         self._fused = FusedProjections(model).in_place if fuse_projections else nullcontext
         self._common = common
+        self._ranks = ranks
         self._scratch = None if scratch is None else int(scratch)
         self._view = _View(cache, model.config.get_text_config(decoder=True))
         self._cache_argument = cache_argument(model)
@@ -105,6 +108,7 @@ class DeviceBatch:
         lengths = [chunk.end for chunk in chunks]
         new = self._common.choose(logits, lengths[0])
         choose_by(samplers, logits, lengths, new)
+        self._ranks.follow(new)
         slots = upload([chunk.slot for chunk in chunks], device)
         self._tokens[slots] = new
         self._lengths[slots] = upload(lengths, device)
@@ -143,6 +147,8 @@ class DeviceBatch:
         if own:
             assert logits is not None
             choose_by(samplers, logits[: len(slots)], lengths, new)
+        if own or self._ranks.count > 1:
+            self._ranks.follow(new)
             self._tokens[rows[: len(slots)]] = new
         return new
 

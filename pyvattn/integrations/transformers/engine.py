@@ -28,6 +28,7 @@ from pyvattn.integrations.transformers.graphs import on_device, wants_graphs
 from pyvattn.integrations.transformers.neighbours import Neighbours
 from pyvattn.integrations.transformers.parts import Chunk
 from pyvattn.integrations.transformers.preemption import HostSwap, Preemptions
+from pyvattn.integrations.transformers.ranks import Ranks
 from pyvattn.integrations.transformers.readback import Readback
 from pyvattn.integrations.transformers.request import Request, check_count, prompt_for
 from pyvattn.integrations.transformers.sampling import Samplers
@@ -92,6 +93,11 @@ class Engine:
     A cache in float8 is quantised with ``kv_scales``: a :class:`pyvattn.attention.KVScales`, or
     the file of one. By default the first prompts that run set them, layer by layer.
 
+    A model that the library spread over several processes (``tp_plan="auto"``) has an engine and a
+    cache in each, of its part of the heads: submit, cancel and step alike in all of them. Where one
+    has no room all wait, and tokens are the first one's. A process that is gone is a
+    :class:`~pyvattn.errors.RankError` for the others.
+
     Raises :class:`~pyvattn.errors.UnsupportedError` if ``graphs=True`` is not possible,
     :class:`~pyvattn.errors.SpecError` for numbers out of range and a cache that does not fit
     the model, and :class:`~pyvattn.errors.ArgumentError` or
@@ -135,7 +141,13 @@ class Engine:
                 "compile=True: layers with states take them out of the cache while they run, which "
                 "torch.compile does not follow: use compile=False"
             )
-        self._swap = HostSwap(cache, model.device, preemption, swap_memory)
+        self._ranks = Ranks(model)
+        if self._ranks.count > 1 and (compile or fuse_projections or cache.lease is not None):
+            raise UnsupportedError(
+                "compile=True, fuse_projections=True and a cache with memory='shared' are for a "
+                "model on one rank: leave them out, or load the model without tp_plan"
+            )
+        self._swap = HostSwap(cache, model.device, preemption, swap_memory, self._ranks)
         give_scales(cache, kv_scales)
         self.graphs = wants_graphs(model, cache, graphs)
         self._samplers = Samplers(model, config_of(generation_config, stop_tokens))
@@ -151,7 +163,9 @@ class Engine:
         self._finished: list[Request] = []
         self._scratch = self._take_scratch() if self.graphs else None
         common = self._samplers.common
-        self._batch = DeviceBatch(model, cache, common, self._scratch, compile, fuse_projections)
+        self._batch = DeviceBatch(
+            model, cache, common, self._scratch, compile, fuse_projections, self._ranks
+        )
         self._release_model = attend_through(model, self)
         self.prefixes = PrefixIndex(cache) if prefix_reuse and not cache.spec.states else None
         self._neighbours = Neighbours(cache, self.prefixes)
@@ -226,7 +240,7 @@ class Engine:
         gives neighbours what is kept for later. Where they leave no room for a single request it
         waits a moment for them.
         """
-        with on_device(self.model.device):
+        with on_device(self.model.device), self._ranks.in_step():
             self._share()
             self._back()
             launched = self._launch()
@@ -329,16 +343,18 @@ class Engine:
             decoding = [request for request in self.running if request.decoding]
             try:
                 self.cache.step({_slot(each): each.cached + 1 for each in decoding})
+                fits = True
             except OutOfMemory:
-                self._make_room()
-            else:
+                fits = False
+            if self._ranks.all(fits):
                 break
+            self._make_room()
         most = self.cache.spec.max_tokens
         self.cache.prefetch({_slot(each): min(each.cached + 2, most) for each in decoding})
 
     def _make_room(self) -> None:
         """Send the youngest request back to wait, with its K and V in host memory or without."""
-        if self._ahead.let_go():
+        if self._ranks.any(self._ahead.let_go()):
             return
         before = len(self.running)
         self._read(keep=0)
@@ -363,7 +379,7 @@ class Engine:
         self._ahead.let_go()
         request = self.waiting[0]
         try:
-            admitted = self._slot_for(request)
+            admitted = self._agreed_slot_for(request)
         except OutOfMemory as error:
             if self.running or self._neighbours.may_spare(request.length):
                 return None
@@ -396,6 +412,24 @@ class Engine:
         """Whether others have the beginning of its prompt, so that it needs less than a row."""
         index = self._index_of(request)
         return index is not None and index.hit_of(request.tokens, salt=request.salt) > 0
+
+    def _agreed_slot_for(self, request: Request) -> tuple[Slot, int] | None:
+        """:meth:`_slot_for` where every rank finds one, with as many tokens there: else none."""
+        found, failure = None, None
+        try:
+            found = self._slot_for(request)
+        except OutOfMemory as error:
+            failure = error
+        least, most = self._ranks.range(-1 if found is None else found[1])
+        if least == most and failure is None:
+            return found
+        if found is not None:
+            (self._index_of(request) or self.cache).release(found[0])
+        if least < 0:
+            raise failure or OutOfMemory("another rank has no room for the request")
+        # Prompts that one rank still has and another had to give up.
+        request.reuse = False
+        return self._agreed_slot_for(request)
 
     def _slot_for(self, request: Request) -> tuple[Slot, int] | None:
         """Return a slot with all tokens of a request backed, and how many are there already.

@@ -17,6 +17,7 @@ from pyvattn.attention.registry import choose
 from pyvattn.cuda_graphs import GraphPool
 from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.transformers.latent import latent_dim
+from pyvattn.integrations.transformers.ranks import ranks_of
 from pyvattn.integrations.transformers.rope import varying
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def why_no_graphs(model: PreTrainedModel, cache: KVCache) -> str | None:
     """Say why a decode step over ``cache`` cannot be captured, or return ``None``."""
     if model.device.type != "cuda":
         return f"CUDA graphs need a CUDA device, the model is on {model.device}"
+    if ranks_of(model) > 1:
+        return "the ranks of a model exchange tokens in every step"
     if cache.spec.max_slots < 2:
         return "one slot fills up captured batches, and the cache has only one: max_slots=2"
     for kind, _ in varying(model.config.get_text_config(decoder=True)):

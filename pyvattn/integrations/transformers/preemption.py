@@ -20,6 +20,7 @@ from pyvattn.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from pyvattn.cache import KVCache, Slot
+    from pyvattn.integrations.transformers.ranks import Ranks
     from pyvattn.integrations.transformers.request import Request
 
 _log = logger_of(__name__)
@@ -54,7 +55,9 @@ class HostSwap:
     On a GPU the copies run on a stream of their own, beside the steps of other requests.
     """
 
-    def __init__(self, cache: KVCache, device: torch.device, mode: str, memory: int | str) -> None:
+    def __init__(
+        self, cache: KVCache, device: torch.device, mode: str, memory: int | str, ranks: Ranks
+    ) -> None:
         check_name("preemption", mode, such_as="auto")
         if mode not in MODES:
             raise ConfigError(f"preemption={shown(mode)}: use one of {', '.join(MODES)}")
@@ -62,6 +65,7 @@ class HostSwap:
         self._device = device
         self._mode = mode
         self._limit = parse_size(memory, "swap_memory")
+        self._ranks = ranks
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._counts = dict.fromkeys(
             ("recomputed", "swapped", "refused", "bytes_out", "bytes_in", "swapped_now"), 0
@@ -76,7 +80,9 @@ class HostSwap:
 
         Returns what its slot must outlive, as ``release(after=...)`` takes it.
         """
-        request.swapped = self._offloaded(request)
+        kept = self._offloaded(request)
+        # Ranks know of rates and of host memory what they saw: all of them copy, or none.
+        request.swapped = kept if self._ranks.all(kept is not None) else None
         if request.swapped is None:
             self._counts["recomputed"] += 1
             return None

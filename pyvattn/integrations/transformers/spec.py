@@ -14,6 +14,7 @@ from pyvattn.attention import guard_needed
 from pyvattn.cache import KVCache
 from pyvattn.errors import ArgumentError, ConfigError, SpecError, UnsupportedError
 from pyvattn.integrations.transformers.compat import WINDOWED, kinds_and_windows
+from pyvattn.integrations.transformers.ranks import ranks_of
 from pyvattn.integrations.transformers.rope import check_rope
 from pyvattn.integrations.transformers.state_shapes import KEEPING, state_groups
 from pyvattn.integrations.transformers.states import HYBRIDS, STATES
@@ -58,6 +59,10 @@ def spec_for(
     kinds, _ = kinds_and_windows(model.config.get_text_config(decoder=True))
     if KEEPING.isdisjoint(kinds):
         return spec
+    if ranks_of(model) > 1:
+        raise UnsupportedError(
+            "layers with states are not divided over ranks yet: load the model without tp_plan"
+        )
     check_loaded(model)
     return replace(spec, states=state_groups(model, kinds))
 
@@ -79,6 +84,7 @@ def spec_of_tokens(
         max_slots=max_slots,
         max_tokens=max_tokens,
         guard_tokens=guard_needed(str(model.dtype if dtype is None else dtype)),
+        tensor_parallel=ranks_of(model),
     )
     spec = replace(with_windows(read, windows), states=())
     check_rope(config, spec.max_tokens)
