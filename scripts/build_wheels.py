@@ -147,6 +147,8 @@ def make_tools() -> Path:
         say("installing zig's compiler, cmake and auditwheel into build/wheels/tools")
         venv.create(tools, with_pip=True, clear=True)
         pip = [python, "-m", "pip", "install", "-c", ROOT / "constraints.txt"]
+        # One from before 3.12 does not run in it, which --python asks for.
+        run(*pip, "--upgrade", "pip>=24")
         run(*pip, "--no-compile", *TOOLS)
         pure = ("--implementation", "py", "--abi", "none", "--platform", "any")
         run(*pip, "--target", ROOM / "backend", "--only-binary=:all:", *pure, *BACKEND)
