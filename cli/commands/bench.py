@@ -188,7 +188,7 @@ def transfer(ctx: click.Context, /, out: str | None, as_json: bool, **options: A
 @_option(
     "--seconds",
     type=click.FloatRange(min=0),
-    help="Start no round that would end later [no limit].",
+    help="Start no round that would end later, and no step of --steps [no limit].",
 )
 @_option("--device", help="Device: cuda:0 and so on, or cpu.")
 @_option("--driver", help="Name of the driver.")

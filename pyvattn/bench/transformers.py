@@ -9,6 +9,7 @@ this machine. The first round warms both up, and has rows of its own.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -46,7 +47,7 @@ class Options(Settings, least={"new_tokens": 2, "seed": 0}):
     ``ours_fuse`` its ``fuse_projections``.
     With ``profile`` nothing is compared: our steps are taken apart, see
     :mod:`pyvattn.bench.step_profile`. Nor with ``steps``: so many run, with requests that join and
-    leave, see :mod:`pyvattn.bench.worst_steps`.
+    leave, see :mod:`pyvattn.bench.worst_steps`; none begins past ``seconds``.
     """
 
     model: str = "llama-3-8b"
@@ -108,7 +109,9 @@ def measure(options: Options) -> Iterator[Measure | Setup]:
             ours.run(load)
             prompts = _prompts_without_end(options)
             counts = options.requests, options.new_tokens, options.steps
-            yield from worst_steps(ours, prompts, *counts, gpu=options.device != "cpu")
+            until = began + options.seconds if options.seconds else math.inf
+            gpu = options.device != "cpu"
+            yield from worst_steps(ours, prompts, *counts, gpu=gpu, until=until)
         return
     library = Library(model, load, against=options.against, compile_level=options.compile_level)
     with closing(ours), closing(library):

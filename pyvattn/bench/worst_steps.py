@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import resource
 import statistics
 import time
@@ -99,17 +100,26 @@ class Counters:
 
 
 def worst_steps(
-    ours: Ours, prompts: Iterator[list[int]], requests: int, new_tokens: int, steps: int, gpu: bool
+    ours: Ours,
+    prompts: Iterator[list[int]],
+    requests: int,
+    new_tokens: int,
+    steps: int,
+    *,
+    gpu: bool,
+    until: float = math.inf,
 ) -> Iterator[Measure | Setup]:
     """Yield p50, p99 and the worst of ``steps``, and what the slow ones did.
 
-    Raises :class:`~pyvattn.errors.ConfigError` where too few of them decode alone.
+    None begins past ``until``, a time of ``perf_counter``. Raises
+    :class:`~pyvattn.errors.ConfigError` where too few of them decode alone.
     """
-    found = list(_run(ours, prompts, requests, new_tokens, steps))
+    found = list(_run(ours, prompts, requests, new_tokens, steps, until))
     alone = decoding_alone(found)
     if len(alone) < 2:
         raise ConfigError(
-            f"of {len(found)} steps {len(alone)} ran no prompts: raise --steps or --new-tokens"
+            f"of {len(found)} steps {len(alone)} ran no prompts: raise --steps, --new-tokens or "
+            "--seconds"
         )
     seconds = [step.seconds for step in alone]
     usual = statistics.median(seconds)
@@ -147,7 +157,12 @@ def decoding_alone(steps: Sequence[Step]) -> list[Step]:
 
 
 def _run(
-    ours: Ours, prompts: Iterator[list[int]], requests: int, new_tokens: int, steps: int
+    ours: Ours,
+    prompts: Iterator[list[int]],
+    requests: int,
+    new_tokens: int,
+    steps: int,
+    until: float,
 ) -> Iterator[Step]:
     """Yield so many steps, from the first on in which all requests run."""
     engine, counters = ours.engine, Counters(ours)
@@ -162,6 +177,8 @@ def _run(
         before = counters.read()
         for _ in range(steps):
             began = time.perf_counter()
+            if began > until:
+                break
             finished = engine.step()
             seconds = time.perf_counter() - began
             after = counters.read()

@@ -7,6 +7,7 @@ import gc
 import itertools
 import json
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 from tiny_models import torch
@@ -75,9 +76,9 @@ def ours():
         yield made
 
 
-def found(ours, steps=40):
+def found(ours, steps=40, **limit):
     prompts = (random_model.make_prompts("tiny", 1, 6, seed)[0] for seed in itertools.count())
-    values = list(worst_steps.worst_steps(ours, prompts, 3, 12, steps, gpu=False))
+    values = list(worst_steps.worst_steps(ours, prompts, 3, 12, steps, gpu=False, **limit))
     setups = [each for each in values if isinstance(each, Setup)]
     return setups[0].values["steps"], {each.name: each for each in values if each not in setups}
 
@@ -125,6 +126,17 @@ def test_every_step_is_counted_and_requests_join_and_leave(ours):
     )
 
 
+def test_no_step_begins_past_the_limit(ours, monkeypatch):
+    """By a clock of which each look takes a second: two a step, and two a garbage collection."""
+    clock = itertools.count()
+    monkeypatch.setattr(
+        worst_steps, "time", SimpleNamespace(perf_counter=lambda: float(next(clock)))
+    )
+    _, measures = found(ours, until=60.0)
+    run = int(measures["a step that decodes alone, p50"].note.split()[-2])
+    assert 2 <= run <= 31
+
+
 def test_a_run_from_the_command_is_written_as_json():
     measures = list(measure(Options(**SMALL, steps=30)))
     setup = next(each for each in measures if isinstance(each, Setup))
@@ -137,7 +149,7 @@ def test_a_run_from_the_command_is_written_as_json():
 
 
 def test_steps_without_one_that_decodes_alone_are_refused():
-    with pytest.raises(ConfigError, match="raise --steps or --new-tokens"):
+    with pytest.raises(ConfigError, match="raise --steps, --new-tokens or --seconds"):
         list(measure(Options(**{**SMALL, "new_tokens": 2}, steps=5)))
 
 
