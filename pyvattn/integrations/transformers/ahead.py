@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from pyvattn.errors import OutOfSlots
@@ -66,3 +66,14 @@ class RowsAhead:
         while self._held:
             self._cache.release(self._held.pop())
         return held
+
+
+def first_prompts(requests: Iterable[Request], tokens: int) -> list[Request]:
+    """Return those that a step which runs ``tokens`` of prompts could begin, were there room."""
+    found = []
+    for request in requests:
+        if tokens <= 0:
+            break
+        tokens -= request.length
+        found.append(request)
+    return found

@@ -21,10 +21,11 @@ from transformers import GenerationConfig
 from pyvattn.arguments import check_callable, check_flag, check_type
 from pyvattn.cache import KVCache
 from pyvattn.errors import OutOfMemory, SpecError, UnsupportedError
-from pyvattn.integrations.transformers.ahead import RowsAhead
+from pyvattn.integrations.transformers.admission import Admission
+from pyvattn.integrations.transformers.ahead import RowsAhead, first_prompts
 from pyvattn.integrations.transformers.decode import DeviceBatch
 from pyvattn.integrations.transformers.float8 import GivenScales, give_scales
-from pyvattn.integrations.transformers.graphs import on_device, wants_graphs
+from pyvattn.integrations.transformers.graphs import on_device, scratch_slot, wants_graphs
 from pyvattn.integrations.transformers.neighbours import Neighbours
 from pyvattn.integrations.transformers.parts import Chunk
 from pyvattn.integrations.transformers.preemption import HostSwap, Preemptions
@@ -142,11 +143,8 @@ class Engine:
                 "torch.compile does not follow: use compile=False"
             )
         self._ranks = Ranks(model)
-        if self._ranks.count > 1 and (compile or fuse_projections or cache.lease is not None):
-            raise UnsupportedError(
-                "compile=True, fuse_projections=True and a cache with memory='shared' are for a "
-                "model on one rank: leave them out, or load the model without tp_plan"
-            )
+        if compile or fuse_projections or cache.lease is not None:
+            self._ranks.refuse_several()
         self._swap = HostSwap(cache, model.device, preemption, swap_memory, self._ranks)
         give_scales(cache, kv_scales)
         self.graphs = wants_graphs(model, cache, graphs)
@@ -161,13 +159,14 @@ class Engine:
         self._lookahead = model.device.type == "cuda" if lookahead is None else lookahead
         self._unread: deque[Readback] = deque()
         self._finished: list[Request] = []
-        self._scratch = self._take_scratch() if self.graphs else None
+        self._scratch = scratch_slot(cache) if self.graphs else None
         common = self._samplers.common
         self._batch = DeviceBatch(
             model, cache, common, self._scratch, compile, fuse_projections, self._ranks
         )
         self._release_model = attend_through(model, self)
         self.prefixes = PrefixIndex(cache) if prefix_reuse and not cache.spec.states else None
+        self._admission = Admission(cache, self.prefixes, self._ranks)
         self._neighbours = Neighbours(cache, self.prefixes)
         self._ahead = RowsAhead(cache)
 
@@ -245,7 +244,8 @@ class Engine:
             self._back()
             launched = self._launch()
             if self.running:
-                self._ahead.want(self._next(), self._shares)
+                prompts = first_prompts(self.waiting, self._max_prefill_tokens)
+                self._ahead.want(prompts, self._admission.shares)
             self._read(keep=1 if self._lookahead and launched else 0)
             if self.waiting and not launched and not self.running:
                 self._neighbours.wait_for(self.waiting[0].length)
@@ -315,16 +315,6 @@ class Engine:
 
     # --- memory ---
 
-    def _take_scratch(self) -> Slot:
-        """Return a slot with one token backed, which fills up captured batches."""
-        slot = self.cache.acquire(tokens=1)
-        try:
-            self.cache.step({slot: 1})
-        except BaseException:
-            self.cache.release(slot)
-            raise
-        return slot
-
     def _share(self) -> None:
         """Give neighbours their part: of running requests only to one below its guarantee."""
         self._neighbours.settle(self._runnable())
@@ -379,7 +369,7 @@ class Engine:
         self._ahead.let_go()
         request = self.waiting[0]
         try:
-            admitted = self._agreed_slot_for(request)
+            admitted = self._admission.slot_for(request, alone=not self.running)
         except OutOfMemory as error:
             if self.running or self._neighbours.may_spare(request.length):
                 return None
@@ -398,70 +388,21 @@ class Engine:
         self.running.append(request)
         return request
 
-    def _next(self) -> list[Request]:
-        """Return those whose prompts the next step could run, if there were room for them."""
-        room, found = self._max_prefill_tokens, []
-        for request in self.waiting:
-            if room <= 0:
-                break
-            room -= request.length
-            found.append(request)
-        return found
-
-    def _shares(self, request: Request) -> bool:
-        """Whether others have the beginning of its prompt, so that it needs less than a row."""
-        index = self._index_of(request)
-        return index is not None and index.hit_of(request.tokens, salt=request.salt) > 0
-
-    def _agreed_slot_for(self, request: Request) -> tuple[Slot, int] | None:
-        """:meth:`_slot_for` where every rank finds one, with as many tokens there: else none."""
-        found, failure = None, None
-        try:
-            found = self._slot_for(request)
-        except OutOfMemory as error:
-            failure = error
-        least, most = self._ranks.range(-1 if found is None else found[1])
-        if least == most and failure is None:
-            return found
-        if found is not None:
-            (self._index_of(request) or self.cache).release(found[0])
-        if least < 0:
-            raise failure or OutOfMemory("another rank has no room for the request")
-        # Prompts that one rank still has and another had to give up.
-        request.reuse = False
-        return self._agreed_slot_for(request)
-
-    def _slot_for(self, request: Request) -> tuple[Slot, int] | None:
-        """Return a slot with all tokens of a request backed, and how many are there already.
-
-        Nothing where the others that run leave no room for it.
-        """
-        tokens, index = request.tokens, self._index_of(request)
-        if index is None:
-            if self.running and not self.cache.can_admit(len(tokens)):
-                return None
-            return self.cache.admit(len(tokens)), 0
-        if self.running and not index.can_admit(tokens, salt=request.salt):
-            return None
-        return index.admit(tokens, salt=request.salt)
-
     def _restored(self, request: Request, slot: Slot, hit: int) -> int:
         """Copy what went to host memory to the request's new slot; returns what is there then."""
         try:
             return self._swap.back(request, slot, hit)
         except BaseException:
-            (self._index_of(request) or self.cache).release(slot)
+            self._admission.release(request, slot)
             raise
 
     def _leave(self, request: Request, after: object = None) -> None:
         """Release the slot. The device may still be at work on it: the cache waits for that."""
         self.running.remove(request)
         slot = _slot(request)
-        index = self._index_of(request)
-        if index is not None:
-            index.publish(slot, request.tokens[: request.cached])
+        self._admission.publish(request, slot, request.cached)
         request.slot, request.ready = None, False
-        (index or self.cache).release(slot, after)
+        self._admission.release(request, slot, after)
 
     def _withdraw(self, requests: Sequence[Request]) -> None:
         """Send requests back to wait that a failed pass leaves without a use.
@@ -470,16 +411,10 @@ class Engine:
         have seen some of them.
         """
         for request in reversed(requests):
-            index = self._index_of(request)
-            if index is not None or self.cache.spec.states:
+            if self._admission.forget(request, _slot(request)) or self.cache.spec.states:
                 request.cached = 0
-                if index is not None:
-                    index.forget(_slot(request))
                 self._leave(request)
                 self.waiting.appendleft(request)
-
-    def _index_of(self, request: Request) -> PrefixIndex | None:
-        return self.prefixes if request.reuse else None
 
     # --- computing ---
 
@@ -526,9 +461,7 @@ class Engine:
             tokens += request.tokens[request.cached : end]
             # Those that follow in this very batch may share it: every layer stores what is new
             # before it attends.
-            index = self._index_of(request)
-            if index is not None:
-                index.publish(_slot(request), request.tokens[:end])
+            self._admission.publish(request, _slot(request), end)
             room -= chunks[-1].count
             if not room:
                 break

@@ -23,7 +23,7 @@ from pyvattn.integrations.transformers.rope import varying
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from pyvattn.cache import KVCache
+    from pyvattn.cache import KVCache, Slot
 
 
 def wants_graphs(model: PreTrainedModel, cache: KVCache, asked: bool | None) -> bool:
@@ -40,6 +40,17 @@ def wants_graphs(model: PreTrainedModel, cache: KVCache, asked: bool | None) -> 
     if asked and reason is not None:
         raise UnsupportedError(f"graphs=True: {reason}; use graphs=False or None")
     return reason is None
+
+
+def scratch_slot(cache: KVCache) -> Slot:
+    """Return a slot with one token backed, which fills up captured batches."""
+    slot = cache.acquire(tokens=1)
+    try:
+        cache.step({slot: 1})
+    except BaseException:
+        cache.release(slot)
+        raise
+    return slot
 
 
 def why_no_graphs(model: PreTrainedModel, cache: KVCache) -> str | None:

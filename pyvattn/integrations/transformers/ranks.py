@@ -59,6 +59,14 @@ class Ranks:
             self._group = (mesh["tp"] if mesh.ndim > 1 else mesh).get_group()
             self._deciding = self._host_group()
 
+    def refuse_several(self) -> None:
+        """Refuse what several ranks do not do yet."""
+        if self.count > 1:
+            raise UnsupportedError(
+                "compile=True, fuse_projections=True and a cache with memory='shared' are for a "
+                "model on one rank: leave them out, or load the model without tp_plan"
+            )
+
     def all(self, ok: bool) -> bool:
         """Whether it is so on every rank."""
         return self.range(int(ok))[0] == 1
