@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,3 +52,30 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if session.exitstatus == pytest.ExitCode.OK and not reporter.stats.get("passed"):
         reporter.write_line("no test passed: every one was skipped", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def two_ranks() -> Iterator[Callable[..., list[tuple[Any, int]]]]:
+    """Run a program in two processes, which get their rank and the other arguments given.
+
+    Returns for each what it printed as JSON behind ``SAID ``, or its errors, and its exit status.
+    """
+    begun = []
+
+    def run(program: str, *arguments: object) -> list[tuple[Any, int]]:
+        environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        for rank in range(2):
+            command = [sys.executable, "-c", program, str(rank), *map(str, arguments)]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            begun.append(subprocess.Popen(command, env=environment, **pipes))
+        found = []
+        for process in begun:
+            out, err = process.communicate(timeout=500)
+            said = [line for line in out.splitlines() if line.startswith("SAID ")]
+            found.append((json.loads(said[0][5:]) if said else err, process.returncode))
+        return found
+
+    yield run
+    for process in begun:
+        process.kill()
+        process.wait()

@@ -15,14 +15,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pyvattn import _native
 from pyvattn.arguments import Settings, check_type
 from pyvattn.bench.block_copies import BlockCopies
-from pyvattn.bench.copies import counting
+from pyvattn.bench.copies import counting, filled_slot, is_on_host, request_spec
 from pyvattn.bench.report import Measure
 from pyvattn.bench.timing import ratios, summarise
 from pyvattn.cache import KVCache
-from pyvattn.errors import ConfigError
 from pyvattn.gpu_timing import require_gpu, require_torch
 from pyvattn.samples import BLOCK_TOKENS
 from pyvattn.spec import CacheSpec
@@ -52,11 +50,10 @@ class Options(Settings, least={"tokens": BLOCK_TOKENS, "rounds": 3}):
 def measure(options: Options) -> Iterator[Measure]:
     """Yield every measure. Raises DriverUnavailable where the driver is not."""
     check_type("options", options, Options)
-    if options.tokens % BLOCK_TOKENS:
-        raise ConfigError(f"tokens={options.tokens}: use a multiple of {BLOCK_TOKENS}")
-    on_host = options.driver == "host" or _native.emulates(options.driver) is not None
+    spec = request_spec(options.tokens, options.layers)
+    on_host = is_on_host(options.driver)
     torch = require_torch() if on_host else require_gpu(options.device)
-    turns = _Turns(torch, options, on_host)
+    turns = _Turns(torch, options, spec, on_host)
     try:
         copies = turns.counted()
         collecting = gc.isenabled()
@@ -75,12 +72,10 @@ def measure(options: Options) -> Iterator[Measure]:
 class _Turns:
     """The cache with one request, buffers of as many bytes, and the seconds that each took."""
 
-    def __init__(self, torch: Any, options: Options, on_host: bool) -> None:
+    def __init__(self, torch: Any, options: Options, spec: CacheSpec, on_host: bool) -> None:
         self._torch, self._options, self.on_host = torch, options, on_host
         self._device = "cpu" if on_host else f"cuda:{options.device}"
-        self._spec = CacheSpec(
-            options.layers, 8, 128, dtype="bfloat16", max_slots=1, max_tokens=options.tokens
-        )
+        self._spec = spec
         self.bytes = options.tokens * self._spec.token_bytes
         self.out: dict[str, list[float]] = {name: [] for name in (_ONE, _OURS, _BLOCKS)}
         self.back: dict[str, list[float]] = {name: [] for name in (*self.out, _UNMAPPED)}
@@ -92,10 +87,7 @@ class _Turns:
             self._there, self._here, BLOCK_TOKENS * self._spec.token_bytes_per_layer
         )
         self._cache = self._open()
-        self._slot = self._cache.admit(options.tokens)
-        for layer in range(options.layers):
-            for tensor in self._cache.layer(layer):
-                tensor[self._slot.index, : options.tokens] = 1
+        self._slot = filled_slot(self._cache)
         self.layout = self._cache.geometries[0].layout_name
         # The first of all allocates its pinned memory, which takes longer than the copies.
         self.first, kept = self._timed(lambda: self._cache.offload(self._slot))

@@ -14,10 +14,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from pyvattn import _native
 from pyvattn.arguments import Settings, check_type
 from pyvattn.bench.block_copies import BlockCopies
-from pyvattn.bench.copies import counting
+from pyvattn.bench.copies import counting, filled_slot, is_on_host, request_spec
 from pyvattn.bench.report import Measure
 from pyvattn.bench.timing import ratios, summarise
 from pyvattn.cache import KVCache
@@ -53,16 +52,15 @@ class Options(Settings, least={"tokens": BLOCK_TOKENS, "rounds": 3, "to_device":
 def measure(options: Options) -> Iterator[Measure]:
     """Yield every measure. Raises DriverUnavailable where the driver is not."""
     check_type("options", options, Options)
-    if options.tokens % BLOCK_TOKENS:
-        raise ConfigError(f"tokens={options.tokens}: use a multiple of {BLOCK_TOKENS}")
-    on_host = options.driver == "host" or _native.emulates(options.driver) is not None
+    spec = request_spec(options.tokens, options.layers)
+    on_host = is_on_host(options.driver)
     if not on_host and options.to_device == options.device:
         raise ConfigError(f"to_device={options.to_device} is the device itself: use another one")
     torch = require_torch() if on_host else require_gpu(options.device)
     if not on_host:
         require_gpu(options.to_device)
     with ExitStack() as stack:
-        turns = _Turns(torch, options, on_host, stack)
+        turns = _Turns(torch, options, spec, on_host, stack)
         copies = turns.counted()
         for _ in range(options.rounds):
             turns.take()
@@ -72,11 +70,10 @@ def measure(options: Options) -> Iterator[Measure]:
 class _Turns:
     """Two caches, buffers of as many bytes, and the seconds that each way took."""
 
-    def __init__(self, torch: Any, options: Options, on_host: bool, stack: ExitStack) -> None:
+    def __init__(
+        self, torch: Any, options: Options, spec: CacheSpec, on_host: bool, stack: ExitStack
+    ) -> None:
         self._torch, self.on_host = torch, on_host
-        spec = CacheSpec(
-            options.layers, 8, 128, dtype="bfloat16", max_slots=1, max_tokens=options.tokens
-        )
         self.bytes = options.tokens * spec.token_bytes
         self.seconds: dict[str, list[float]] = {name: [] for name in (_ONE, _OURS, _BLOCKS)}
         devices = [f"cuda:{number}" for number in (options.device, options.to_device)]
@@ -104,10 +101,7 @@ class _Turns:
             )
             for place, device in enumerate(devices)
         )
-        self._slot = self._source.admit(options.tokens)
-        for layer in range(options.layers):
-            for tensor in self._source.layer(layer):
-                tensor[self._slot.index, : options.tokens] = 1
+        self._slot = filled_slot(self._source)
         self.layout = self._source.geometries[0].layout_name
         self.direct = on_host or devices[0] in self._target.peers
 

@@ -3,11 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
 from pyvattn import CacheSpec, KVCache, TransferError, transfers
@@ -66,32 +61,14 @@ print("SAID " + json.dumps(said))
 
 
 @pytest.fixture
-def ranks(tmp_path):
+def ranks(two_ranks, tmp_path):
     """Run a body in two processes; returns what each said, and how each ended."""
-    begun = []
 
     def run(body):
         indented = "".join(f"    {line}\n" for line in body.strip().splitlines())
-        program, meeting = PROGRAM + indented + AFTER, str(tmp_path / "meeting")
-        environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-        begun.extend(
-            subprocess.Popen(
-                [sys.executable, "-c", program, str(rank), meeting],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-            )
-            for rank in range(2)
-        )  # fmt: skip
-        found = []
-        for process in begun:
-            out, err = process.communicate(timeout=300)
-            said = [line for line in out.splitlines() if line.startswith("SAID ")]
-            found.append((json.loads(said[0][5:]) if said else err, process.returncode))
-        return found
+        return two_ranks(PROGRAM + indented + AFTER, tmp_path / "meeting")
 
-    yield run
-    for process in begun:
-        process.kill()
-        process.wait()
+    return run
 
 
 def test_slots_arrive_as_they_are_and_refusals_are_errors_for_both(ranks):

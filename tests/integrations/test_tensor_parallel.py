@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from test_engine import expected_output
@@ -70,32 +67,15 @@ def llama():
 
 
 @pytest.fixture
-def ranks(tmp_path):
+def ranks(two_ranks, tmp_path):
     """Run a body in two processes with a model; returns what each said, and how each ended."""
-    begun = []
 
     def run(model, body):
         model.save_pretrained(tmp_path / "model")
-        given = [tmp_path / "meeting", tmp_path / "model", json.dumps(random_prompts(LENGTHS))]
-        environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-        begun.extend(
-            subprocess.Popen(
-                [sys.executable, "-c", PROGRAM + body + AFTER, str(rank), *map(str, given)],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-            )
-            for rank in range(2)
-        )  # fmt: skip
-        found = []
-        for process in begun:
-            out, err = process.communicate(timeout=500)
-            said = [line for line in out.splitlines() if line.startswith("SAID ")]
-            found.append((json.loads(said[0][5:]) if said else err, process.returncode))
-        return found
+        prompts = json.dumps(random_prompts(LENGTHS))
+        return two_ranks(PROGRAM + body + AFTER, tmp_path / "meeting", tmp_path / "model", prompts)
 
-    yield run
-    for process in begun:
-        process.kill()
-        process.wait()
+    return run
 
 
 def test_ranks_say_what_one_process_says_whatever_memory_each_has(llama, ranks):
