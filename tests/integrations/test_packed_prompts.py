@@ -6,6 +6,7 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
+from test_chunks import tiny as make_chunked
 from test_engine import expected_output, open_kv
 from test_windows import tiny
 from tiny_models import make_gpt2, make_llama, random_prompts
@@ -50,10 +51,19 @@ def serve(model, most=32):
 
 
 @pytest.mark.parametrize(
-    "make", [partial(make_llama, num_hidden_layers=2), make_gpt2, partial(tiny, "Gemma3Text")]
+    "make",
+    [
+        partial(make_llama, num_hidden_layers=2),
+        make_gpt2,
+        partial(tiny, "Gemma3Text"),
+        make_chunked,
+    ],
 )
 def test_requests_get_the_tokens_they_get_alone(make, kernel):
-    """Chunks that begin in the middle of a prompt, layers with windows: all as they lie."""
+    """Pieces that begin in the middle of a prompt, layers with windows: all as they lie.
+
+    Layers that attend within chunks take each piece apart where a chunk ends.
+    """
     model = make()
     requests = serve(model)
     for request in requests:

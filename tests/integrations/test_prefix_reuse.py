@@ -102,12 +102,15 @@ def test_a_request_may_stay_out_and_salts_do_not_mix(model, open_kv, block):
     prompt = prompts_of(block)[0]
     with Engine(model, open_kv()) as engine:
         first = engine.submit(prompt, 3, salt="a")
-        out = engine.submit(prompt, 3, reuse=False)
+        # Neither finds what others have, nor leaves anything for them.
+        out = engine.submit(prompt, 3, reuse=False, salt="a")
+        hidden = engine.submit(prompt, 3, reuse=False, salt="b")
         other = engine.submit(prompt, 3, salt="b")
         same = engine.submit(prompt, 3, salt="a")
         engine.run()
-        assert [each.reused for each in (first, out, other, same)] == [0, 0, 0, 2 * block]
-        assert len({tuple(each.output) for each in (first, out, other, same)}) == 1
+        requests = (first, out, hidden, other, same)
+        assert [each.reused for each in requests] == [0, 0, 0, 0, 2 * block]
+        assert len({tuple(each.output) for each in requests}) == 1
     with Engine(model, open_kv(), prefix_reuse=False) as engine:
         requests = [engine.submit(prompt, 3) for _ in range(2)]
         engine.run()
