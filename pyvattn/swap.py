@@ -74,7 +74,7 @@ class SlotHeader:
 
 @dataclass(frozen=True, eq=False)
 class SlotViews:
-    """A slot's bytes where they lie: the cache's own memory, for whoever moves it elsewhere.
+    """A slot's bytes where they lie, in the cache's own memory, for transfers.
 
     ``data`` has for each group of layers that are alike, and last for the states, a dense tensor
     of bytes for each arena: a row is contiguous, however many pages lie under it.

@@ -13,11 +13,8 @@ _NAME = "The transformers integration"
 
 def support(kinds: Kinds, shapes: Sequence[Shape | None]) -> str:
     """Return a sentence: that it runs such layers, and how, or which ones it refuses."""
-    counts = {
-        "attention to images": kinds.count(CROSS),
-    }
-    if refused := [f"{count} layers with {what}" for what, count in counts.items() if count]:
-        return f"{_NAME} refuses this model for its {' and '.join(refused)}."
+    if count := kinds.count(CROSS):
+        return f"{_NAME} refuses this model for its {count} layers with attention to images."
     if states := sum(kind in KEEPS_STATE for kind in kinds):
         return (
             f"{_NAME} holds these layers; the {states} with a state share no prefixes and take no "

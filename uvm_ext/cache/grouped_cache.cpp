@@ -135,7 +135,7 @@ SlotRef GroupedCache::admit(std::int64_t tokens) {
   return slot;
 }
 
-// Without the lock, as Cache does: whoever is told of a part may call for other slots.
+// Without the lock, as in Cache: `mapped` may make calls for other slots.
 void GroupedCache::extend(const SlotRef& slot, std::int64_t tokens, std::uint32_t arenas,
                           const Mapped& mapped) {
   for (std::size_t group = 0; group < caches_.size(); ++group) {

@@ -50,8 +50,8 @@ def spec_for(
 
     Its tail guard is what the attention kernels of this machine need. Layers with a state are
     run with a few tokens, to see what they keep. Raises
-    :class:`~pyvattn.errors.UnsupportedError` for a model with other layers than
-    full attention and sliding windows, with rotary frequencies that ``max_tokens``
+    :class:`~pyvattn.errors.UnsupportedError` for a model with layers that no
+    :class:`pyvattn.KVCache` holds, with rotary frequencies that ``max_tokens``
     would change or with layers on several GPUs, and
     :class:`~pyvattn.errors.SpecError` for a config that says too little.
     """
@@ -217,8 +217,8 @@ def _layer_windows(config: PreTrainedConfig) -> list[int | None]:
     held = {"full_attention"} | WINDOWED | STATES | HYBRIDS
     if others := sorted(set(kinds) - held):
         raise UnsupportedError(
-            f"the model has layers of {', '.join(others)}; the contiguous cache holds full "
-            "attention and sliding windows: use the library's DynamicCache"
+            f"the model has layers of {', '.join(others)}; the contiguous cache holds "
+            "attention to all tokens, windows, chunks and states: use the library's DynamicCache"
         )
     windows = [window for kind, window in zip(kinds, windows, strict=True) if kind not in STATES]
     return windows
