@@ -35,7 +35,7 @@ _ROOM = 7 * _GIB
 
 
 @dataclass(frozen=True)
-class Options(Settings, least={"new_tokens": 2, "trace_requests": 2}):
+class Options(Settings, least={"new_tokens": 2, "trace_requests": 2, "tensor_parallel": 1}):
     """``workload``: some of WORKLOADS, all where none is named.
 
     ``short``: ``requests`` prompts of 16 to 3,072 tokens, every fourth with the same first
@@ -50,7 +50,8 @@ class Options(Settings, least={"new_tokens": 2, "trace_requests": 2}):
     tokens that fill a page of 2 MiB for ours. With ``ours_backend`` ours has our scheduler too;
     ``late_binding`` and ``ours_kernel`` are the plug-in's options. ``flex_mask``: both attend by
     FlexAttention with a mask that no paged kernel has, stock by vLLM's own backend for it and ours
-    over rows; neither compiles the model or uses CUDA graphs.
+    over rows; neither compiles the model or uses CUDA graphs. ``tensor_parallel`` GPUs share the
+    heads of each engine's model; ``kv_gib`` is then of each GPU.
     """
 
     model: str = "llama-3-8b"
@@ -77,6 +78,7 @@ class Options(Settings, least={"new_tokens": 2, "trace_requests": 2}):
     flex_mask: bool = False
     block_size: int = 0
     stock_block_size: int = 0
+    tensor_parallel: int = 1
     driver: str = "auto"
     eager: bool = False
     device: str = "cuda"
@@ -133,6 +135,8 @@ def _start(options: Options) -> tuple[Engine, Engine]:
         "enforce_eager": options.eager or not cuda,
         "enable_prefix_caching": True,
     }
+    if options.tensor_parallel > 1:
+        common["tensor_parallel_size"] = options.tensor_parallel
     if options.quantization:
         common["quantization"] = options.quantization
     if cuda:
@@ -172,17 +176,24 @@ def _longest(options: Options) -> int:
 
 def _sized(options: Options) -> Options:
     """Return the options with KV memory, and no more long requests than it holds."""
-    shape = shape_of(options.model)
+    shape, ranks = shape_of(options.model), options.tensor_parallel
+    if shape.kv_heads % ranks:
+        raise ConfigError(
+            f"tensor_parallel={ranks} does not divide the {shape.kv_heads} KV heads of "
+            f"{options.model}: use a divisor"
+        )
     layers = options.layers or shape.layers
     itemsize = 1 if options.kv_dtype.startswith("fp8") else 2
-    token = 2 * shape.kv_heads * (shape.hidden // shape.heads) * layers * itemsize
+    token = 2 * shape.kv_heads // ranks * (shape.hidden // shape.heads) * layers * itemsize
     kv = int(options.kv_gib * _GIB)
     if not kv and options.device == "cpu":
         kv = _GIB
     if not kv:
-        free, _ = require_gpu(0).cuda.mem_get_info(0)
+        last = ranks - 1
+        free, _ = require_gpu(last).cuda.mem_get_info(last)
+        weights = _weights(options.model, layers) // ranks
         weight_bytes = 1 if options.quantization.startswith("fp8") else 2
-        kv = int(free) // 2 - _weights(options.model, layers) * weight_bytes - _ROOM
+        kv = int(free) // 2 - weights * weight_bytes - _ROOM
     if kv < 4096 * token:
         raise ConfigError(
             f"kv_gib={kv / _GIB:.1f} holds fewer than 4096 tokens: use a machine with more memory, "

@@ -156,6 +156,8 @@ def _main(
         os.environ.update(
             HF_HUB_OFFLINE="1",
             VLLM_ENABLE_V1_MULTIPROCESSING="0",
+            # Workers in processes of their own get the functions that draw weights.
+            VLLM_ALLOW_INSECURE_SERIALIZATION="1",
             VLLM_NO_USAGE_STATS="1",
             VLLM_CACHE_ROOT=f"{os.environ.get('VLLM_CACHE_ROOT', folder)}/{name}",
         )

@@ -145,6 +145,23 @@ def test_a_kernel_is_asked_of_ours_alone(engines):
     assert "additional_config" not in engines.made["stock"]
 
 
+def test_the_heads_of_both_are_shared_out_to_as_many_gpus(engines):
+    measured(replace(OPTIONS, workload=("short",), tensor_parallel=2))
+    for name in ("stock", "ours"):
+        assert engines.made[name]["tensor_parallel_size"] == 2
+    # A token takes 1 KiB, half of it in each of two GPUs: twice as many long requests fit its memory.
+    options = replace(OPTIONS, workload=("decode",), decode_requests=99, decode_tokens=512)
+    options = replace(options, kv_gib=3 * 1024 * 1024 / 2**30)
+    served = {}
+    for ranks in (1, 2):
+        engines.log.clear()
+        measured(replace(options, tensor_parallel=ranks))
+        served[ranks] = engines.log[0][1]
+    assert served == {1: 3, 2: 6}
+    with pytest.raises(ConfigError, match="tensor_parallel=3 does not divide the 2 KV heads"):
+        list(bench.measure(replace(OPTIONS, tensor_parallel=3)))
+
+
 def test_late_binding_is_asked_of_ours_alone(engines):
     measured(replace(OPTIONS, workload=("short",), late_binding=True))
     assert engines.made["ours"]["additional_config"]["pyvattn"]["late_binding"] is True
