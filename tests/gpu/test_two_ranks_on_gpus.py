@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes, each with a GPU and a cache of its own, over NCCL."""
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import json
@@ -76,11 +77,10 @@ model = AutoModelForCausalLM.from_pretrained(
 ).eval()
 said.append([str(model.device), spec_for(model, 2, 64).kv_heads])
 spec = spec_for(model, max_slots=4, max_tokens=512)
-# Two pages of 2 MiB for each of the four where memory is scarce.
-for memory in ("1GiB", "256MiB"):
-    with KVCache(spec, device=model.device, driver=driver, memory=memory) as cache, Engine(
-        model, cache
-    ) as engine:
+# A request has a page of 2 MiB in each of 6 arenas: room for all, and for two.
+for memory in ("1GiB", "24MiB"):
+    options = {"driver": driver, "page_size": "2M", "layout": "layer", "memory": memory}
+    with KVCache(spec, device=model.device, **options) as cache, Engine(model, cache) as engine:
         requests = [engine.submit(prompt, 30) for prompt in prompts]
         engine.run()
         said.append([request.output for request in requests])

@@ -149,15 +149,15 @@ def test_the_heads_of_both_are_shared_out_to_as_many_gpus(engines):
     measured(replace(OPTIONS, workload=("short",), tensor_parallel=2))
     for name in ("stock", "ours"):
         assert engines.made[name]["tensor_parallel_size"] == 2
-    # A token takes 1 KiB, half of it in each of two GPUs: twice as many long requests fit its memory.
+    # 8 MiB: a token takes 1 KiB, and half of it in each of two GPUs.
     options = replace(OPTIONS, workload=("decode",), decode_requests=99, decode_tokens=512)
-    options = replace(options, kv_gib=3 * 1024 * 1024 / 2**30)
+    options = replace(options, kv_gib=8 / 1024)
     served = {}
     for ranks in (1, 2):
         engines.log.clear()
         measured(replace(options, tensor_parallel=ranks))
         served[ranks] = engines.log[0][1]
-    assert served == {1: 3, 2: 6}
+    assert served == {1: 8, 2: 16}
     with pytest.raises(ConfigError, match="tensor_parallel=3 does not divide the 2 KV heads"):
         list(bench.measure(replace(OPTIONS, tensor_parallel=3)))
 
