@@ -46,12 +46,12 @@ class Options(Settings, least={"new_tokens": 2, "trace_requests": 2, "tensor_par
     ``trace_requests`` of a CSV file, or of a synthetic trace, all at once, or ``rate`` a second.
 
     ``kv_gib`` of each engine, 0: what fits twice. ``backend`` is vLLM's of both on a GPU,
-    ``ours_backend`` of ours alone. ``block_size`` 0: vLLM's default for stock, and the 16
-    tokens that fill a page of 2 MiB for ours. With ``ours_backend`` ours has our scheduler too;
-    ``late_binding`` and ``ours_kernel`` are the plug-in's options. ``flex_mask``: both attend by
-    FlexAttention with a mask that no paged kernel has, stock by vLLM's own backend for it and ours
-    over rows; neither compiles the model or uses CUDA graphs. ``tensor_parallel`` GPUs share the
-    heads of each engine's model; ``kv_gib`` is then of each GPU.
+    ``ours_backend`` of ours alone. ``block_size`` 0: vLLM's default for stock, and as many
+    tokens as fill a page of 2 MiB for ours, 16 on one GPU. With ``ours_backend`` ours has our
+    scheduler too; ``late_binding`` and ``ours_kernel`` are the plug-in's options. ``flex_mask``:
+    both attend by FlexAttention with a mask that no paged kernel has, stock by vLLM's own backend
+    for it and ours over rows; neither compiles the model or uses CUDA graphs. ``tensor_parallel``
+    GPUs share the heads of each engine's model; ``kv_gib`` is then of each GPU.
     """
 
     model: str = "llama-3-8b"
@@ -145,7 +145,7 @@ def _start(options: Options) -> tuple[Engine, Engine]:
     stock, ours = dict(common), dict(common)
     if options.stock_block_size:
         stock["block_size"] = options.stock_block_size
-    ours["block_size"] = options.block_size or 16
+    ours["block_size"] = options.block_size or 16 * options.tensor_parallel
     ours["worker_cls"] = "pyvattn.vllm.Worker"
     plug_in = {
         "driver": options.driver,

@@ -206,12 +206,14 @@ def _answer(parent: Connection, folder: str, options: dict[str, Any], masked: bo
 def _draw_weights(model: Any) -> None:
     """Give the model weights as large as a trained one's, the same in each engine.
 
-    vLLM's dummies are so small, norms too, that tokens hardly depend on attention.
+    vLLM's dummies are so small, norms too, that tokens hardly depend on attention. Ranks of a model
+    draw their own: with equal halves of the vocabulary each token would tie with another.
     """
     import torch
 
     parameters = list(model.named_parameters())
-    generator = torch.Generator(parameters[0][1].device).manual_seed(0)
+    generator = torch.Generator(parameters[0][1].device)
+    generator.manual_seed(torch.distributed.get_rank())
     for name, parameter in parameters:
         if "norm" in name:
             parameter.data.fill_(1)

@@ -149,6 +149,7 @@ def test_the_heads_of_both_are_shared_out_to_as_many_gpus(engines):
     measured(replace(OPTIONS, workload=("short",), tensor_parallel=2))
     for name in ("stock", "ours"):
         assert engines.made[name]["tensor_parallel_size"] == 2
+    assert engines.made["ours"]["block_size"] == 32
     # 8 MiB: a token takes 1 KiB, and half of it in each of two GPUs.
     options = replace(OPTIONS, workload=("decode",), decode_requests=99, decode_tokens=512)
     options = replace(options, kv_gib=8 / 1024)
