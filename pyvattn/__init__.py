@@ -7,12 +7,11 @@ command line answer at once and need neither the native core nor CUDA.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pyvattn import errors
 from pyvattn.errors import *  # noqa: F403 - all of them, by the names that stand there
 
-# What type checkers take for true by its name. Importing it from typing is 20 ms of CPU, which was
-# nearly all that `import pyvattn` cost.
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyvattn.budget import MemoryLimit
     from pyvattn.cache import KVCache

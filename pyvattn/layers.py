@@ -15,6 +15,7 @@ from pyvattn.dtypes import ITEMSIZE
 from pyvattn.errors import ArgumentError, LayerError, OutOfMemory
 from pyvattn.geometry import Geometry, LayerViews, TensorView
 from pyvattn.spec import CacheSpec
+from pyvattn.staging import Staging
 from pyvattn.state_rows import StateRows
 from pyvattn.text import shown
 from pyvattn.units import format_size
@@ -22,8 +23,6 @@ from pyvattn.whole_numbers import whole_number
 
 # Consumers know no common DLPack code for these: they travel as bytes.
 _AS_BYTES = ("float8_e4m3fn", "float8_e5m2")
-# Bytes that go from one GPU to another through torch's memory at a time.
-_STAGED = 64 << 20
 
 
 class Viewed(Protocol):
@@ -152,11 +151,29 @@ class LayerTensors:
         Of the GPUs, this one and ``peers`` can write to the row.
         """
         begin, first, end = place
+        staging = self._staging_for(sources[arenas.start : arenas.stop], peers)
         for index in arenas:
             source, arena = sources[index], self._arenas()[self._first_arena[group] + index]
             stop = min(end, len(source))
-            if first < stop:
-                _copy_bytes(arena[row, begin + first : begin + stop], source[first:stop], peers)
+            if first >= stop:
+                continue
+            there, values = arena[row, begin + first : begin + stop], source[first:stop]
+            if staging is None:
+                there.copy_(values, non_blocking=there.is_cuda)
+            else:
+                staging.copy(there, values)
+        if staging is not None:
+            staging.close()
+
+    def _staging_for(self, sources: Sequence[Any], peers: Collection[str]) -> Staging | None:
+        """Return what copies from a GPU that cannot write to what is mapped here, if it is one."""
+        here = self._arenas()[0].device
+        if all(
+            not source.is_cuda or source.device == here or str(source.device) in peers
+            for source in sources
+        ):
+            return None
+        return Staging(here, max(map(len, sources)))
 
     def _arenas(self) -> list[Any]:
         if not self._bytes:
@@ -225,16 +242,6 @@ def _number(what: str, index: object, layers: int) -> int:
     if not -layers <= number < layers:
         raise LayerError(f"{what} {shown(number)} is outside 0..{layers - 1}")
     return number % layers
-
-
-def _copy_bytes(there: Any, source: Any, peers: Collection[str]) -> None:
-    if not source.is_cuda or source.device == there.device or str(source.device) in peers:
-        there.copy_(source, non_blocking=there.is_cuda)
-        return
-    # A GPU without access to what is mapped here: by way of memory of torch's, which it can reach.
-    for first in range(0, len(source), _STAGED):
-        piece = slice(first, first + _STAGED)
-        there[piece].copy_(source[piece].to(there.device), non_blocking=True)
 
 
 def _of_tokens(view: TensorView, tokens: int) -> TensorView:

@@ -104,6 +104,7 @@ transfer() {
   bench transfer-layer 90 transfer --driver cumem --layout layer
   bench transfer-layer-peers 90 transfer --driver cumem --layout layer --peer-access
   bench transfer-token 90 transfer --driver cumem
+  bench transfer-token-peers 90 transfer --driver cumem --peer-access
 }
 # serve NAME SECONDS OPTIONS...: no round is begun that would end later, so at least two run.
 serve() {

@@ -21,7 +21,6 @@ from pyvattn import (
     SlotError,
     TensorError,
     UnsupportedError,
-    layers,
 )
 from pyvattn.swap import SlotHeader, SlotViews
 
@@ -188,25 +187,3 @@ def test_views_of_both_kinds_are_in_the_order_of_their_header(two):
     assert isinstance(found, SlotViews)
     assert two[0].cache.offload(slot).header == found.header
     assert [len(view) for group in found.data for view in group] == list(found.header.sizes)
-
-
-class OnAnotherGpu(torch.Tensor):
-    """Bytes that say they lie on a GPU."""
-
-    is_cuda = True
-    device = torch.device("cuda:7")
-
-
-@pytest.mark.parametrize(("peers", "staged"), [((), [4, 4, 2]), (("cuda:7",), [])])
-def test_bytes_of_a_gpu_without_access_come_by_way_of_torchs_memory(monkeypatch, peers, staged):
-    monkeypatch.setattr(layers, "_STAGED", 4)
-    pieces = []
-    monkeypatch.setattr(
-        OnAnotherGpu,
-        "to",
-        lambda self, _: pieces.append(len(self)) or self.as_subclass(torch.Tensor),
-    )
-    there, values = torch.zeros(10, dtype=torch.uint8), torch.arange(10, dtype=torch.uint8)
-    layers._copy_bytes(there, values.as_subclass(OnAnotherGpu), peers)
-    assert torch.equal(there, values)
-    assert pieces == staged

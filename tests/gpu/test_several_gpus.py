@@ -100,6 +100,50 @@ def test_tokens_go_by_way_of_torchs_memory_without_access(driver, layout, source
     assert "copied" in run(program, driver, layout, source, target)
 
 
+# Longer than what goes at a time, and not a multiple of it.
+RESTORE = """
+import sys, warnings
+import torch
+from pyvattn import CacheSpec, KVCache, errors
+warnings.simplefilter("ignore", errors.PlanWarning)
+driver, layout, peer_access = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
+def open_cache(device):
+    spec = CacheSpec(2, 8, 128, "bfloat16", max_slots=2, max_tokens=80000)
+    options = dict(driver=driver, layout=layout, memory="4GiB", peer_access=peer_access)
+    return KVCache(spec, device=f"cuda:{device}", **options)
+with open_cache(0) as first, open_cache(1) as second:
+    slot = first.admit(71003)
+    wanted = []
+    for layer in range(2):
+        for tensor in first.layer(layer):
+            wanted.append(torch.randn(71003, 8, 128).to(tensor.dtype))
+            tensor[slot.index, :71003].copy_(wanted[-1])
+    for _ in range(3):  # to pages that are mapped piece by piece, then to those that are there
+        there = second.restore(first.dense_views(slot))
+        found = [
+            tensor[there.index, :71003].cpu()
+            for layer in range(2)
+            for tensor in second.layer(layer)
+        ]
+        assert all(map(torch.equal, found, wanted))
+        for layer in range(2):
+            for tensor in second.layer(layer):
+                tensor[there.index, :71003].zero_()
+        second.release(there)
+print("copied")
+"""
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("layout", ["layer", "token"])
+@pytest.mark.parametrize("peer_access", [False, True])
+def test_a_slot_is_restored_from_one_gpus_cache_in_the_others(driver, layout, peer_access):
+    require_two(driver)
+    if peer_access and 0 not in _native.driver_capabilities(driver, 1).peers:
+        pytest.skip(f"cuda:0 cannot reach {driver}'s memory on cuda:1")
+    assert "copied" in run(RESTORE, driver, layout, peer_access)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_run_on_the_caches_gpu_while_another_is_current(kernel):
     require_two("cumem")

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes that come from a GPU without access: the order of what its streams do."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from checked_cache import small_spec
+from test_offload import check_same, filled, read
+
+from pyvattn import KVCache, OutOfMemory, staging
+
+torch = pytest.importorskip("torch", reason="views are tensors of torch")
+
+
+class Streams:
+    """Streams of a GPU that only say in which order they were told what."""
+
+    def __init__(self, monkeypatch):
+        self.told = []
+        self.now = "current"
+        streams = self
+
+        class Stream:
+            def __init__(self, name):
+                self.name = name
+
+            def wait_event(self, event):
+                streams.told.append((self.name, "waits for", event.recorded))
+
+            def wait_stream(self, other):
+                streams.told.append((self.name, "waits for", other.name))
+
+        class Event:
+            recorded = None
+
+            def record(self, stream):
+                self.recorded = (
+                    f"{stream.name} {sum(what == 'copies' for _, what, _ in streams.told)}"
+                )
+
+        @contextmanager
+        def entered(stream):
+            streams.now = stream.name
+            yield
+            streams.now = "current"
+
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("onward"))
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("current"))
+        monkeypatch.setattr(torch.cuda, "stream", entered)
+
+    def copied(self, size):
+        self.told.append((self.now, "copies", size))
+
+
+class Remote(torch.Tensor):
+    """Bytes that say they lie on another GPU."""
+
+    is_cuda = True
+    device = torch.device("cuda:7")
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    found = Streams(monkeypatch)
+    copy = torch.Tensor.copy_
+
+    def noted(self, other, **options):
+        found.copied(len(other))
+        return copy(self, other.as_subclass(torch.Tensor), **options)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", noted)
+    return found
+
+
+def test_a_buffer_is_filled_while_the_other_is_emptied(streams, monkeypatch):
+    monkeypatch.setattr(staging, "_STAGED", 4)
+    there, values = torch.zeros(10, dtype=torch.uint8), torch.arange(10, dtype=torch.uint8)
+    way = staging.Staging(torch.device("cpu"), 10)
+    way.copy(there, values)
+    way.close()
+    assert torch.equal(there, values)
+    assert streams.told == [
+        ("current", "waits for", None),
+        ("current", "copies", 4),
+        ("onward", "waits for", "current"),
+        ("onward", "copies", 4),
+        ("current", "waits for", None),
+        ("current", "copies", 4),
+        ("onward", "waits for", "current"),
+        ("onward", "copies", 4),
+        # The first buffer again, once it is empty: after the second of four copies.
+        ("current", "waits for", "onward 2"),
+        ("current", "copies", 2),
+        ("onward", "waits for", "current"),
+        ("onward", "copies", 2),
+        ("current", "waits for", "onward"),
+    ]
+
+
+@pytest.mark.parametrize(("peers", "staged"), [((), True), (("cuda:7",), False)])
+def test_a_slot_comes_straight_from_a_gpu_with_access(
+    streams, open_bench, driver_name, monkeypatch, peers, staged
+):
+    spec = small_spec(max_tokens=16384, guard_tokens=0)
+    source, target = (
+        open_bench(name=driver_name, spec=spec, pages=24, shares=True) for _ in range(2)
+    )
+    slot, written = filled(source, 21, seed=3)
+    sent = source.cache.dense_views(slot)
+    remote = tuple(tuple(view.as_subclass(Remote) for view in group) for group in sent.data)
+    monkeypatch.setattr(KVCache, "peers", peers)
+    there = target.cache.restore(replace(sent, data=remote))
+    check_same(read(target, there), written)
+    assert any(name == "onward" for name, what, _ in streams.told if what == "copies") is staged
+    if staged:
+        assert streams.told[-1] == ("current", "waits for", "onward")
+
+
+def test_a_device_without_room_for_buffers_says_so(streams, monkeypatch):
+    def full(*sizes, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(OutOfMemory, match=r"has no 20 B beside the cache.*peer_access=True"):
+        staging.Staging(torch.device("cpu"), 10)
