@@ -91,6 +91,23 @@ RELIED_ON = [
     ("v1/core/kv_cache_utils.py", "FreeKVCacheBlockQueue", "remove", ("block",)),
     ("v1/core/kv_cache_utils.py", "FreeKVCacheBlockQueue", "prepend_n", ("blocks",)),
     ("v1/core/block_pool.py", "BlockPool", "get_num_free_blocks", ()),
+    # Its CPU offload, which a bench measures.
+    ("v1/kv_offload/cpu/gpu_worker.py", "CPUOffloadingWorker", "__init__", (
+        "kv_caches", "blocks_per_chunk")),
+    ("v1/kv_offload/cpu/gpu_worker.py", "CPUOffloadingWorker", "submit_store", (
+        "job_id", "src_spec", "dst_spec")),
+    ("v1/kv_offload/cpu/gpu_worker.py", "CPUOffloadingWorker", "submit_load", (
+        "job_id", "src_spec", "dst_spec")),
+    ("v1/kv_offload/cpu/gpu_worker.py", "CPUOffloadingWorker", "wait", ("job_ids",)),
+    ("v1/kv_offload/cpu/gpu_worker.py", "CPUOffloadingWorker", "get_finished", ()),
+    ("v1/kv_offload/cpu/gpu_worker.py", "CPUOffloadingWorker", "shutdown", ()),
+    ("v1/kv_offload/cpu/common.py", "CPULoadStoreSpec", "", ()),
+    ("v1/kv_offload/base.py", "BlockIDsLoadStoreSpec", "__init__", ("block_ids",)),
+    ("v1/kv_offload/base.py", "GPULoadStoreSpec", "__init__", (
+        "block_ids", "group_sizes", "block_indices")),
+    ("v1/kv_offload/base.py", "CanonicalKVCaches", "", ()),
+    ("v1/kv_offload/base.py", "CanonicalKVCacheRef", "", ()),
+    ("v1/kv_offload/base.py", "CanonicalKVCacheTensor", "", ()),
 ]  # fmt: skip
 
 # Attributes that are read or set, as they stand in the text of a file.
@@ -122,6 +139,7 @@ MENTIONED = [
     ("vllm_flash_attn/flash_attn_interface.py", "torch.ops._vllm_fa3_C.fwd("),
     ("v1/core/kv_cache_manager.py", "self.block_pool"),
     ("v1/core/kv_cache_utils.py", "self.fake_free_list_head"),
+    ("v1/kv_offload/base.py", "transfer_size: int"),
 ]
 
 

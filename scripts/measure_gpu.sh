@@ -6,10 +6,10 @@
 #
 # STEP is tests, drivers, attention, overlap, offload, transformers, profile, baselines or all, or
 # transfer, which wants two GPUs, or of vllm's: vllm-prompts, vllm-prompts-fp8, vllm-mask,
-# vllm-short, vllm-decode, vllm-trace, vllm-rates. FOLDER is where the JSON goes, docs/results/ and
-# the GPU's name by default. pyvattn must be installed for PYTHON (python3), with torch; kernels
-# that cannot be imported are left out. vllm-trace and vllm-rates want the file of arXiv lengths in
-# TRACE, or make requests up.
+# vllm-short, vllm-decode, vllm-trace, vllm-rates, vllm-offload. FOLDER is where the JSON goes,
+# docs/results/ and the GPU's name by default. pyvattn must be installed for PYTHON (python3), with
+# torch; kernels that cannot be imported are left out. vllm-trace and vllm-rates want the file of
+# arXiv lengths in TRACE, or make requests up.
 # Every part runs, whatever came before, each in a process of its own; the summary says
 # what failed.
 set -uo pipefail
@@ -27,7 +27,7 @@ for argument in "$@"; do
     transfer | vllm-prompts | vllm-prompts-fp8 | vllm-mask | vllm-short | vllm-decode)
       steps+=("$argument")
       ;;
-    vllm-trace | vllm-rates)
+    vllm-trace | vllm-rates | vllm-offload)
       steps+=("$argument")
       ;;
     -*) usage ;;
@@ -191,6 +191,10 @@ vllm-rates() {
   for rate in 4 5 6 7; do
     on_trace "trace-$rate" 230 --rounds 1 --rate "$rate"
   done
+}
+# A request to pinned memory and back beside the transfers of vLLM's own CPU offload.
+vllm-offload() {
+  bench vllm-offload 200 offload --driver cumem --layout layer --against vllm
 }
 
 for step in "${steps[@]}"; do

@@ -141,12 +141,14 @@ def overlap(ctx: click.Context, /, out: str | None, as_json: bool, **options: An
 @_option("--layers", type=click.IntRange(min=1), help="Layers of the model.")
 @_option("--rounds", type=click.IntRange(min=3), help="Rounds of each copy.")
 @_option("--layout", help="Layout: layer, token or auto.")
+@_option("--against", type=click.Choice(("vllm",)), help="vLLM's own CPU offload, measured too.")
 @_driver_options()
 def offload(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
     """Time KVCache.offload and restore against one copy, and against blocks of 16 tokens.
 
     With a GPU's driver it needs a GPU with three times the request's memory, and pinned memory
-    for it twice; --driver host runs anywhere. The exit code is 1 if a target is missed.
+    for it twice, with --against six times; --driver host runs anywhere. The exit code is 1 if a
+    target is missed.
     """
     run_bench(ctx, "offload", options, out, as_json)
 

@@ -3,8 +3,8 @@
 
 By turns, in one process: ``KVCache.offload`` and ``KVCache.restore``, one copy of as many bytes
 between the same kinds of memory, and a copy for each block of 16 tokens in each layer, K and V of
-a layer side by side, as what moves a paged cache's blocks has to do. Each is timed from the call
-until the last byte is there.
+a layer side by side, as what moves a paged cache's blocks has to do. ``against="vllm"`` adds the
+transfers of vLLM's own CPU offload. Each is timed from the call until the last byte is there.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyvattn.arguments import Settings, check_type
+from pyvattn.bench import vllm_offload
 from pyvattn.bench.block_copies import BlockCopies
 from pyvattn.bench.copies import counting, filled_slot, is_on_host, request_spec
-from pyvattn.bench.report import Measure
+from pyvattn.bench.report import Measure, Setup
 from pyvattn.bench.timing import ratios, summarise
 from pyvattn.cache import KVCache
+from pyvattn.errors import ConfigError
 from pyvattn.gpu_timing import require_gpu, require_torch
 from pyvattn.samples import BLOCK_TOKENS
 from pyvattn.spec import CacheSpec
@@ -35,7 +37,8 @@ _UNMAPPED = "rows, mapped anew"
 class Options(Settings, least={"tokens": BLOCK_TOKENS, "rounds": 3}):
     """One request of ``tokens`` tokens, in ``layers`` layers of the shape of Llama-3-8B.
 
-    ``driver`` ``"host"``, or an emulated one, needs no GPU.
+    ``driver`` ``"host"``, or an emulated one, needs no GPU. ``against`` ``"vllm"`` needs vLLM and
+    a GPU's driver.
     """
 
     driver: str = "cumem"
@@ -45,13 +48,16 @@ class Options(Settings, least={"tokens": BLOCK_TOKENS, "rounds": 3}):
     tokens: int = 32000
     layers: int = 32
     rounds: int = 7
+    against: str | None = None
 
 
-def measure(options: Options) -> Iterator[Measure]:
+def measure(options: Options) -> Iterator[Measure | Setup]:
     """Yield every measure. Raises DriverUnavailable where the driver is not."""
     check_type("options", options, Options)
     spec = request_spec(options.tokens, options.layers)
     on_host = is_on_host(options.driver)
+    if options.against is not None:
+        yield Setup("vllm", {"version": _checked_vllm(options)})
     torch = require_torch() if on_host else require_gpu(options.device)
     turns = _Turns(torch, options, spec, on_host)
     try:
@@ -69,6 +75,19 @@ def measure(options: Options) -> Iterator[Measure]:
     yield from _report(options, turns, copies)
 
 
+def _checked_vllm(options: Options) -> str:
+    """Return the version of the vLLM that is measured too."""
+    if options.against != "vllm":
+        raise ConfigError(f"against={options.against!r}: use 'vllm', or leave it out")
+    if is_on_host(options.driver):
+        raise ConfigError(
+            f"driver={options.driver!r}: vLLM's offload copies between a GPU and the host, use "
+            "the driver of a GPU"
+        )
+    vllm_offload.check_tokens(options.tokens)
+    return vllm_offload.version()
+
+
 class _Turns:
     """The cache with one request, buffers of as many bytes, and the seconds that each took."""
 
@@ -77,7 +96,9 @@ class _Turns:
         self._device = "cpu" if on_host else f"cuda:{options.device}"
         self._spec = spec
         self.bytes = options.tokens * self._spec.token_bytes
-        self.out: dict[str, list[float]] = {name: [] for name in (_ONE, _OURS, _BLOCKS)}
+        settings = () if options.against is None else vllm_offload.SETTINGS
+        names = (_ONE, _OURS, _BLOCKS, *(one.name for one in settings))
+        self.out: dict[str, list[float]] = {name: [] for name in names}
         self.back: dict[str, list[float]] = {name: [] for name in (*self.out, _UNMAPPED)}
         self.returned: list[float] = []
         size = (self.bytes,)
@@ -86,12 +107,19 @@ class _Turns:
         self._blocks = BlockCopies(
             self._there, self._here, BLOCK_TOKENS * self._spec.token_bytes_per_layer
         )
+        self.vllm = {
+            one.name: vllm_offload.VllmOffload(self._there, options.layers, spec.token_bytes, one)
+            for one in settings
+        }
         self._cache = self._open()
         self._slot = filled_slot(self._cache)
         self.layout = self._cache.geometries[0].layout_name
         # The first of all allocates its pinned memory, which takes longer than the copies.
         self.first, kept = self._timed(lambda: self._cache.offload(self._slot))
         del kept
+        for vllm in self.vllm.values():
+            vllm.out()
+            vllm.back()
 
     def counted(self) -> tuple[int, int, int]:
         """Return the copies of one offload, of one restore, and of one that maps first."""
@@ -112,11 +140,15 @@ class _Turns:
         self._note(self.out, _ONE, lambda: here.copy_(there, non_blocking=True))
         kept = self._note(self.out, _OURS, self._offload)
         self._note(self.out, _BLOCKS, self._blocks.there)
+        for name, vllm in self.vllm.items():
+            self._note(self.out, name, vllm.out)
         self._note(self.back, _ONE, lambda: there.copy_(here, non_blocking=True))
         self._cache.release(self._slot)
         self._cache.drain()
         self._slot = self._note(self.back, _OURS, lambda: self._cache.restore(kept))
         self._note(self.back, _BLOCKS, self._blocks.back)
+        for name, vllm in self.vllm.items():
+            self._note(self.back, name, vllm.back)
         # Rows whose memory has gone to others: here no page of theirs was ever mapped.
         with self._open() as fresh:
             slot = self._note(self.back, _UNMAPPED, lambda: fresh.restore(kept))
@@ -126,6 +158,8 @@ class _Turns:
         """Close the cache."""
         self._cache.release(self._slot)
         self._cache.close()
+        for vllm in self.vllm.values():
+            vllm.close()
 
     def _open(self) -> KVCache:
         options = self._options
@@ -164,10 +198,13 @@ class _Turns:
 def _report(options: Options, turns: _Turns, copies: tuple[int, int, int]) -> Iterator[Measure]:
     request = f"{options.tokens:,} tokens"
     note = f"{turns.bytes / 2**30:.3g} GiB, {options.driver}, layout {turns.layout}"
+    # On the host the first touch of each page takes longer than all copies.
+    wanted = () if turns.on_host else (_OURS, _UNMAPPED)
     for way, seconds, count in (("out", turns.out, copies[0]), ("back", turns.back, copies[1])):
         for name, each in seconds.items():
             rates = summarise([turns.bytes / one / 1e9 for one in each])
-            yield Measure.of(f"{request} {way}: {name}", rates, "GB/s", note=note)
+            in_words = turns.vllm[name].in_words if name in turns.vllm else note
+            yield Measure.of(f"{request} {way}: {name}", rates, "GB/s", note=in_words)
         yield Measure(f"{request} {way}: copies", count, "copies", at_most=_MOST_COPIES)
         for name in seconds:
             if name == _ONE:
@@ -176,14 +213,14 @@ def _report(options: Options, turns: _Turns, copies: tuple[int, int, int]) -> It
                 f"{request} {way}: rate of {name} / {_ONE}",
                 ratios(seconds[_ONE], seconds[name]),
                 "times",
-                # On the host the first touch of each page takes longer than all copies.
-                at_least=None if turns.on_host or name == _BLOCKS else _LEAST_RATE,
+                at_least=_LEAST_RATE if name in wanted else None,
             )
-        yield Measure.of(
-            f"{request} {way}: rate of {_OURS} / {_BLOCKS}",
-            ratios(seconds[_BLOCKS], seconds[_OURS]),
-            "times",
-        )
+        for name in (_BLOCKS, *turns.vllm):
+            yield Measure.of(
+                f"{request} {way}: rate of {_OURS} / {name}",
+                ratios(seconds[name], seconds[_OURS]),
+                "times",
+            )
     yield Measure(
         f"{request} back: copies of {_UNMAPPED}", copies[2], "copies", at_most=_MOST_COPIES
     )

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="the bench copies with torch")
 
-from pyvattn.bench import block_copies, offload  # noqa: E402
-from pyvattn.errors import ConfigError, DriverError  # noqa: E402
+from pyvattn.bench import block_copies, offload, vllm_offload  # noqa: E402
+from pyvattn.bench.report import Setup  # noqa: E402
+from pyvattn.errors import ConfigError, DriverError, MissingDependency  # noqa: E402
 
 LAYERS = 3
 
@@ -75,3 +78,56 @@ def test_a_copy_that_fails_is_an_error(monkeypatch):
 def test_half_a_block_is_refused():
     with pytest.raises(ConfigError, match="multiple of 16"):
         list(offload.measure(offload.Options(driver="host", tokens=40)))
+
+
+class TestBesideVllm:
+    @pytest.fixture
+    def calls(self, monkeypatch):
+        calls = []
+
+        class Transfers:
+            def __init__(self, buffer, layers, token_bytes, setting):
+                assert buffer.numel() == 256 * token_bytes
+                self.in_words, self._name = f"{layers} copies", setting.name
+
+            def out(self):
+                calls.append((self._name, "out"))
+
+            def back(self):
+                calls.append((self._name, "back"))
+
+            def close(self):
+                calls.append((self._name, "close"))
+
+        monkeypatch.setattr(vllm_offload, "VllmOffload", Transfers)
+        monkeypatch.setattr(offload, "_checked_vllm", lambda _: "0.26.0")
+        return calls
+
+    def test_each_setting_is_timed_by_turns_and_set_against_ours(self, calls):
+        options = offload.Options(
+            driver="host", tokens=256, layers=LAYERS, rounds=3, against="vllm"
+        )
+        setup, *measured = offload.measure(options)
+        assert setup == Setup("vllm", {"version": "0.26.0"})
+        found = {one.name: one for one in measured}
+        for name in (one.name for one in vllm_offload.SETTINGS):
+            # One round trip before the rounds, then one in each.
+            assert [way for who, way in calls if who == name] == ["out", "back"] * 4 + ["close"]
+            for way in ("out", "back"):
+                assert found[f"256 tokens {way}: {name}"].note == f"{LAYERS} copies"
+                assert found[f"256 tokens {way}: rate of {name} / one copy"].ok is None
+                assert found[f"256 tokens {way}: rate of rows / {name}"].rounds == 3
+
+    def test_it_is_refused_where_it_could_not_run(self, monkeypatch):
+        def refused(**options):
+            return list(offload.measure(offload.Options(**options)))
+
+        with pytest.raises(ConfigError, match="against='sglang': use 'vllm'"):
+            refused(against="sglang")
+        with pytest.raises(ConfigError, match="driver='host': vLLM's offload copies between a GPU"):
+            refused(driver="host", against="vllm")
+        with pytest.raises(ConfigError, match=r"tokens=272: .* multiple of 256"):
+            refused(tokens=272, against="vllm")
+        monkeypatch.setitem(sys.modules, "vllm", None)
+        with pytest.raises(MissingDependency, match=r"needs vLLM 0\.26 or later"):
+            refused(against="vllm")
