@@ -125,7 +125,7 @@ def test_what_cannot_be(batch, options, error, message):
     ("name", "values"),
     [
         ("prompts", [None, 2.5, b"text", [1, 2], torch.zeros(2, 2)]),
-        ("max_new_tokens", [2.5, "5", [5.5], object(), 2**64]),
+        ("max_new_tokens", [2.5, "5", [5.5], object(), 2**64, torch.zeros(1, 2)]),
         ("max_batch", [None, "3", 2.5, torch.zeros(2)]),
         ("max_prefill_tokens", [None, "3", 2.5, torch.zeros(2)]),
         ("generation_config", [2.5, "greedy", {}, [3]]),

@@ -155,7 +155,7 @@ def _limits(
         limits = list(max_new_tokens)
     else:
         limits = [max_new_tokens] * len(prompts)
-    if None in limits:
+    if any(limit is None for limit in limits):
         raise SpecError(
             "nothing says how many tokens to generate: pass max_new_tokens, or a generation_config "
             "that has it"
