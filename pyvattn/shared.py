@@ -61,7 +61,8 @@ class SharedMemory(_native.Lease):
     ``weights`` are bytes for what is no cache's: weights, say. They are leased and counted as
     held before this returns, so that they can be allocated then, and guaranteed beside
     ``guarantee``, so that neighbours make room for them, by ending requests if need be, and never
-    ask for them. ``timeout`` is how many seconds that may take.
+    ask for them. ``timeout`` is how many seconds that may take. An engine that sleeps calls
+    ``return_weights`` once their memory is free, and ``claim_weights`` before it loads them again.
 
     Raises :class:`~pyvattn.errors.LedgerError` and those derived from it (``LedgerFull`` where
     guarantees and weights of all are more than the budget),
@@ -71,6 +72,7 @@ class SharedMemory(_native.Lease):
     """
 
     _weights = 0
+    _weights_size = 0
 
     def __init__(
         self,
@@ -106,22 +108,28 @@ class SharedMemory(_native.Lease):
             version=_version(),
             cooling_ms=0 if device == "cpu" else _DRIVER_COOLING_MS,
         )
+        self._weights_size = beside
         if beside:
             try:
-                self._take_weights(beside, timeout)
+                self.claim_weights(timeout)
             except BaseException:
                 self.close()
                 raise
 
     @property
     def weights(self) -> int:
-        """Bytes that are leased for weights; they are part of what is held."""
+        """Bytes that are leased for weights now; they are part of what is held."""
         return self._weights
+
+    @property
+    def weights_size(self) -> int:
+        """Bytes that were asked for as ``weights``, leased or not."""
+        return self._weights_size
 
     @property
     def reach(self) -> int:
         """Most bytes that caches and pools under it can come to hold."""
-        return super().reach - self._weights
+        return max(0, super().reach - self._weights_size)
 
     @property
     def budget(self) -> int:
@@ -136,6 +144,24 @@ class SharedMemory(_native.Lease):
         """
         _check_timeout(timeout)
         return self.wait(parse_size(memory, "memory"), int(timeout * 1000))
+
+    def return_weights(self) -> None:
+        """Return what is leased for weights, whose memory must be free.
+
+        It stays guaranteed: ``set_limit`` to what is still held lends it to others.
+        """
+        self.return_bytes(self._weights)
+        self._weights = 0
+
+    def claim_weights(self, timeout: float = _WEIGHTS_TIMEOUT_S) -> None:
+        """Lease ``weights_size`` bytes again, within ``timeout`` seconds, if they are not leased.
+
+        The limit must leave room for them. Raises :class:`~pyvattn.errors.OutOfMemory` where
+        neighbours do not make room in time.
+        """
+        _check_timeout(timeout)
+        if not self._weights and self._weights_size:
+            self._take_weights(self._weights_size, timeout)
 
     def close(self) -> None:
         """Leave the ledger. Raises BusyError while caches or pools under it hold something."""

@@ -91,6 +91,29 @@ def test_weights_stay_leased_where_closing_is_refused(runtime):
         assert one.held > one.weights
 
 
+def test_one_that_sleeps_leaves_its_weights_to_others_and_claims_them_before_it_wakes(runtime):
+    with lease(weights=12 * BLOCK) as one, lease() as two:
+        assert not two.wait_for(5 * BLOCK, 0)
+        one.return_weights()
+        assert (one.weights, one.weights_size, one.held) == (0, 12 * BLOCK, 0)
+        # Guaranteed still, until its limit says otherwise.
+        assert not two.wait_for(5 * BLOCK, 0)
+        one.set_limit(BLOCK)
+        with opened(two) as cache:
+            slot = cache.admit(14 * TOKENS)
+            one.set_limit(16 * BLOCK)
+            with pytest.raises(OutOfMemory, match=r"weights of .* neighbours hold the rest"):
+                one.claim_weights(timeout=0)
+            assert (one.weights, one.held) == (0, 0)
+            cache.release(slot)
+            cache.give_back()
+            one.claim_weights(PATIENCE)
+            assert one.weights == one.held == 12 * BLOCK
+            one.claim_weights()
+            assert one.held == 12 * BLOCK, "claimed once"
+            assert one.held + two.held <= 16 * BLOCK
+
+
 @pytest.mark.parametrize("bad", [{"weights": -1}, {"weights": "much"}, {"timeout": -1}])
 def test_bad_weights_are_refused(runtime, bad):
     with pytest.raises(ConfigError):

@@ -39,6 +39,8 @@ def test_options_are_read_from_additional_config():
         ({"late_binding": 1}, "late_binding=1: use true or false"),
         ({"guarantee": "8GiB"}, "guarantee='8GiB' is of memory='shared': add that"),
         ({"memory": "shared", "budget": "much"}, "option budget 'much'"),
+        ({"memory": "shared", "weights": "much"}, "option weights 'much'"),
+        ({"weights": "8GiB"}, "weights='8GiB' is of memory='shared': add that"),
         ({"sleep_weights": False}, "sleep_weights=False is of memory='shared': add that"),
         ({"memory": "shared", "sleep_weights": 0}, "sleep_weights=0: use true or false"),
         ({"memory": "all"}, "memory='all': use own or shared"),

@@ -23,9 +23,14 @@ def runtime(tmp_path, monkeypatch):
     monkeypatch.setenv("PYVATTN_RUNTIME_DIR", str(folder))
 
 
-def lease(name, guarantee=0):
+def lease(name, guarantee=0, weights=0):
     return SharedMemory(
-        "cpu", budget=BLOCKS * PAGE, chunk_size=PAGE, name=name, guarantee=guarantee
+        "cpu",
+        budget=BLOCKS * PAGE,
+        chunk_size=PAGE,
+        name=name,
+        guarantee=guarantee,
+        weights=weights,
     )
 
 

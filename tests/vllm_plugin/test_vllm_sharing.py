@@ -19,6 +19,8 @@ SCHEDULER = "pyvattn.vllm.Scheduler"
 # A block of the tiny model's.
 BLOCK = 256 << 10
 BLOCKS = 24
+# Those that the tiny model's weights fit in.
+WEIGHTS = 27
 PATIENCE_S = 300.0
 
 
@@ -31,19 +33,20 @@ def shared(name, **options):
 
 
 @pytest.fixture
-def runtime(tmp_path, monkeypatch):
+def runtime(tmp_path, monkeypatch, request):
     folder = tmp_path / "run"
     folder.mkdir(mode=0o700)
     monkeypatch.setenv("PYVATTN_RUNTIME_DIR", str(folder))
-    create_ledger("cpu", budget=BLOCKS * BLOCK, chunk_size=BLOCK)
+    blocks = getattr(request, "param", BLOCKS)
+    create_ledger("cpu", budget=blocks * BLOCK, chunk_size=BLOCK)
 
 
 @pytest.fixture
 def start(runtime, tiny_llama):
     with ExitStack() as stack:
 
-        def start(name, guarantee=0, sleep_weights=True, **options):
-            given = shared(name, guarantee=guarantee, sleep_weights=sleep_weights)
+        def start(name, guarantee=0, sleep_weights=True, weights=0, **options):
+            given = shared(name, guarantee=guarantee, sleep_weights=sleep_weights, weights=weights)
             stack.enter_context(kept_async())
             return stack.enter_context(engine(tiny_llama, **given, **options))
 
@@ -92,7 +95,7 @@ def until(condition, *asked):
         for each in asked:
             each.step()
         (ledger,) = read_ledgers()
-        assert sum(member.used for member in ledger.members) <= BLOCKS * BLOCK
+        assert sum(member.used for member in ledger.members) <= ledger.budget
 
 
 def member(name):
@@ -205,6 +208,37 @@ def test_one_that_sleeps_keeps_a_block_and_leaves_its_guarantee_to_others(start,
     again = Asked(one, first, 4)
     until(lambda: again.done, again)
     assert asked.said == again.said == stock(first, 4)
+
+
+@pytest.mark.parametrize("runtime", [WEIGHTS + BLOCKS], indirect=True)
+def test_weights_are_leased_before_they_are_loaded_and_kv_has_what_is_left(
+    start, stock, monkeypatch
+):
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    while_loading = []
+    load = CPUModelRunner.load_model
+
+    def noted(*arguments, **options):
+        while_loading.append(used_blocks("one"))
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(CPUModelRunner, "load_model", noted)
+    one = start("one", weights=WEIGHTS * BLOCK)
+    assert while_loading == [WEIGHTS]
+    assert used_blocks("one") == WEIGHTS + 1
+    first = prompts(4, 600, seed=13)
+    asked = Asked(one, first, 4)
+    until(lambda: asked.done, asked)
+    assert asked.said == stock(first, 4)
+    # On a CPU vLLM leaves weights where they are.
+    one.sleep(level=1)
+    assert used_blocks("one") == WEIGHTS + 1
+
+
+def test_less_than_the_weights_take_is_refused(start):
+    with pytest.raises(ConfigError, match=r"weights=256 KiB: the model has .* lease as much"):
+        start("one", weights=BLOCK)
 
 
 def test_vllms_metrics_have_what_the_ledgers_say_where_that_is_asked_for(start, monkeypatch):

@@ -6,13 +6,22 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pyvattn.errors import UnsupportedError
+from pyvattn.errors import ConfigError, UnsupportedError
 from pyvattn.integrations.vllm.options import Options
 from pyvattn.integrations.vllm.shared_memory import SharedRowMemory
 from pyvattn.shared import SharedMemory
 from pyvattn.text import printable
+from pyvattn.units import format_size
 
-__all__ = ["check_sharing", "join_ledger", "memory_of", "offer_memory", "shares", "withdraw_memory"]
+__all__ = [
+    "check_sharing",
+    "check_weights",
+    "join_ledger",
+    "memory_of",
+    "offer_memory",
+    "shares",
+    "withdraw_memory",
+]
 
 # Of the engines of this process, by the id of their configuration.
 _memories: dict[str, SharedRowMemory] = {}
@@ -52,7 +61,18 @@ def join_ledger(config: Any, device: Any) -> SharedMemory:
         guarantee=options.guarantee,
         weight=options.weight,
         name=_name_of(config) if options.name is None else options.name,
+        weights=options.weights,
     )
+
+
+def check_weights(lease: SharedMemory, model: Any) -> None:
+    """Raise :class:`~pyvattn.errors.ConfigError` where a model takes more than was leased."""
+    loaded = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    if loaded > lease.weights:
+        raise ConfigError(
+            f"pyvattn option weights={format_size(lease.weights)}: the model has "
+            f"{format_size(loaded)} of them, lease as much"
+        )
 
 
 def offer_memory(config: Any, memory: SharedRowMemory) -> None:

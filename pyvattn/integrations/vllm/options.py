@@ -15,7 +15,7 @@ from pyvattn.whole_numbers import whole_number
 __all__ = ["Options"]
 
 _KEY = "pyvattn"
-_OF_LEASES = ("budget", "guarantee", "weight", "name", "sleep_weights")
+_OF_LEASES = ("budget", "guarantee", "weight", "name", "weights", "sleep_weights")
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class Options:
     are blocks, for kernels that read whole tiles; by default as far as the kernel that runs does.
 
     ``memory="shared"``: lease KV memory from what all engines of the user share, with the
-    ``budget``, ``guarantee``, ``weight`` and ``name`` of :class:`pyvattn.SharedMemory`. Then vLLM's
-    sleep puts weights away as well, or with ``sleep_weights=False`` KV memory alone.
+    ``budget``, ``guarantee``, ``weight`` and ``name`` of :class:`pyvattn.SharedMemory`; with its
+    ``weights`` the memory of weights as well, before vLLM loads them. Then vLLM's sleep puts
+    weights away as well, or with ``sleep_weights=False`` KV memory alone.
     """
 
     driver: str = "auto"
@@ -52,6 +53,7 @@ class Options:
     guarantee: int | str = 0
     weight: float = 1.0
     name: str | None = None
+    weights: int | str = 0
     sleep_weights: bool = True
 
     def row_count(self, requests: int, groups: int = 1) -> int:
@@ -104,7 +106,7 @@ class Options:
                 raise ConfigError(f"{_KEY} option {name}={shown(given)}: use a {name}'s name")
 
     def _check_lease(self) -> None:
-        for name in ("budget", "guarantee"):
+        for name in ("budget", "guarantee", "weights"):
             if given := getattr(self, name):
                 parse_size(given, f"{_KEY} option {name}")
         if self.memory == "shared":

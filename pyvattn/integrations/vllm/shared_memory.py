@@ -91,8 +91,7 @@ class SharedRowMemory(RowMemory):
         """Keep one chunk and what live requests have, and leave the guarantee to others."""
         if self._limit_awake is None:
             self._limit_awake = own_limit(self.lease)
-            chunk = self.lease.chunk_bytes
-            self.lease.set_limit(-(-self.block_bytes // chunk) * chunk)
+        self._keep_a_block(self.lease.weights)
         self.give()
 
     def wake(self) -> None:
@@ -100,6 +99,30 @@ class SharedRowMemory(RowMemory):
         if self._limit_awake is not None:
             self.lease.set_limit(self._limit_awake)
             self._limit_awake = None
+
+    def return_weights(self) -> None:
+        """Leave the memory of weights, which must be free, to others: before :meth:`sleep`."""
+        self.lease.return_weights()
+
+    def claim_weights(self, timeout: float) -> None:
+        """Lease memory for weights before they come back, within ``timeout`` seconds.
+
+        Raises :class:`~pyvattn.errors.OutOfMemory` where neighbours do not make room; then
+        nothing has changed.
+        """
+        if self._limit_awake is not None:
+            self._keep_a_block(self.lease.weights_size)
+        try:
+            self.lease.claim_weights(timeout)
+        except OutOfMemory:
+            if self._limit_awake is not None:
+                self._keep_a_block(self.lease.weights)
+            raise
+
+    def _keep_a_block(self, weights: int) -> None:
+        """Let others have what is beyond one block and these weights, guaranteed or not."""
+        chunk = self.lease.chunk_bytes
+        self.lease.set_limit(-(-(self.block_bytes + weights) // chunk) * chunk)
 
     @contextmanager
     def guarded(self, tokens: int) -> Iterator[None]:
@@ -113,10 +136,14 @@ class SharedRowMemory(RowMemory):
             self.unback([id_ for id_ in self._backed if id_ != NULL_BLOCK])
 
     def close_all(self) -> None:
-        """Give the memory back, and leave the ledger."""
+        """Give the KV memory back, and leave the ledger.
+
+        Where weights are leased they are there still: the lease ends with its worker.
+        """
         super().close_all()
-        with suppress(LedgerLost):
-            self.lease.close()
+        if not self.lease.weights:
+            with suppress(LedgerLost):
+                self.lease.close()
 
     def _named(self, blocks: list[int]) -> list[int]:
         if self._backs_what_is_asked:

@@ -17,6 +17,7 @@ from pyvattn.integrations.vllm.kernel_choice import (
 )
 from pyvattn.integrations.vllm.lease import (
     check_sharing,
+    check_weights,
     join_ledger,
     shares,
     withdraw_memory,
@@ -26,8 +27,12 @@ from pyvattn.integrations.vllm.refusals import check_config
 from pyvattn.integrations.vllm.runners import RunnerV1, RunnerV2, adopt_runner
 from pyvattn.integrations.vllm.shared_memory import SharedRowMemory
 from pyvattn.integrations.vllm.versions import check_version
+from pyvattn.shared import SharedMemory
 
 __all__ = ["make_worker"]
+
+# How long an engine that wakes waits for neighbours to make room for its weights.
+_WAKE_S = 60.0
 
 
 class RowWorker:
@@ -35,6 +40,9 @@ class RowWorker:
 
     Everything that cannot work is refused here, before memory is taken or weights are read.
     """
+
+    # Where weights are leased: as long as they are there, which is as long as the worker.
+    _lease: SharedMemory | None = None
 
     def __init__(self, vllm_config: Any, *arguments: Any, **options: Any) -> None:
         import vllm
@@ -61,14 +69,23 @@ class RowWorker:
         worker: Any = self
         if not shares(worker.vllm_config):
             return available
-        lease = join_ledger(worker.vllm_config, worker.model_runner.device)
+        # What vLLM measures with is no member's yet: only from here on the runner knows the lease.
+        lease = self._lease or join_ledger(worker.vllm_config, worker.model_runner.device)
         worker.model_runner.pyvattn_lease = lease
-        return lease.budget
+        return lease.budget - lease.weights
 
     def load_model(self, **options: Any) -> None:
-        """Let vLLM build the model, whose layers choose their attention backend."""
-        with _backend_in_place(self.vllm_config):  # type: ignore[attr-defined]
+        """Let vLLM build the model, whose layers choose their attention backend.
+
+        Where its weights are to be leased, they are before.
+        """
+        worker: Any = self
+        if Options.of(worker.vllm_config.additional_config).weights:
+            self._lease = join_ledger(worker.vllm_config, worker.model_runner.device)
+        with _backend_in_place(worker.vllm_config):
             super().load_model(**options)  # type: ignore[misc]
+        if self._lease is not None:
+            check_weights(self._lease, worker.get_model())
 
     def compile_or_warm_up_model(self) -> Any:
         """Let vLLM run requests that no scheduler made, with blocks behind them to be read."""
@@ -80,24 +97,34 @@ class RowWorker:
     @property
     def sleep_mode_backend(self) -> Any:
         """Return vLLM's; ours is told which memory it gives back."""
-        backend: Any = super().sleep_mode_backend  # type: ignore[misc]
-        if hasattr(backend, "adopt"):
-            backend.adopt(self.model_runner.pyvattn_memory)  # type: ignore[attr-defined]
-        return backend
+        return self._with_memory(super().sleep_mode_backend)  # type: ignore[misc]
+
+    def _get_sleep_mode_backend(self) -> Any:
+        """As vLLM 0.26 calls it."""
+        return self._with_memory(super()._get_sleep_mode_backend())  # type: ignore[misc]
 
     def sleep(self, level: int = 1) -> None:
         """Let vLLM put weights away, and give back the KV memory that no live request has."""
         super().sleep(level)  # type: ignore[misc]
         memory = self.model_runner.pyvattn_memory  # type: ignore[attr-defined]
         if isinstance(memory, SharedRowMemory):
+            if self._puts_weights_away():
+                memory.return_weights()
             memory.sleep()
 
     def wake_up(self, tags: list[str] | None = None) -> None:
-        """Let vLLM fetch weights, and take KV memory again as requests need it."""
-        super().wake_up(tags)  # type: ignore[misc]
+        """Let vLLM fetch weights, and take KV memory again as requests need it.
+
+        Memory for the weights is leased first: where neighbours make no room for it, the engine
+        sleeps on as it was.
+        """
         memory = self.model_runner.pyvattn_memory  # type: ignore[attr-defined]
-        if isinstance(memory, SharedRowMemory) and (tags is None or "kv_cache" in tags):
-            memory.wake()
+        shared = memory if isinstance(memory, SharedRowMemory) else None
+        if shared is not None and (tags is None or "weights" in tags):
+            shared.claim_weights(_WAKE_S)
+        super().wake_up(tags)  # type: ignore[misc]
+        if shared is not None and (tags is None or "kv_cache" in tags):
+            shared.wake()
 
     def shutdown(self) -> None:
         """Let vLLM shut down, and give the KV memory back."""
@@ -111,6 +138,17 @@ class RowWorker:
     def make_driver(self, name: str, page_size: int, device: int) -> _native.Driver:
         """Open the driver of the rows. A subclass may wrap it in adaptors."""
         return _native.make_driver(name, page_size, device)
+
+    def _with_memory(self, backend: Any) -> Any:
+        if hasattr(backend, "adopt"):
+            backend.adopt(self.model_runner.pyvattn_memory)  # type: ignore[attr-defined]
+        return backend
+
+    def _puts_weights_away(self) -> bool:
+        """Return whether vLLM's sleep frees the memory of weights: on a CPU it does nothing."""
+        worker: Any = self
+        keeps = worker.vllm_config.model_config.sleep_mode_backend == SLEEP_BACKEND
+        return not keeps and worker.model_runner.device.type != "cpu"
 
     def pyvattn_stats(self) -> dict[str, int | float]:
         """Count, for ``LLM.collective_rpc("pyvattn_stats")``: see ``RowMemory.stats``."""
