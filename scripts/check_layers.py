@@ -30,7 +30,8 @@ PYTHON = (  # pyvattn/ and cli/
     # files that people name
     ("files",),
     # rows of traces; pictures; what "auto" means; who keeps slots for later, and who drops them;
-    # layers that are alike; what blocks of tokens are known by; the end of the process
+    # layers that are alike; what blocks of tokens are known by; the end of the process; buffers
+    # between two GPUs
     (
         "at_exit",
         "auto",
@@ -42,6 +43,7 @@ PYTHON = (  # pyvattn/ and cli/
         "layer_group",
         "plots",
         "prefix_rows",
+        "staging",
         "trace_rows",
     ),
 
