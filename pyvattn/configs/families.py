@@ -19,7 +19,8 @@ WITHOUT_A_LIST = frozenset({"lfm2_moe", "mllama_text_model", "recurrent_gemma"})
 BERTS = frozenset(
     {
         "bert", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert",
-        "rembert", "roberta", "roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl",
+        "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta",
+        "xlm-roberta-xl", "xmod",
     }
 )  # fmt: skip
 # Encoder-decoders, whose decoder is a model of its own where is_encoder_decoder is false.

@@ -53,7 +53,10 @@ def layer_kinds(fields: Fields) -> Kinds:
     says which is which, and where two fields say different things.
     """
     if fields.model_type in STATE_ONLY:
-        raise SpecError(f"models of type {fields.model_type!r} keep no K and V for their tokens")
+        raise SpecError(
+            f"models of type {fields.model_type!r} keep no K and V for their tokens, so a KV cache "
+            "has nothing to hold: run them with what the library keeps for them"
+        )
     found = [(name, kinds) for name, read in _READERS.items() if (kinds := read(fields))]
     if not found:
         kinds = _all_alike(fields)

@@ -77,26 +77,6 @@ def test_a_second_attention_in_a_layer_is_refused(llama, prompts, monkeypatch):
             generate(llama, left_padded(prompts), cache)
 
 
-THEIR_OWN = {
-    "Falcon": {},
-    "GPTJ": {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8},
-    "Bloom": {},
-    "Mpt": {"d_model": 64, "n_layers": 2, "n_heads": 4},
-    "CodeGen": {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8},
-}
-
-
-@pytest.mark.parametrize("family", THEIR_OWN)
-def test_models_with_attention_of_their_own_are_refused(family):
-    sizes = THEIR_OWN[family] or {name: SMALL[name] for name in list(SMALL)[1:4]}
-    config = getattr(transformers, f"{family}Config")(vocab_size=VOCABULARY, **sizes)
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    if model._supports_attention_backend:
-        pytest.skip(f"transformers {transformers.__version__} gives {family} its interface")
-    with pytest.raises(errors.Error, match=f"{family}ForCausalLM does not use the library's"):
-        VAttentionCache.for_model(model, **ROOM)
-
-
 def make_cohere2(kinds):
     return make("Cohere2", **GROUPED, sliding_window=8, layer_types=kinds)
 

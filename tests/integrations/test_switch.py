@@ -123,31 +123,6 @@ def test_configs_beneath_get_back_their_own():
     assert config.vision_config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize("family", ["GPTJ", "CodeGen", "Falcon", "Bloom", "Mpt", "OpenAIGPT"])
-def test_models_with_attention_of_their_own_are_refused_before_anything_runs(family):
-    small = {"vocab_size": 97, "n_layer": 2, "n_head": 4, "n_positions": 128}
-    width = {"Falcon": "hidden_size", "Bloom": "hidden_size", "Mpt": "d_model"}.get(
-        family, "n_embd"
-    )
-    names = {"Falcon": {"num_hidden_layers": 2, "num_attention_heads": 4}, "Mpt": {"n_heads": 4}}
-    config = getattr(transformers, f"{family}Config")(
-        **{**small, **names.get(family, {}), width: 64, "rotary_dim": 16, "eos_token_id": None}
-    )
-    name = "OpenAIGPTLMHeadModel" if family == "OpenAIGPT" else f"{family}ForCausalLM"
-    model = getattr(transformers, name)(config).eval()
-    if model._supports_attention_backend:
-        pytest.skip(f"transformers {transformers.__version__} gives {family} its interface")
-    before = attention_of(model)
-    ran = []
-    model.register_forward_pre_hook(lambda *_: ran.append(1))
-    with pytest.raises(errors.UnsupportedError, match=f"{name} does not use the library's att"):
-        generate_batch(model, [[5, 6, 7]], max_new_tokens=3, memory="64MiB")
-    with pytest.raises(errors.UnsupportedError, match=name):
-        VAttentionCache.for_model(model, **ROOM)
-    assert not ran
-    assert attention_of(model) == before
-
-
 def test_models_made_alike_are_apart(llama, prompts):
     other = make_llama()
     with VAttentionCache.for_model(llama, **ROOM):

@@ -243,6 +243,8 @@ OWN = {
     "XmodForCausalLM": {"default_language": "en_XX", "languages": ["en_XX"]},
     "xLSTMForCausalLM": {"num_heads": 4, "qk_dim_factor": 1.0},
     "ZayaForCausalLM": {"num_experts_per_tok": 1, "router_hidden_size": 16},
+    # By default it generates without a cache.
+    "MptForCausalLM": {"use_cache": True},
     "MllamaForCausalLM": {"cross_attention_layers": [1]},
     "MusicgenForCausalLM": {"num_codebooks": 1},
     "MusicgenMelodyForCausalLM": {"num_codebooks": 1},

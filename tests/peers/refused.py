@@ -4,36 +4,12 @@
 from __future__ import annotations
 
 REASONS = {
-    # K and V as the layer cached them are not what attention reads.
-    r"changes keys or values once they are cached": ["DiffLlama", "JetMoe"],
-    r"uses cached values for more than attention": ["Doge"],
-    # Attention that is the model's own.
-    r"does not use the library's attention interface": [
-        "BigBird",
-        "Bloom",
-        "CodeGen",
-        "CpmAnt",
-        "Falcon",
-        "GPTJ",
-        "GPTNeo",
-        "GPTNeoXJapanese",
-        "MegatronBert",
-        "Mpt",
-        "Mvp",
-        "ProphetNet",
-        "RemBert",
-        "RoFormer",
-        "TrOCR",
-        "XGLM",
-    ],
     r"take a cache of their own": ["MiniMax"],
     r"change the cache that they are given": ["RecurrentGemma"],
-    r"attend with a mask of their own": ["Git"],
-    r"attends to all tokens|does not attend through pyvattn": ["Inkling", "Moshi"],
     # Layers that keep something else than K and V, or attend to images.
     r"keep K and V of images": ["Mllama"],
     r"keep no K and V for their tokens": ["FalconMamba", "Mamba", "Mamba2", "Rwkv", "xLSTM"],
-    r"model config": ["MiniMaxM3VL", "RoCBert", "Xmod"],
+    r"model config": ["MiniMaxM3VL"],
     # Layers that choose which tokens to attend to, by keys that they keep besides.
     r"layers of (deepseek|qwen)_sparse_attention": [
         "AXK2",
@@ -58,15 +34,42 @@ COUNTING = [
     "Pegasus",
     "Whisper",
 ]
+# Attention that is the model's own, which reads the rows of one batch.
+OWN_ATTENTION = r"attends with code of its own"
+WITH_OWN_ATTENTION = [
+    "BigBird",
+    "Bloom",
+    "CodeGen",
+    "CpmAnt",
+    "DiffLlama",
+    "Doge",
+    "Falcon",
+    "GPTJ",
+    "GPTNeo",
+    "GPTNeoXJapanese",
+    "Git",
+    "Inkling",
+    "JetMoe",
+    "MegatronBert",
+    "Moshi",
+    "Mpt",
+    "Mvp",
+    "ProphetNet",
+    "RemBert",
+    "RoFormer",
+    "TrOCR",
+    "XGLM",
+]
 REFUSED = {f"{name}ForCausalLM": reason for reason, names in REASONS.items() for name in names}
 REFUSED |= {
-    "GotOcr2ForConditionalGeneration": r"does not use the library's attention interface",
-    "OpenAIGPTLMHeadModel": r"does not use the library's attention interface",
+    "OpenAIGPTLMHeadModel": r"take no cache",
     "ReformerModelWithLMHead": r"keep no K and V for their tokens",
-    "XLMWithLMHeadModel": r"does not use the library's attention interface",
+    "XLMWithLMHeadModel": r"take no cache",
     "XLNetLMHeadModel": r"keep no K and V for their tokens",
 }
 REFUSED_IN_BATCHES = {f"{name}ForCausalLM": POSITIONS for name in COUNTING}
+REFUSED_IN_BATCHES |= {f"{name}ForCausalLM": OWN_ATTENTION for name in WITH_OWN_ATTENTION}
+REFUSED_IN_BATCHES["GotOcr2ForConditionalGeneration"] = OWN_ATTENTION
 # Mamba layers that cannot go on from a state with several tokens.
 REFUSED_IN_BATCHES |= dict.fromkeys(
     ("JambaForCausalLM", "ZambaForCausalLM"), r"begins its state anew with every several tokens"

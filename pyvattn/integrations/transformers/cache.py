@@ -10,20 +10,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyvattn.arguments import check_type
+from pyvattn.arguments import check_type, check_whole
 from pyvattn.cache import KVCache
 from pyvattn.errors import ConfigError, TensorError, UnsupportedError
 from pyvattn.integrations.transformers.base import ContiguousCache
 from pyvattn.integrations.transformers.compat import kinds_and_windows
+from pyvattn.integrations.transformers.compiled import outside_graphs
 from pyvattn.integrations.transformers.float8 import GivenScales, give_scales, widened
-from pyvattn.integrations.transformers.forward import ForwardPass
+from pyvattn.integrations.transformers.forward import ForwardPass, check_new
 from pyvattn.integrations.transformers.latent import latent_dim
 from pyvattn.integrations.transformers.request import check_count
 from pyvattn.integrations.transformers.rows import Rows
 from pyvattn.integrations.transformers.selection import chosen_rows, repeat_count, whole_number
 from pyvattn.integrations.transformers.spec import check_cache_options, spec_of_tokens
 from pyvattn.integrations.transformers.states import StateLayers
-from pyvattn.integrations.transformers.switch import attend_through
+from pyvattn.integrations.transformers.switch import (
+    attend_through,
+    attends_itself,
+    takes_no_views,
+)
 from pyvattn.resolve import check_device
 
 if TYPE_CHECKING:
@@ -42,7 +47,8 @@ class VAttentionCache(ContiguousCache):
     stands, so row ``i`` holds and maps its real tokens only.
 
     The model must attend through pyvattn: :meth:`for_model` sees to it, or call
-    ``model.set_attn_implementation("pyvattn")``.
+    ``model.set_attn_implementation("pyvattn")``. Models with attention code of their own
+    (GPT-J, BLOOM, Falcon) keep it, and get the rows as views: padding is stored there.
 
     Greedy decoding, sampling, beam search, assisted decoding, chunked prefill,
     continuing a conversation with the same cache and ``copy.deepcopy`` of a
@@ -59,6 +65,10 @@ class VAttentionCache(ContiguousCache):
         give_scales(kv, None)
         self._owned = False
         self._release_model: Callable[[], None] | None = None
+        # Whether the model attends to what update() returns, with code of its own.
+        self._read_by_model = False
+        # Whether that code takes no views.
+        self._copies = False
         self._rows = Rows(kv)
         # Which of the positions that the library counts are real, [batch, seen].
         # It stays on the host: the lengths of the rows come from it.
@@ -116,7 +126,10 @@ class VAttentionCache(ContiguousCache):
             config = model.config.get_text_config(decoder=True)
             cache._hold_states(StateLayers(config, kinds_and_windows(config)[0]))
             cache._owned = True
-            cache._release_model = attend_through(model, cache)
+            if attends_itself(model):
+                cache._read_by_model, cache._copies = True, takes_no_views(model)
+            else:
+                cache._release_model = attend_through(model, cache)
         except BaseException:
             kv.close()
             raise
@@ -197,6 +210,62 @@ class VAttentionCache(ContiguousCache):
         self._pass.holes = bool((~real & (real.cumsum(dim=1) > 0)).any())
         return self._pass
 
+    @outside_graphs
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Write a layer's new tokens; returns what attention reads.
+
+        For a model that attends through pyvattn that is the layer's whole K and V. For one with
+        attention of its own it is all tokens of the batch, ``[batch, kv_heads, tokens,
+        head_dim]``, padding included: of a layer with a window those that the new tokens see.
+        These are views unless rows were reordered.
+        """
+        if not self._read_by_model:
+            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        check_new(key_states, value_states)
+        layer = self._kept_layer(layer_idx)
+        # The model's own masks do not tell when a pass begins: the first of its layers does.
+        if self._pass is None or layer == 0:
+            self._pass = self.begin(len(key_states), key_states.shape[2], None)
+        elif layer <= self._pass.layer or key_states.shape[2] != self._pass.queries:
+            raise UnsupportedError(
+                f"layer {layer_idx} attends more than once in a pass, or to other tokens than the "
+                "layers before it: use the library's DynamicCache"
+            )
+        self._pass.write(layer, key_states, value_states)
+        first, end = self._first_shown(layer_idx, self.get_seq_length()), self._real_after.shape[1]
+        shown = widened(self.kv, layer, self._rows.read_span(layer, first, end))
+        if layer == self.kv.spec.kept_layers - 1:
+            self.finish()
+        k, v = (each.to(key_states.dtype) for each in shown)
+        return (k.contiguous(), v.contiguous()) if self._copies else (k, v)
+
+    @outside_graphs
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Return how many keys a mask covers, and where the first of them stands."""
+        if not self._read_by_model:
+            return super().get_mask_sizes(query_length, layer_idx)
+        new, seen = check_whole("query_length", query_length), self.get_seq_length()
+        first = self._first_shown(layer_idx, seen)
+        return seen + new - first, first
+
+    def masked_window(self, layer: int) -> int | None:
+        """Return the window of a layer whose model attends to no more than it got."""
+        if not self._read_by_model:
+            return None
+        return self.kv.spec.window_of(self._kept_layer(layer))
+
+    def _first_shown(self, layer: int, seen: int) -> int:
+        """Return the first token that the next ones see in a layer of the model."""
+        window = self.masked_window(layer)
+        return 0 if window is None else max(0, seen - window + 1)
+
     def finish(self) -> None:
         """Count the pass's tokens as seen. A pass that failed halfway never gets here."""
         super().finish()
@@ -266,6 +335,7 @@ class VAttentionCache(ContiguousCache):
         Raises :class:`~pyvattn.errors.OutOfSlots` or :class:`~pyvattn.errors.OutOfMemory`.
         """
         copy = memo[id(self)] = VAttentionCache(self.kv)
+        copy._read_by_model, copy._copies = self._read_by_model, self._copies
         copy._hold_states(deepcopy(self._states, memo))
         copy._rows = self._rows.copy(self.lengths)
         copy._set_real(self._real)

@@ -155,39 +155,37 @@ class ForwardPass(_Whole):
 
         Returns the layer's whole K and V, which attention must be called with.
         """
-        for name, new in (("key_states", key), ("value_states", value)):
-            if not isinstance(new, Tensor) or new.dim() != 4:
-                raise TensorError(
-                    f"{name}={shown(new)}: pass a tensor of [batch, kv_heads, queries, head_dim]"
-                )
-        if key.requires_grad:
-            raise UnsupportedError(
-                "the cache does not carry gradients: call the model under torch.no_grad()"
-            )
+        check_new(key, value)
         if self._stored is not None:
             raise UnsupportedError(
                 f"no attention was asked for layer {self.layer}, so the model does not use the "
                 "library's attention interface: use the library's DynamicCache"
             )
+        self.write(layer, key, value)
+        if latent_dim(self.kv.spec, layer):
+            self._latent = self._latent or LatentRows.of(self.parts)
+            self._stored = self._latent.read(self.kv, layer)
+            return self._stored
+        self._stored = whole = self.kv.layer(layer)
+        if layer in self.kv.spec.shared.values():
+            self._read_again[layer] = whole
+        return whole
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Write as :meth:`store` does, for a model that attends with code of its own."""
         self.layer = layer
-        whole = self.kv.layer(layer)
-        k, v = (_autocast(each, whole[0].dtype).transpose(1, 2) for each in (key, value))
+        dtype = self.kv.layer(layer)[0].dtype
+        k, v = (_autocast(each, dtype).transpose(1, 2) for each in (key, value))
         if self.source is not None:
             k, v = k[self.source], v[self.source]
         if latent := latent_dim(self.kv.spec, layer):
             if k.shape[-1] != latent:
                 raise _not_latent(layer)
             append(self.kv, layer, self.slots, self.positions, torch.cat((k, v), dim=-1), k)
-            self._latent = self._latent or LatentRows.of(self.parts)
-            self._stored = self._latent.read(self.kv, layer)
-            return self._stored
-        self._stored = whole
-        if layer in self.kv.spec.shared.values():
-            self._read_again[layer] = whole
+            return
         if self.calibrates:
             calibrate(self.kv, layer, k, v)
         append(self.kv, layer, self.slots, self.positions, k, v)
-        return whole
 
     @outside_graphs
     def attend(
@@ -237,6 +235,7 @@ class ForwardPass(_Whole):
 
     def restart(self) -> None:
         """Make the pass as new, after one that failed halfway."""
+        self.layer = -1
         self._stored = None
         self._read_again.clear()
 
@@ -307,6 +306,19 @@ class WindowedPass(_Whole):
     step: ForwardPass
     window: int
     chunked: bool = False
+
+
+def check_new(key: object, value: object) -> None:
+    """Raise where these are not K and V of new tokens, or carry gradients."""
+    for name, new in (("key_states", key), ("value_states", value)):
+        if not isinstance(new, Tensor) or new.dim() != 4:
+            raise TensorError(
+                f"{name}={shown(new)}: pass a tensor of [batch, kv_heads, queries, head_dim]"
+            )
+        if new.requires_grad:
+            raise UnsupportedError(
+                "the cache does not carry gradients: call the model under torch.no_grad()"
+            )
 
 
 def _not_latent(layer: int) -> UnsupportedError:

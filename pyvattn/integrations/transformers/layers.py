@@ -25,7 +25,6 @@ class Layer(CacheLayerMixin):
     """
 
     is_croppable = True
-    is_sliding = False
     supports_early_init = False
 
     def __init__(self, cache: ContiguousCache, index: int) -> None:
@@ -55,6 +54,11 @@ class Layer(CacheLayerMixin):
     def is_initialized(self) -> bool:  # type: ignore[override]  # the library assigns it
         """Whether there are rows."""
         return bool(self._cache.is_initialized)
+
+    @property
+    def is_sliding(self) -> bool:
+        """Whether the library's masks are for the layer's window alone."""
+        return self._cache.masked_window(self._index) is not None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -113,17 +113,25 @@ class Rows:
         hold; zeros stand for the others. The tensors are views where all are held and the
         slots lie side by side.
         """
+        if real.all():
+            return self.read_span(layer, 0, real.shape[1])
         k, v = self.kv.layer(layer)
         slots = [int(slot) for slot in self.slots]
-        if real.all() and slots == list(range(slots[0], slots[0] + len(slots))):
-            span = slice(slots[0], slots[0] + len(slots)), slice(0, real.shape[1])
-            return k[span].transpose(1, 2), v[span].transpose(1, 2)
         row, column = (index.to(k.device) for index in real.nonzero(as_tuple=True))
         slot, place = torch.tensor(slots, device=k.device)[row], (real.cumsum(dim=1) - 1)[real]
         full_k, full_v = (each.new_zeros(*real.shape, *each.shape[2:]) for each in (k, v))
         full_k[row, column] = k[slot, place.to(k.device)]
         full_v[row, column] = v[slot, place.to(k.device)]
         return full_k.transpose(1, 2), full_v.transpose(1, 2)
+
+    def read_span(self, layer: int, first: int, end: int) -> tuple[Tensor, Tensor]:
+        """Return tokens ``first`` to ``end`` of all rows, which hold them, as :meth:`read` does."""
+        k, v = self.kv.layer(layer)
+        slots = [int(slot) for slot in self.slots]
+        rows: slice | Tensor = slice(slots[0], slots[0] + len(slots))
+        if slots != list(range(slots[0], slots[0] + len(slots))):
+            rows = torch.tensor(slots, device=k.device)
+        return k[rows, first:end].transpose(1, 2), v[rows, first:end].transpose(1, 2)
 
     def _back_copies(self, lengths: Sequence[int], spare: list[Slot]) -> list[Slot]:
         """Back a slot for each of ``lengths``; returns those taken beyond the spare ones."""

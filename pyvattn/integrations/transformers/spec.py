@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
 # Models whose code no cache of another kind can serve.
 _REFUSED_TYPES = {
-    "git": "attend with a mask of their own",
     "minimax": "take a cache of their own, and no other",
     "mllama_text_model": "keep K and V of images in some of their layers",
+    "openai-gpt": "take no cache",
     "recurrent_gemma": "change the cache that they are given",
+    "xlm": "take no cache in generate",
 }
 # Arguments of a KVCache that the model decides, or that callers have a parameter of their own for.
 _SET_BY_THE_MODEL = {"spec", "memory", "device"}
@@ -211,7 +212,7 @@ def _layer_windows(config: PreTrainedConfig) -> list[int | None]:
     """Return how many tokens each layer keeps, as the library's own cache has it."""
     if why := _REFUSED_TYPES.get(config.model_type):
         raise UnsupportedError(
-            f"the models of type {config.model_type!r} {why}: use the library's own cache"
+            f"the models of type {config.model_type!r} {why}: call generate without this cache"
         )
     kinds, windows = kinds_and_windows(config)
     held = {"full_attention"} | WINDOWED | STATES | HYBRIDS

@@ -16,8 +16,11 @@ from pyvattn.integrations.transformers.interface import ATTENTION
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-# Models that compute with what the cache returns before they attend: Doge makes a mask of it.
-_READ_VALUES = frozenset({"doge"})
+# Models that use the library's attention interface and whose code reads the cache besides: it
+# changes K and V that are cached, makes masks of them, or has masks and biases of its own.
+_READ_THE_CACHE = frozenset({"diffllama", "doge", "git", "inkling_text", "jetmoe", "moshi"})
+# Of those with attention of their own the ones that take K and V as contiguous tensors alone.
+_NO_VIEWS = frozenset({"gpt_neox_japanese"})
 
 
 @dataclass
@@ -31,6 +34,16 @@ class _Switched:
 _switched: weakref.WeakKeyDictionary[PreTrainedModel, _Switched] = weakref.WeakKeyDictionary()
 
 
+def attends_itself(model: PreTrainedModel) -> bool:
+    """Whether ``model`` attends to what a cache returns with code that nothing can replace."""
+    return _kind(model) in _READ_THE_CACHE or not model._can_set_attn_implementation()
+
+
+def takes_no_views(model: PreTrainedModel) -> bool:
+    """Whether the attention of ``model`` takes K and V as contiguous tensors alone."""
+    return _kind(model) in _NO_VIEWS
+
+
 def attend_through(model: PreTrainedModel, holder: object) -> Callable[[], None]:
     """Have ``model`` attend through pyvattn for ``holder``; returns what ends that.
 
@@ -41,13 +54,8 @@ def attend_through(model: PreTrainedModel, holder: object) -> Callable[[], None]
     Raises :class:`~pyvattn.errors.UnsupportedError` for a model with attention of its own, which
     stays as it was.
     """
-    if not model._can_set_attn_implementation():
+    if attends_itself(model):
         raise _no_interface(model)
-    if model.config.get_text_config(decoder=True).model_type in _READ_VALUES:
-        raise UnsupportedError(
-            f"{type(model).__name__} uses cached values for more than attention, in the layout of "
-            "the library's caches: use the library's DynamicCache"
-        )
     switched = _switched.setdefault(model, _Switched(_implementations(model)))
     switched.holders += 1
     release = weakref.finalize(holder, _release, weakref.ref(model))
@@ -93,8 +101,13 @@ def _configs(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
             yield from _configs(inner)
 
 
+def _kind(model: PreTrainedModel) -> str:
+    kind: str = model.config.get_text_config(decoder=True).model_type
+    return kind
+
+
 def _no_interface(model: PreTrainedModel) -> UnsupportedError:
     return UnsupportedError(
-        f"{type(model).__name__} does not use the library's attention interface, so it cannot "
-        "attend to the contiguous cache: use the library's DynamicCache"
+        f"{type(model).__name__} attends with code of its own, to one batch of rows, so tokens of "
+        "several requests cannot be run together: use generate with VAttentionCache.for_model()"
     )
