@@ -38,7 +38,8 @@ class PoolStats:
     run of blocks and arena, ``map_batches`` one for each time that the driver was asked to map;
     ``driver_failures`` are calls that failed and changed nothing. ``map_seconds`` and
     ``unmap_seconds`` passed in the driver, ``fence_seconds`` until kernels were done with what was
-    to be unmapped. ``bookkeeping_bytes`` is host memory of the tables.
+    to be unmapped, and ``flush_seconds`` in :meth:`RowMap.flush`, which has the others in it, in
+    whatever thread. ``bookkeeping_bytes`` is host memory of the tables.
     """
 
     blocks_allocated: int
@@ -53,6 +54,7 @@ class PoolStats:
     driver_failures: int
     map_seconds: float
     unmap_seconds: float
+    flush_seconds: float
     fence_seconds: float
     bookkeeping_bytes: int
 
@@ -195,12 +197,12 @@ class RowMap:
     The pool's ``spec.max_slots`` rows, of ``positions`` positions each. Position ``p`` of a
     row holds the tokens whose bytes lie in page ``p`` of it. :meth:`open`,
     :meth:`extend`, :meth:`trim` and :meth:`close` are staged; :meth:`flush` carries them
-    out, as one batch, whole or not at all. A block may lie in many rows and positions; rows
+    out, as one batch, whole or not at all, and :meth:`flush_async` does so in a thread of the
+    map's own, which :meth:`join` waits for. A block may lie in many rows and positions; rows
     hold the blocks that they map. A closed row keeps its mappings until it is used again:
     :meth:`open` prefers the row that begins with the most of the blocks already.
 
-    Any thread may call. :meth:`flush` lets others stage and flush other rows while the
-    driver works, without the GIL: map what is known ahead from a thread of its own.
+    Any thread may call. While the driver works, without the GIL, other rows can be staged.
     """
 
     def __init__(self, pool: BlockPool) -> None:
@@ -278,6 +280,24 @@ class RowMap:
         it was mapped.
         """
         self._native.flush()
+
+    def flush_async(self) -> None:
+        """Have what is staged carried out in the background, and return at once.
+
+        The map has a thread for it, which never takes the GIL: it maps while Python is busy. Call
+        it again for what is staged later, also while the thread is at work. :meth:`join` before
+        kernels use the rows.
+        """
+        self._native.flush_async()
+
+    @ranged("pyvattn.join")
+    def join(self) -> None:
+        """Return once everything staged is carried out, by :meth:`flush_async` or here.
+
+        Raises what :meth:`flush` raises, where the last attempt in the background has failed too.
+        Then nothing has changed, and what was staged still is: join again, or :meth:`discard` it.
+        """
+        self._native.join()
 
     def discard(self) -> None:
         """Forget what is staged: every row is as the last :meth:`flush` left it."""

@@ -20,11 +20,12 @@ class Worker(RowWorker):
 
     def fail_always(self):
         """Make every attempt to map fail from here on."""
-        flusher = self.model_runner.pyvattn_memory._flusher
-        flush = flusher._flush
+        rows = self.model_runner.pyvattn_memory.rows
+        join = rows.join
 
         def fail():
             self.faults.fail_nth(0)
-            flush()
+            join()
 
-        flusher._flush = fail
+        self.faults.fail_nth(0)
+        rows.join = fail

@@ -81,22 +81,34 @@ def test_a_map_call_that_fails_once_is_made_again(memory):
 
 
 def test_a_map_call_that_keeps_failing_is_raised_before_the_step(memory, monkeypatch):
-    flush = memory._flusher._flush
+    join = memory.rows.join
 
     def fail():
         memory.faults.fail_nth(0)
-        flush()
+        join()
 
-    monkeypatch.setattr(memory._flusher, "_flush", fail)
-    memory.open([1, 2])
+    memory.faults.fail_nth(0)
+    monkeypatch.setattr(memory.rows, "join", fail)
+    row = memory.open([1, 2])
     with pytest.raises(DriverError, match="injected"):
         memory.join()
     # Nothing has changed: it can still be made.
-    monkeypatch.setattr(memory._flusher, "_flush", flush)
+    monkeypatch.setattr(memory.rows, "join", join)
     memory.faults.disarm()
-    memory.open([3])
     memory.join()
-    assert memory.stats()["open_rows"] == 2
+    page_of(memory, row, 1).fill_(1)
+    assert (memory.stats()["open_rows"], memory.stats()["retries"]) == (1, 1)
+
+
+def test_the_seconds_of_mapping_and_of_waiting_are_counted(memory):
+    assert memory.stats()["map_seconds"] == memory.stats()["waited_seconds"] == 0
+    memory.open([1, 2])
+    memory.join()
+    stats = memory.stats()
+    assert 0 < stats["driver_seconds"] <= stats["map_seconds"]
+    assert stats["waited_seconds"] > 0
+    memory.join()
+    assert memory.stats()["waited_seconds"] == stats["waited_seconds"], "nothing was staged"
 
 
 def test_rows_hold_what_vllm_says_under_random_requests(memory):

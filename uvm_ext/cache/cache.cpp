@@ -59,7 +59,10 @@ Cache::Cache(const DriverPtr& driver, const Geometry& geometry, BudgetPtr budget
   }
   if (geometry_.is_ring()) check_ring_fits();
   wanted_slots_.reserve(geometry.slots);
-  if (eager_) mapper_ = std::make_unique<Mapper>([this] { return do_background_work(); });
+  if (eager_) {
+    mapper_ = std::make_unique<Mapper>([this] { return do_background_work(); });
+    mapper_->start();
+  }
   // The last thing: from here on another thread may call.
   watch_ = budget_->watch([this] { give_back(); });
 }

@@ -15,12 +15,12 @@
 
 #include "adaptors/budget.hpp"
 #include "adaptors/statistics.hpp"
+#include "base/mapper.hpp"
 #include "base/mutex.hpp"
 #include "blocks/block_pool.hpp"
 #include "cache/cache_stats.hpp"
 #include "cache/cache_types.hpp"
 #include "cache/forecast.hpp"
-#include "cache/mapper.hpp"
 #include "cache/slot_table.hpp"
 #include "rows/row_batch.hpp"
 #include "rows/row_table.hpp"

@@ -189,6 +189,9 @@ void bind_rows(py::module_& module) {
            py::arg("after") = py::none())
       .def("close", &close_row, py::arg("row"), py::arg("after") = py::none())
       .def("flush", &RowMap::flush, Release())
+      // Waits for nothing that wants the GIL: to give it up would cost more than the call.
+      .def("flush_async", &RowMap::flush_async)
+      .def("join", &RowMap::join, Release())
       .def("discard", &RowMap::discard, Release())
       .def("reclaim", &RowMap::reclaim, py::arg("blocks"), Release())
       .def("zero", &zero, py::arg("row"), py::arg("first"), py::arg("count"),

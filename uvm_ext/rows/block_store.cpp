@@ -165,10 +165,17 @@ void BlockStore::wait_for_readers() {
   wait_for_all(fences);
 }
 
+// Each map's thread ends after the flush that it is at. Nobody ends a map meanwhile.
+void BlockStore::stop_background() {
+  for (RowMap* map : maps()) map->stop_background();
+}
+
 void BlockStore::close() {
   if (inherited()) check_usable();
-  const Lock lock(mutex_);
+  const Lock one(closing_);
   closed_ = true;
+  stop_background();
+  const Lock lock(mutex_);
   wait_for_readers();
   std::exception_ptr failure;
   for (RowMap* map : maps_) {
@@ -188,9 +195,11 @@ void BlockStore::close() {
 
 void BlockStore::retire() {
   if (inherited()) return;
+  const Lock one(closing_);
+  closed_ = true;
+  stop_background();
   // A call that began before has ended when the lock is free.
   const Lock lock(mutex_);
-  closed_ = true;
 }
 
 std::vector<RowMap*> BlockStore::maps() {
@@ -217,6 +226,7 @@ StoreStats BlockStore::stats() {
   s.unmap_calls = count(Operation::unmap).calls;
   s.map_seconds = count(Operation::map).seconds;
   s.unmap_seconds = count(Operation::unmap).seconds;
+  s.flush_seconds = flush_seconds_;
   s.fence_seconds = fence_seconds_;
   for (const OperationCount& each : counts) s.driver_failures += each.failures;
   s.bookkeeping_bytes = pool_->bookkeeping_bytes() + held_.capacity() * sizeof(std::uint32_t);

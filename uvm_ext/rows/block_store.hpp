@@ -33,6 +33,7 @@ class RowMap;
 #define PYVATTN_STORE_SECONDS(F) \
   F(map_seconds)                 \
   F(unmap_seconds)               \
+  F(flush_seconds)               \
   F(fence_seconds)
 
 struct StoreStats {
@@ -89,6 +90,7 @@ class BlockStore {
   void check_usable() const;
   void check_held(const std::vector<BlockId>& blocks) const REQUIRES(mutex_);
   void wait_for_readers() REQUIRES(mutex_);
+  void stop_background() REQUIRES(closing_) EXCLUDES(mutex_);
 
   const std::uint32_t arenas_;
   const BudgetPtr budget_;
@@ -98,6 +100,8 @@ class BlockStore {
   const int fork_generation_;
   std::atomic<bool> closed_{false};
 
+  // Of those who close the store, or end one of its maps; taken before mutex_.
+  Mutex closing_;
   // Of the store and of all its maps.
   Mutex mutex_;
   // A row is in flight no more.
@@ -108,6 +112,8 @@ class BlockStore {
   std::vector<RowMap*> maps_ GUARDED_BY(mutex_);
   // What batches waited for kernels before they took mappings away.
   double fence_seconds_ GUARDED_BY(mutex_) = 0;
+  // What RowMap::flush() took, in whatever thread, fences and driver calls included.
+  double flush_seconds_ GUARDED_BY(mutex_) = 0;
 };
 using BlockStorePtr = std::shared_ptr<BlockStore>;
 

@@ -15,7 +15,8 @@ RowMap::RowMap(BlockStorePtr store, const Geometry& geometry)
       geometry_(geometry),
       table_(store_->driver_, geometry),
       rows_(geometry.slots),
-      closed_(table_) {
+      closed_(table_),
+      mapper_(std::make_unique<Mapper>([this] { return flush_in_background(); })) {
   check_usable();
   const Lock lock(store_->mutex_);
   staged_.reserve(geometry.slots);
@@ -23,7 +24,14 @@ RowMap::RowMap(BlockStorePtr store, const Geometry& geometry)
 }
 
 RowMap::~RowMap() {
-  if (store_->inherited()) return;
+  if (store_->inherited()) {
+    // The parent's thread does not exist here, and what it had locked stays locked.
+    mapper_->abandon();
+    static_cast<void>(mapper_.release());
+    return;
+  }
+  const Lock one(store_->closing_);
+  stop_background();
   const Lock lock(store_->mutex_);
   wait_for_readers();
   try {
@@ -143,6 +151,7 @@ void RowMap::discard() {
   check_usable();
   const Lock lock(store_->mutex_);
   wait_for_staged();
+  failure_ = nullptr;
   for (std::uint32_t row : staged_) {
     Row& books = rows_[row];
     const bool was_open = books.wanted.open;

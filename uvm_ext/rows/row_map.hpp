@@ -11,14 +11,17 @@
 //  4. A block may be mapped in many rows and positions; it is free when its last holder, the
 //     caller or a row, lets go.
 //  5. flush() makes its driver calls without the lock: other rows can be staged and flushed
-//     meanwhile, by other threads.
+//     meanwhile, by other threads. flush_async() leaves it to the map's own thread.
 // A closed row keeps its mappings until it is reused or reclaim() takes them; open() prefers
 // the row that begins with the most of the blocks.
 #pragma once
 
 #include <cstdint>
+#include <exception>
+#include <memory>
 #include <vector>
 
+#include "base/mapper.hpp"
 #include "rows/block_store.hpp"
 #include "rows/closed_rows.hpp"
 #include "rows/row_batch.hpp"
@@ -46,6 +49,13 @@ class RowMap {
   void close(std::uint32_t row, const FencePtr& after);
   // Throws DriverError, or BlockError where a block was released that is yet to be mapped.
   void flush();
+  // Has the map's own thread flush(), once it is done with what it is at, and returns at once:
+  // without the store's lock. Where no thread can be had, join() does it.
+  void flush_async();
+  // Returns once everything staged is carried out: by the thread, and here where nobody has
+  // begun it. Throws what the thread's last flush() threw, whose rows are then still staged, or
+  // what flush() throws.
+  void join();
   // Forgets what is staged: every row is as the last flush() left it.
   void discard();
 
@@ -97,13 +107,18 @@ class RowMap {
   std::uint64_t plan_reclaim(std::uint32_t row, std::uint32_t kept, RowBatch& batch)
       REQUIRES(store_->mutex_);
   void run(RowBatch& batch) REQUIRES(store_->mutex_);
+  void flush_locked() REQUIRES(store_->mutex_);
+  bool flush_in_background() EXCLUDES(store_->mutex_);
   void flush_staged() REQUIRES(store_->mutex_);
   void flushed(std::uint32_t row) REQUIRES(store_->mutex_);
+  void flushed_closed(const std::vector<std::uint32_t>& rows) REQUIRES(store_->mutex_);
   void follow_loss(const RowBatch& batch) REQUIRES(store_->mutex_);
   void wait_for_staged() REQUIRES(store_->mutex_);
   // For the store, which holds its lock.
   std::vector<FencePtr> fences() const NO_THREAD_SAFETY_ANALYSIS { return table_.fences(); }
   void unmap_everything() NO_THREAD_SAFETY_ANALYSIS;
+  // With the store's closing_ held, and without its mutex_, which the thread may want.
+  void stop_background() { mapper_->stop(); }
 
   const BlockStorePtr store_;
   const Geometry geometry_;
@@ -113,6 +128,11 @@ class RowMap {
   std::vector<std::uint32_t> staged_ GUARDED_BY(store_->mutex_);
   // A thread is carrying out what was staged, perhaps by others.
   bool flushing_ GUARDED_BY(store_->mutex_) = false;
+  // Of the background's last attempt, until join() or another attempt takes its place.
+  std::exception_ptr failure_ GUARDED_BY(store_->mutex_);
+  // Has a lock of its own, which is taken with the store's held or without. The last field:
+  // its thread uses the others.
+  std::unique_ptr<Mapper> mapper_;
 };
 
 }  // namespace pyvattn

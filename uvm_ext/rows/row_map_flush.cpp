@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <exception>
 #include <string>
+#include <system_error>
+#include <utility>
 #include <vector>
 
 #include "base/errors.hpp"
+#include "base/stopwatch.hpp"
 #include "rows/row_map.hpp"
 
 namespace pyvattn {
@@ -54,8 +57,6 @@ void RowMap::plan_puts(const Row& row, std::uint32_t index, RowBatch& batch) {
 void RowMap::plan(std::uint32_t index, RowBatch& batch) {
   batch.claim(index);
   const Row& row = rows_[index];
-  // Of a closed row everything stays as it is.
-  if (!row.wanted.open) return;
   const bool reopened = !row.mapped.open || row.same < row.mapped.front;
   plan_cuts(index, reopened ? 0 : row.mapped.front, row.wanted.front, batch);
   plan_puts(row, index, batch);
@@ -129,7 +130,14 @@ void RowMap::flushed(std::uint32_t row) {
 void RowMap::flush() {
   check_usable();
   const Lock lock(store_->mutex_);
+  flush_locked();
+}
+
+void RowMap::flush_locked() {
   wait_for_staged();
+  // Everything that was staged is tried anew.
+  failure_ = nullptr;
+  const Stopwatch watch(store_->flush_seconds_);
   flushing_ = true;
   try {
     flush_staged();
@@ -143,20 +151,66 @@ void RowMap::flush() {
 }
 
 void RowMap::flush_staged() {
+  // Of a closed row everything stays as it is. It remains staged, so that reclaim() leaves it
+  // alone, but may be opened again meanwhile.
+  std::vector<std::uint32_t> opened;
+  std::vector<std::uint32_t> closed;
+  for (std::uint32_t row : staged_) (rows_[row].wanted.open ? opened : closed).push_back(row);
   RowBatch batch(*store_->driver_, *store_->pool_, table_);
-  for (std::uint32_t row : staged_) plan(row, batch);
+  for (std::uint32_t row : opened) plan(row, batch);
   // Rows that others stage meanwhile are for the next flush.
-  std::vector<std::uint32_t> rows;
-  rows.reserve(staged_.capacity());
-  rows.swap(staged_);
-  for (std::uint32_t row : rows) rows_[row].staged = false;
+  staged_.assign(closed.begin(), closed.end());
+  for (std::uint32_t row : opened) rows_[row].staged = false;
   try {
     run(batch);
   } catch (...) {
-    for (std::uint32_t row : rows) stage(row);
+    for (std::uint32_t row : opened) stage(row);
     throw;
   }
-  for (std::uint32_t row : rows) flushed(row);
+  for (std::uint32_t row : opened) flushed(row);
+  flushed_closed(closed);
+}
+
+void RowMap::flushed_closed(const std::vector<std::uint32_t>& rows) {
+  for (std::uint32_t row : rows) {
+    rows_[row].mapped = {};
+    rows_[row].staged = rows_[row].wanted.open;
+  }
+  const auto is_done = [this](std::uint32_t row)
+                           REQUIRES(store_->mutex_) { return !rows_[row].staged; };
+  staged_.erase(std::remove_if(staged_.begin(), staged_.end(), is_done), staged_.end());
+}
+
+// --- in the background ---
+
+void RowMap::flush_async() {
+  check_usable();
+  try {
+    mapper_->wake();
+  } catch (const std::system_error&) {
+    // The system has no thread for it: it is left to join().
+  }
+}
+
+void RowMap::join() {
+  check_usable();
+  mapper_->drain();
+  const Lock lock(store_->mutex_);
+  check_usable();
+  if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+  if (flushing_ || !staged_.empty()) flush_locked();
+}
+
+// The mapper thread's work.
+bool RowMap::flush_in_background() {
+  const Lock lock(store_->mutex_);
+  if (store_->closed_ || staged_.empty()) return false;
+  try {
+    flush_locked();
+  } catch (...) {
+    failure_ = std::current_exception();
+  }
+  return false;
 }
 
 // --- giving back ---

@@ -130,6 +130,7 @@ void Watch::hold(Operation operation, std::shared_ptr<ManualFence> until) {
   const std::lock_guard<std::mutex> lock(mutex_);
   held_operation_ = operation;
   hold_ = std::move(until);
+  holding_ = false;
 }
 
 void Watch::exhaust(Operation operation) {

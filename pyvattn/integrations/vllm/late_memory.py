@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from pyvattn.integrations.vllm.homes import Homes
 from pyvattn.integrations.vllm.late_binding import LateBinding, Move
 from pyvattn.integrations.vllm.memory import NULL_BLOCK, RowMemory
@@ -20,16 +23,16 @@ class LateRowMemory(RowMemory):
     def open(self, blocks: list[int], computed: int | None = None) -> int:
         """Stage a row; all but the blocks of the first ``computed`` tokens may be exchanged."""
         whole = len(blocks) if computed is None else -(-computed // self.sizes.block_size)
-        self._copy(self._binding.bind(blocks, whole))
-        row = super().open(blocks, computed)
+        with self._copying(self._binding.bind(blocks, whole)):
+            row = super().open(blocks, computed)
         self._binding.open(row, blocks)
         self._note_tail(row)
         return row
 
     def extend(self, row: int, blocks: list[int]) -> None:
         """Stage more blocks at the end of a row, which hold nothing yet."""
-        self._copy(self._binding.bind_more(row, blocks))
-        super().extend(row, blocks)
+        with self._copying(self._binding.bind_more(row, blocks)):
+            super().extend(row, blocks)
         self._binding.extend(row, blocks)
         self._note_tail(row)
 
@@ -37,15 +40,12 @@ class LateRowMemory(RowMemory):
         """End a row, whose mappings the next request gets."""
         super().close(row)
         self._binding.close(row)
-        self._has_closed = True
+        # No driver call: but a row that is opened again before join() loses what lies behind.
+        self._is_staged = True
 
     def join(self) -> None:
         """Return once every open row has its blocks; raises a ``DriverError`` that says why not."""
         super().join()
-        if self._has_closed:
-            # No driver call: but a row that is opened again without it loses what lies behind.
-            self.rows.flush()
-            self._has_closed = False
         self._binding.end_step()
 
     def stats(self) -> dict[str, int | float]:
@@ -57,9 +57,15 @@ class LateRowMemory(RowMemory):
         super().reset_stats()
         self.pages_copied = 0
 
-    def _copy(self, moves: list[Move]) -> None:
-        self._homes.copy(moves)
-        self.pages_copied += len(moves)
+    @contextmanager
+    def _copying(self, moves: list[Move]) -> Iterator[None]:
+        """Launch the copies behind what is staged: it is mapped meanwhile."""
+        try:
+            yield
+        finally:
+            # Contents follow their ids, whether or not there was a row.
+            self._homes.copy(moves)
+            self.pages_copied += len(moves)
 
     def _note_tail(self, row: int) -> None:
         if row in self._guards:
@@ -76,4 +82,3 @@ class LateRowMemory(RowMemory):
         self._homes = Homes(self.rows, self._blocks, first=NULL_BLOCK + 1)
         self._binding = LateBinding(self.sizes.blocks, self.sizes.rows - 1)
         self._binding.hold(NULL_BLOCK)
-        self._has_closed = False

@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 from pyvattn import _native
 from pyvattn.budget import Budget
-from pyvattn.errors import SpecError, UnsupportedError
-from pyvattn.integrations.vllm.flusher import Flusher
+from pyvattn.errors import DriverError, SpecError, UnsupportedError
 from pyvattn.integrations.vllm.layout import Paging
 from pyvattn.rows import BlockPool, PoolStats, RowMap
 from pyvattn.spec import CacheSpec
 
 __all__ = ["NULL_BLOCK", "RowMemory", "Sizes"]
+
+_log = logging.getLogger("vllm.pyvattn")
 
 # vLLM's block 0 belongs to no request: padding and dummy runs read it. So row 0, which has
 # it everywhere, is no request's either.
@@ -43,9 +46,10 @@ class Sizes:
 
 
 class RowMemory:
-    """Blocks under vLLM's ids, rows for requests, and the thread that maps them.
+    """Blocks under vLLM's ids, and rows for requests.
 
-    :meth:`open`, :meth:`extend` and :meth:`close` are staged; after :meth:`join` they hold.
+    :meth:`open`, :meth:`extend` and :meth:`close` are staged; after :meth:`join` they hold. With
+    ``background`` a thread of the core's maps what is staged from that moment on.
     """
 
     # As the pool chooses.
@@ -70,9 +74,10 @@ class RowMemory:
         )
         self._blocks = self.pool.allocate(self._blocks_at_first())
         self.rows = RowMap(self.pool)
-        self._flusher = Flusher(self.rows.flush, background=background)
-        self.requests = 0
-        self.blocks_placed = 0
+        self._background = background
+        # Since the last join() that succeeded.
+        self._is_staged = False
+        self.retries = 0
         self._guard_tokens = 0
         # Null blocks behind the last of a row.
         self._guards: dict[int, int] = {}
@@ -110,7 +115,14 @@ class RowMemory:
 
     def join(self) -> None:
         """Return once every open row has its blocks; raises a ``DriverError`` that says why not."""
-        self._flusher.join()
+        if not self._is_staged:
+            return
+        started = perf_counter()
+        try:
+            self._join_rows()
+            self._is_staged = False
+        finally:
+            self.waited_seconds += perf_counter() - started
 
     @contextmanager
     def guarded(self, tokens: int) -> Iterator[None]:
@@ -142,11 +154,11 @@ class RowMemory:
             "map_calls": pool.map_calls - start.map_calls,
             "unmap_calls": pool.unmap_calls - start.unmap_calls,
             "driver_failures": pool.driver_failures,
-            "retries": self._flusher.retries,
-            "map_seconds": self._flusher.flush_seconds,
+            "retries": self.retries,
+            "map_seconds": pool.flush_seconds - start.flush_seconds,
             "driver_seconds": _driver_seconds(pool) - _driver_seconds(start),
             "fence_seconds": pool.fence_seconds - start.fence_seconds,
-            "waited_seconds": self._flusher.waited_seconds,
+            "waited_seconds": self.waited_seconds,
             "open_rows": len(self.rows.open_rows()) - self._rows_of_none,
         }
 
@@ -154,11 +166,10 @@ class RowMemory:
         """Count from here on."""
         self._at_start = self.pool.stats()
         self.requests = self.blocks_placed = 0
-        self._flusher.flush_seconds = self._flusher.waited_seconds = 0.0
+        self.waited_seconds = 0.0
 
     def close_all(self) -> None:
         """Give the memory back; tensors keep their addresses, with nothing behind them."""
-        self._flusher.close()
         self.pool.close()
 
     def _named(self, blocks: list[int]) -> list[int]:
@@ -174,8 +185,20 @@ class RowMemory:
 
     def _staged(self, blocks: int) -> None:
         self.blocks_placed += blocks
-        if blocks:
-            self._flusher.staged()
+        if not blocks:
+            return
+        self._is_staged = True
+        if self._background:
+            self.rows.flush_async()
+
+    def _join_rows(self) -> None:
+        try:
+            self.rows.join()
+        except DriverError as error:
+            # Nothing has changed, and what was staged still is.
+            _log.warning("mapping is tried once more: %s", error)
+            self.retries += 1
+            self.rows.join()
 
     def _budget(self, memory: int) -> int | Budget:
         """Return what the blocks are taken from, that many bytes in all."""

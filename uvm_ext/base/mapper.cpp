@@ -1,19 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cache/mapper.hpp"
+#include "base/mapper.hpp"
 
 #include <chrono>
 #include <utility>
 
 namespace pyvattn {
 
-Mapper::Mapper(std::function<bool()> work)
-    : work_(std::move(work)), thread_(std::make_unique<std::thread>([this] { run(); })) {}
+Mapper::Mapper(std::function<bool()> work) : work_(std::move(work)) {}
 
 Mapper::~Mapper() { stop(); }
+
+void Mapper::start_locked() {
+  if (thread_ || stopping_) return;
+  thread_ = std::make_unique<std::thread>([this] { run(); });
+}
+
+void Mapper::start() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  start_locked();
+}
 
 void Mapper::wake() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
+    start_locked();
     wanted_ = true;
   }
   changed_.notify_all();
@@ -34,12 +44,13 @@ void Mapper::drain() {
 }
 
 void Mapper::stop() {
-  if (!thread_) return;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;
   }
   changed_.notify_all();
+  // Nobody starts one any more.
+  if (!thread_) return;
   thread_->join();
   thread_.reset();
 }
