@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from time import monotonic
 
 import pytest
 from test_memory import PAGE, SIZES
@@ -11,6 +12,8 @@ from test_memory import PAGE, SIZES
 from pyvattn import _native
 from pyvattn.integrations.vllm.late_memory import LateRowMemory
 from pyvattn.integrations.vllm.layout import Paging
+
+SECONDS = 30  # until a test gives up
 
 # Blocks that are a page of one arena, and a page of each of two.
 ONE_ARENA = (SIZES, Paging(PAGE, 2))
@@ -87,6 +90,26 @@ def test_fresh_ids_get_what_a_closed_row_has_mapped_without_a_call(memory):
     row = memory.open([1, 2, 3], computed=3 * 64)
     memory.join()
     assert all(holds(memory, row, position, 10 + position) for position in range(3))
+
+
+def test_the_rest_is_mapped_while_contents_are_copied(memory, monkeypatch):
+    serve(memory, [1, 2, 3], 10)
+    use_up_rows(memory)
+    memory.reset_stats()
+    copy = memory._homes.copy
+
+    def copy_late(moves):
+        end = monotonic() + SECONDS
+        while not memory.stats()["map_calls"]:
+            assert monotonic() < end, "nothing is mapped before contents are copied"
+        copy(moves)
+
+    monkeypatch.setattr(memory._homes, "copy", copy_late)
+    row = memory.open([7, 8, 9, 10], computed=0)
+    memory.join()
+    assert memory.stats()["pages_copied"] == 3
+    write(memory, row, 3, 5)
+    assert holds(memory, row, 3, 5)
 
 
 def test_nothing_is_copied_of_ids_that_are_fresh_themselves(memory):
