@@ -78,9 +78,7 @@ class Engine:
         self.faults = _native.FaultAdaptor(_native.make_driver("host", 64 << 10))
         self.checked = _native.CheckedAdaptor(self.faults)
         spec = small_spec(max_tokens=8192)
-        self.pool = BlockPool.on_driver(
-            spec, self.checked, layout="layer", memory=16 * 4 * 65536
-        )
+        self.pool = BlockPool.on_driver(spec, self.checked, layout="layer", memory=16 * 4 * 65536)
         self.rows = RowMap(self.pool)
 
     def keys(self):

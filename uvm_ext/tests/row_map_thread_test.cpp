@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a row map leaves to its own thread.
+#include <atomic>
 #include <thread>
 
 #include "base/errors.hpp"
@@ -177,10 +178,16 @@ TEST(map_that_ends_waits_for_its_background_thread) {
   map->open(take(map, 2));
   map->flush_async();
   map.watch->wait_for_held();
-  std::thread ending([&] { map.map.reset(); });
+  std::atomic<bool> ended{false};
+  std::thread ending([&] {
+    map.map.reset();
+    ended = true;
+  });
   for (int i = 0; i < 1000; ++i) std::this_thread::yield();
+  const bool too_early = ended;
   gate->pass();
   ending.join();
+  CHECK(!too_early);
   CHECK(map.watch->mappings().empty());
   map.close();
 }
@@ -191,10 +198,16 @@ TEST(retired_pool_has_no_background_thread_left_at_work) {
   map->open(take(map, 2));
   map->flush_async();
   map.watch->wait_for_held();
-  std::thread retiring([&] { map.store->retire(); });
+  std::atomic<bool> retired{false};
+  std::thread retiring([&] {
+    map.store->retire();
+    retired = true;
+  });
   for (int i = 0; i < 1000; ++i) std::this_thread::yield();
+  const bool too_early = retired;
   gate->pass();
   retiring.join();
+  CHECK(!too_early);
   CHECK_EQUAL(map.watch->mappings().size(), 2u * 3);
   map.close();
 }
@@ -230,10 +243,11 @@ void serve(WatchedMap& map, std::uint64_t seed, const std::vector<BlockId>& bloc
 TEST(several_threads_share_the_background_thread) {
   test::with_seeds(4, [](std::uint64_t seed) {
     WatchedMap map(MapShape{});
+    std::vector<std::vector<BlockId>> blocks;
+    for (int i = 0; i < 3; ++i) blocks.push_back(take(map, 5));
     std::vector<std::thread> threads;
     for (std::uint64_t i = 0; i < 3; ++i) {
-      threads.emplace_back(
-          [&map, seed, i, blocks = take(map, 5)] { serve(map, seed * 3 + i, blocks); });
+      threads.emplace_back([&, seed, i] { serve(map, seed * 3 + i, blocks[i]); });
     }
     for (std::thread& thread : threads) thread.join();
     map.faults->disarm();
