@@ -18,20 +18,28 @@ std::vector<BlockId> take(WatchedMap& map, std::uint32_t count) {
   return map.store->allocate(count, BlockPool::kAnywhere);
 }
 
-// From here on map calls wait.
-std::shared_ptr<ManualFence> hold_maps(WatchedMap& map) {
-  const auto gate = std::make_shared<ManualFence>();
-  map.watch->hold(Operation::map, gate);
-  return gate;
-}
+// Map calls wait until pass(), or until a test that fails has said so.
+class HeldMaps {
+ public:
+  explicit HeldMaps(WatchedMap& map) : gate_(std::make_shared<ManualFence>()) {
+    map.watch->hold(Operation::map, gate_);
+  }
+  HeldMaps(const HeldMaps&) = delete;
+  HeldMaps& operator=(const HeldMaps&) = delete;
+  ~HeldMaps() { pass(); }
+  void pass() { gate_->pass(); }
+
+ private:
+  const std::shared_ptr<ManualFence> gate_;
+};
 
 TEST(background_thread_maps_without_its_caller) {
   WatchedMap map(MapShape{});
-  const auto gate = hold_maps(map);
+  HeldMaps gate(map);
   map->open(take(map, 3));
   map->flush_async();
   map.watch->wait_for_held();
-  gate->pass();
+  gate.pass();
   map->join();
   CHECK_EQUAL(map.watch->mappings().size(), 3u * 3);
   map.check_rows();
@@ -40,17 +48,17 @@ TEST(background_thread_maps_without_its_caller) {
 
 TEST(background_thread_maps_what_is_staged_while_it_is_busy) {
   WatchedMap map(MapShape{});
-  const auto first = hold_maps(map);
+  HeldMaps first(map);
   map->open(take(map, 1));
   map->flush_async();
   map.watch->wait_for_held();
   map->open(take(map, 2));
   map->flush_async();
-  const auto second = hold_maps(map);
-  first->pass();
+  HeldMaps second(map);
+  first.pass();
   // Nobody has called join().
   map.watch->wait_for_held();
-  second->pass();
+  second.pass();
   map->join();
   CHECK_EQUAL(map.watch->mappings().size(), 3u * 3);
   CHECK_EQUAL(map.store->stats().map_batches, 2u);
@@ -65,13 +73,13 @@ TEST(rows_that_were_closed_are_opened_again_while_the_background_thread_maps) {
   for (BlockId block : blocks) rows.push_back(map->open({block, block}));
   map->join();
   for (std::uint32_t row : rows) map->close(row, nullptr);
-  const auto gate = hold_maps(map);
+  HeldMaps gate(map);
   CHECK_EQUAL(map->open({blocks[0], blocks[0], blocks[0]}), rows[0]);
   map->flush_async();
   map.watch->wait_for_held();
   for (std::size_t i = 1; i < 5; ++i) CHECK_EQUAL(map->open({blocks[i]}), rows[i]);
   CHECK_EQUAL(map->reclaim(1), 0u);
-  gate->pass();
+  gate.pass();
   map->join();
   map.check_rows();
   // Behind the open rows and in the closed one, all is as it was.
@@ -135,11 +143,11 @@ TEST(failure_of_the_background_thread_is_forgotten_with_what_was_staged) {
   const std::vector<BlockId> blocks = take(map, 2);
   for (const bool flushed : {false, true}) {
     map->open({blocks[flushed]});
-    const auto gate = hold_maps(map);
+    HeldMaps gate(map);
     map.faults->fail_nth(0, false);
     map->flush_async();
     map.watch->wait_for_held();
-    gate->pass();
+    gate.pass();
     // Each waits for the thread, and deals with what it leaves.
     if (flushed) {
       map->flush();
@@ -156,7 +164,7 @@ TEST(failure_of_the_background_thread_is_forgotten_with_what_was_staged) {
 // One row is in the driver's hands, another is queued.
 TEST(close_waits_for_the_background_thread_and_drops_what_is_queued) {
   WatchedMap map(MapShape{});
-  const auto gate = hold_maps(map);
+  HeldMaps gate(map);
   map->open(take(map, 2));
   map->flush_async();
   map.watch->wait_for_held();
@@ -166,7 +174,7 @@ TEST(close_waits_for_the_background_thread_and_drops_what_is_queued) {
   while (!map.store->closed()) std::this_thread::yield();
   CHECK_THROWS(ClosedError, map->flush_async());
   CHECK_THROWS(ClosedError, map->join());
-  gate->pass();
+  gate.pass();
   closing.join();
   CHECK_EQUAL(map.store->stats().map_batches, 1u);
   map.close();
@@ -174,7 +182,7 @@ TEST(close_waits_for_the_background_thread_and_drops_what_is_queued) {
 
 TEST(map_that_ends_waits_for_its_background_thread) {
   WatchedMap map(MapShape{});
-  const auto gate = hold_maps(map);
+  HeldMaps gate(map);
   map->open(take(map, 2));
   map->flush_async();
   map.watch->wait_for_held();
@@ -185,7 +193,7 @@ TEST(map_that_ends_waits_for_its_background_thread) {
   });
   for (int i = 0; i < 1000; ++i) std::this_thread::yield();
   const bool too_early = ended;
-  gate->pass();
+  gate.pass();
   ending.join();
   CHECK(!too_early);
   CHECK(map.watch->mappings().empty());
@@ -194,7 +202,7 @@ TEST(map_that_ends_waits_for_its_background_thread) {
 
 TEST(retired_pool_has_no_background_thread_left_at_work) {
   WatchedMap map(MapShape{});
-  const auto gate = hold_maps(map);
+  HeldMaps gate(map);
   map->open(take(map, 2));
   map->flush_async();
   map.watch->wait_for_held();
@@ -205,7 +213,7 @@ TEST(retired_pool_has_no_background_thread_left_at_work) {
   });
   for (int i = 0; i < 1000; ++i) std::this_thread::yield();
   const bool too_early = retired;
-  gate->pass();
+  gate.pass();
   retiring.join();
   CHECK(!too_early);
   CHECK_EQUAL(map.watch->mappings().size(), 2u * 3);
