@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -211,8 +212,9 @@ def build(tools: Path, compiler: Path, source: Path, python: Interpreter, arch: 
     }
     cross = {}
     if arch != "x86_64":
-        defines |= {"CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": arch}
         suffix = python.suffix.replace("x86_64", arch)
+        defines |= {"CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": arch}
+        defines["PYTHON_MODULE_EXTENSION"] = suffix
         cross = {"_PYTHON_HOST_PLATFORM": f"linux-{arch}", "SETUPTOOLS_EXT_SUFFIX": suffix}
     environment = {
         **cross,
@@ -248,16 +250,26 @@ def multiarch_headers(python: Interpreter) -> Path:
 
 def repair(tools: Path, raw: Path, arch: str) -> Path:
     """Let auditwheel check what the wheel needs of a system, and name it accordingly."""
-    platform = f"manylinux_{GLIBC.replace('.', '_')}_{arch}"
     fixed = ROOM / "fixed"
     shutil.rmtree(fixed, ignore_errors=True)
     path = {"PATH": f"{tools.parent}{os.pathsep}{os.environ['PATH']}"}
+    # auditwheel takes the names of platforms of its own machine alone; of others it finds one.
+    platform = f"manylinux_{GLIBC.replace('.', '_')}_{arch}" if arch == "x86_64" else "auto"
     command = [tools, "-m", "auditwheel", "repair", "--only-plat", "--plat", platform]
     run(*command, "-w", fixed, raw, **path)
     (wheel,) = fixed.glob("*.whl")
+    check_platform(wheel.name, arch)
     if wheel.stat().st_size > MAX_BYTES:
         sys.exit(f"wheels: {wheel.name} has {wheel.stat().st_size} bytes, {MAX_BYTES} are allowed")
     return Path(shutil.copy(wheel, DIST))
+
+
+def check_platform(name: str, arch: str) -> None:
+    """End the build where the wheel needs another machine or a newer glibc than it is meant for."""
+    found = re.search(rf"-manylinux_(\d+)_(\d+)_{arch}\.whl$", name)
+    newest = tuple(map(int, GLIBC.split(".")))
+    if not found or (int(found[1]), int(found[2])) > newest:
+        sys.exit(f"wheels: {name} is not for {arch} with glibc {GLIBC}")
 
 
 def check_links(tools: Path, wheel: Path) -> None:

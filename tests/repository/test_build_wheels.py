@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -61,6 +62,12 @@ def test_a_version_that_is_missing_is_an_error_before_anything_is_built(wheels, 
     ]
 
 
+def test_the_package_says_that_it_runs_where_wheels_are_built_for(wheels):
+    said = (SCRIPT.parents[1] / "pyproject.toml").read_text()
+    named = re.findall(r'"Programming Language :: Python :: 3\.(\d+)"', said)
+    assert [int(minor) for minor in named] == list(wheels.MINORS)
+
+
 def test_a_named_python_without_headers_is_told_what_it_lacks(wheels, tmp_path):
     bare = _program(tmp_path / "bin/python", _answers(headers="false"))
     with pytest.raises(SystemExit, match=f"no headers.*python{VERSION}-dev"):
@@ -89,3 +96,22 @@ def test_a_python_that_keeps_its_headers_together_needs_no_second_folder(wheels,
     monkeypatch.setattr(wheels, "ROOM", Path(wheels.os.environ["HOME"]))
     python = wheels.Interpreter("/python", "3.12", ".so", "/nowhere/include/python3.12")
     assert not list(wheels.multiarch_headers(python).iterdir())
+
+
+@pytest.mark.parametrize("platform", ["manylinux_2_28_aarch64", "manylinux_2_27_aarch64"])
+def test_a_wheel_for_an_older_glibc_passes(platform, wheels):
+    wheels.check_platform(f"pyvattn-0.1.0-cp313-cp313-{platform}.whl", "aarch64")
+
+
+@pytest.mark.parametrize(
+    "platform", ["manylinux_2_34_aarch64", "manylinux_2_100_aarch64", "linux_aarch64"]
+)
+def test_a_wheel_for_a_newer_glibc_or_none_ends_the_build(platform, wheels):
+    name = f"pyvattn-0.1.0-cp313-cp313-{platform}.whl"
+    with pytest.raises(SystemExit, match=f"{name} is not for aarch64 with glibc 2.28"):
+        wheels.check_platform(name, "aarch64")
+
+
+def test_a_wheel_for_another_machine_ends_the_build(wheels):
+    with pytest.raises(SystemExit, match="is not for aarch64"):
+        wheels.check_platform("pyvattn-0.1.0-cp313-cp313-manylinux_2_28_x86_64.whl", "aarch64")
