@@ -21,6 +21,13 @@ std::uint32_t slack_of(std::uint32_t chunks) { return std::min(4u, chunks / 64);
 constexpr std::chrono::milliseconds kRound(100);
 constexpr std::chrono::seconds kPatience(1);
 
+// At least a millisecond, so that nobody waits for no time at all again and again.
+std::chrono::milliseconds until(std::chrono::steady_clock::time_point end) {
+  const auto left = end - std::chrono::steady_clock::now();
+  return std::max(std::chrono::milliseconds(1),
+                  std::chrono::duration_cast<std::chrono::milliseconds>(left));
+}
+
 }  // namespace
 
 Lease::Lease(const FileOptions& file, const MemberOptions& options, bool attended)
@@ -104,6 +111,8 @@ bool Lease::take(std::uint64_t bytes) {
   }
   if (needed > member_->lease() || after > granted_) return false;
   held_ = after;
+  // What was missed is there: to go on asking for it would be to ask for as much again.
+  missed_ -= std::min(missed_, bytes);
   member_->live().used = after;
   return true;
 }
@@ -154,10 +163,32 @@ bool Lease::wait(std::uint64_t bytes, std::chrono::milliseconds most) {
       replenish();
       const std::uint64_t after = held_ + bytes;
       if (chunks_for(after) <= member_->lease() && after <= granted_) return true;
+      if (Clock::now() >= end) {
+        missed_ = 0;
+        replenish();
+        return false;
+      }
     }
-    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - Clock::now());
-    if (left.count() <= 0) return false;
-    wait_while(*epoch, seen, std::min(left, kRound));
+    wait_while(*epoch, seen, std::min(until(end), kRound));
+  }
+}
+
+bool Lease::wait_asked(std::chrono::milliseconds most) {
+  if (inherited()) throw ForkError("this lease belongs to the parent process");
+  const auto end = Clock::now() + most;
+  while (true) {
+    SharedHalf* bell = nullptr;
+    std::uint32_t seen = 0;
+    {
+      const Lock lock(mutex_);
+      check_open();
+      bell = &member_->live().doorbell;
+      seen = *bell;
+      settle();
+      if (held_ > limit_) return true;
+    }
+    if (Clock::now() >= end) return false;
+    wait_while(*bell, seen, until(end));
   }
 }
 

@@ -46,8 +46,11 @@ class Lease final : public Budget {
 
   // Bytes beyond those held that waiting requests need, until it is called again.
   void want(std::uint64_t bytes);
-  // Asks for so many bytes and waits until take() would grant them.
+  // Asks for so many bytes and waits until take() would grant them. Where it gives up, or once
+  // they are taken, it asks no more.
   bool wait(std::uint64_t bytes, std::chrono::milliseconds most);
+  // Waits until neighbours ask for more than can be given without the holders; says whether.
+  bool wait_asked(std::chrono::milliseconds most);
   // Bytes in use beyond what is left to the member once those below their guarantees have theirs:
   // for these alone running requests end. What is not in use goes by itself.
   std::uint64_t owed() const;

@@ -96,6 +96,13 @@ void bind_lease(py::module_& module) {
             return self.wait(bytes, std::chrono::milliseconds(milliseconds));
           },
           py::arg("bytes"), py::arg("milliseconds"), Release())
+      .def(
+          "wait_asked",
+          [](Lease& self, std::uint64_t milliseconds) {
+            return self.wait_asked(std::chrono::milliseconds(milliseconds));
+          },
+          py::arg("milliseconds"), Release(),
+          "Waits until neighbours ask for what its holders hold; says whether they do.")
       .def("take", &Lease::take, py::arg("bytes"), Release())
       .def("return_bytes", &Lease::give_back, py::arg("bytes"), Release())
       .def("attend", &Lease::attend, Release(), "One round of what the thread does.")

@@ -175,6 +175,56 @@ TEST(a_lease_gives_what_it_does_not_use_to_who_asks_down_to_its_part) {
   CHECK_EQUAL(t.leased(one), 2u);
 }
 
+TEST(a_lease_that_has_what_it_waited_for_asks_for_no_more) {
+  Engines t(8);
+  Lease& one = t.join("one");
+  Lease& two = t.join("two");
+  CHECK(one.take(8 * t.chunk));
+  two.missed(2 * t.chunk);
+  one.give_back(2 * t.chunk);
+  CHECK(two.wait(2 * t.chunk, std::chrono::milliseconds(0)));
+  CHECK(two.take(2 * t.chunk));
+  two.attend();
+  one.give_back(4 * t.chunk);
+  CHECK_EQUAL(t.leased(one), 6u);
+}
+
+TEST(a_lease_that_waited_in_vain_asks_for_no_more) {
+  Engines t(8);
+  Lease& one = t.join("one");
+  Lease& two = t.join("two");
+  CHECK(one.take(8 * t.chunk));
+  CHECK(!two.wait(4 * t.chunk, std::chrono::milliseconds(0)));
+  one.give_back(8 * t.chunk);
+  CHECK_EQUAL(t.leased(one), 8u);
+  // What waits beyond the call says want().
+  two.want(4 * t.chunk);
+  CHECK(!two.wait(4 * t.chunk, std::chrono::milliseconds(0)));
+  one.attend();
+  CHECK_EQUAL(t.leased(one), 4u);
+}
+
+TEST(a_holder_waits_until_it_is_asked) {
+  Engines t(8);
+  Lease& one = t.join("one", 2);
+  Lease& two = t.join("two");
+  CHECK(one.take(6 * t.chunk));
+  two.missed(2 * t.chunk);
+  // It can give that without its holders.
+  CHECK(!one.wait_asked(std::chrono::milliseconds(0)));
+  CHECK(two.take(2 * t.chunk));
+  CHECK(!one.wait_asked(std::chrono::milliseconds(0)));
+  std::thread asker([&] { two.want(4 * t.chunk); });
+  // Only a machine that stands still for a minute fails this.
+  CHECK(one.wait_asked(std::chrono::minutes(1)));
+  asker.join();
+  one.give_back(4 * t.chunk);
+  CHECK(!one.wait_asked(std::chrono::milliseconds(0)));
+  one.give_back(2 * t.chunk);
+  one.close();
+  CHECK_THROWS(ClosedError, one.wait_asked(std::chrono::milliseconds(0)));
+}
+
 TEST(what_is_in_use_is_asked_back_from_those_who_hold_it) {
   Engines t(8);
   Lease& one = t.join("one");

@@ -14,7 +14,10 @@ from pyvattn.integrations.vllm.supply import Supply
 
 __all__ = ["SharingScheduler"]
 
+# Between two looks while neighbours ask for what running requests hold.
 _ROUND_S = 0.005
+# How long a thread that is to end may take to see it.
+_WAIT_MS = 100
 
 _log = logging.getLogger("vllm.pyvattn")
 
@@ -38,7 +41,7 @@ class SharingScheduler:
         memory = memory_of(scheduler.vllm_config)
         self.pyvattn_supply = Supply(self, memory)
         memory.give = self._give_where_asked
-        self._pyvattn_donor = _IdleDonor(self._give_where_idle, self.pyvattn_supply.is_asked)
+        self._pyvattn_donor = _IdleDonor(self._give_where_idle, self.pyvattn_supply.wait_asked)
 
     def schedule(self, *arguments: Any, **options: Any) -> Any:
         """Settle with the neighbours, and schedule a step with the blocks that have memory."""
@@ -88,9 +91,14 @@ class SharingScheduler:
 
 
 class _IdleDonor:
-    def __init__(self, give: Callable[[], None], is_asked: Callable[[], bool]) -> None:
+    """Gives in a thread of its own whenever neighbours ask.
+
+    ``wait_asked`` waits for that so many milliseconds, and says whether they do.
+    """
+
+    def __init__(self, give: Callable[[], None], wait_asked: Callable[[int], bool]) -> None:
         self._give = give
-        self._is_asked = is_asked
+        self._wait_asked = wait_asked
         self._ended = Event()
         self._thread = Thread(target=self._run, name="pyvattn-donor", daemon=True)
         self._thread.start()
@@ -101,11 +109,13 @@ class _IdleDonor:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._ended.wait(_ROUND_S):
+        while not self._ended.is_set():
             try:
-                if self._is_asked():
-                    self._give()
+                if not self._wait_asked(_WAIT_MS):
+                    continue
+                self._give()
             except Error as error:
                 # The ledger is lost or the worker has shut down: nothing can be given any more.
                 _log.info("pyvattn: gives nothing more while idle: %s", error)
                 return
+            self._ended.wait(_ROUND_S)

@@ -61,10 +61,10 @@ class Supply:
             self._give_away(over)
             self._memory.settle()
 
-    def is_asked(self) -> bool:
-        """Return whether neighbours ask for something."""
-        lease = self._memory.lease
-        return not lease.closed and lease.held > lease.limit
+    def wait_asked(self, milliseconds: int) -> bool:
+        """Wait until neighbours ask for something, or so long; return whether they do."""
+        asked: bool = self._memory.lease.wait_asked(milliseconds)
+        return asked
 
     def _give_away(self, count: int) -> None:
         free = self._pool.free_block_queue.get_all_free_blocks()
