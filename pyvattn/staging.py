@@ -12,8 +12,6 @@ from typing import Any
 from pyvattn.errors import OutOfMemory
 from pyvattn.units import format_size
 
-__all__ = ["Staging"]
-
 # Long enough that launching a copy takes less than the copy, even over the fastest link.
 _STAGED = 64 << 20
 
