@@ -86,7 +86,7 @@ class ContiguousCache(Cache):
         """Return the K and V of a layer as the library has them; nothing before the first pass."""
         return None, None
 
-    def masked_window(self, layer: int) -> int | None:
+    def _masked_window(self, layer: int) -> int | None:
         """Return the window of a layer that gets no more than that; ``None`` for all tokens."""
         return None
 

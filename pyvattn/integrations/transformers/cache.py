@@ -255,7 +255,7 @@ class VAttentionCache(ContiguousCache):
         first = self._first_shown(layer_idx, seen)
         return seen + new - first, first
 
-    def masked_window(self, layer: int) -> int | None:
+    def _masked_window(self, layer: int) -> int | None:
         """Return the window of a layer whose model attends to no more than it got."""
         if not self._read_by_model:
             return None
@@ -263,7 +263,7 @@ class VAttentionCache(ContiguousCache):
 
     def _first_shown(self, layer: int, seen: int) -> int:
         """Return the first token that the next ones see in a layer of the model."""
-        window = self.masked_window(layer)
+        window = self._masked_window(layer)
         return 0 if window is None else max(0, seen - window + 1)
 
     def finish(self) -> None:

@@ -58,7 +58,7 @@ class Layer(CacheLayerMixin):
     @property
     def is_sliding(self) -> bool:
         """Whether the library's masks are for the layer's window alone."""
-        return self._cache.masked_window(self._index) is not None
+        return self._cache._masked_window(self._index) is not None
 
     @property
     def dtype(self) -> torch.dtype:
