@@ -26,7 +26,9 @@ class ClosedRows {
   bool contains(std::uint32_t row) const { return entries_[row].order != kNowhere; }
 
   // The row with the longest run of these blocks from its first position on, of those that
-  // begin with the first; failing that an empty one, and failing that the longest closed.
+  // begin with the first; failing that an empty one, and failing that the longest closed. A row
+  // that has to wait for kernels before it can be changed comes after those that have not, unless
+  // it saves as many maps as take that long.
   std::uint32_t best(const std::vector<BlockId>& blocks) const;
 
   // The rows that map anything, the longest closed first, until kNone.
@@ -41,8 +43,18 @@ class ClosedRows {
     std::uint32_t list = 0;
   };
 
+  struct Found {
+    std::uint32_t row = kNone;
+    std::uint32_t shared = 0;
+  };
+
   std::uint32_t list_of(BlockId block) const { return block & mask_; }
   std::uint32_t shared_prefix(std::uint32_t row, const std::vector<BlockId>& blocks) const;
+  // Whether these blocks, of which it has the first `shared`, take the place of others there
+  // that kernels may be reading.
+  bool must_wait(const Found& found, const std::vector<BlockId>& blocks) const;
+  // The best that begin with the first block: one that can be had at once, and one that cannot.
+  void look_up(const std::vector<BlockId>& blocks, Found& ready, Found& busy) const;
 
   const RowTable& table_;
   const std::uint32_t mask_;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "rows/row_table.hpp"
 
+#include <utility>
+
 namespace pyvattn {
 
 RowTable::RowTable(const DriverPtr& driver, const Geometry& geometry)
@@ -9,10 +11,14 @@ RowTable::RowTable(const DriverPtr& driver, const Geometry& geometry)
 }
 
 bool RowTable::is_ready(std::uint32_t row) {
-  FencePtr& fence = rows_[row].fence;
-  if (fence && !fence->passed()) return false;
-  fence.reset();
-  return true;
+  const bool ready = std::as_const(*this).is_ready(row);
+  if (ready) rows_[row].fence.reset();
+  return ready;
+}
+
+bool RowTable::is_ready(std::uint32_t row) const {
+  const FencePtr& fence = rows_[row].fence;
+  return !fence || fence->passed();
 }
 
 std::vector<FencePtr> RowTable::fences() const {

@@ -47,6 +47,8 @@ class RowTable {
   void set_fence(std::uint32_t row, FencePtr fence) { rows_[row].fence = std::move(fence); }
   // Whether its fence has passed, or it has none. What has passed is forgotten.
   bool is_ready(std::uint32_t row);
+  // The same without forgetting.
+  bool is_ready(std::uint32_t row) const;
   // Those of all rows.
   std::vector<FencePtr> fences() const;
 

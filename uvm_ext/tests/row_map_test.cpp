@@ -186,6 +186,57 @@ TEST(flushing_thread_waits_for_the_fence_of_what_it_unmaps) {
   map.close();
 }
 
+// What a shared prefix saves is less than a step, which the other one would have to wait for.
+TEST(row_that_nobody_reads_comes_before_one_with_a_longer_prefix) {
+  WatchedMap map(MapShape{});
+  const std::vector<BlockId> blocks = take(map, 8);
+  const std::vector<BlockId> wanted(blocks.begin(), blocks.begin() + 4);
+  const std::uint32_t shorter = map->open({blocks[0], blocks[6]});
+  const std::uint32_t longer = map->open({blocks[0], blocks[1], blocks[2], blocks[7]});
+  for (std::uint32_t i = 2; i < map.shape.rows; ++i) map->open({});
+  map->flush();
+  const auto fence = std::make_shared<ManualFence>();
+  map->close(shorter, nullptr);
+  map->close(longer, fence);
+  const std::uint32_t first = map->open(wanted);
+  map->close(first, nullptr);
+  // Nothing there is replaced by these: no wait either.
+  const std::uint32_t second = map->open({blocks[0], blocks[1], blocks[2]});
+  map->close(second, nullptr);
+  fence->pass();
+  CHECK_EQUAL(first, shorter);
+  CHECK_EQUAL(second, longer);
+  CHECK_EQUAL(map->open(wanted), longer);
+  map->flush();
+  map.check_rows();
+  map.close();
+}
+
+TEST(row_that_is_read_is_taken_where_there_is_no_other_or_it_saves_more_than_a_step) {
+  MapShape shape;
+  shape.positions = 96;
+  shape.limit_blocks = 300;
+  for (const bool alone : {true, false}) {
+    WatchedMap map(shape);
+    const std::vector<BlockId> blocks = take(map, 100);
+    const std::vector<BlockId> many(blocks.begin(), blocks.begin() + 90);
+    const std::uint32_t other = map->open({blocks[95]});
+    const std::uint32_t read = map->open(alone ? std::vector<BlockId>{blocks[0], blocks[1]} : many);
+    for (std::uint32_t i = 2; i < map.shape.rows; ++i) map->open({});
+    map->flush();
+    const auto fence = std::make_shared<ManualFence>();
+    map->close(other, alone ? fence : nullptr);
+    map->close(read, fence);
+    // 89 blocks in each of three arenas.
+    std::vector<BlockId> wanted(many);
+    wanted[alone ? 1 : 89] = blocks[99];
+    const std::uint32_t found = map->open(wanted);
+    fence->pass();
+    CHECK_EQUAL(found, read);
+    map.close();
+  }
+}
+
 TEST(close_waits_for_the_fences_of_rows_without_the_lock) {
   WatchedMap map(MapShape{});
   const std::uint32_t row = map->open(take(map, 3));
