@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import time
@@ -37,7 +38,6 @@ _CPU = "CPU-00000000-0000-0000-0000-000000000000"
 """The host's memory has no UUID: this stands for one."""
 _CHUNK = 32 << 20
 _WEIGHTS_TIMEOUT_S = 60.0
-_ROUND_S = 0.01
 _DRIVER_COOLING_MS = 5000
 """How long a GPU's driver may take to free what a killed process held."""
 
@@ -172,11 +172,11 @@ class SharedMemory(_native.Lease):
         super().close()
 
     def _take_weights(self, size: int, timeout: float) -> None:
-        # They are part of the guarantee: its thread asks for them, and neighbours hand them over.
-        # wait_for() would ask for as much again on top.
+        # They are guaranteed, but what is held already may stand in their place.
         end = time.monotonic() + timeout
         while not self.take(size):
-            if time.monotonic() >= end:
+            left = end - time.monotonic()
+            if left <= 0:
                 raise OutOfMemory(
                     f"weights of {format_size(size)}: {format_size(self.leased)} were leased "
                     f"within {timeout:g} seconds, and neighbours hold the rest of the "
@@ -184,7 +184,7 @@ class SharedMemory(_native.Lease):
                     "longer, or end one",
                     requested=size,
                 )
-            time.sleep(_ROUND_S)
+            self.wait(size, math.ceil(left * 1000))
         self._weights = size
 
     def __enter__(self: _Self) -> _Self:

@@ -82,6 +82,18 @@ def test_a_neighbour_that_asks_gets_prefixes_but_no_weights(runtime):
                 assert one.held == 10 * BLOCK == one.weights
 
 
+def test_they_come_back_beside_what_is_held_meanwhile(runtime):
+    with lease(weights=10 * BLOCK) as one, opened(one) as cache, lease() as two:
+        with opened(two, background=True) as other:
+            one.return_weights()
+            # Out of what is guaranteed for the weights, and an idle neighbour has all the rest.
+            cache.admit(TOKENS)
+            other.release(other.admit(6 * TOKENS))
+            assert two.held == 6 * BLOCK
+            one.claim_weights(PATIENCE)
+        assert (one.weights, one.held) == (10 * BLOCK, 11 * BLOCK)
+
+
 def test_weights_stay_leased_where_closing_is_refused(runtime):
     with lease(weights=6 * BLOCK) as one, opened(one) as cache:
         cache.admit(TOKENS)

@@ -81,6 +81,20 @@ def test_what_a_row_maps_goes_when_the_row_is_closed(memory):
         assert neighbour.wait_for(4 * PAGE, 60)
 
 
+def test_weights_come_back_beside_what_is_kept_asleep():
+    with lease("one", weights=3 * PAGE) as one:
+        memory = make_memory(one)
+        # Requests that wait for their turn.
+        assert memory.back([1, 2])
+        memory.return_weights()
+        memory.sleep()
+        assert (one.limit, one.held) == (PAGE, 3 * PAGE)
+        memory.claim_weights(0)
+        assert one.held == 6 * PAGE
+        memory.wake()
+        memory.close_all()
+
+
 def test_meanwhile_everything_is_backed_that_is_asked_for(memory):
     with memory.guarded(0):
         row = memory.open([5, 6])

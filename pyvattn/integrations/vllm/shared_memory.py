@@ -91,7 +91,7 @@ class SharedRowMemory(RowMemory):
         """Keep one chunk and what live requests have, and leave the guarantee to others."""
         if self._limit_awake is None:
             self._limit_awake = own_limit(self.lease)
-        self._keep_a_block(self.lease.weights)
+        self._keep(0, self.lease.weights)
         self.give()
 
     def wake(self) -> None:
@@ -111,18 +111,18 @@ class SharedRowMemory(RowMemory):
         nothing has changed.
         """
         if self._limit_awake is not None:
-            self._keep_a_block(self.lease.weights_size)
+            self._keep(self.lease.held - self.lease.weights, self.lease.weights_size)
         try:
             self.lease.claim_weights(timeout)
         except OutOfMemory:
             if self._limit_awake is not None:
-                self._keep_a_block(self.lease.weights)
+                self._keep(0, self.lease.weights)
             raise
 
-    def _keep_a_block(self, weights: int) -> None:
-        """Let others have what is beyond one block and these weights, guaranteed or not."""
+    def _keep(self, memory: int, weights: int) -> None:
+        """Let others have what is beyond these, and one block at least, guaranteed or not."""
         chunk = self.lease.chunk_bytes
-        self.lease.set_limit(-(-(self.block_bytes + weights) // chunk) * chunk)
+        self.lease.set_limit(-(-(max(memory, self.block_bytes) + weights) // chunk) * chunk)
 
     @contextmanager
     def guarded(self, tokens: int) -> Iterator[None]:
