@@ -26,7 +26,7 @@ LibCuda load() {
     throw DriverUnavailable(std::string("no NVIDIA driver library: ") +
                             (reason != nullptr ? reason : kLibrary) +
                             "; install NVIDIA's driver, or start the container with access to the "
-                            "GPUs (docker run --gpus all)");
+                            "GPUs (docker run --gpus all); device='cpu' needs neither");
   }
   LibCuda library;
   const char* missing = nullptr;
