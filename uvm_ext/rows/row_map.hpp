@@ -128,7 +128,8 @@ class RowMap {
   std::vector<std::uint32_t> staged_ GUARDED_BY(store_->mutex_);
   // A thread is carrying out what was staged, perhaps by others.
   bool flushing_ GUARDED_BY(store_->mutex_) = false;
-  // Of the background's last attempt, until join() or another attempt takes its place.
+  // Of the background's last attempt, which makes no other, until join() has thrown it, or flush()
+  // or discard() has dealt with what is staged.
   std::exception_ptr failure_ GUARDED_BY(store_->mutex_);
   // Has a lock of its own, which is taken with the store's held or without. The last field:
   // its thread uses the others.

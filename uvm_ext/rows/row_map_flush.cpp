@@ -204,7 +204,8 @@ void RowMap::join() {
 // The mapper thread's work.
 bool RowMap::flush_in_background() {
   const Lock lock(store_->mutex_);
-  if (store_->closed_ || staged_.empty()) return false;
+  // A failure that nobody has been told of yet is join()'s.
+  if (store_->closed_ || staged_.empty() || failure_) return false;
   try {
     flush_locked();
   } catch (...) {

@@ -126,6 +126,24 @@ TEST(failure_of_the_background_thread_comes_at_join_with_nothing_changed) {
   map.close();
 }
 
+TEST(failure_of_the_background_thread_comes_at_join_whatever_it_is_asked_meanwhile) {
+  WatchedMap map(MapShape{});
+  map->open(take(map, 1));
+  HeldMaps gate(map);
+  map.faults->fail_nth(0, false);
+  map->flush_async();
+  map.watch->wait_for_held();
+  map->open(take(map, 1));
+  map->flush_async();
+  gate.pass();
+  CHECK_THROWS(DriverError, map->join());
+  CHECK(map.watch->mappings().empty());
+  map->join();
+  CHECK_EQUAL(map.watch->mappings().size(), 2u * 3);
+  map.check_rows();
+  map.close();
+}
+
 TEST(block_released_before_the_background_thread_maps_it_is_named_at_join) {
   WatchedMap map(MapShape{});
   const std::vector<BlockId> blocks = take(map, 1);
