@@ -152,18 +152,21 @@ class LayerTensors:
         """
         begin, first, end = place
         staging = self._staging_for(sources[arenas.start : arenas.stop], peers)
-        for index in arenas:
-            source, arena = sources[index], self._arenas()[self._first_arena[group] + index]
-            stop = min(end, len(source))
-            if first >= stop:
-                continue
-            there, values = arena[row, begin + first : begin + stop], source[first:stop]
-            if staging is None:
-                there.copy_(values, non_blocking=there.is_cuda)
-            else:
-                staging.copy(there, values)
-        if staging is not None:
-            staging.close()
+        try:
+            for index in arenas:
+                source, arena = sources[index], self._arenas()[self._first_arena[group] + index]
+                stop = min(end, len(source))
+                if first >= stop:
+                    continue
+                there, values = arena[row, begin + first : begin + stop], source[first:stop]
+                if staging is None:
+                    there.copy_(values, non_blocking=there.is_cuda)
+                else:
+                    staging.copy(there, values)
+        finally:
+            # Also where a copy fails: those before it are under way.
+            if staging is not None:
+                staging.close()
 
     def _staging_for(self, sources: Sequence[Any], peers: Collection[str]) -> Staging | None:
         """Return what copies from a GPU that cannot write to what is mapped here, if it is one."""

@@ -120,6 +120,30 @@ def test_a_slot_comes_straight_from_a_gpu_with_access(
         assert streams.told[-1] == ("current", "waits for", "onward")
 
 
+def test_copies_before_one_that_fails_are_waited_for(streams, open_bench, driver_name, monkeypatch):
+    spec = small_spec(max_tokens=16384, guard_tokens=0)
+    source, target = (
+        open_bench(name=driver_name, spec=spec, pages=24, shares=True) for _ in range(2)
+    )
+    slot, _ = filled(source, 21, seed=3)
+    sent = source.cache.dense_views(slot)
+    remote = tuple(tuple(view.as_subclass(Remote) for view in group) for group in sent.data)
+    copy = staging.Staging.copy
+    calls = []
+
+    def failing(self, there, values):
+        calls.append(values)
+        if len(calls) == 2:
+            raise RuntimeError("no copy")
+        copy(self, there, values)
+
+    monkeypatch.setattr(staging.Staging, "copy", failing)
+    with pytest.raises(RuntimeError, match="no copy"):
+        target.cache.restore(replace(sent, data=remote))
+    assert streams.told[-1] == ("current", "waits for", "onward")
+    assert not target.cache.live_slots()
+
+
 def test_a_device_without_room_for_buffers_says_so(streams, monkeypatch):
     def full(*sizes, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
