@@ -200,7 +200,8 @@ class RowMap:
     out, as one batch, whole or not at all, and :meth:`flush_async` does so in a thread of the
     map's own, which :meth:`join` waits for. A block may lie in many rows and positions; rows
     hold the blocks that they map. A closed row keeps its mappings until it is used again:
-    :meth:`open` prefers the row that begins with the most of the blocks already.
+    :meth:`open` prefers the row that begins with the most of the blocks already, and one that no
+    kernel reads any more to one whose fence has yet to pass.
 
     Any thread may call. While the driver works, without the GIL, other rows can be staged.
     """

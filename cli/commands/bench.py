@@ -254,7 +254,7 @@ def transformers(ctx: click.Context, /, out: str | None, as_json: bool, **option
     is_flag=True,
     help="Both by FlexAttention with a mask that no paged kernel has, eagerly.",
 )
-@_option("--block-size", type=click.IntRange(min=0), help="Block size of ours [16].")
+@_option("--block-size", type=click.IntRange(min=0), help="Block size of ours [16 a GPU].")
 @_option("--stock-block-size", type=click.IntRange(min=0), help="Block size of stock [its own].")
 @_option("--tensor-parallel", type=click.IntRange(min=1), help="GPUs of each engine [1].")
 @_option("--driver", help="Name of the driver.")
