@@ -30,7 +30,8 @@ RELIED_ON = [
     ("v1/worker/block_table.py", "BlockTable", "clear_row", ("row_idx",)),
     ("v1/worker/block_table.py", "BlockTable", "move_row", ("src", "tgt")),
     ("v1/worker/block_table.py", "BlockTable", "swap_row", ("src", "tgt")),
-    ("v1/worker/block_table.py", "MultiGroupBlockTable", "compute_slot_mapping", ()),
+    ("v1/worker/gpu_model_runner.py", "GPUModelRunner", "_model_forward", ()),
+    ("v1/worker/gpu_model_runner.py", "GPUModelRunner", "_dummy_run", ()),
     # Runner V2 and its table.
     ("v1/worker/gpu/model_runner.py", "GPUModelRunner", "initialize_kv_cache", (
         "kv_cache_config",)),
@@ -39,7 +40,7 @@ RELIED_ON = [
     ("v1/worker/gpu/attn_utils.py", "", "init_kv_cache", ()),
     ("v1/worker/gpu/block_table.py", "BlockTables", "append_block_ids", (
         "req_index", "new_block_ids", "overwrite")),
-    ("v1/worker/gpu/block_table.py", "BlockTables", "compute_slot_mappings", ()),
+    ("v1/worker/gpu/kv_connector.py", "KVConnector", "pre_forward", ("scheduler_output",)),
     # Schedulers.
     ("v1/core/sched/scheduler.py", "Scheduler", "__init__", ()),
     ("v1/core/sched/async_scheduler.py", "AsyncScheduler", "", ()),
@@ -120,7 +121,10 @@ MENTIONED = [
     ("v1/worker/gpu/model_runner.py", "self.req_states.req_id_to_index"),
     ("v1/worker/gpu/model_runner.py", "in scheduler_output.scheduled_new_reqs"),
     ("v1/worker/gpu/model_runner.py", "init_kv_cache("),
+    ("v1/worker/gpu/model_runner.py", "self.kv_connector = "),
+    ("v1/worker/gpu/model_runner.py", "self.kv_connector.pre_forward("),
     ("v1/worker/gpu_model_runner.py", "self.attn_groups"),
+    ("v1/worker/gpu_model_runner.py", "model_output = self._model_forward("),
     ("v1/worker/gpu_model_runner.py", "self.input_batch.block_table"),
     ("v1/worker/gpu_model_runner.py", "self.input_batch.add_request("),
     ("v1/worker/gpu_input_batch.py", "request.num_computed_tokens"),

@@ -233,7 +233,7 @@ def _short(options: Options, pair: Pair) -> Iterator[Measure]:
     output = options.requests * options.new_tokens
     yield from equal(pair, title, rounds)
     yield from compare(title, rounds, 0, "output", "tokens/s", lambda s: output / s.seconds, 1.0)
-    yield waited(title, rounds, 0)
+    yield from waited(title, rounds, 0)
 
 
 def _prefill(options: Options, pair: Pair) -> Iterator[Measure]:
@@ -252,11 +252,11 @@ def _prefill(options: Options, pair: Pair) -> Iterator[Measure]:
     yield from compare(
         title, rounds, 0, "prompt", "tokens/s", lambda s: prompts / s.seconds, target
     )
-    yield waited(title, rounds, 0)
+    yield from waited(title, rounds, 0)
     title += f" in the prefix cache, + {_FOLLOWING}"
     yield from compare(title, rounds, 1, "whole run", "s", lambda s: s.seconds, at_most=1.03)
     yield from compare(title, rounds, 1, "first token", "s", lambda s: fmean(s.first), at_most=1.05)
-    yield waited(title, rounds, 1)
+    yield from waited(title, rounds, 1)
 
 
 def _decode(options: Options, pair: Pair) -> Iterator[Measure]:

@@ -134,9 +134,11 @@ def figure(name: str, values: list[float], unit: str) -> Measure:
     return Measure.of(name, summarise(values), unit)
 
 
-def waited(title: str, rounds: Rounds, part: int) -> Measure:
-    """Return which share of a run its steps waited for map calls."""
-    shares = [mine[part].stats["waited_seconds"] / mine[part].seconds for _, mine in rounds[1:]]
+def waited(title: str, rounds: Rounds, part: int) -> Iterator[Measure]:
+    """Yield which share of a run its steps waited for map calls, and in which the GPU was idle.
+
+    A host that waits while the GPU has work yet delays nothing by itself.
+    """
     last = rounds[-1][1][part].stats
     note = (
         f"last round: {last['map_calls']:.0f} maps and {last['unmap_calls']:.0f} unmaps in "
@@ -144,5 +146,14 @@ def waited(title: str, rounds: Rounds, part: int) -> Measure:
         f"{last['fence_seconds']:.3f} until kernels were done, "
         f"{last['blocks_placed']:.0f} blocks placed, {last.get('pages_copied', 0):.0f} copied"
     )
-    share = figure(f"ours, {title}: steps waited for map calls", shares, "of the run")
-    return replace(share, at_most=0.01, note=note)
+    steps = (
+        f"last round: {last['waits']:.0f} steps waited {last['waited_seconds']:.3f} s, the longest "
+        f"{last['longest_wait_seconds']:.3f} s, {last['exposed_seconds']:.3f} s with an idle GPU"
+    )
+    for what, name, said in (
+        ("steps waited for map calls", "waited_seconds", note),
+        ("the GPU was idle in such a wait", "exposed_seconds", steps),
+    ):
+        shares = [mine[part].stats[name] / mine[part].seconds for _, mine in rounds[1:]]
+        share = figure(f"ours, {title}: {what}", shares, "of the run")
+        yield replace(share, at_most=0.01, note=said)

@@ -49,7 +49,7 @@ def trace_load(pair: Pair, trace: Trace, rate: float) -> Iterator[Measure]:
             share = figure(f"{name}, {title}: served", [each / offered for each in served], "of it")
             keeps_up = "keeps up" if share.value >= _KEEPS_UP else "falls behind"
             yield Measure(share.name, share.value, share.unit, share.low, share.high, note=keeps_up)
-    yield waited(title, rounds, 0)
+    yield from waited(title, rounds, 0)
 
 
 def _new_tokens(request: Request) -> int:

@@ -36,9 +36,11 @@ STATS = dict.fromkeys(
         "fence_seconds",
         "blocks_placed",
         "pages_copied",
+        "waits",
+        "longest_wait_seconds",
     ),
     1.0,
-)
+) | {"waited_seconds": 0.004, "exposed_seconds": 0.002}
 
 
 class FakeEngine:
@@ -66,7 +68,7 @@ class FakeEngine:
         if self.wrong and self.name == "ours":
             tokens[0] = tokens[0][:1] + [-1] * (new_tokens - 1)
         times = [seconds / 10] * len(prompts)
-        return Served(seconds, prompts, tokens, times, times, 7, {"waited_seconds": 0.004, **STATS})
+        return Served(seconds, prompts, tokens, times, times, 7, STATS)
 
     def margins(self, prompts):
         self.asked[self.name] = prompts
@@ -105,6 +107,7 @@ def test_both_serve_the_same_by_turns_and_the_first_round_is_left_out(engines):
     ratio = only(found, ["ours / stock", "output"])
     assert (ratio.value, ratio.rounds, ratio.ok) == (pytest.approx(1.25), 2, True)
     assert only(found, ["waited"]).value == pytest.approx(0.005)
+    assert only(found, ["idle"]).value == pytest.approx(0.0025)
     assert [name for name, count, _, _ in engines.log if not count] == ["ours", "stock"]
 
 

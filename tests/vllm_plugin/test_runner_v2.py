@@ -33,6 +33,16 @@ class Backend:
         return (0, 2, 1, 3)
 
 
+class StandInConnector:
+    """``vllm.v1.worker.gpu.kv_connector.KVConnector``."""
+
+    def pre_forward(self, scheduler_output, *arguments, **options):
+        scheduler_output.seen.append((arguments, options))
+
+
+NO_CONNECTOR = StandInConnector()
+
+
 class StandInRunner:
     """``vllm.v1.worker.gpu.model_runner.GPUModelRunner``, of a model of two layers."""
 
@@ -57,6 +67,7 @@ class StandInRunner:
         group = types.SimpleNamespace(backend=Backend, layer_names=list(self.layers))
         self.attn_groups = [[group]]
         self.block_tables = StandInV2()
+        self.kv_connector = NO_CONNECTOR
         module = sys.modules["vllm.v1.worker.gpu.model_runner"]
         self.kv_caches = []
         if self.style == "0.26":
@@ -68,6 +79,12 @@ class StandInRunner:
     def add_requests(self, scheduler_output):
         for index, new in enumerate(scheduler_output.scheduled_new_reqs):
             self.block_tables.append_block_ids(index, new.block_ids, overwrite=True)
+
+    def run(self, *arguments, **options):
+        """Let the connector know that a forward follows."""
+        scheduler_output = types.SimpleNamespace(seen=[])
+        self.kv_connector.pre_forward(scheduler_output, *arguments, **options)
+        return scheduler_output.seen
 
     def _remove_request(self, req_id):
         self.removed.append(req_id)
@@ -105,7 +122,7 @@ def test_v2_gets_its_tensors_from_rows_and_lets_go_of_those_that_end(vllm_module
     assert runner.layers["layer.1"].shape == (5 * 4, 2, 64, 128)
 
     runner.block_tables.append_block_ids(0, ([3, 4],), overwrite=True)
-    runner.block_tables.compute_slot_mappings(None)
+    runner.run()
     first, second = runner.block_tables.tables[0]
     runner.layers["layer.0"][second].fill_(2)
     assert not runner.layers["layer.1"][second].any()
@@ -150,6 +167,24 @@ def new_requests(*requests):
     )
 
 
+def test_v2_maps_are_waited_for_right_before_the_model_runs(vllm_modules):
+    runner, other = StandInRunner("0.32"), StandInRunner("0.32")
+    for each in (runner, other):
+        adopt_runner(each, RunnerV2, lambda name, page, device: _native.make_driver(name, page))
+        each.initialize_kv_cache(types.SimpleNamespace(num_blocks=10))
+    runner.block_tables.append_block_ids(0, ([3, 4],), overwrite=True)
+    assert (runner.pyvattn_memory.stats()["waits"], len(other.run())) == (0, 1)
+    assert runner.run("batch", attn_metadata="metadata") == [
+        (("batch",), {"attn_metadata": "metadata"})
+    ]
+    assert runner.pyvattn_memory.stats()["waits"] == 1
+    # vLLM has one connector for every runner without one.
+    assert type(NO_CONNECTOR) is StandInConnector
+    assert other.pyvattn_memory.stats()["waits"] == 0
+    for each in (runner, other):
+        each.pyvattn_memory.close_all()
+
+
 def test_v2_with_late_binding_takes_fresh_blocks_alone_for_empty(vllm_modules):
     runner = StandInRunner("0.32", late=True)
     adopt_runner(runner, RunnerV2, lambda name, page, device: _native.make_driver(name, page))
@@ -160,15 +195,15 @@ def test_v2_with_late_binding_takes_fresh_blocks_alone_for_empty(vllm_modules):
     assert layer.shape == ((5 + 3) * 4, 2, 64, 128)
 
     runner.add_requests(new_requests(([1, 2], 0)))
-    runner.block_tables.compute_slot_mappings(None)
+    runner.run()
     for value, place in enumerate(runner.block_tables.tables[0], 1):
         layer[place].fill_(value)
     runner._remove_request("a")
-    runner.block_tables.compute_slot_mappings(None)
+    runner.run()
     memory.reset_stats()
 
     runner.add_requests(new_requests(([1, 3], 64), ([2, 4], 64)))
-    runner.block_tables.compute_slot_mappings(None)
+    runner.run()
     first, second = (runner.block_tables.tables[index] for index in (0, 1))
     assert (layer[first[0]] == 1).all()
     assert (layer[second[0]] == 2).all()

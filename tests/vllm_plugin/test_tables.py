@@ -31,18 +31,12 @@ class StandInV2:
             before = [] if overwrite else table[req_index]
             table[req_index] = before + list(ids)
 
-    def compute_slot_mappings(self, idx_mapping):
-        return idx_mapping
-
 
 class StandInV1:
     """``vllm.v1.worker.block_table.MultiGroupBlockTable``."""
 
     def __init__(self, groups=1):
         self.block_tables = [StandInTable() for _ in range(groups)]
-
-    def compute_slot_mapping(self, num_reqs):
-        self.prepared = num_reqs
 
 
 class StandInTable:
@@ -107,20 +101,20 @@ def blocks_behind(memory, ids):
 def test_v2_kernels_read_rows_in_which_the_blocks_are_mapped(memory, v2):
     v2.append_block_ids(3, ([5, 2],), overwrite=True)
     v2.append_block_ids(3, ([7],), overwrite=False)
-    assert v2.compute_slot_mappings("slots") == "slots"
+    memory.join()
     assert blocks_behind(memory, v2.tables[3]) == [5, 2, 7]
     assert memory.stats()["waited_seconds"] > 0
 
 
 def test_v2_a_request_that_ended_leaves_its_row_to_one_with_its_prefix(memory, v2):
     v2.append_block_ids(0, ([1, 2, 3],), overwrite=True)
-    v2.compute_slot_mappings(None)
+    memory.join()
     first = v2.tables[0][0] // memory.positions
     v2.end_request(0)
     mapped = memory.stats()["map_calls"]
     v2.append_block_ids(1, ([9],), overwrite=True)
     v2.append_block_ids(2, ([1, 2, 4],), overwrite=True)
-    v2.compute_slot_mappings(None)
+    memory.join()
     assert v2.tables[2][0] // memory.positions == first
     assert memory.stats()["map_calls"] - mapped == 2  # 9 and 4
 
@@ -128,7 +122,7 @@ def test_v2_a_request_that_ended_leaves_its_row_to_one_with_its_prefix(memory, v
 def test_v2_an_index_that_is_used_again_without_a_word_ends_the_request(memory, v2):
     v2.append_block_ids(0, ([1],), overwrite=True)
     v2.append_block_ids(0, ([2],), overwrite=True)
-    v2.compute_slot_mappings(None)
+    memory.join()
     assert memory.stats()["open_rows"] == 1
     assert blocks_behind(memory, v2.tables[0]) == [2]
 
@@ -136,7 +130,7 @@ def test_v2_an_index_that_is_used_again_without_a_word_ends_the_request(memory, 
 def test_v2_a_request_has_a_row_in_each_group_and_leaves_them_all(memory, v2):
     v2.append_block_ids(0, ([1, 2], [5, 3]), overwrite=True)
     v2.append_block_ids(0, ([], [4]), overwrite=False)
-    v2.compute_slot_mappings(None)
+    memory.join()
     full, window = (table[0] for table in v2.groups)
     assert blocks_behind(memory, full) == [1, 2]
     assert blocks_behind(memory, window) == [5, 3, 4]
@@ -148,7 +142,7 @@ def test_v2_a_request_has_a_row_in_each_group_and_leaves_them_all(memory, v2):
 def test_v2_nothing_is_mapped_for_null_blocks_in_front_of_a_window(memory, v2):
     v2.append_block_ids(0, ([1, 3, 5, 9], [0, 0, 0, 7]), overwrite=True)
     v2.append_block_ids(0, ([11], [13]), overwrite=False)
-    v2.compute_slot_mappings(None)
+    memory.join()
     ids = v2.groups[1][0]
     assert ids[:3] == [0, 0, 0]  # row 0, where the null block is
     assert blocks_behind(memory, ids[3:]) == [7, 13]
@@ -156,7 +150,7 @@ def test_v2_nothing_is_mapped_for_null_blocks_in_front_of_a_window(memory, v2):
     v2.end_request(0)
     # The same request again finds its rows by what they hold.
     v2.append_block_ids(1, ([1, 3, 5, 9, 11], [0, 0, 0, 7, 13]), overwrite=True)
-    v2.compute_slot_mappings(None)
+    memory.join()
     assert v2.groups[1][1] == ids
     assert memory.stats()["map_calls"] == 7
 
@@ -165,7 +159,7 @@ def test_v2_a_block_that_left_a_window_goes_to_another_row(memory, v2):
     v2.append_block_ids(0, ([1], [2, 3]), overwrite=True)
     # Nobody says that 2 is behind the window of the first: the second simply has it.
     v2.append_block_ids(1, ([2], [4, 5]), overwrite=True)
-    v2.compute_slot_mappings(None)
+    memory.join()
     assert blocks_behind(memory, v2.groups[0][1]) == [2]
     assert blocks_behind(memory, v2.groups[1][0]) == [2, 3]
 
@@ -177,8 +171,7 @@ def test_v1_requests_keep_their_rows_when_the_batch_is_condensed(memory, v1):
     table.clear_row(0)
     table.move_row(1, 0)
     table.append_row([4], 0)
-    v1.compute_slot_mapping(1)
-    assert v1.prepared == 1
+    memory.join()
     assert blocks_behind(memory, table.ids[0, :2].tolist()) == [3, 4]
     assert memory.stats()["open_rows"] == 1
 
@@ -190,7 +183,7 @@ def test_v1_requests_keep_their_rows_when_the_batch_is_reordered(memory, v1):
     table.swap_row(0, 1)
     table.append_row([3], 0)
     table.append_row([], 1)
-    v1.compute_slot_mapping(2)
+    memory.join()
     assert blocks_behind(memory, table.ids[0, :2].tolist()) == [2, 3]
     assert blocks_behind(memory, table.ids[1, :1].tolist()) == [1]
 
@@ -243,6 +236,6 @@ def test_a_table_can_be_told_of_new_memory(memory, v1):
     assert type(v1).__mro__.count(TablesV1) == 1
     assert type(table).__mro__.count(TableV1) == 1
     table.add_row([2], 0)
-    v1.compute_slot_mapping(1)
+    other.join()
     assert blocks_behind(other, table.ids[0, :1].tolist()) == [2]
     other.close_all()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from engines import WORKER, engine, generate, run
 
-from pyvattn import DriverError, UnsupportedError
+from pyvattn import DriverError, RowMap, UnsupportedError
 
 SCHEDULER = "pyvattn.vllm.Scheduler"
 # Room for a few of the twelve requests that may run at once: eviction and preemption.
@@ -85,3 +85,39 @@ def test_what_is_not_supported_is_refused_before_memory_is_taken(tiny_llama):
         engine(tiny_llama, worker_cls=WORKER, kv_cache_dtype="fp8_e5m2"),
     ):
         pass
+
+
+def test_a_step_is_prepared_while_its_blocks_are_mapped(tiny_llama, stock, monkeypatch):
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    order = []
+    for owner, name, event in (
+        (GPUModelRunner, "_update_states", "blocks are known"),
+        (RowMap, "flush_async", "maps begin"),
+        (GPUModelRunner, "_build_attention_metadata", "metadata"),
+        (RowMap, "join", "wait"),
+        (GPUModelRunner, "_model_forward", "model"),
+    ):
+        monkeypatch.setattr(owner, name, noted(getattr(owner, name), event, order))
+    ours = run(tiny_llama, worker_cls=WORKER)
+    assert ours.tokens == stock.tokens
+    order = order[order.index("blocks are known") :]
+    staged = 0
+    for index, event in enumerate(order):
+        if event == "wait":
+            assert (order[index - 1], order[index + 1]) == ("metadata", "model")
+            staged += 1
+        if event == "maps begin":
+            step = order[index:]
+            assert step.index("wait") < step.index("model")
+    assert 0 < staged < order.count("model")
+
+
+def noted(function, event, order):
+    """Return a function that adds the event to a list before it is called."""
+
+    def called(*arguments, **options):
+        order.append(event)
+        return function(*arguments, **options)
+
+    return called

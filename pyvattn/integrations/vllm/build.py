@@ -18,6 +18,7 @@ from pyvattn.integrations.vllm.lease import offer_memory
 from pyvattn.integrations.vllm.memory import RowMemory, Sizes
 from pyvattn.integrations.vllm.options import Options
 from pyvattn.integrations.vllm.shared_memory import SharedRowMemory
+from pyvattn.integrations.vllm.waits import Event, Waits
 from pyvattn.resolve import choose_driver
 from pyvattn.shared import SharedMemory
 from pyvattn.units import format_page_size, format_size
@@ -49,6 +50,8 @@ def build_memory(
             undo.callback(lease.close)
         memory = _open_memory(runner, specs, blocks, make_driver, lease)
         undo.pop_all()
+    if runner.device.type == "cuda":
+        memory.waits = Waits(_timing_event)
     if isinstance(memory, SharedRowMemory):
         offer_memory(runner.vllm_config, memory)
     _log_choice(memory, len(specs))
@@ -78,6 +81,12 @@ def _open_memory(
         return SharedRowMemory(sizes, paging, driver, background=background, lease=lease)
     make = LateRowMemory if options.late_binding else RowMemory
     return make(sizes, paging, driver, background=background)
+
+
+def _timing_event() -> Event:
+    import torch
+
+    return torch.cuda.Event(enable_timing=True)
 
 
 def layer_tensors(runner: Any, specs: Sequence[Any], memory: RowMemory) -> dict[str, Any]:

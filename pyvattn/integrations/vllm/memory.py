@@ -7,13 +7,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 from pyvattn import _native
 from pyvattn.budget import Budget
 from pyvattn.errors import DriverError, SpecError, UnsupportedError
 from pyvattn.integrations.vllm.layout import Paging
+from pyvattn.integrations.vllm.waits import Waits
 from pyvattn.rows import BlockPool, PoolStats, RowMap
 from pyvattn.spec import CacheSpec
 
@@ -77,6 +77,7 @@ class RowMemory:
         self._background = background
         # Since the last join() that succeeded.
         self._is_staged = False
+        self.waits = Waits()
         self.retries = 0
         self._guard_tokens = 0
         # Null blocks behind the last of a row.
@@ -117,12 +118,9 @@ class RowMemory:
         """Return once every open row has its blocks; raises a ``DriverError`` that says why not."""
         if not self._is_staged:
             return
-        started = perf_counter()
-        try:
+        with self.waits.timed():
             self._join_rows()
             self._is_staged = False
-        finally:
-            self.waited_seconds += perf_counter() - started
 
     @contextmanager
     def guarded(self, tokens: int) -> Iterator[None]:
@@ -145,7 +143,8 @@ class RowMemory:
         """Count what was mapped, and what it took: seconds in all, and those that steps waited.
 
         Of those in all, ``driver_seconds`` passed in driver calls, and ``fence_seconds`` until
-        kernels were done with what was to be unmapped.
+        kernels were done with what was to be unmapped. Of those that steps waited,
+        ``exposed_seconds`` passed while the device had nothing else to do.
         """
         pool, start = self.pool.stats(), self._at_start
         return {
@@ -158,7 +157,7 @@ class RowMemory:
             "map_seconds": pool.flush_seconds - start.flush_seconds,
             "driver_seconds": _driver_seconds(pool) - _driver_seconds(start),
             "fence_seconds": pool.fence_seconds - start.fence_seconds,
-            "waited_seconds": self.waited_seconds,
+            **self.waits.stats(),
             "open_rows": len(self.rows.open_rows()) - self._rows_of_none,
         }
 
@@ -166,7 +165,7 @@ class RowMemory:
         """Count from here on."""
         self._at_start = self.pool.stats()
         self.requests = self.blocks_placed = 0
-        self.waited_seconds = 0.0
+        self.waits.reset()
 
     def close_all(self) -> None:
         """Give the memory back; tensors keep their addresses, with nothing behind them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from importlib import import_module
 from typing import Any
 
@@ -23,6 +24,11 @@ class _Runner:
     pyvattn_make_driver: Any
     pyvattn_lease: SharedMemory | None = None
     attn_groups: list[list[Any]]
+
+    def _join(self) -> None:
+        """Have every block mapped that kernels read which are launched from here on."""
+        if self.pyvattn_memory is not None:
+            self.pyvattn_memory.join()
 
     def _make_tensors(self, cache_config: Any, kernel_block_sizes: Any) -> dict[str, Any]:
         """Return a tensor of virtual blocks for each layer, over rows made anew."""
@@ -64,6 +70,16 @@ class RunnerV1(_Runner):
         _adopt_batch(runner.input_batch)
         return tensors
 
+    def _model_forward(self, *arguments: Any, **options: Any) -> Any:
+        """Wait for maps as late as that can be: all else of the step is prepared."""
+        self._join()
+        return super()._model_forward(*arguments, **options)  # type: ignore[misc]
+
+    def _dummy_run(self, *arguments: Any, **options: Any) -> Any:
+        """Wait for maps here as well, since a dummy run calls the model by itself."""
+        self._join()
+        return super()._dummy_run(*arguments, **options)  # type: ignore[misc]
+
 
 class _Batch:
     """``vllm.v1.worker.gpu_input_batch.InputBatch``, of runner V1."""
@@ -97,6 +113,7 @@ class RunnerV2(_Runner):
             )
         assert self.pyvattn_memory is not None
         adopt_table(runner.block_tables, TableV2, self.pyvattn_memory)
+        runner.kv_connector = _joining(runner.kv_connector, self.pyvattn_memory)
 
     def add_requests(self, scheduler_output: Any) -> None:
         """Tell the table how many tokens of each new request are in the prefix cache."""
@@ -114,6 +131,20 @@ class RunnerV2(_Runner):
         return super()._remove_request(req_id)  # type: ignore[misc]
 
 
+class _Connector:
+    """``vllm.v1.worker.gpu.kv_connector.KVConnector``, the one that connects nothing."""
+
+    _memory: RowMemory
+
+    def pre_forward(self, *arguments: Any, **options: Any) -> None:
+        """Wait for maps as late as that can be.
+
+        vLLM calls it right before every forward: eager, of a CUDA graph, or a dummy run's.
+        """
+        self._memory.join()
+        super().pre_forward(*arguments, **options)  # type: ignore[misc]
+
+
 def adopt_runner(runner: Any, mixin: type[_Runner], make_driver: Any) -> None:
     """Make a runner that vLLM built keep its KV cache in rows."""
     built = type(runner)
@@ -125,6 +156,14 @@ def _adopt_batch(batch: Any) -> None:
     built = type(batch)
     if not issubclass(built, _Batch):
         batch.__class__ = type(f"Row{built.__name__}", (_Batch, built), {})
+
+
+def _joining(connector: Any, memory: RowMemory) -> Any:
+    """Return one that waits for maps: a copy, since vLLM has one for all runners."""
+    made = copy(connector)
+    made.__class__ = type(f"Row{type(made).__name__}", (_Connector, type(made)), {})
+    made._memory = memory
+    return made
 
 
 def _shared_layers(runner: Any) -> list[str]:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's block tables, whose ids are positions of rows.
 
-The scheduler's ids stay what they are; here each is a block to map. The classes are mixed
+The scheduler's ids stay what they are; here each is a block to map, from the moment it arrives: the
+runner waits for it before the model runs. The classes are mixed
 into those that vLLM built: ``v1/worker/gpu/block_table.py`` (runner V2) and
 ``v1/worker/block_table.py`` (V1).
 """
@@ -71,12 +72,6 @@ class TableV2(_Table):
         for rows in self._groups:
             rows.close(req_index)
 
-    def compute_slot_mappings(self, *arguments: Any, **options: Any) -> Any:
-        """The last call before the model runs: by its end everything is mapped."""
-        slots = super().compute_slot_mappings(*arguments, **options)  # type: ignore[misc]
-        self._memory.join()
-        return slots
-
 
 class TableV1(_Table):
     """Of one group of layers in runner V1, which moves requests to keep its batch dense."""
@@ -117,11 +112,8 @@ class TableV1(_Table):
 class TablesV1:
     """Of runner V1, with a table for each group: ``MultiGroupBlockTable``."""
 
-    _memory: RowMemory
-
     def use_rows(self, memory: RowMemory) -> None:
         """Have each table begin, with no requests."""
-        self._memory = memory
         for table in self.block_tables:  # type: ignore[attr-defined]
             adopt_table(table, TableV1, memory)
 
@@ -133,11 +125,6 @@ class TablesV1:
             for table in self.block_tables:  # type: ignore[attr-defined]
                 tables.enter_context(table.adding(numbers))
             yield
-
-    def compute_slot_mapping(self, *arguments: Any, **options: Any) -> None:
-        """The last call before the model runs: by its end everything is mapped."""
-        super().compute_slot_mapping(*arguments, **options)  # type: ignore[misc]
-        self._memory.join()
 
 
 def adopt_table(table: Any, mixin: type[_Table | TablesV1], memory: RowMemory) -> None:
