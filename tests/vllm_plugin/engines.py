@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import random
 from dataclasses import dataclass, field
+from unittest import mock
 
 WORKER = "pyvattn.vllm.Worker"
 # Of every engine here, in this process and behind a server.
@@ -38,12 +39,26 @@ def engine(model, **options):
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    llm = LLM(**{"model": model, **OPTIONS, **options})
+    with _kernels_registered_once():
+        llm = LLM(**{"model": model, **OPTIONS, **options})
     try:
         yield llm
     finally:
         llm.llm_engine.engine_core.shutdown()
         cleanup_dist_env_and_memory()
+
+
+def _kernels_registered_once():
+    """Keep a second engine from looking for Triton kernels to replace.
+
+    They are replaced for the process, and vLLM's search trips over numba, which drafting loads.
+    """
+    from vllm.platforms.cpu import CpuPlatform
+    from vllm.triton_utils.dispatcher import _registry
+
+    if not _registry:
+        return contextlib.nullcontext()
+    return mock.patch.object(CpuPlatform, "register_triton_kernel_overrides")
 
 
 def prompts():

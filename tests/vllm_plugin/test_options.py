@@ -65,8 +65,8 @@ def config(**changes):
         "model_config": {"enable_sleep_mode": False, "is_encoder_decoder": False},
     }
     for name, change in changes.items():
-        both = isinstance(sections[name], dict)
-        sections[name] = {**sections[name], **change} if both else change
+        known = sections[name]
+        sections[name] = {**known, **change} if isinstance(known, dict) else change
     return types.SimpleNamespace(
         **{
             name: types.SimpleNamespace(**value) if isinstance(value, dict) else value
@@ -78,7 +78,10 @@ def config(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"speculative_config": object()}, "leave out --speculative-config"),
+        (
+            {"speculative_config": {"method": "eagle3"}},
+            "decoding by eagle3: set method in --speculative-config to one of ngram, draft_model",
+        ),
         ({"kv_transfer_config": object()}, "leave out --kv-transfer-config"),
         (
             {"parallel_config": {"decode_context_parallel_size": 2}},
@@ -109,8 +112,14 @@ def test_an_engine_that_shares_its_memory_may_sleep():
 
 
 def test_everything_that_is_in_the_way_is_named_at_once():
-    with pytest.raises(UnsupportedError, match=r"--speculative-config; .*--kv-transfer-config"):
-        check_config(config(speculative_config=object(), kv_transfer_config=object()))
+    changes = {"speculative_config": {"method": "medusa"}, "kv_transfer_config": object()}
+    with pytest.raises(UnsupportedError, match=r"--speculative-config .*; .*--kv-transfer-config"):
+        check_config(config(**changes))
+
+
+def test_drafts_whose_kv_lies_in_the_rows_are_taken():
+    for method in ("ngram", "draft_model"):
+        check_config(config(speculative_config={"method": method}))
 
 
 def test_releases_that_were_not_tried_are_refused_unless_one_insists(monkeypatch):

@@ -114,7 +114,7 @@ def vllm_modules(monkeypatch):
 def test_v2_gets_its_tensors_from_rows_and_lets_go_of_those_that_end(vllm_modules, style):
     runner = StandInRunner(style)
     adopt_runner(runner, RunnerV2, lambda name, page, device: _native.make_driver(name, page))
-    runner.initialize_kv_cache(types.SimpleNamespace(num_blocks=10))
+    runner.initialize_kv_cache(cache_config())
     memory = runner.pyvattn_memory
     assert vllm_modules.init_kv_cache == "vLLM's own"
     assert len(runner.kv_caches) == 2
@@ -142,7 +142,7 @@ def test_v2_only_backends_with_a_table_leave_null_blocks_out(
     monkeypatch.setattr(Backend, "get_name", lambda: name)
     runner = StandInRunner("0.32")
     adopt_runner(runner, RunnerV2, lambda name, page, device: _native.make_driver(name, page))
-    runner.initialize_kv_cache(types.SimpleNamespace(num_blocks=10))
+    runner.initialize_kv_cache(cache_config())
     assert runner.pyvattn_memory.reads_by_table is by_table
     runner.pyvattn_memory.close_all()
 
@@ -154,7 +154,20 @@ def test_v2_a_backend_that_reads_no_rows_is_refused_before_memory_is_taken(
     runner = StandInRunner("0.32")
     adopt_runner(runner, RunnerV2, lambda *_: pytest.fail("a driver was opened"))
     with pytest.raises(UnsupportedError, match="FLEX_ATTENTION: set --attention-backend CUSTOM"):
-        runner.initialize_kv_cache(types.SimpleNamespace(num_blocks=10))
+        runner.initialize_kv_cache(cache_config())
+
+
+def test_v2_a_draft_model_is_refused_before_memory_is_taken(vllm_modules):
+    runner = StandInRunner("0.32")
+    adopt_runner(runner, RunnerV2, lambda *_: pytest.fail("a driver was opened"))
+    with pytest.raises(UnsupportedError, match=r"draft\.0 has .*VLLM_USE_V2_MODEL_RUNNER=0"):
+        runner.initialize_kv_cache(cache_config("draft.0"))
+
+
+def cache_config(*drafting):
+    """A ``KVCacheConfig`` of the model's two layers and of those that draft."""
+    group = types.SimpleNamespace(layer_names=["layer.0", "layer.1", *drafting])
+    return types.SimpleNamespace(num_blocks=10, kv_cache_groups=[group])
 
 
 def new_requests(*requests):
@@ -188,7 +201,7 @@ def test_v2_maps_are_waited_for_right_before_the_model_runs(vllm_modules):
 def test_v2_with_late_binding_takes_fresh_blocks_alone_for_empty(vllm_modules):
     runner = StandInRunner("0.32", late=True)
     adopt_runner(runner, RunnerV2, lambda name, page, device: _native.make_driver(name, page))
-    runner.initialize_kv_cache(types.SimpleNamespace(num_blocks=10))
+    runner.initialize_kv_cache(cache_config())
     memory = runner.pyvattn_memory
     layer = runner.layers["layer.1"]
     # Rows of four blocks each: five of requests, and three that map each block for good.

@@ -9,9 +9,12 @@ from typing import Any
 from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.vllm.lease import shares
 
-__all__ = ["check_backends", "check_config", "check_groups"]
+__all__ = ["check_backends", "check_config", "check_groups", "check_layers"]
 
 _CACHE_DTYPES = ("auto", "bfloat16", "float16", "fp8", "fp8_e4m3")
+# How --speculative-config may draft: from the tokens so far, or by a model whose layers have
+# their KV in the rows of the others.
+_DRAFTED_BY = ("ngram", "draft_model")
 
 
 def check_config(config: Any) -> None:
@@ -22,8 +25,12 @@ def check_config(config: Any) -> None:
     parallel = config.parallel_config
     dtype = config.cache_config.cache_dtype
     problems = []
-    if config.speculative_config is not None:
-        problems.append("speculative decoding: leave out --speculative-config")
+    method = getattr(config.speculative_config, "method", None)
+    if method is not None and method not in _DRAFTED_BY:
+        problems.append(
+            f"speculative decoding by {method}: set method in --speculative-config to one of "
+            f"{', '.join(_DRAFTED_BY)}"
+        )
     if config.kv_transfer_config is not None:
         problems.append("KV connectors: leave out --kv-transfer-config")
     for name in ("decode", "prefill"):
@@ -52,6 +59,22 @@ def check_backends(names: Iterable[str]) -> None:
             [
                 "vLLM's backend FLEX_ATTENTION: set --attention-backend CUSTOM and pyvattn's "
                 "option kernel to flex or to a FlexKernel of your own"
+            ]
+        )
+
+
+def check_layers(cache_config: Any, attending: Iterable[str]) -> None:
+    """Raise :class:`~pyvattn.errors.UnsupportedError` for layers with KV that do not attend.
+
+    Not with the model, that is: runner V2 lets those that draft attend by themselves.
+    """
+    known = set(attending)
+    layers = [name for group in cache_config.kv_cache_groups for name in group.layer_names]
+    if others := [name for name in layers if name not in known]:
+        _refuse(
+            [
+                f"a draft model in vLLM's runner V2 ({others[0]} has KV of its own): set "
+                "VLLM_USE_V2_MODEL_RUNNER=0"
             ]
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.vllm.build import build_memory, layer_tensors
 from pyvattn.integrations.vllm.memory import RowMemory
-from pyvattn.integrations.vllm.refusals import check_backends, check_groups
+from pyvattn.integrations.vllm.refusals import check_backends, check_groups, check_layers
 from pyvattn.integrations.vllm.tables import TablesV1, TableV2, adopt_table
 from pyvattn.shared import SharedMemory
 
@@ -35,6 +35,7 @@ class _Runner:
         specs = check_groups(cache_config, _shared_layers(self), self.pyvattn_lease is not None)
         attending = [group for groups in self.attn_groups for group in groups]
         check_backends([group.backend.get_name() for group in attending])
+        check_layers(cache_config, [name for group in attending for name in group.layer_names])
         sizes = [spec.block_size for spec in specs]
         if list(kernel_block_sizes) != sizes:
             raise UnsupportedError(
