@@ -2,7 +2,8 @@
 """Bytes of one GPU to memory mapped on another, which the first one cannot write to.
 
 They go by way of memory of torch's, which it can: over the link to a buffer, and on from there to
-where they belong. There are two buffers, so that the link never waits for the second copy.
+where they belong. There are two buffers, each with a stream of its own, so that the link never
+waits for the second copy, nor for word from the other GPU that the copy before has arrived.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ _STAGED = 64 << 20
 class Staging:
     """Two buffers on ``device``, for views of up to ``longest`` bytes, and what empties them.
 
-    :meth:`close` makes the device's current stream, which fills them, wait until all has arrived.
+    What the device's current stream was told before comes first; :meth:`close` makes it wait
+    until all has arrived.
     Raises :class:`~pyvattn.errors.OutOfMemory` where the device has no room for the buffers.
     """
 
@@ -28,7 +30,6 @@ class Staging:
 
         self._cuda = torch.cuda
         self._device = device
-        self._onward = torch.cuda.Stream(device)
         size = min(_STAGED, longest)
         try:
             self._buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2)]
@@ -38,7 +39,9 @@ class Staging:
                 "of another GPU come: leave it more, or open the cache with peer_access=True",
                 requested=2 * size,
             ) from error
-        self._emptied = [torch.cuda.Event() for _ in self._buffers]
+        self._streams = [torch.cuda.Stream(device) for _ in self._buffers]
+        for stream in self._streams:
+            stream.wait_stream(torch.cuda.current_stream(device))
         self._turn = 0
 
     def copy(self, there: Any, source: Any) -> None:
@@ -49,17 +52,14 @@ class Staging:
 
     def close(self) -> None:
         """Make the device's current stream wait for what was copied."""
-        self._cuda.current_stream(self._device).wait_stream(self._onward)
+        for stream in self._streams:
+            self._cuda.current_stream(self._device).wait_stream(stream)
 
     def _copy_piece(self, there: Any, source: Any) -> None:
-        filling, emptied = self._cuda.current_stream(self._device), self._emptied[self._turn]
         buffer = self._buffers[self._turn][: len(source)]
-        self._turn = 1 - self._turn
-        # torch lets the link's copy wait for this stream, and this stream for the copy. An event
-        # that was never recorded has passed.
-        filling.wait_event(emptied)
-        buffer.copy_(source, non_blocking=True)
-        self._onward.wait_stream(filling)
-        with self._cuda.stream(self._onward):
+        # torch makes the copy between GPUs in the source's stream, between an event of this one
+        # before it and one that this one waits for.
+        with self._cuda.stream(self._streams[self._turn]):
+            buffer.copy_(source, non_blocking=True)
             there.copy_(buffer, non_blocking=True)
-        emptied.record(self._onward)
+        self._turn = 1 - self._turn
