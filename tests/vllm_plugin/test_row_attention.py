@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from pyvattn.attention.indices import KnownIndices
 from pyvattn.attention.problem import Problem
 from pyvattn.attention.reference import ReferenceKernel
 from pyvattn.integrations.vllm.row_attention import Batch, attend, kernel_name, write
+from pyvattn.integrations.vllm.row_layout import RowsOfRequests
 
 ROWS, TOKENS, KV_HEADS, HEADS, DIM = 5, 32, 2, 4, 16
 SCALE = DIM**-0.5
@@ -47,7 +50,7 @@ def ragged():
     return Batch(counts, rows, torch.tensor(lengths, dtype=torch.int32))
 
 
-def expected(query, kv, batch, kernel):
+def expected(query, kv, batch, kernel, **options):
     """One request at a time, by a kernel of the reference kind."""
     out = torch.zeros_like(query)
     end = 0
@@ -55,8 +58,9 @@ def expected(query, kv, batch, kernel):
         start, end = end, end + count
         if count:
             rows, lengths = [int(batch.rows[i])], [int(batch.lengths[i])]
+            keys, values = kv[:, :, 0], kv[:, :, 1]
             problem = Problem(
-                query[None, start:end], kv[:, :, 0], kv[:, :, 1], rows, lengths, True, SCALE
+                query[None, start:end], keys, values, rows, lengths, True, SCALE, **options
             )
             out[start:end] = kernel.attend(problem)[0]
     return out
@@ -68,6 +72,43 @@ def test_a_ragged_batch_gets_what_each_request_gets_alone():
     out = torch.empty_like(query)
     attend(out, query, kv, batch, SCALE, "auto")
     torch.testing.assert_close(out, expected(query, kv, batch, ReferenceKernel()))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("kernel", ["auto", f"{__name__}:FLEX"])
+def test_nothing_is_read_in_front_of_a_window(kernel):
+    kv, batch, window = cache(), ragged(), 3
+    query = torch.randn(sum(batch.counts), HEADS, DIM)
+    name = kernel_name(kernel)
+    alone = FLEX if name == FLEX.name else ReferenceKernel()
+    wanted = expected(query, kv, batch, alone, window_size=(window - 1, -1))
+    for row, length, count in zip(batch.rows, batch.lengths, batch.counts, strict=True):
+        kv[row, : max(0, length - count - window + 1)] = torch.nan
+    out = torch.empty_like(query)
+    attend(out, query, kv, batch, SCALE, name, window)
+    torch.testing.assert_close(out, wanted)
+    # A window that all tokens are in changes nothing.
+    kv = cache()
+    attend(out, query, kv, batch, SCALE, name, TOKENS)
+    torch.testing.assert_close(out, expected(query, kv, batch, alone))
+
+
+@pytest.mark.parametrize("windowed", [True, False])
+def test_the_row_of_a_request_is_that_of_its_last_block_where_layers_have_windows(windowed):
+    # Rows of 10 positions: a running request, one whose first blocks vLLM took away, and padding.
+    common = types.SimpleNamespace(
+        num_reqs=3,
+        seq_lens=torch.tensor([33, 64, 0, 7], dtype=torch.int32),
+        block_table_tensor=torch.tensor(
+            [[30, 31, 32, 0], [0, 0, 52, 53], [0, 0, 0, 0], [70, 0, 0, 0]], dtype=torch.int32
+        ),
+    )
+    requests = RowsOfRequests(positions=10, block_tokens=16, windowed=windowed)
+    wanted = [3, 5, 0] if windowed else [3, 0, 0]
+    assert requests.rows(common).tolist() == wanted
+    out = torch.empty(3, dtype=torch.int32)
+    assert requests.rows(common, out=out) is out
+    assert out.tolist() == wanted
 
 
 def test_a_batch_is_one_call(monkeypatch):

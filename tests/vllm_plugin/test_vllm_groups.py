@@ -121,6 +121,27 @@ def test_scarce_memory_evicts_and_preempts(gemma):
     assert late.stats["pages_copied"] > 0
 
 
+def test_windows_without_a_block_table(gemma, stock):
+    ours = run(gemma, worker_cls=WORKER, attention_backend="CUSTOM")
+    assert ours.tokens == stock.tokens
+    assert ours.cached == stock.cached > 0
+
+
+def test_windows_without_a_block_table_where_memory_is_scarce(gemma):
+    options = {"async_scheduling": True, **SCARCE}
+    stock = run(gemma, **options)
+    ours = run(
+        gemma,
+        worker_cls=WORKER,
+        attention_backend="CUSTOM",
+        additional_config={"pyvattn": {"late_binding": True}},
+        **options,
+    )
+    assert ours.tokens == stock.tokens
+    assert ours.cached == stock.cached > 0
+    assert ours.preemptions == stock.preemptions > 0
+
+
 def test_a_guard_in_every_group_changes_no_token(gemma, stock):
     ours = run(
         gemma,

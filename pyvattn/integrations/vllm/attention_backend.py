@@ -28,7 +28,7 @@ from pyvattn.integrations.vllm.row_attention import (
     refuse_unsupported,
     write,
 )
-from pyvattn.integrations.vllm.row_layout import RowLayout, rows_only
+from pyvattn.integrations.vllm.row_layout import RowLayout, RowsOfRequests, rows_only
 
 __all__ = ["RowAttentionBackend"]
 
@@ -39,6 +39,11 @@ class RowAttentionBackend(RowLayout, AttentionBackend):  # type: ignore[misc]
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16, torch.float32]
     supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16"]
     forward_includes_kv_cache_update = True
+
+    @classmethod
+    def supports_sliding_window(cls) -> bool:
+        """Return that kernels are told where windows begin."""
+        return True
 
     @staticmethod
     def get_impl_cls() -> type[RowAttention]:
@@ -67,8 +72,10 @@ class RowBatchBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
         self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        longest = -(-vllm_config.model_config.max_model_len // kv_cache_spec.block_size)
-        self._positions = longest
+        block_tokens = kv_cache_spec.block_size
+        longest = -(-vllm_config.model_config.max_model_len // block_tokens)
+        windowed = getattr(kv_cache_spec, "sliding_window", None) is not None
+        self._requests = RowsOfRequests(longest, block_tokens, windowed)
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
@@ -81,7 +88,7 @@ class RowBatchBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
                 common.query_start_loc_cpu[: count + 1].diff().tolist(),
                 common.query_start_loc[: count + 1].diff(),
             ),
-            rows=common.block_table_tensor[:count, 0] // self._positions,
+            rows=self._requests.rows(common),
             lengths=common.seq_lens[:count],
             causal=bool(common.causal),
         )
@@ -108,7 +115,6 @@ class RowAttention(AttentionImpl):  # type: ignore[misc]
         refuse_unsupported(
             {
                 "ALiBi": alibi_slopes is not None,
-                "sliding windows": sliding_window is not None,
                 "a soft cap on logits": bool(logits_soft_cap),
                 "attention sinks": sinks is not None,
                 f"attention of the type {attn_type}": attn_type != AttentionType.DECODER,
@@ -120,6 +126,7 @@ class RowAttention(AttentionImpl):  # type: ignore[misc]
         self.scale = float(scale)
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         self.kv_cache_dtype = kv_cache_dtype
+        self._window = sliding_window
         options = Options.of(get_current_vllm_config().additional_config)
         self._kernel = kernel_name(options.kernel)
 
@@ -149,5 +156,6 @@ class RowAttention(AttentionImpl):  # type: ignore[misc]
             attn_metadata.batch,
             self.scale,
             self._kernel,
+            self._window,
         )
         return output

@@ -27,7 +27,7 @@ from pyvattn.attention.row_table import RowTable, block_tokens
 from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.vllm.kernel_choice import reads_by_table
 from pyvattn.integrations.vllm.row_attention import refuse_unsupported
-from pyvattn.integrations.vllm.row_layout import RowLayout, rows_only
+from pyvattn.integrations.vllm.row_layout import RowLayout, RowsOfRequests, rows_only
 
 __all__ = ["FlashRowBackend"]
 
@@ -69,6 +69,8 @@ class FlashRowBuilder(FlashAttentionMetadataBuilder):  # type: ignore[misc]
         self._by_table = reads_by_table(vllm_config)
         self._page_tokens = kv_cache_spec.block_size
         self._positions = -(-vllm_config.model_config.max_model_len // self._page_tokens)
+        windowed = getattr(kv_cache_spec, "sliding_window", None) is not None
+        self._requests = RowsOfRequests(self._positions, self._page_tokens, windowed)
         # CUDA graphs read the rows from the same addresses in every step.
         most = max(vllm_config.scheduler_config.max_num_seqs, self.max_cudagraph_size or 0)
         self._rows = torch.zeros(most, dtype=torch.int32, device=device)
@@ -82,12 +84,7 @@ class FlashRowBuilder(FlashAttentionMetadataBuilder):  # type: ignore[misc]
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
         metadata.table_block = self.block_size
         count = common_attn_metadata.num_reqs
-        metadata.rows = torch.div(
-            common_attn_metadata.block_table_tensor[:count, 0],
-            self._positions,
-            rounding_mode="floor",
-            out=self._rows[:count],
-        )
+        metadata.rows = self._requests.rows(common_attn_metadata, out=self._rows[:count])
         return metadata
 
     def _table_block(self, most_queries: int) -> int:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pyvattn.attention import Kernel, kernel_infos, register
 from pyvattn.attention.indices import KnownIndices
-from pyvattn.attention.problem import Problem
+from pyvattn.attention.problem import UNLIMITED, Problem
 from pyvattn.attention.registry import choose
+from pyvattn.attention.windows import starts_of
 from pyvattn.errors import ConfigError, UnsupportedError
 from pyvattn.text import shown
 
@@ -48,15 +49,28 @@ def write(cache: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> None:
 
 
 def attend(
-    out: Tensor, query: Tensor, cache: Tensor, batch: Batch, scale: float, kernel: str
+    out: Tensor,
+    query: Tensor,
+    cache: Tensor,
+    batch: Batch,
+    scale: float,
+    kernel: str,
+    window: int | None = None,
 ) -> None:
     """Write each query's result, ``[tokens, heads, head_dim]``, into ``out``.
+
+    A query sees the last ``window`` tokens up to its own. In front of the first query's window
+    nothing is read: vLLM's null block is there, or blocks that others have by now.
 
     Raises what :func:`pyvattn.attention.attend` raises for the kernel.
     """
     total = sum(batch.counts)
     if total == 0:
         return
+    starts, seen = None, (UNLIMITED, UNLIMITED)
+    if window is not None:
+        starts = starts_of(batch.lengths, batch.counts, window, None)
+        seen = (window - 1, UNLIMITED)
     problem = Problem(
         query[:total],
         cache[:, :, 0],
@@ -65,6 +79,8 @@ def attend(
         batch.lengths,
         batch.causal,
         scale,
+        window_size=seen,
+        starts=starts,
         query_counts=batch.counts,
     )
     # Nothing is mapped behind a row's blocks: kernels that read there are refused.
