@@ -127,6 +127,31 @@ def test_a_batch_is_one_call(monkeypatch):
     assert problem.host_counts == (1, 1, 0, 4, 7)
 
 
+@pytest.mark.parametrize("capturable", [True, False])
+def test_the_host_reads_lengths_once_a_step_where_a_kernel_wants_them(monkeypatch, capturable):
+    problems = []
+
+    def attend_once(self, problem):
+        problems.append(problem)
+        return torch.zeros_like(problem.q)
+
+    reads = []
+    read = torch.Tensor.tolist
+    monkeypatch.setattr(type(FLEX), "attend", attend_once)
+    monkeypatch.setattr(type(FLEX), "capturable", capturable)
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda each: reads.append(each) or read(each))
+    kv, batch = cache(), ragged()
+    query = torch.randn(sum(batch.counts), HEADS, DIM)
+    for window in (None, None, 3):
+        name = kernel_name(f"{__name__}:FLEX")
+        attend(torch.empty_like(query), query, kv, batch, SCALE, name, window)
+    assert len(reads) == (0 if capturable else 2)  # rows and lengths
+    for problem in problems:
+        assert problem.host_slots == (3, 1, 0, 4, 2)
+        assert problem.host_lengths == (9, 3, 6, 9, 7)
+    assert problems[-1].host_starts == (6, 0, 4, 3, 0)
+
+
 def test_a_batch_without_queries_asks_no_kernel():
     batch = Batch(KnownIndices.of([0], torch.tensor([0])), torch.tensor([1]), torch.tensor([3]))
     nothing = torch.empty(0, HEADS, DIM)
@@ -150,7 +175,7 @@ def test_new_tokens_land_at_their_slots_and_padding_nowhere():
     kv = cache()
     before = kv.clone()
     key, value = torch.randn(4, KV_HEADS, DIM), torch.randn(4, KV_HEADS, DIM)
-    write(kv, key, value, torch.tensor([3 * TOKENS + 5, -1, 2]))
+    write(kv, key, value, torch.tensor([3 * TOKENS + 5, -1, 2, -1]))
     before[3, 5] = torch.stack([key[0], value[0]])
     before[0, 2] = torch.stack([key[2], value[2]])
     torch.testing.assert_close(kv, before, rtol=0, atol=0)

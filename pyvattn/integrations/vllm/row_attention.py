@@ -7,13 +7,15 @@ token, then V of all. vLLM's batches are ragged: their queries go in packed, in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
 
+import torch
 from torch import Tensor
 
 from pyvattn.attention import Kernel, kernel_infos, register
-from pyvattn.attention.indices import KnownIndices
+from pyvattn.attention.indices import KnownIndices, to_host
 from pyvattn.attention.problem import UNLIMITED, Problem
 from pyvattn.attention.registry import choose
 from pyvattn.attention.windows import starts_of
@@ -27,13 +29,22 @@ __all__ = ["Batch", "attend", "kernel_name", "refuse_unsupported", "write"]
 class Batch:
     """The requests of a step: how many queries each has, its row, and its tokens.
 
-    ``lengths`` count the queries' own tokens; both tensors are on the device of the queries.
+    ``lengths`` count the queries' own tokens; both are on the device of the queries.
     """
 
     counts: KnownIndices
-    rows: Tensor
-    lengths: Tensor
+    rows: Tensor | KnownIndices
+    lengths: Tensor | KnownIndices
     causal: bool = True
+
+    @cached_property
+    def on_host(self) -> Batch:
+        """The same, which the host knows as well: waited for once, by the first layer of a step."""
+        rows, lengths = (
+            KnownIndices.of(to_host(each), each) if isinstance(each, Tensor) else each
+            for each in (self.rows, self.lengths)
+        )
+        return replace(self, rows=rows, lengths=lengths)
 
 
 def write(cache: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> None:
@@ -43,9 +54,12 @@ def write(cache: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> None:
     """
     places = cache.view(-1, *cache.shape[2:])
     count = slots.shape[0]
-    kept = slots >= 0
-    places[slots[kept], 0] = key[:count][kept]
-    places[slots[kept], 1] = value[:count][kept]
+    # Chosen by a mask they would have to be counted first, and the host would wait for that in
+    # each layer: so padding writes what is there already, into vLLM's null block.
+    kept = (slots >= 0)[:, None, None]
+    slots = slots.clamp(min=0)
+    for index, new in enumerate((key, value)):
+        places[slots, index] = torch.where(kept, new[:count], places[slots, index])
 
 
 def attend(
@@ -67,12 +81,23 @@ def attend(
     total = sum(batch.counts)
     if total == 0:
         return
+    problem = _problem(query[:total], cache, batch, scale, window)
+    # Nothing is mapped behind a row's blocks: kernels that read there are refused.
+    chosen = choose(kernel, problem, guard_tokens=0)
+    if not chosen.capturable:
+        problem = _problem(query[:total], cache, batch.on_host, scale, window)
+    out[:total] = chosen.attend(problem)
+
+
+def _problem(
+    query: Tensor, cache: Tensor, batch: Batch, scale: float, window: int | None
+) -> Problem:
     starts, seen = None, (UNLIMITED, UNLIMITED)
     if window is not None:
         starts = starts_of(batch.lengths, batch.counts, window, None)
         seen = (window - 1, UNLIMITED)
-    problem = Problem(
-        query[:total],
+    return Problem(
+        query,
         cache[:, :, 0],
         cache[:, :, 1],
         batch.rows,
@@ -83,8 +108,6 @@ def attend(
         starts=starts,
         query_counts=batch.counts,
     )
-    # Nothing is mapped behind a row's blocks: kernels that read there are refused.
-    out[:total] = choose(kernel, problem, guard_tokens=0).attend(problem)
 
 
 def refuse_unsupported(asked: dict[str, bool]) -> None:
