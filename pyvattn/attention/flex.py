@@ -35,6 +35,11 @@ from pyvattn.kernels import kernel_named
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
+# How far torch's kernel counts from a row's first element, in int32: a token of 32 layers that lie
+# side by side is 65,536 elements, and 32,768 such tokens are too many.
+_MOST_ELEMENTS = 2**31 - 1
+# Parts of a row are whole blocks of the kernel.
+_BLOCK = 128
 # Queries of a KV head up to which torch's kernel for decode is left to choose.
 _MOST_DECODED = 64
 
@@ -72,20 +77,32 @@ class FlexKernel(Kernel):
     def attend(self, problem: Problem) -> Tensor:
         """Attend to one row after the other."""
         check_type("problem", problem, Problem)
-        return by_row(problem, lambda row: self._attend(problem, row)[0].transpose(0, 1))
+        return by_row(problem, lambda row: self._attend_row(problem, row, with_lse=False)[0])
 
     def attend_with_lse(self, problem: Problem) -> tuple[Tensor, Tensor]:
         """Attend to one row after the other."""
         check_type("problem", problem, Problem)
 
-        def attend_row(row: Row) -> tuple[Tensor, Tensor]:
-            out, aux = self._attend(problem, row, return_aux=AuxRequest(lse=True))
-            return out[0].transpose(0, 1), aux.lse[0]
+        return by_row_with_lse(problem, lambda row: self._attend_row(problem, row, with_lse=True))
 
-        return by_row_with_lse(problem, attend_row)
+    def _attend_row(self, problem: Problem, row: Row, *, with_lse: bool) -> tuple[Tensor, Tensor]:
+        """Return ``[queries, q_heads, dim]`` and the log-sum-exp, if asked, ``[q_heads, queries]``.
 
-    def _attend(self, problem: Problem, row: Row, **options: Any) -> Any:
-        q, k, v = row.q, row.k, row.v
+        Keys that are more than torch's kernel can count to are attended to in parts.
+        """
+        parts = _parts(row)
+        if len(parts) == 1 and not with_lse:
+            out = self._attend(problem, row, parts[0])
+            return out[0].transpose(0, 1), out.new_empty(0)
+        found = [self._attend(problem, row, part, AuxRequest(lse=True)) for part in parts]
+        outs, sums = [out[0] for out, _ in found], [aux.lse[0] for _, aux in found]
+        out, lse = (outs[0], sums[0]) if len(parts) == 1 else _joined(outs, sums)
+        return out.transpose(0, 1), lse
+
+    def _attend(
+        self, problem: Problem, row: Row, part: slice, return_aux: AuxRequest | None = None
+    ) -> Any:
+        q, k, v = row.q, row.k[part], row.v[part]
         on_cuda = q.device.type == "cuda"
         call = _compiled() if on_cuda else flex_attention
         # The kernel for decode takes all queries of a KV head as one block, which spills
@@ -95,15 +112,18 @@ class FlexKernel(Kernel):
             q.transpose(0, 1)[None],
             k.transpose(0, 1)[None],
             v.transpose(0, 1)[None],
-            score_mod=self._at_positions(problem, row),
+            score_mod=self._at_positions(problem, row, part.start),
             scale=problem.scale,
             enable_gqa=q.shape[1] != k.shape[1],
             kernel_options={"BACKEND": "TRITON"} if many else None,
-            **options,
+            return_aux=return_aux,
         )
 
-    def _at_positions(self, problem: Problem, row: Row) -> ScoreMod:
-        """Return the user's functions and the problem's own as one, on token positions."""
+    def _at_positions(self, problem: Problem, row: Row, skipped: int) -> ScoreMod:
+        """Return the user's functions and the problem's own as one, on token positions.
+
+        ``skipped``: how many tokens of the row lie in front of those that are attended to.
+        """
         score_mod, mask_mod = self._score_mod, self._mask_mod
         left, right = problem.bounds
         slopes = row.slopes(problem)
@@ -112,7 +132,7 @@ class FlexKernel(Kernel):
         # the one before.
         start, first, batch = (
             torch.full((), value, device=row.q.device)
-            for value in (row.start, row.start + row.first, row.index)
+            for value in (row.start + skipped, row.start + row.first, row.index)
         )
         softcap = torch.full((), problem.softcap, dtype=torch.float32, device=row.q.device)
         capped = problem.softcap != 0
@@ -134,6 +154,30 @@ class FlexKernel(Kernel):
             return score
 
         return modified
+
+
+def _parts(row: Row) -> list[slice]:
+    """Return the tokens of a row in parts of about one size that the kernel can count to."""
+    tokens = row.k.shape[0]
+    stride = max(row.k.stride(0), row.v.stride(0))
+    most = max(_BLOCK, _MOST_ELEMENTS // max(stride, 1) // _BLOCK * _BLOCK)
+    if tokens <= most:
+        return [slice(0, tokens)]
+    blocks = -(-tokens // _BLOCK)
+    size = -(-blocks // -(-tokens // most)) * _BLOCK
+    return [slice(first, min(first + size, tokens)) for first in range(0, tokens, size)]
+
+
+def _joined(outs: list[Tensor], sums: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return what parts of the keys give together, from the results of each and their sums.
+
+    A query that sees nothing in any of them has zeros, and minus infinity.
+    """
+    lse = torch.stack([each.float() for each in sums])
+    total = lse.logsumexp(0)
+    weights = (lse - total.where(total > -torch.inf, 0)).exp()
+    out = (torch.stack(outs).float() * weights[..., None]).sum(0)
+    return out.to(outs[0].dtype), total
 
 
 @cache

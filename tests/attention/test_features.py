@@ -15,6 +15,7 @@ from pyvattn import CacheSpec, KVCache, LayerGroup
 from pyvattn.attention import Feature, Problem, append, attend, flex, kernel_infos, sdpa
 from pyvattn.attention.features import named
 from pyvattn.attention.registry import _KERNELS
+from pyvattn.attention.rows import Row
 from pyvattn.errors import ConfigError, TensorError, UnsupportedError
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -59,6 +60,39 @@ def test_features_give_what_they_mean(kernel, features, causal, seed):
             assert sums.dtype == torch.float32
             torch.testing.assert_close(again.double(), out, atol=2e-5, rtol=2e-5)
             torch.testing.assert_close(sums.double(), lse, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("features", [*({each} for each in Feature), set(Feature)], ids=named)
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+def test_flex_gives_the_same_in_parts(monkeypatch, features, causal):
+    calls = []
+    plain = flex.flex_attention
+
+    def counted(q, k, *arguments, **options):
+        calls.append(k.shape[2])
+        return plain(q, k, *arguments, **options)
+
+    monkeypatch.setattr(flex, "flex_attention", counted)
+    monkeypatch.setattr(flex, "_BLOCK", 4)
+    monkeypatch.setattr(flex, "_MOST_ELEMENTS", 0)
+    test_features_give_what_they_mean("flex", frozenset(features), causal, seed=2)
+    assert 0 < max(calls) <= 4
+
+
+@pytest.mark.parametrize(
+    ("tokens", "stride", "parts"), [(32767, 65536, 2), (32640, 65536, 1), (60000, 65536, 2),
+                                    (131072, 65536, 5), (131072, 2048, 1)]
+)  # fmt: skip
+def test_no_part_of_a_row_has_elements_that_flex_cannot_count_to(tokens, stride, parts):
+    k = torch.empty_strided((tokens, 8, 128), (stride, 128, 1), device="meta")
+    row = Row(0, torch.empty(1, 8, 128, device="meta"), k, k, 0)
+    cut = flex._parts(row)
+    assert len(cut) == parts
+    assert [part.start for part in cut] == [0, *(part.stop for part in cut)][:-1]
+    assert cut[-1].stop == tokens
+    for part in cut:
+        whole_blocks = -(-(part.stop - part.start) // 128) * 128
+        assert (whole_blocks - 1) * stride + 8 * 128 <= 2**31
 
 
 @pytest.mark.parametrize("window", [(0, 1), (-1, 2), (3, 0)])
