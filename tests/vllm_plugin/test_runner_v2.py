@@ -184,7 +184,7 @@ def test_v2_maps_are_waited_for_right_before_the_model_runs(vllm_modules):
     runner, other = StandInRunner("0.32"), StandInRunner("0.32")
     for each in (runner, other):
         adopt_runner(each, RunnerV2, lambda name, page, device: _native.make_driver(name, page))
-        each.initialize_kv_cache(types.SimpleNamespace(num_blocks=10))
+        each.initialize_kv_cache(cache_config())
     runner.block_tables.append_block_ids(0, ([3, 4],), overwrite=True)
     assert (runner.pyvattn_memory.stats()["waits"], len(other.run())) == (0, 1)
     assert runner.run("batch", attn_metadata="metadata") == [
