@@ -14,7 +14,7 @@ from pyvattn.errors import OutOfMemory
 from pyvattn.units import format_size
 
 # Long enough that launching a copy takes less than the copy, even over the fastest link.
-_STAGED = 64 << 20
+_STAGED = 128 << 20
 
 
 class Staging:

@@ -17,6 +17,7 @@ from nvidia_drivers import require
 from pages import examples, reader, run
 from tiny_models import make_llama
 
+from pyvattn import CacheSpec
 from pyvattn.attention import registry
 
 
@@ -29,9 +30,10 @@ def _as_before(monkeypatch, tmp_path):
 
 @pytest.fixture
 def names():
-    """What a reader has, with a model in bf16 whose heads are as wide as models' are."""
+    """What a reader has: a model in bf16 with heads of 64, the spec of Llama-3-8B."""
     model = make_llama(hidden_size=512).to("cuda", torch.bfloat16)
-    with reader(model) as had:
+    spec = CacheSpec(32, 8, 128, "bfloat16", max_slots=4, max_tokens=32768)
+    with reader(model, spec) as had:
         yield had
         torch.cuda.synchronize()
 

@@ -52,18 +52,19 @@ def examples() -> Iterator[object]:
 
 
 @contextmanager
-def reader(model: Any) -> Iterator[dict[str, Any]]:
-    """What the pages say that a reader has: a model, prompts, a cache that is open."""
+def reader(model: Any, spec: CacheSpec) -> Iterator[dict[str, Any]]:
+    """What the pages say that a reader has: a model, prompts, a cache that is open, a spec."""
     answers: list[list[int]] = []
     model.generation_config = transformers.GenerationConfig(max_new_tokens=3)
     prompts = ["Once upon a time", "The sky"]
     tokens = Tokenizer()(prompts)["input_ids"]
-    spec = spec_for(model, max_slots=8, max_tokens=512)
-    with KVCache(spec, device=model.device, memory="64MiB") as cache:
+    with KVCache(
+        spec_for(model, max_slots=8, max_tokens=512), device=model.device, memory="64MiB"
+    ) as cache:
         yield {
             "pyvattn": pyvattn,
             "KVCache": KVCache,
-            "spec": CacheSpec(2, 2, 8, "float32", max_slots=4, max_tokens=4096),
+            "spec": spec,
             "stream": None,
             "model": model,
             "cache": cache,

@@ -9,6 +9,7 @@ import pytest
 from pages import BLOCK, PAGES, examples, reader, run
 from tiny_models import make_llama
 
+from pyvattn import CacheSpec
 from pyvattn.attention import registry
 
 # The host stands in for a GPU and its drivers.
@@ -38,7 +39,8 @@ def _no_ledger_yet(monkeypatch, tmp_path):
 
 @pytest.fixture
 def names():
-    with reader(make_llama()) as had:
+    spec = CacheSpec(2, 2, 8, "float32", max_slots=4, max_tokens=4096)
+    with reader(make_llama(), spec) as had:
         yield had
 
 
