@@ -123,6 +123,11 @@ class Offloaded:
         return self.fence is None or self.fence.passed()
 
 
+def pinned_bytes(size: int) -> int:
+    """Return what torch takes from the host for so many bytes of pinned memory: powers of two."""
+    return 1 << (size - 1).bit_length() if size else 0
+
+
 def check_fits(
     header: SlotHeader, geometries: Sequence[Geometry], states: StateRows | None
 ) -> None:

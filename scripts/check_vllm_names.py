@@ -41,6 +41,27 @@ RELIED_ON = [
     ("v1/worker/gpu/block_table.py", "BlockTables", "append_block_ids", (
         "req_index", "new_block_ids", "overwrite")),
     ("v1/worker/gpu/kv_connector.py", "KVConnector", "pre_forward", ("scheduler_output",)),
+    ("v1/worker/gpu/model_runner.py", "GPUModelRunner", "finish_requests", (
+        "scheduler_output",)),
+    # KV connectors.
+    ("distributed/kv_transfer/kv_connector/factory.py", "KVConnectorFactory",
+        "register_connector", ("name", "module_path", "class_name")),
+    *(("distributed/kv_transfer/kv_connector/v1/base.py", "KVConnectorBase_V1", name, taken)
+      for name, taken in (
+        ("__init__", ("vllm_config", "role", "kv_cache_config")),
+        ("register_kv_caches", ("kv_caches",)),
+        ("handle_preemptions", ("kv_connector_metadata",)),
+        ("start_load_kv", ("forward_context",)),
+        ("_get_connector_metadata", ()),
+        ("get_block_ids_with_load_errors", ()),
+        ("build_connector_worker_meta", ()),
+        ("get_num_new_matched_tokens", ("request", "num_computed_tokens")),
+        ("update_state_after_alloc", ("request", "blocks", "num_external_tokens")),
+        ("build_connector_meta", ("scheduler_output",)),
+        ("update_connector_output", ("connector_output",)),
+        ("request_finished", ("request", "block_ids")),
+        ("reset_cache", ()),
+        ("shutdown", ()))),
     # Schedulers.
     ("v1/core/sched/scheduler.py", "Scheduler", "__init__", ()),
     ("v1/core/sched/async_scheduler.py", "AsyncScheduler", "", ()),
@@ -113,6 +134,15 @@ RELIED_ON = [
 
 # Attributes that are read or set, as they stand in the text of a file.
 MENTIONED = [
+    ("distributed/kv_transfer/__init__.py", "get_kv_transfer_group,"),
+    ("distributed/kv_transfer/__init__.py", "has_kv_transfer_group,"),
+    ("distributed/kv_transfer/kv_connector/v1/base.py", "class KVConnectorWorkerMetadata("),
+    ("v1/core/sched/scheduler.py", "kv_transfer_config.kv_load_failure_policy"),
+    ("v1/core/sched/scheduler.py", "kv_transfer_config.is_kv_consumer"),
+    ("v1/core/sched/output.py", "preempted_req_ids: "),
+    ("v1/core/sched/output.py", "num_computed_tokens: list[int]"),
+    ("v1/outputs.py", "kv_connector_worker_meta: "),
+    ("v1/worker/gpu_model_runner.py", ".handle_preemptions(kv_connector_metadata)"),
     ("v1/worker/gpu_worker.py", "self.use_v2_model_runner"),
     ("v1/worker/gpu/model_runner.py", "self.kernel_block_sizes"),
     ("v1/worker/gpu/model_runner.py", "self.attn_groups"),

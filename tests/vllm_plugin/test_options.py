@@ -45,6 +45,7 @@ def test_options_are_read_from_additional_config():
         ({"memory": "shared", "sleep_weights": 0}, "sleep_weights=0: use true or false"),
         ({"memory": "all"}, "memory='all': use own or shared"),
         ({"memory": "shared", "late_binding": True}, "late_binding=True keeps every block mapped"),
+        ({"swap_memory": "much"}, "option swap_memory"),
         ({"guard_tokens": -1}, "guard_tokens=-1: use a whole number from 0"),
         ("fast", "pyvattn='fast': use an object of options"),
     ],
@@ -82,7 +83,17 @@ def config(**changes):
             {"speculative_config": {"method": "eagle3"}},
             "decoding by eagle3: set method in --speculative-config to one of ngram, draft_model",
         ),
-        ({"kv_transfer_config": object()}, "leave out --kv-transfer-config"),
+        (
+            {"kv_transfer_config": {"kv_connector": "NixlConnector"}},
+            "NixlConnector: set kv_connector in --kv-transfer-config to PyvattnSwapConnector",
+        ),
+        (
+            {
+                "kv_transfer_config": {"kv_connector": "PyvattnSwapConnector"},
+                "additional_config": MappingProxyType({"pyvattn": {"memory": "shared"}}),
+            },
+            "KV connectors with pyvattn's option memory='shared'",
+        ),
         (
             {"parallel_config": {"decode_context_parallel_size": 2}},
             "set --decode-context-parallel-size 1",
@@ -112,14 +123,18 @@ def test_an_engine_that_shares_its_memory_may_sleep():
 
 
 def test_everything_that_is_in_the_way_is_named_at_once():
-    changes = {"speculative_config": {"method": "medusa"}, "kv_transfer_config": object()}
+    changes = {
+        "speculative_config": {"method": "medusa"},
+        "kv_transfer_config": {"kv_connector": "NixlConnector"},
+    }
     with pytest.raises(UnsupportedError, match=r"--speculative-config .*; .*--kv-transfer-config"):
         check_config(config(**changes))
 
 
-def test_drafts_whose_kv_lies_in_the_rows_are_taken():
+def test_drafts_from_the_rows_and_the_connector_that_copies_them_are_taken():
     for method in ("ngram", "draft_model"):
         check_config(config(speculative_config={"method": method}))
+    check_config(config(kv_transfer_config={"kv_connector": "PyvattnSwapConnector"}))
 
 
 def test_releases_that_were_not_tried_are_refused_unless_one_insists(monkeypatch):

@@ -58,6 +58,7 @@ class StandInRunner:
             cache_config=types.SimpleNamespace(cache_dtype="auto"),
             scheduler_config=types.SimpleNamespace(max_num_seqs=2),
             compilation_config=self.compilation_config,
+            kv_transfer_config=None,
         )
         self.req_states = types.SimpleNamespace(req_id_to_index={"a": 0, "b": 1})
         self.removed = []
@@ -85,6 +86,10 @@ class StandInRunner:
         scheduler_output = types.SimpleNamespace(seen=[])
         self.kv_connector.pre_forward(scheduler_output, *arguments, **options)
         return scheduler_output.seen
+
+    def finish_requests(self, scheduler_output):
+        for req_id in scheduler_output.preempted_req_ids:
+            self._remove_request(req_id)
 
     def _remove_request(self, req_id):
         self.removed.append(req_id)
@@ -168,6 +173,31 @@ def cache_config(*drafting):
     """A ``KVCacheConfig`` of the model's two layers and of those that draft."""
     group = types.SimpleNamespace(layer_names=["layer.0", "layer.1", *drafting])
     return types.SimpleNamespace(num_blocks=10, kv_cache_groups=[group])
+
+
+def test_v2_what_is_preempted_is_saved_while_it_has_its_row(vllm_modules, monkeypatch):
+    saved = []
+
+    class Connector:
+        def use_rows(self, rows, row_of):
+            self.row_of = row_of
+
+        def handle_preemptions(self, orders):
+            saved.extend((req_id, self.row_of(req_id)) for req_id in orders)
+
+    connector = Connector()
+    monkeypatch.setattr(runners, "_connector", lambda runner: connector)
+    runner = StandInRunner("0.32")
+    adopt_runner(runner, RunnerV2, lambda name, page, device: _native.make_driver(name, page))
+    runner.initialize_kv_cache(cache_config())
+    runner.block_tables.append_block_ids(0, ([3, 4],), overwrite=True)
+    (row,) = set(runner.pyvattn_memory.rows.open_rows()) - {0}
+    step = types.SimpleNamespace(preempted_req_ids={"a"}, kv_connector_metadata=["a", "unknown"])
+    runner.finish_requests(step)
+    assert saved == [("a", row), ("unknown", None)]
+    assert connector.row_of("a") is None
+    runner.finish_requests(types.SimpleNamespace(preempted_req_ids=(), kv_connector_metadata=None))
+    runner.pyvattn_memory.close_all()
 
 
 def new_requests(*requests):

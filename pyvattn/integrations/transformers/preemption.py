@@ -14,7 +14,7 @@ from pyvattn.arguments import check_name
 from pyvattn.errors import ConfigError, OutOfMemory
 from pyvattn.integrations.transformers.rates import FastestRate
 from pyvattn.logs import logger_of
-from pyvattn.swap import Offloaded, byte_ranges
+from pyvattn.swap import Offloaded, byte_ranges, pinned_bytes
 from pyvattn.text import shown
 from pyvattn.units import format_size, parse_size
 
@@ -166,10 +166,8 @@ class HostSwap:
         return [*found, (0, self._cache._state_bytes)]
 
     def _host_bytes(self, sizes: Iterable[int]) -> int:
-        """Return what torch takes from the host for these: pinned memory in powers of two."""
-        if self._stream is None:
-            return sum(sizes)
-        return sum(1 << (size - 1).bit_length() if size else 0 for size in sizes)
+        """Return what torch takes from the host for these, pinned on a GPU."""
+        return sum(sizes if self._stream is None else map(pinned_bytes, sizes))
 
     def _beside(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)

@@ -16,6 +16,7 @@ from importlib import import_module
 BACKEND = "pyvattn.integrations.vllm.attention_backend.RowAttentionBackend"
 FLASH_BACKEND = "pyvattn.integrations.vllm.flash_rows.FlashRowBackend"
 SLEEP_BACKEND = "pyvattn"
+SWAP_CONNECTOR = "PyvattnSwapConnector"
 
 
 def register() -> None:
@@ -25,6 +26,7 @@ def register() -> None:
     registry = import_module("vllm.v1.attention.backends.registry")
     registry.register_backend(registry.AttentionBackendEnum.CUSTOM, BACKEND)
     _offer_sleep_backend()
+    _offer_swap_connector()
     if os.environ.get("PYVATTN_METRICS") == "1":
         _export_metrics()
 
@@ -38,6 +40,14 @@ def _offer_sleep_backend() -> None:
         return
     module = "pyvattn.integrations.vllm.sleep_backend"
     backends.SleepModeBackendFactory.register_backend(SLEEP_BACKEND, module, "KVSleepBackend")
+
+
+@lru_cache(maxsize=1)
+def _offer_swap_connector() -> None:
+    """Say what ``"kv_connector": "PyvattnSwapConnector"`` of ``--kv-transfer-config`` is."""
+    factory = import_module("vllm.distributed.kv_transfer.kv_connector.factory")
+    module = "pyvattn.integrations.vllm.swap_connector"
+    factory.KVConnectorFactory.register_connector(SWAP_CONNECTOR, module, "SwapConnector")
 
 
 @lru_cache(maxsize=1)

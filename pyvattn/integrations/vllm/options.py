@@ -55,6 +55,7 @@ class Options:
     name: str | None = None
     weights: int | str = 0
     sleep_weights: bool = True
+    swap_memory: int | str = "8GiB"
 
     def row_count(self, requests: int, groups: int = 1) -> int:
         """Return how many rows there are where so many requests run at once.
@@ -95,6 +96,7 @@ class Options:
             raise ConfigError(f"{_KEY} option guard_tokens={given}: use a whole number from 0")
         if self.memory not in ("own", "shared"):
             raise ConfigError(f"{_KEY} option memory={shown(self.memory)}: use own or shared")
+        parse_size(self.swap_memory, f"{_KEY} option swap_memory")
         self._check_lease()
         if self.memory == "shared" and self.late_binding:
             raise ConfigError(

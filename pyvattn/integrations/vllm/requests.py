@@ -79,6 +79,11 @@ class RequestRows:
         if request is not None:
             self._memory.close(request.row)
 
+    def row(self, place: int) -> int | None:
+        """Return the row of the request at a place, if there is one."""
+        request = self._at.get(place)
+        return None if request is None else request.row
+
     def move(self, source: int, target: int) -> None:
         """The request at ``source`` is at ``target`` from here on."""
         if source == target:

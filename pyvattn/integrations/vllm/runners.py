@@ -11,10 +11,13 @@ from typing import Any
 
 from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.vllm.build import build_memory, layer_tensors
+from pyvattn.integrations.vllm.host_rows import HostRows
 from pyvattn.integrations.vllm.memory import RowMemory
+from pyvattn.integrations.vllm.options import Options
 from pyvattn.integrations.vllm.refusals import check_backends, check_groups, check_layers
 from pyvattn.integrations.vllm.tables import TablesV1, TableV2, adopt_table
 from pyvattn.shared import SharedMemory
+from pyvattn.units import parse_size
 
 __all__ = ["RunnerV1", "RunnerV2", "adopt_runner"]
 
@@ -23,6 +26,7 @@ class _Runner:
     pyvattn_memory: RowMemory | None = None
     pyvattn_make_driver: Any
     pyvattn_lease: SharedMemory | None = None
+    pyvattn_host_rows: HostRows | None = None
     attn_groups: list[list[Any]]
 
     def _join(self) -> None:
@@ -50,6 +54,22 @@ class _Runner:
         )
         return layer_tensors(self, specs, self.pyvattn_memory)
 
+    def _offer_rows(self) -> None:
+        """Let the engine's KV connector copy rows, where it has one."""
+        connector = _connector(self)
+        if connector is None:
+            return
+        runner: Any = self
+        assert self.pyvattn_memory is not None
+        options = Options.of(runner.vllm_config.additional_config)
+        limit = parse_size(options.swap_memory, "swap_memory")
+        self.pyvattn_host_rows = HostRows(self.pyvattn_memory, limit)
+        connector.use_rows(self.pyvattn_host_rows, self._row_of)
+
+    def _row_of(self, req_id: str) -> int | None:
+        """Return the row of a request that the runner knows."""
+        raise NotImplementedError
+
     def _bind(self, tensors: dict[str, Any], layers: dict[str, Any], caches: list[Any]) -> None:
         utils = import_module("vllm.v1.worker.utils")
         utils.bind_kv_cache(tensors, layers, caches, 1)
@@ -69,6 +89,7 @@ class RunnerV1(_Runner):
         assert self.pyvattn_memory is not None
         adopt_table(runner.input_batch.block_table, TablesV1, self.pyvattn_memory)
         _adopt_batch(runner.input_batch)
+        self._offer_rows()
         return tensors
 
     def _model_forward(self, *arguments: Any, **options: Any) -> Any:
@@ -80,6 +101,12 @@ class RunnerV1(_Runner):
         """Wait for maps here as well, since a dummy run calls the model by itself."""
         self._join()
         return super()._dummy_run(*arguments, **options)  # type: ignore[misc]
+
+    def _row_of(self, req_id: str) -> int | None:
+        batch: Any = self.input_batch  # type: ignore[attr-defined]
+        index = batch.req_id_to_index.get(req_id)
+        row: int | None = None if index is None else batch.block_table.row(index)
+        return row
 
 
 class _Batch:
@@ -106,6 +133,7 @@ class RunnerV2(_Runner):
             caches = given[0] if isinstance(given[0], list) else []
             tensors = self._make_tensors(runner.kv_cache_config, runner.kernel_block_sizes)
             self._bind(tensors, runner.compilation_config.static_forward_context, caches)
+            self._offer_rows()
             return tensors
 
         with _in_place_of(module, "init_kv_cache", init_kv_cache):
@@ -122,6 +150,19 @@ class RunnerV2(_Runner):
         new = scheduler_output.scheduled_new_reqs
         with runner.block_tables.adding([each.num_computed_tokens for each in new]):
             super().add_requests(scheduler_output)  # type: ignore[misc]
+
+    def finish_requests(self, scheduler_output: Any) -> None:
+        """Have those that are preempted saved while they have their rows."""
+        connector, orders = _connector(self), scheduler_output.kv_connector_metadata
+        if connector is not None and orders is not None:
+            connector.handle_preemptions(orders)
+        super().finish_requests(scheduler_output)  # type: ignore[misc]
+
+    def _row_of(self, req_id: str) -> int | None:
+        runner: Any = self
+        index = runner.req_states.req_id_to_index.get(req_id)
+        row: int | None = None if index is None else runner.block_tables.row(index)
+        return row
 
     def _remove_request(self, req_id: str) -> Any:
         """Let go of the request's row as soon as it ends, not when its index is used again."""
@@ -151,6 +192,14 @@ def adopt_runner(runner: Any, mixin: type[_Runner], make_driver: Any) -> None:
     built = type(runner)
     runner.__class__ = type(f"Row{built.__name__}", (mixin, built), {})
     runner.pyvattn_make_driver = make_driver
+
+
+def _connector(runner: Any) -> Any:
+    """Return the engine's KV connector, which is ours, or None."""
+    if runner.vllm_config.kv_transfer_config is None:
+        return None
+    transfer = import_module("vllm.distributed.kv_transfer")
+    return transfer.get_kv_transfer_group() if transfer.has_kv_transfer_group() else None
 
 
 def _adopt_batch(batch: Any) -> None:

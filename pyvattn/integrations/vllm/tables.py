@@ -67,6 +67,10 @@ class TableV2(_Table):
             ids = [rows.extend(req_index, blocks) for rows, blocks in groups]
         super().append_block_ids(req_index, tuple(ids), overwrite)  # type: ignore[misc]
 
+    def row(self, req_index: int) -> int | None:
+        """Return a request's row, in the first of the groups."""
+        return self._groups[0].row(req_index) if self._groups else None
+
     def end_request(self, req_index: int) -> None:
         """Let other requests have the rows, which keep what they have mapped."""
         for rows in self._groups:
@@ -80,6 +84,10 @@ class TableV1(_Table):
         """Begin, with no requests."""
         super().use_rows(memory)
         self._requests = RequestRows(memory)
+
+    def row(self, row_idx: int) -> int | None:
+        """Return a request's row."""
+        return self._requests.row(row_idx)
 
     def add_row(self, block_ids: list[int], row_idx: int) -> None:
         """Begin a request, whose blocks are all named."""
@@ -116,6 +124,11 @@ class TablesV1:
         """Have each table begin, with no requests."""
         for table in self.block_tables:  # type: ignore[attr-defined]
             adopt_table(table, TableV1, memory)
+
+    def row(self, row_idx: int) -> int | None:
+        """Return a request's row, in the first of the groups."""
+        row: int | None = self.block_tables[0].row(row_idx)  # type: ignore[attr-defined]
+        return row
 
     @contextmanager
     def adding(self, computed: Iterable[int]) -> Iterator[None]:

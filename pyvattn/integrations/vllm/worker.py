@@ -151,15 +151,21 @@ class RowWorker:
         return not keeps and worker.model_runner.device.type != "cpu"
 
     def pyvattn_stats(self) -> dict[str, int | float]:
-        """Count, for ``LLM.collective_rpc("pyvattn_stats")``: see ``RowMemory.stats``."""
+        """Count, for ``LLM.collective_rpc("pyvattn_stats")``.
+
+        See ``RowMemory.stats``, and where preempted requests are swapped ``HostRows.stats``.
+        """
         worker: Any = self
         counted: dict[str, int | float] = worker.model_runner.pyvattn_memory.stats()
-        return counted
+        swap = worker.model_runner.pyvattn_host_rows
+        return counted if swap is None else {**counted, **swap.stats()}
 
     def pyvattn_reset_stats(self) -> None:
         """Count from here on."""
         worker: Any = self
         worker.model_runner.pyvattn_memory.reset_stats()
+        if worker.model_runner.pyvattn_host_rows is not None:
+            worker.model_runner.pyvattn_host_rows.reset_stats()
 
 
 @contextmanager
