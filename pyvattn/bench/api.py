@@ -115,7 +115,9 @@ def _operations(driver: _native.Driver, page: int, pages: int, rounds: int) -> I
         timed("release", extent.release)
     for name, values in seconds.items():
         title = f"{name}, {format_size(pages * page)}"
-        yield Measure.of(title, summarise(values[1:]), "µs", scale=1e6, note=f"{pages} page{'s' * (pages > 1)}")
+        yield Measure.of(
+            title, summarise(values[1:]), "µs", scale=1e6, note=f"{pages} page{'s' * (pages > 1)}"
+        )
 
 
 def _cuda_calls(device: int, size: int, rounds: int) -> Iterator[Measure]:
