@@ -448,6 +448,10 @@ class Cache:
         """
         For the end of the process: ends the thread, refuses calls.
         """
+    def snapshot(self, slot: Slot, tokens: int) -> tuple[Slot, list[tuple[int, int]]]:
+        """
+        fork() where the states have seen so many tokens, whatever the slot's length.
+        """
     def stats(self) -> CacheStats: ...
     def step(
         self, lengths: dict[Slot, int], after: Fence | None = None, rollback: int = 0

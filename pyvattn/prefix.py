@@ -43,6 +43,8 @@ class PrefixStats:
     ``hits`` of the ``requests`` that were admitted began like an earlier one; ``hit_tokens`` of
     the ``tokens`` of their prompts need not be computed. ``kept_slots`` are kept for later
     prompts now; ``evicted_slots`` were given up so far because memory or slots were short.
+    ``snapshots`` is how often windows or states were kept in a slot of their own, and
+    ``missed_snapshots`` how often that could not be done, mostly for want of memory or slots.
     """
 
     requests: int = 0
@@ -51,6 +53,8 @@ class PrefixStats:
     hit_tokens: int = 0
     evicted_slots: int = 0
     kept_slots: int = 0
+    snapshots: int = 0
+    missed_snapshots: int = 0
 
 
 class PrefixIndex:
@@ -72,6 +76,11 @@ class PrefixIndex:
     parted, each in a slot of its own, which shares the row's pages. Windows in rings are refused
     with :class:`~pyvattn.errors.UnsupportedError`.
 
+    Where layers keep states (:class:`pyvattn.StateGroup`), the same places are found, and such a
+    slot has a copy of the states. These are what they are at one length alone: compute a prompt
+    only as far as :meth:`next_snapshot` says, :meth:`publish` that, and go on. A slot is kept where
+    all of its tokens were published.
+
     Forget a slot with :meth:`forget` before you shorten it below what was published, trim its
     front, or write there. Any thread may call.
     """
@@ -83,24 +92,25 @@ class PrefixIndex:
                 "an index of prefixes shares the pages of windows, and a ring's are written again: "
                 "open the cache with LayerGroup(ring=False)"
             )
-        if cache.spec.states:
-            raise UnsupportedError(
-                "an index of prefixes shares tokens, and the states of where these end are gone: "
-                "do without for models whose layers keep a state"
-            )
         #: Tokens of a block: the fewest that fill whole pages in all layers.
         self.block_tokens = math.lcm(
             *(g.page_size // math.gcd(g.page_size, g.token_bytes) for g in cache.geometries)
         )
         self._cache = cache
         self._has_windows = any(cache.spec.windows)
+        self._has_states = bool(cache.spec.states)
+        # Whether a prompt can go on in some places alone, which are to be kept.
+        self._has_places = self._has_windows or self._has_states
         self._lock = threading.RLock()
         self._rows: dict[Slot, Row] = {}
         # The slots that hold a block, by its digest.
         self._holders: dict[bytes, dict[Slot, None]] = {}
         # Slots that no request uses, the longest unused first, with what has to pass.
         self._kept: OrderedDict[Slot, Fence | None] = OrderedDict()
-        self._counts = {"requests": 0, "hits": 0, "tokens": 0, "hit_tokens": 0, "evicted_slots": 0}
+        self._counts = dict.fromkeys(
+            ("requests", "hits", "tokens", "hit_tokens", "evicted_slots"), 0
+        )
+        self._counts |= {"snapshots": 0, "missed_snapshots": 0}
         cache.add_keeper(self)
 
     # --- for requests ---
@@ -123,7 +133,7 @@ class PrefixIndex:
             if slot is None:
                 slot, hit = self._cache.admit(total), 0
                 self._rows[slot] = Row(root)
-            if self._has_windows:
+            if self._has_places:
                 self._rows[slot].ends = {len(found), (len(ids) - 1) // self.block_tokens} - {0}
             self._counts["requests"] += 1
             self._counts["hits"] += hit > 0
@@ -151,11 +161,28 @@ class PrefixIndex:
                     self._kept.move_to_end(slot)
             return self._cache.can_admit(total - (source.hit if source else 0))
 
+    def next_snapshot(self, slot: Slot, tokens: int) -> int | None:
+        """Return where states are to be kept next, of a slot that has ``tokens`` computed.
+
+        Compute so many tokens and no more, publish them, then ask again. ``None`` where nothing is
+        to be kept any more, and without states: compute all there are. Raises
+        :class:`~pyvattn.errors.SlotError` for a slot that :meth:`admit` did not return.
+        """
+        computed = whole_number(tokens)
+        if computed is None or computed < 0:
+            raise LengthError(f"tokens={shown(tokens)}: use the number of tokens that are computed")
+        with self._lock:
+            row = self._row(slot)
+            ends = [end * self.block_tokens for end in row.ends] if self._has_states else []
+            return min((end for end in ends if end > computed), default=None)
+
     def publish(self, slot: Slot, tokens: Sequence[int]) -> None:
         """Say that K and V of ``tokens``, from the slot's first on, are final.
 
         Whole blocks of them can be found from now on. On a GPU, kernels that read them must be
-        launched behind those that write them. Raises :class:`~pyvattn.errors.SlotError` for a slot
+        launched behind those that write them. The states of a slot must have seen these tokens and
+        no others: where they are to be kept, they are copied on the stream that torch is using, so
+        let it wait for whatever writes them. Raises :class:`~pyvattn.errors.SlotError` for a slot
         that :meth:`admit` did not return.
         """
         ids = token_ids(tokens)
@@ -166,7 +193,7 @@ class PrefixIndex:
             for digest in chain(last, ids[known * self.block_tokens :], self.block_tokens):
                 row.digests.append(digest)
                 self._holders.setdefault(digest, {})[slot] = None
-            if self._has_windows:
+            if self._has_places:
                 row.tail = ids[len(row.digests) * self.block_tokens :]
                 self._keep_ends(slot, row)
 
@@ -180,7 +207,7 @@ class PrefixIndex:
             last = self._holders[row.digests[-1]] if row.digests else {}
             twin = next((other for other in last if self._replaces(other, row)), None)
             fence = self._cache._fence(after)
-            if row.digests and twin is None and self._least(slot) <= self._end(row):
+            if row.digests and twin is None and self._goes_on(slot, row):
                 self._kept[slot] = fence
                 return
             if twin is not None:
@@ -266,9 +293,23 @@ class PrefixIndex:
                 ends_here = slot in self._kept and len(row.digests) == count
                 if ends_here and hit < end < len(ids) and row.tail == ids[hit:end]:
                     return Source([slot], found[:count], end)
-            if slots := [slot for slot in holders if least[slot] <= hit]:
+            slots = [slot for slot in holders if least[slot] <= hit]
+            if self._has_states:
+                slots = [slot for slot in slots if self._has_state_at(slot, hit)]
+            if slots:
                 return Source(slots, found[:count], hit)
         return None
+
+    def _has_state_at(self, slot: Slot, tokens: int) -> bool:
+        """Whether the states of a slot are those after ``tokens``, and stay so."""
+        return slot in self._kept and self._end(self._rows[slot]) == tokens
+
+    def _goes_on(self, slot: Slot, row: Row) -> bool:
+        """Whether another request may go on where a row ends."""
+        # What was published of a slot with states is where these are, if there is no more of it.
+        end = self._end(row)
+        is_whole = not self._has_states or self._cache.length(slot) == end
+        return is_whole and self._least(slot) <= end
 
     def _least(self, slot: Slot) -> int:
         """Return the fewest tokens of a slot behind which every layer's window is there."""
@@ -285,7 +326,7 @@ class PrefixIndex:
         """Whether a slot is kept and has whatever a row could be found for."""
         other = self._rows[slot]
         same_end = len(other.digests) == len(row.digests) and other.tail == row.tail
-        return slot in self._kept and (same_end or not self._has_windows)
+        return slot in self._kept and (same_end or not self._has_places)
 
     # --- taking ---
 
@@ -310,7 +351,7 @@ class PrefixIndex:
             return False
         del self._kept[slot]
         try:
-            if self._has_windows:
+            if self._has_places:
                 self._step_back(slot, source)
             self._cache.step({slot: total})
         except BaseException as error:
@@ -372,16 +413,20 @@ class PrefixIndex:
             raise
         return slot
 
-    # --- keeping windows ---
+    # --- keeping windows and states ---
 
     def _keep_ends(self, slot: Slot, row: Row) -> None:
-        """Keep the windows behind which a later prompt may go on, as far as they are published."""
+        """Keep what a later prompt may go on behind, as far as it is published."""
         for count in sorted(end for end in row.ends if end <= len(row.digests)):
             row.ends.discard(count)
+            if self._has_states and count * self.block_tokens < self._end(row):
+                # They have seen more already.
+                continue
             holders = map(self._rows.__getitem__, self._holders[row.digests[count - 1]])
             if any(other.is_mark and len(other.digests) == count for other in holders):
                 continue
             mark = self._marked(slot, count * self.block_tokens)
+            self._counts["snapshots" if mark is not None else "missed_snapshots"] += 1
             if mark is not None:
                 self._add_sharer(mark, slot, row.digests[:count]).is_mark = True
                 self._kept[mark] = None
@@ -391,7 +436,7 @@ class PrefixIndex:
         """Return a fork of whole blocks, for which no more than one kept slot goes."""
         for may_go in (True, False):
             try:
-                return self._cache._native.fork(slot, tokens)[0]
+                return self._cache._snapshot(slot, tokens)
             except (OutOfMemory, OutOfSlots):
                 if not may_go or not self.give_up():
                     return None

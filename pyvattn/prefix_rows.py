@@ -18,11 +18,11 @@ class Row:
     # Blocks that other rows have got from it, or it from others.
     shared: int = 0
 
-    # --- where layers have windows ---
+    # --- where layers have windows or states ---
 
     # Finished tokens behind the last whole block.
     tail: list[int] = field(default_factory=list)
-    # Numbers of blocks behind which a later prompt may go on: the windows there are to be kept.
+    # Numbers of blocks behind which a later prompt may go on: what is there is to be kept.
     ends: set[int] = field(default_factory=set)
     # What keeps them, and whether the row is one of those, which nobody writes to.
     marks: list[Slot] = field(default_factory=list)

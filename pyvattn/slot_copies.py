@@ -78,6 +78,18 @@ class CopiesSlots(Opened):
         self._dropped.recover()
         count = self._native.length(slot) if tokens is None else tokens
         fork, ranges = self._with_room(self._native.fork, slot, count)
+        return self._with_rest(fork, slot, ranges)
+
+    def _snapshot(self, slot: Slot, tokens: int) -> Slot:
+        """Return a fork of the first ``tokens`` tokens, which the states of ``slot`` have seen.
+
+        For that no keeper gives up anything.
+        """
+        fork, ranges = self._native.snapshot(slot, tokens)
+        return self._with_rest(fork, slot, ranges)
+
+    def _with_rest(self, fork: Slot, slot: Slot, ranges: list[tuple[int, int]]) -> Slot:
+        """Copy what a fork cannot share."""
         lacking = any(first < end for first, end in ranges)
         if lacking and self.driver != "host-accounting":
             try:

@@ -16,9 +16,7 @@ from pyvattn import (
     StateGroup,
     TensorError,
 )
-from pyvattn.errors import UnsupportedError
 from pyvattn.planner import held_bytes
-from pyvattn.prefix import PrefixIndex
 
 # Not a whole number of pages, nor of what kernels read at once.
 MAMBA = StateGroup([0, 2], {"conv": ((3, 50), "float16"), "ssm": ((10, 100, 77), "float32")})
@@ -191,8 +189,6 @@ def test_layers_that_keep_no_state_are_refused(open_bench):
         cache.state(3)
     with pytest.raises(LayerError, match="give CacheSpec a StateGroup"):
         open_bench(small_spec()).cache.state(0)
-    with pytest.raises(UnsupportedError, match=r"index of prefixes.*states"):
-        PrefixIndex(cache)
 
 
 def test_a_failed_step_leaves_states_and_tokens_as_they_were(open_bench, driver_name):

@@ -14,11 +14,12 @@ pytest.importorskip("transformers")
 sys.path.insert(0, str(Path(__file__).parents[1] / "integrations"))
 
 from nvidia_drivers import require
-from test_states import MODELS, PROMPTS, tiny
-from tiny_models import reference
+from test_states import MODELS, PROMPTS, tiny, tiny_of
+from tiny_models import random_prompts, reference
 
 from pyvattn import CacheSpec, KVCache, StateGroup
 from pyvattn.integrations.transformers import Engine, generate_batch, spec_for
+from pyvattn.prefix import PrefixIndex
 
 DRIVERS = ["cumem", "stock-uvm", "patched"]
 STATE = StateGroup(range(3), {"conv": ((640, 4), "bfloat16"), "ssm": ((8, 64, 128), "float32")})
@@ -91,4 +92,47 @@ def test_preempted_states_come_back():
     for request in requests:
         inputs = {"input_ids": torch.tensor([request.prompt], device="cuda")}
         tokens = reference(model, inputs, max_new_tokens=16).sequences[0, len(request.prompt) :]
+        assert request.output == tokens.tolist()
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_what_is_kept_for_later_prompts_is_what_was_computed_until_then(driver):
+    require(driver)
+    spec = CacheSpec(2, 4, 128, max_slots=4, max_tokens=16384, states=[STATE])
+    with KVCache(spec, device="cuda", driver=driver, memory="1GiB", layout="layer") as cache:
+        index = PrefixIndex(cache)
+        prompt = list(range(index.block_tokens + 9))
+        slot, _ = index.admit(prompt)
+        pause = index.next_snapshot(slot, 0)
+        assert pause == index.block_tokens
+        torch.cuda._sleep(100_000_000)
+        fill(cache, slot, 3)
+        index.publish(slot, prompt[:pause])
+        fill(cache, slot, 5)
+        index.publish(slot, prompt)
+        other, hit = index.admit([*prompt, 7])
+        assert hit == pause
+        assert holds(cache, other, 3)
+        assert holds(cache, slot, 5)
+        for each in (slot, other):
+            index.release(each)
+        index.close()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_prompts_that_begin_alike_say_what_the_library_says(name):
+    require("stock-uvm")
+    family, sizes = MODELS[name]
+    model = tiny_of(name, family, {**sizes, "head_dim": 64, "num_key_value_heads": 4}).cuda()
+    spec = spec_for(model, max_slots=12, max_tokens=512)
+    options = {"device": "cuda:0", "driver": "stock-uvm", "page_size": "64K", "layout": "token"}
+    with KVCache(spec, memory="256MiB", **options) as kv, Engine(model, kv) as engine:
+        block = engine.prefixes.block_tokens
+        shared, *tails = random_prompts([block + 3, 5, 6, 7])
+        requests = [engine.submit(shared + tail, 8) for tail in tails]
+        engine.run()
+    assert [request.reused for request in requests] == [0, block, block]
+    for request in requests:
+        inputs = {"input_ids": torch.tensor([request.prompt], device="cuda")}
+        tokens = reference(model, inputs, max_new_tokens=8).sequences[0, len(request.prompt) :]
         assert request.output == tokens.tolist()

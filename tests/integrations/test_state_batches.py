@@ -60,7 +60,6 @@ def test_requests_come_and_go_while_others_run(model, expected):
         engine.step()
         engine.cancel(cancelled)
         engine.run()
-        assert engine.prefixes is None
     for request, output in zip(requests, expected * 2, strict=True):
         assert request.output == output[: request.max_new_tokens]
 

@@ -316,6 +316,8 @@ _VALID: dict[str, Any] = {
     "hit": lambda w: 3,
     "prefix.PrefixIndex.publish.slot": lambda w: w.admitted,
     "prefix.PrefixIndex.publish.tokens": lambda w: PROMPT,
+    "prefix.PrefixIndex.next_snapshot.slot": lambda w: w.admitted,
+    "prefix.PrefixIndex.next_snapshot.tokens": lambda w: 0,
     "prefix.PrefixIndex.release.slot": lambda w: w.admitted,
     "prefix.PrefixIndex.forget.slot": lambda w: w.admitted,
     # planner, detection, calibration

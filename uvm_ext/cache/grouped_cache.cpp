@@ -151,6 +151,16 @@ std::vector<Fork> GroupedCache::fork(const SlotRef& slot, std::int64_t tokens) {
   if (alone()) return {leader().fork(slot, tokens)};
   const Lock lock(mutex_);
   check_fork(slot, tokens);
+  return fork_all(slot, tokens);
+}
+
+std::vector<Fork> GroupedCache::snapshot(const SlotRef& slot, std::int64_t tokens) {
+  if (alone()) return {leader().fork(slot, tokens)};
+  const Lock lock(mutex_);
+  return fork_all(slot, tokens);
+}
+
+std::vector<Fork> GroupedCache::fork_all(const SlotRef& slot, std::int64_t tokens) {
   std::vector<Fork> made;
   for (std::size_t group = 0; group < caches_.size(); ++group) {
     Cache& cache = *caches_[group];

@@ -51,6 +51,9 @@ class GroupedCache {
   // One for each group. A state is that of the whole length, so with states a fork is made of all
   // tokens, or of none.
   std::vector<Fork> fork(const SlotRef& slot, std::int64_t tokens);
+  // A fork at `tokens` of a slot that may have more, whose states have seen these and no others:
+  // how far a prompt is computed the caller alone knows.
+  std::vector<Fork> snapshot(const SlotRef& slot, std::int64_t tokens);
   void release(const SlotRef& slot, const FencePtr& after);
   void step(const SlotLength* requests, std::size_t count, const Passage& passage);
   bool try_step(const SlotLength* requests, std::size_t count, const Passage& passage);
@@ -90,6 +93,7 @@ class GroupedCache {
   std::vector<SlotLength> rows_in(std::size_t group, const SlotLength* requests,
                                   std::size_t count) const;
   void check_fork(const SlotRef& slot, std::int64_t tokens);
+  std::vector<Fork> fork_all(const SlotRef& slot, std::int64_t tokens);
   void cancel(const SlotRef& slot, std::size_t groups);
   SlotRef take(std::int64_t tokens);
   void step_all(const SlotLength* requests, std::size_t count, const Passage& passage);

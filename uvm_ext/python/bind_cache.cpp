@@ -90,13 +90,16 @@ void extend(NumberedCache& self, const py::object& slot, const py::object& token
                     });
 }
 
+using Forking = std::vector<Fork> (GroupedCache::*)(const SlotRef&, std::int64_t);
+
+template <Forking call>
 py::tuple fork(NumberedCache& self, const py::object& slot, const py::object& tokens) {
   const SlotRef ref = slot_ref(slot.ptr(), self.number);
   const std::int64_t length = length_of(tokens);
   std::vector<Fork> made;
   {
     const WithoutGil unlocked;
-    made = self.cache.fork(ref, length);
+    made = (self.cache.*call)(ref, length);
   }
   py::list copies;
   for (const Fork& each : made) copies.append(py::make_tuple(each.first, each.end));
@@ -268,8 +271,10 @@ void bind_cache(py::module_& module) {
       .def("extend", &extend, py::arg("slot"), py::arg("tokens"), py::arg("arenas"),
            py::arg("mapped"),
            "Backs tokens so many arenas at a time; mapped(group, first, end) may write there.")
-      .def("fork", &fork, py::arg("slot"), py::arg("tokens"),
+      .def("fork", &fork<&GroupedCache::fork>, py::arg("slot"), py::arg("tokens"),
            "A new Slot, and for each group the bytes [first, end) of each row yet to be copied.")
+      .def("snapshot", &fork<&GroupedCache::snapshot>, py::arg("slot"), py::arg("tokens"),
+           "fork() where the states have seen so many tokens, whatever the slot's length.")
       .def("try_step", &try_step, py::arg("lengths"), py::arg("after") = py::none(),
            py::arg("rollback") = 0)
       .def("trim", &trim, py::arg("slot"), py::arg("tokens"), py::arg("after") = py::none())

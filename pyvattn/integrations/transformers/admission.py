@@ -57,6 +57,14 @@ class Admission:
         if index is not None:
             index.publish(slot, request.tokens[:tokens])
 
+    def pause(self, request: Request, slot: Slot, end: int) -> int:
+        """Return how far to compute a request that is to be computed to ``end``.
+
+        No further than where its states are to be kept.
+        """
+        index = self._index_of(request)
+        return end if index is None else min(end, index.next_snapshot(slot, request.cached) or end)
+
     def forget(self, request: Request, slot: Slot) -> bool:
         """Let nobody share what was not computed; whether anybody could."""
         index = self._index_of(request)

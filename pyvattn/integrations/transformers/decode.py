@@ -88,23 +88,15 @@ class DeviceBatch:
     ) -> Tensor:
         """Run the tokens of ``chunks``, ``tokens`` in turn, in one packed batch.
 
-        One after the other where layers keep states: the library's code for these takes a packed
-        batch for one sequence.
+        Of one chunk where layers keep states: the library's code for these takes a packed batch for
+        one sequence.
 
         Returns ``[chunks]``: the token that follows each chunk, which is the slot's next one
         where the chunk ends its prompt. ``samplers`` choose it, the common one where it is None.
         """
         device = self._model.device
         self.prefilled += len(tokens)
-        if self._view.states is None:
-            logits = self._packed(chunks, tokens)
-        else:
-            ends = list(accumulate(chunk.count for chunk in chunks))
-            alone = [
-                self._packed([chunk], tokens[end - chunk.count : end])
-                for chunk, end in zip(chunks, ends, strict=True)
-            ]
-            logits = torch.cat(alone)
+        logits = self._packed(chunks, tokens)
         lengths = [chunk.end for chunk in chunks]
         new = self._common.choose(logits, lengths[0])
         choose_by(samplers, logits, lengths, new)
@@ -119,8 +111,8 @@ class DeviceBatch:
         device = self._model.device
         step = ForwardPass.of_chunks(self._view.kv, chunks, device, self._calls)
         if self._view.states is not None:
-            slots = [chunk.slot for chunk in chunks]
-            self._view.states.begin(slots, device, fresh=chunks[0].first == 0)
+            (chunk,) = chunks
+            self._view.states.begin([chunk.slot], device, fresh=chunk.first == 0)
         last = list(accumulate((chunk.count for chunk in chunks), initial=-1))[1:]
         inputs = upload(tokens, device)[None]
         return self._forward(step, inputs, step.positions, upload(last, device))[0]

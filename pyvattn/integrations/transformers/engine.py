@@ -27,8 +27,8 @@ from pyvattn.integrations.transformers.decode import DeviceBatch
 from pyvattn.integrations.transformers.float8 import GivenScales, give_scales
 from pyvattn.integrations.transformers.graphs import on_device, scratch_slot, wants_graphs
 from pyvattn.integrations.transformers.neighbours import Neighbours
-from pyvattn.integrations.transformers.parts import Chunk
 from pyvattn.integrations.transformers.preemption import HostSwap, Preemptions
+from pyvattn.integrations.transformers.prefill import Prefill
 from pyvattn.integrations.transformers.ranks import Ranks
 from pyvattn.integrations.transformers.readback import Readback
 from pyvattn.integrations.transformers.request import Request, check_count, prompt_for
@@ -79,10 +79,9 @@ class Engine:
 
     Prompts that begin alike share what they have in common, whole blocks of it, with requests
     that run or ran before: ``prefixes`` finds it (:class:`pyvattn.prefix.PrefixIndex`), and its
-    ``stats()`` count it. It is ``None`` with ``prefix_reuse=False``, and for models whose layers
-    keep states (Mamba, linear attention): those of where a prefix ends are gone. Where layers
-    have windows, it keeps some of them in slots of their own: give the cache more slots than run
-    at once.
+    ``stats()`` count it. It is ``None`` with ``prefix_reuse=False``. Where layers have windows or
+    states (Mamba, linear attention), it keeps some of them in slots of their own: give the cache
+    more slots than run at once.
 
     Where memory runs out, the youngest request leaves until there is room again. With
     ``preemption="swap"`` its K and V go to pinned host memory, ``swap_memory`` bytes (or text) of
@@ -165,8 +164,15 @@ class Engine:
             model, cache, common, self._scratch, compile, fuse_projections, self._ranks
         )
         self._release_model = attend_through(model, self)
-        self.prefixes = PrefixIndex(cache) if prefix_reuse and not cache.spec.states else None
+        self.prefixes = PrefixIndex(cache) if prefix_reuse else None
         self._admission = Admission(cache, self.prefixes, self._ranks)
+        self._prefill = Prefill(
+            self._batch,
+            self._admission,
+            self._swap.prefill_rate,
+            max_prefill_tokens,
+            alone=bool(cache.spec.states),
+        )
         self._neighbours = Neighbours(cache, self.prefixes)
         self._ahead = RowsAhead(cache)
 
@@ -423,7 +429,7 @@ class Engine:
         launched = Readback()
         try:
             self._decode(launched)
-            self._prefill(launched)
+            self._prefill.run(self._unfilled, self._withdraw, launched)
         finally:
             if launched.requests:
                 launched.begin()
@@ -447,43 +453,6 @@ class Engine:
             request.cached += 1
             request.started += 1
         launched.add(decoding, tokens)
-
-    def _prefill(self, launched: Readback) -> None:
-        """Run as many tokens of prompts as a step may, in one packed batch."""
-        room = self._max_prefill_tokens
-        requests: list[Request] = []
-        chunks: list[Chunk] = []
-        tokens: list[int] = []
-        for request in self._unfilled():
-            end = min(request.length, request.cached + room)
-            requests.append(request)
-            chunks.append(Chunk(int(_slot(request)), request.cached, end))
-            tokens += request.tokens[request.cached : end]
-            # Those that follow in this very batch may share it: every layer stores what is new
-            # before it attends.
-            self._admission.publish(request, _slot(request), end)
-            room -= chunks[-1].count
-            if not room:
-                break
-        if not chunks:
-            return
-        pairs = zip(requests, chunks, strict=True)
-        samplers = [each.sampler if chunk.end == each.length else None for each, chunk in pairs]
-        try:
-            with self._swap.prefill_rate.timing(len(tokens)):
-                new = self._batch.prefill(chunks, tokens, samplers)
-        except BaseException:
-            self._withdraw(requests)
-            raise
-        for request, chunk in zip(requests, chunks, strict=True):
-            request.cached = chunk.end
-        # Only the last chunk can end before its request does.
-        filled = [request for request in requests if request.cached == request.length]
-        for request in filled:
-            request.ready = True
-            request.started += 1
-        if filled:
-            launched.add(filled, new[: len(filled)])
 
     def _unfilled(self) -> Iterator[Request]:
         """Yield the requests whose prompts are to be run, then admit more as they are asked for."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig
@@ -177,7 +178,10 @@ def _open(
     kv_dtype: str | None,
     options: dict[str, Any],
 ) -> KVCache:
-    """Open a cache for these prompts: a slot for each, one to fill up batches, and no more."""
+    """Open a cache for these prompts: a slot for each, and one to fill up batches.
+
+    Where layers keep states, two more for each, for those that later prompts go on from.
+    """
     if memory is None:
         raise ConfigError(
             "there is no cache and no memory for one: pass cache, or memory such as '20GiB'"
@@ -186,4 +190,6 @@ def _open(
     check_loaded(model)
     slots = max(1, min(max_batch, len(prompts))) + 1
     spec = spec_for(model, max_slots=slots, max_tokens=max(longest, 1), dtype=kv_dtype)
+    if spec.states:
+        spec = replace(spec, max_slots=3 * slots)
     return KVCache(spec, device=str(model.device), memory=memory, **options)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The prompts of an engine's step: which of their tokens run together, and where they pause."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pyvattn.integrations.transformers.parts import Chunk
+
+if TYPE_CHECKING:
+    from pyvattn.cache import Slot
+    from pyvattn.integrations.transformers.admission import Admission
+    from pyvattn.integrations.transformers.decode import DeviceBatch
+    from pyvattn.integrations.transformers.rates import FastestRate
+    from pyvattn.integrations.transformers.readback import Readback
+    from pyvattn.integrations.transformers.request import Request
+
+
+class Prefill:
+    """Runs prompts, no more than ``most`` tokens of them in a step.
+
+    Those of a step are one packed batch. Where layers keep states, ``alone``, each chunk is a batch
+    of its own, as the library's code for these takes a packed batch for one sequence; and a chunk
+    ends where the states are to be kept for later prompts.
+    """
+
+    def __init__(
+        self,
+        batch: DeviceBatch,
+        admission: Admission,
+        rate: FastestRate,
+        most: int,
+        *,
+        alone: bool,
+    ) -> None:
+        self._batch, self._admission, self._rate = batch, admission, rate
+        self._most, self._alone = most, alone
+
+    def run(
+        self,
+        unfilled: Callable[[], Iterator[Request]],
+        withdraw: Callable[[Sequence[Request]], None],
+        launched: Readback,
+    ) -> None:
+        """Launch what a step may run of the prompts that ``unfilled`` yields when asked for them.
+
+        The requests of a pass that fails go to ``withdraw``.
+        """
+        room = self._most
+        while room and (taken := self._taken(unfilled(), room)):
+            requests, chunks = zip(*taken, strict=True)
+            try:
+                self._launch(requests, chunks, launched)
+            except BaseException:
+                withdraw(requests)
+                raise
+            room -= sum(chunk.count for chunk in chunks)
+            if not self._alone:
+                break
+            # Its states are what they are until the next pass.
+            self._admission.publish(requests[0], _slot(requests[0]), chunks[0].end)
+
+    def _taken(self, unfilled: Iterator[Request], room: int) -> list[tuple[Request, Chunk]]:
+        """Return requests and the chunks of their prompts that run in one pass."""
+        taken: list[tuple[Request, Chunk]] = []
+        for request in unfilled:
+            end = min(request.length, request.cached + room)
+            if self._alone:
+                end = self._admission.pause(request, _slot(request), end)
+            chunk = Chunk(int(_slot(request)), request.cached, end)
+            taken.append((request, chunk))
+            if self._alone:
+                break
+            # Those that follow in this very batch may share it: every layer stores what is new
+            # before it attends.
+            self._admission.publish(request, _slot(request), end)
+            room -= chunk.count
+            if not room:
+                break
+        return taken
+
+    def _launch(
+        self, requests: Sequence[Request], chunks: Sequence[Chunk], launched: Readback
+    ) -> None:
+        pairs = list(zip(requests, chunks, strict=True))
+        tokens = [token for each, chunk in pairs for token in each.tokens[chunk.first : chunk.end]]
+        samplers = [each.sampler if chunk.end == each.length else None for each, chunk in pairs]
+        with self._rate.timing(len(tokens)):
+            new = self._batch.prefill(chunks, tokens, samplers)
+        for request, chunk in pairs:
+            request.cached = chunk.end
+        # Only the last chunk can end before its request does.
+        filled = [request for request in requests if request.cached == request.length]
+        for request in filled:
+            request.ready = True
+            request.started += 1
+        if filled:
+            launched.add(filled, new[: len(filled)])
+
+
+def _slot(request: Request) -> Slot:
+    assert request.slot is not None
+    return request.slot
