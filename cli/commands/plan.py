@@ -32,6 +32,7 @@ from pyvattn.planner import (
     typical_workload,
     use_calibration,
     weigh_kernels,
+    window_choices,
 )
 from pyvattn.planner.workload import TYPICAL_BATCH, TYPICAL_GENERATED, TYPICAL_PROMPT
 from pyvattn.spec import CacheSpec
@@ -117,7 +118,11 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
     if as_json:
         # One of several groups says nothing of how many requests fit.
         room = None if len(spec.parts) > 1 else memory
-        made_plans = [_as_dict(made, room) for parts in plans for made in parts]
+        made_plans = [
+            {**_as_dict(made, room), "window": window and asdict(window)}
+            for parts in plans
+            for made, window in zip(parts, window_choices(spec, parts), strict=True)
+        ]
         found = {"spec": asdict(spec), "remarks": notes, "plans": made_plans, "requests": requests}
         if memory is not None:
             together = {parts[0].costs.driver: fits(spec, parts, memory) for parts in plans}
@@ -214,10 +219,13 @@ def _sizes(spec: CacheSpec) -> str:
 
 def _print_plans(spec: CacheSpec, parts: Sequence[Plan], memory: int | None, whole: bool) -> None:
     out = console()
-    for number, made in enumerate(parts, 1):
+    windows = window_choices(spec, parts)
+    for number, (made, window) in enumerate(zip(parts, windows, strict=True), 1):
         if len(parts) > 1:
             out.print(Text(f"Group {number} of {len(parts)}, {made.spec.layers} layers:"))
         _print_plan(made, whole)
+        if window is not None:
+            out.print(Text(f"Window of {window.window} tokens: {window.reason}."))
     if memory is not None:
         fit = fits(spec, parts, memory)
         out.print(Text(f"{fit} such requests fit in {format_size(memory)}."))

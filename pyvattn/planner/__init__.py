@@ -15,6 +15,7 @@ from pyvattn.planner.costs import DEFAULT_COSTS, DriverCosts, default_costs
 from pyvattn.planner.groups import guarded_for, held_bytes, plan_parts
 from pyvattn.planner.kernel_choice import KernelChoice, weigh_kernels
 from pyvattn.planner.tlb import Losses, Verdict
+from pyvattn.planner.windows import WindowChoice, window_choices, with_rings
 from pyvattn.planner.workload import Workload, typical_workload
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Losses",
     "Plan",
     "Verdict",
+    "WindowChoice",
     "Workload",
     "default_costs",
     "guarded_for",
@@ -37,4 +39,6 @@ __all__ = [
     "typical_workload",
     "use_calibration",
     "weigh_kernels",
+    "window_choices",
+    "with_rings",
 ]

@@ -30,11 +30,6 @@ class ContiguousCache(Cache):
     """
 
     def __init__(self, kv: KVCache) -> None:
-        if kv.chunk_tokens is not None:
-            raise UnsupportedError(
-                "the library hands a layer all new tokens at once, and rows that are rings take "
-                f"{kv.chunk_tokens} of them: open the cache with LayerGroup(ring=False)"
-            )
         super().__init__(layers=[Layer(self, index) for index in range(kv.spec.kept_layers)])
         self.kv = kv
         self._states = StateLayers(None, ())

@@ -61,6 +61,12 @@ class VAttentionCache(ContiguousCache):
 
     def __init__(self, kv: KVCache) -> None:
         check_type("kv", kv, KVCache)
+        if kv.chunk_tokens is not None:
+            raise UnsupportedError(
+                "the library hands a layer all new tokens at once, and rows that are rings take "
+                f"{kv.chunk_tokens} of them: open the cache with LayerGroup(ring=False), or use "
+                "Engine, which runs prompts in chunks"
+            )
         super().__init__(kv)
         give_scales(kv, None)
         self._owned = False

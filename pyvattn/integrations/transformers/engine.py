@@ -79,9 +79,9 @@ class Engine:
 
     Prompts that begin alike share what they have in common, whole blocks of it, with requests
     that run or ran before: ``prefixes`` finds it (:class:`pyvattn.prefix.PrefixIndex`), and its
-    ``stats()`` count it. It is ``None`` with ``prefix_reuse=False``. Where layers have windows or
-    states (Mamba, linear attention), it keeps some of them in slots of their own: give the cache
-    more slots than run at once.
+    ``stats()`` count it. It is ``None`` with ``prefix_reuse=False``, and where windows are in
+    rings, which nobody can share. Where layers have windows or states (Mamba, linear attention),
+    it keeps some of them in slots of their own: give the cache more slots than run at once.
 
     Where memory runs out, the youngest request leaves until there is room again. With
     ``preemption="swap"`` its K and V go to pinned host memory, ``swap_memory`` bytes (or text) of
@@ -164,7 +164,8 @@ class Engine:
             model, cache, common, self._scratch, compile, fuse_projections, self._ranks
         )
         self._release_model = attend_through(model, self)
-        self.prefixes = PrefixIndex(cache) if prefix_reuse else None
+        shares = prefix_reuse and cache.chunk_tokens is None
+        self.prefixes = PrefixIndex(cache) if shares else None
         self._admission = Admission(cache, self.prefixes, self._ranks)
         self._prefill = Prefill(
             self._batch,
@@ -172,6 +173,7 @@ class Engine:
             self._swap.prefill_rate,
             max_prefill_tokens,
             alone=bool(cache.spec.states),
+            most_of_row=cache.chunk_tokens,
         )
         self._neighbours = Neighbours(cache, self.prefixes)
         self._ahead = RowsAhead(cache)

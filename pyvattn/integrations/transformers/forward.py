@@ -185,7 +185,12 @@ class ForwardPass(_Whole):
             return
         if self.calibrates:
             calibrate(self.kv, layer, k, v)
-        append(self.kv, layer, self.slots, self.positions, k, v)
+        slots, positions = self.slots, self.positions
+        if self.kv.chunk_tokens is not None and slots.shape == positions.shape == k.shape[:-2]:
+            # Tokens of many rows, and not one row of so many.
+            slots, positions = slots.flatten(), positions.flatten()
+            k, v = k.flatten(0, -3), v.flatten(0, -3)
+        append(self.kv, layer, slots, positions, k, v)
 
     @outside_graphs
     def attend(

@@ -14,6 +14,7 @@ from pyvattn.attention.kernel import Kernel
 from pyvattn.attention.kv_scales import scales_of
 from pyvattn.attention.problem import Problem
 from pyvattn.attention.registry import choose
+from pyvattn.attention.rings import ring_of
 from pyvattn.cuda_graphs import GraphPool
 from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.transformers.latent import latent_dim
@@ -97,7 +98,19 @@ def decode_kernels(model: PreTrainedModel, cache: KVCache) -> list[Kernel]:
         row = torch.ones(1, dtype=torch.int32, device=k.device)
         starts = None if window is None else row
         own = None if scales is None else scales.of(layer)
-        problem = Problem(q, k, v, row, row, True, 1.0, softcap=softcap, starts=starts, scales=own)
+        problem = Problem(
+            q,
+            k,
+            v,
+            row,
+            row,
+            True,
+            1.0,
+            softcap=softcap,
+            starts=starts,
+            scales=own,
+            in_ring=ring_of(cache, layer) > 0,
+        )
         found.append(choose("auto", problem, cache.spec.guard_of(layer), sinks))
     return found
 

@@ -129,6 +129,9 @@ class HostSwap:
         if self._cache.spec.states:
             # Of a step that failed before the model ran its token.
             self._cache.step({slot: tokens})
+        if self._cache.chunk_tokens is not None and self._cache.length(slot) != tokens:
+            # A ring is where the slot's length says, and a prompt that is half computed is not.
+            return None
         fronts = self._cache._native.fronts(slot)
         sizes = [end - first for first, end in self._ranges(fronts, tokens)]
         if self._mode == "auto" and not self._is_cheaper(tokens, sum(sizes)):

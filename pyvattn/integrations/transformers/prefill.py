@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pyvattn.integrations.transformers.parts import Chunk
+from pyvattn.integrations.transformers.parts import Chunk, upload
 
 if TYPE_CHECKING:
     from pyvattn.cache import Slot
@@ -22,7 +22,8 @@ class Prefill:
 
     Those of a step are one packed batch. Where layers keep states, ``alone``, each chunk is a batch
     of its own, as the library's code for these takes a packed batch for one sequence; and a chunk
-    ends where the states are to be kept for later prompts.
+    ends where the states are to be kept for later prompts. With windows in rings no chunk has more
+    than ``most_of_row`` tokens, and a step runs one batch after the other.
     """
 
     def __init__(
@@ -33,9 +34,12 @@ class Prefill:
         most: int,
         *,
         alone: bool,
+        most_of_row: int | None,
     ) -> None:
         self._batch, self._admission, self._rate = batch, admission, rate
         self._most, self._alone = most, alone
+        self._most_of_row = most if most_of_row is None else most_of_row
+        self._one_pass = not alone and most_of_row is None
 
     def run(
         self,
@@ -56,16 +60,17 @@ class Prefill:
                 withdraw(requests)
                 raise
             room -= sum(chunk.count for chunk in chunks)
-            if not self._alone:
+            if self._one_pass:
                 break
-            # Its states are what they are until the next pass.
-            self._admission.publish(requests[0], _slot(requests[0]), chunks[0].end)
+            if self._alone:
+                # Its states are what they are until the next pass.
+                self._admission.publish(requests[0], _slot(requests[0]), chunks[0].end)
 
     def _taken(self, unfilled: Iterator[Request], room: int) -> list[tuple[Request, Chunk]]:
         """Return requests and the chunks of their prompts that run in one pass."""
         taken: list[tuple[Request, Chunk]] = []
         for request in unfilled:
-            end = min(request.length, request.cached + room)
+            end = min(request.length, request.cached + min(room, self._most_of_row))
             if self._alone:
                 end = self._admission.pause(request, _slot(request), end)
             chunk = Chunk(int(_slot(request)), request.cached, end)
@@ -90,13 +95,15 @@ class Prefill:
             new = self._batch.prefill(chunks, tokens, samplers)
         for request, chunk in pairs:
             request.cached = chunk.end
-        # Only the last chunk can end before its request does.
-        filled = [request for request in requests if request.cached == request.length]
+        places = [i for i, each in enumerate(requests) if each.cached == each.length]
+        filled = [requests[i] for i in places]
         for request in filled:
             request.ready = True
             request.started += 1
         if filled:
-            launched.add(filled, new[: len(filled)])
+            first = places[-1] < len(places)
+            chosen = new[: len(places)] if first else new[upload(places, new.device)]
+            launched.add(filled, chosen)
 
 
 def _slot(request: Request) -> Slot:
