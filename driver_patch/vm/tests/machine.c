@@ -101,7 +101,7 @@ int in_child(void (*function)(void *), void *argument)
 	return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
-static void read_file(const char *path, char *text, size_t size)
+void read_file(const char *path, char *text, size_t size)
 {
 	int file = open(path, O_RDONLY | O_CLOEXEC);
 	ssize_t length = file < 0 ? 0 : read(file, text, size - 1);

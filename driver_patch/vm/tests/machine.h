@@ -3,7 +3,10 @@
 #ifndef MACHINE_H
 #define MACHINE_H
 
+#include <stddef.h>
+
 void set_up_machine(void);
+void read_file(const char *path, char *text, size_t size);	/* empty where there is none */
 void expect_the_worst(bool expected);	/* UVM gives up: its warnings end nothing, and only an oops is printed */
 /* Modules of a flavour for a chip; parameters of the simulator and of nvidia-uvm, NULL: those of most tests. */
 void load_modules(const char *flavour, const char *chip, const char *gpu, const char *uvm);

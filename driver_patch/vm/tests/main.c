@@ -5,6 +5,7 @@
  * the second serial port.
  */
 #define _GNU_SOURCE	/* FNM_EXTMATCH */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <fnmatch.h>
@@ -31,6 +32,7 @@
 extern const struct test __start_tests[], __stop_tests[];
 
 static unsigned int passed, failed, skipped;
+static unsigned int failed_before;	/* by modules that are no longer loaded */
 static const char *flavour, *chip_name;	/* of the modules that are loaded */
 static bool on_last_chip;
 static const char *used_gpu, *used_uvm;	/* parameters of the modules that are loaded */
@@ -160,14 +162,23 @@ static void run_test(const struct test *test)
 	}
 }
 
+/* By the modules' own pattern, where they come with one, else by the run's. */
 static bool is_chosen(const struct test *test)
 {
-	return !fnmatch(setting("only", "*"), test->name, FNM_EXTMATCH);
+	static char pattern[512];
+	char path[64];
+
+	snprintf(path, sizeof(path), "/modules/%s/only", flavour);
+	if (!access(path, R_OK))
+		read_file(path, pattern, sizeof(pattern));
+	else
+		snprintf(pattern, sizeof(pattern), "%s", setting("only", "*"));
+	return !fnmatch(pattern, test->name, FNM_EXTMATCH);
 }
 
 static bool is_over(void)
 {
-	return failed && !strcmp(setting("fail_fast", "0"), "1");
+	return failed > failed_before && !strcmp(setting("fail_fast", "0"), "1");
 }
 
 /* Those that leave the modules as they were, or those that do not. */
@@ -193,6 +204,7 @@ static void run_tests(bool ends_module)
 static void run_modules(void)
 {
 	report("== %s module on %s", flavour, chip_name);
+	failed_before = failed;
 	expect_the_worst(false);
 	load_modules(flavour, chip_name, NULL, NULL);
 	used_gpu = used_uvm = NULL;
@@ -211,18 +223,36 @@ static void run_chips(void)
 	char chips[64], *rest = chips;
 
 	snprintf(chips, sizeof(chips), "%s", setting("chips", "gh100"));
-	while (!is_over() && (chip_name = strsep(&rest, ","))) {
+	while ((chip_name = strsep(&rest, ","))) {
 		on_last_chip = !rest;
 		run_modules();
 	}
 }
 
+static int is_other(const struct dirent *entry)
+{
+	static const char *const known[] = { ".", "..", "stock", "patched", "checked" };
+	size_t i;
+
+	for (i = 0; i < sizeof(known) / sizeof(*known); i++)
+		if (!strcmp(entry->d_name, known[i]))
+			return 0;
+	return 1;
+}
+
+/* What else there is (test-mutants), and then the three kinds in this order. */
 static void run_flavours(void)
 {
 	static const char *const all[] = { "stock", "patched", "checked" };
+	struct dirent **found;
+	int count = scandir("/modules", &found, is_other, alphasort), at;
 	char path[64];
 	size_t i;
 
+	for (at = 0; at < count; at++) {
+		flavour = found[at]->d_name;
+		run_chips();
+	}
 	for (i = 0; i < sizeof(all) / sizeof(*all); i++) {
 		snprintf(path, sizeof(path), "/modules/%s", all[i]);
 		if (access(path, R_OK))
