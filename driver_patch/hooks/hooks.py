@@ -60,6 +60,13 @@ HOOKS = (
         why="do not load beside an nvidia.ko of another release",
     ),
     Hook(
+        file="nvidia-uvm/uvm_kvmalloc.c",
+        where="before",
+        anchor="void uvm_kvfree(void *p)",
+        lines=('#include "vattn/uvm_vattn_kvmalloc.h"',),
+        why="memory that UVM frees, but on the caller's memory cgroup: for our mappings",
+    ),
+    Hook(
         file="nvidia-uvm/uvm_va_space.h",
         where="after",
         anchor="    nv_kthread_q_item_t deferred_release_q_item;",
@@ -120,6 +127,13 @@ HOOKS = (
             "        return NV_ERR_INSUFFICIENT_RESOURCES;",
         ),
         why="keep a process that cuts its mappings of our pages within its limit of mappings",
+    ),
+    Hook(
+        file="nvidia-uvm/uvm_map_external.c",
+        where="instead",
+        anchor="    new = uvm_kvmalloc_zero(sizeof(*new));",
+        lines=("    new = uvm_vattn_ext_gpu_map_zalloc(existing_map);",),
+        why="charge that mapping, if it is of our pages, to the caller's memory cgroup",
     ),
     Hook(
         file="nvidia-uvm/uvm_map_external.c",

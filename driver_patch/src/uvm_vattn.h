@@ -41,6 +41,18 @@ void uvm_vattn_ext_gpu_map_free(uvm_ext_gpu_map_t *map);
 bool uvm_vattn_ext_gpu_map_may_split(uvm_ext_gpu_map_t *map);
 void uvm_vattn_ext_gpu_map_split(uvm_ext_gpu_map_t *map, uvm_ext_gpu_map_t *new);
 
+/* uvm_map_external.c: room for the upper part of map. UVM frees it, with uvm_kvfree(). */
+uvm_ext_gpu_map_t *uvm_vattn_ext_gpu_map_zalloc(uvm_ext_gpu_map_t *map);
+
+/*
+ * Defined in uvm_kvmalloc.c: as uvm_kvmalloc_zero(), on the caller's memory
+ * cgroup. UVM frees it, with uvm_kvfree().
+ */
+#define uvm_vattn_kvmalloc_zero(size) \
+	__uvm_vattn_kvmalloc_zero(size, __FILE__, __LINE__, __func__)
+void *__uvm_vattn_kvmalloc_zero(size_t size, const char *file, int line,
+				const char *function);
+
 /* Defined in uvm_map_external.c, where it was static. */
 NV_STATUS uvm_ext_gpu_map_split(uvm_range_tree_t *tree,
 				uvm_ext_gpu_map_t *existing_map,

@@ -47,7 +47,7 @@ static NV_STATUS prepare_new(struct uvm_vattn_batch *batch,
 		return status;
 
 	/* UVM frees it, with uvm_kvfree(). */
-	map = uvm_kvmalloc_zero(sizeof(*map));
+	map = uvm_vattn_kvmalloc_zero(sizeof(*map));
 	if (!map) {
 		status = NV_ERR_NO_MEMORY;
 		goto error_taken;
@@ -105,7 +105,7 @@ static NV_STATUS prepare_takeover(struct uvm_vattn_batch *batch,
 		return status;
 
 	/* UVM frees it, with uvm_kvfree(). */
-	piece->old = uvm_kvmalloc_zero(sizeof(*piece->old));
+	piece->old = uvm_vattn_kvmalloc_zero(sizeof(*piece->old));
 	if (piece->old)
 		return NV_OK;
 

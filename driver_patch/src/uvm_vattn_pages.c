@@ -342,6 +342,12 @@ bool uvm_vattn_ext_gpu_map_may_split(uvm_ext_gpu_map_t *map)
 	return !pages || uvm_vattn_may_split_mapping(pages->state->account);
 }
 
+uvm_ext_gpu_map_t *uvm_vattn_ext_gpu_map_zalloc(uvm_ext_gpu_map_t *map)
+{
+	return pages_under(map) ? uvm_vattn_kvmalloc_zero(sizeof(*map)) :
+				  uvm_kvmalloc_zero(sizeof(*map));
+}
+
 void uvm_vattn_ext_gpu_map_split(uvm_ext_gpu_map_t *map, uvm_ext_gpu_map_t *new)
 {
 	struct uvm_vattn_pages *pages = pages_under(map);

@@ -8,6 +8,11 @@
 #include "uvm_vattn.h"
 #include "uvm_vattn_state.h"
 
+/* Before Linux 5.2 the nodes of an XArray are on no memory cgroup. */
+#ifndef XA_FLAGS_ACCOUNT
+#define XA_FLAGS_ACCOUNT 0
+#endif
+
 struct uvm_vattn_va_space *uvm_vattn_state(uvm_va_space_t *va_space)
 {
 	uvm_assert_rwsem_locked(&va_space->lock);
@@ -46,7 +51,7 @@ NV_STATUS uvm_vattn_state_create(uvm_va_space_t *va_space,
 			kvfree(state);
 			return NV_ERR_NO_MEMORY;
 		}
-		xa_init_flags(&state->pages, XA_FLAGS_ALLOC1);
+		xa_init_flags(&state->pages, XA_FLAGS_ALLOC1 | XA_FLAGS_ACCOUNT);
 		get_random_bytes(&state->cookie, sizeof(state->cookie));
 		va_space->vattn = state;
 	}

@@ -107,7 +107,8 @@ NV_STATUS uvm_vattn_tables_get(struct uvm_vattn_batch *batch,
 	vec->page_size = page_size;
 	vec->range_count = (ALIGN(end, coverage) -
 			    ALIGN_DOWN(start, coverage)) / coverage;
-	vec->ranges = uvm_kvmalloc_zero(vec->range_count * sizeof(*vec->ranges));
+	vec->ranges = uvm_vattn_kvmalloc_zero(vec->range_count *
+					      sizeof(*vec->ranges));
 	if (!vec->ranges)
 		return NV_ERR_NO_MEMORY;
 

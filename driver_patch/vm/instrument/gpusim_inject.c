@@ -21,3 +21,4 @@ struct lock_class_key gpusim_lock_classes[64];
 
 WRAP(__uvm_kvmalloc)
 WRAP(__uvm_kvmalloc_zero)
+WRAP(__uvm_vattn_kvmalloc_zero)

@@ -197,6 +197,45 @@ MEMORY = (
         "memory_cgroup_pays",
     ),
     Mutant(
+        "mappings are on no memory cgroup",
+        "uvm_vattn_kvmalloc.h",
+        (
+            (
+                "		  kzalloc(size, NV_UVM_GFP_FLAGS | __GFP_ACCOUNT) :",
+                "		  kzalloc(size, NV_UVM_GFP_FLAGS) :",
+            ),
+        ),
+        "memory_cgroup_pays",
+    ),
+    Mutant(
+        "mappings that UVM cuts off are on no memory cgroup",
+        "uvm_vattn_pages.c",
+        (
+            (
+                "	return pages_under(map) ? uvm_vattn_kvmalloc_zero(sizeof(*map)) :",
+                "	return !pages_under(map) ? uvm_vattn_kvmalloc_zero(sizeof(*map)) :",
+            ),
+        ),
+        "memory_cgroup_pays",
+    ),
+    Mutant(
+        "long lists of page tables are on no memory cgroup",
+        "uvm_vattn_kvmalloc.h",
+        (
+            (
+                "	gfp_t flags = NV_UVM_GFP_FLAGS | __GFP_ACCOUNT | __GFP_ZERO;",
+                "	gfp_t flags = NV_UVM_GFP_FLAGS | __GFP_ZERO;",
+            ),
+        ),
+        "memory_cgroup_pays_for_long_lists",
+    ),
+    Mutant(
+        "UVM is not told how long a long list is",
+        "uvm_vattn_kvmalloc.h",
+        (("	hdr->alloc_size = size;\n", "	hdr->alloc_size = UVM_KMALLOC_THRESHOLD + 1;\n"),),
+        "memory_cgroup_pays_for_long_lists",
+    ),
+    Mutant(
         "sizes have 32 bits",
         "uvm_vattn_sizes.h",
         (("	return count * page_size;", "	return (unsigned int)(count * page_size);"),),

@@ -20,34 +20,36 @@ PATCH_TEST(one_range_covers_the_batch)
 		{ .address = start, .length = PAGE_64K },
 		{ .address = start + 4 * MB, .length = PAGE_2M },
 		{ .address = start + 8 * MB, .length = PAGE_64K },
-	};
+	}, last_first[] = { gone[2], gone[0], gone[1] };
 	bool ranges = chip().invalidates_ranges;
 	struct gpusim_counters before, after;
-	unsigned int i;
+	unsigned int i, round;
 
 	CHECK_EQ(try_external_range(&gpu, start, 128 * MB), NV_OK);
-	map_one(&gpu, start, handle, 0, 1);
-	map_one(&gpu, start + 4 * MB, large, 0, 1);
-	map_one(&gpu, start + 8 * MB, handle, 1, 1);
 	map_one(&gpu, start + 16 * MB, handle, 2, 1);
 	map_one(&gpu, start + 100 * MB, handle, 3, 1);
 	/* Tables that stay in use: UVM invalidates everything for one that goes. */
 	map_one(&gpu, start + PAGE_64K, handle, 4, 1);
 	map_one(&gpu, start + 8 * MB + PAGE_64K, handle, 5, 1);
-	for (i = 0; i < 3; i++)
-		touch(&gpu, gone[i].address);
-	touch(&gpu, start + 16 * MB);
-	touch(&gpu, start + 100 * MB);
-	before = counters(0);
-	CHECK_EQ(try_unmap(&gpu, gone, 3), NV_OK);
-	after = counters(0);
-	CHECK_EQ(after.invalidates - before.invalidates, 1);
-	CHECK_EQ(after.invalidates_ranges - before.invalidates_ranges, ranges);
-	touch(&gpu, start + 16 * MB);
-	touch(&gpu, start + 100 * MB);
-	CHECK_EQ(counters(0).tlb_misses - after.tlb_misses, ranges ? 0 : 2);
-	for (i = 0; i < 3; i++)
-		gpu_check_fault(&gpu, gone[i].address);
+	for (round = 0; round < 2; round++) {
+		map_one(&gpu, start, handle, 0, 1);
+		map_one(&gpu, start + 4 * MB, large, 0, 1);
+		map_one(&gpu, start + 8 * MB, handle, 1, 1);
+		for (i = 0; i < 3; i++)
+			touch(&gpu, gone[i].address);
+		touch(&gpu, start + 16 * MB);
+		touch(&gpu, start + 100 * MB);
+		before = counters(0);
+		CHECK_EQ(try_unmap(&gpu, round ? last_first : gone, 3), NV_OK);
+		after = counters(0);
+		CHECK_EQ(after.invalidates - before.invalidates, 1);
+		CHECK_EQ(after.invalidates_ranges - before.invalidates_ranges, ranges);
+		touch(&gpu, start + 16 * MB);
+		touch(&gpu, start + 100 * MB);
+		CHECK_EQ(counters(0).tlb_misses - after.tlb_misses, ranges ? 0 : 2);
+		for (i = 0; i < 3; i++)
+			gpu_check_fault(&gpu, gone[i].address);
+	}
 	CHECK_EQ(counters(0).tlb_stale_hits, 0);
 }
 

@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0
 /* What a process may take: of the GPU, of the kernel, of the handles of a VA space. */
-#include <fcntl.h>
-#include <sched.h>
 #include <string.h>
-#include <sys/mount.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "harness.h"
@@ -191,81 +187,4 @@ PATCH_TEST(limit_of_handles)
 	vattn_alloc(&other, PAGE_64K, 1);
 	vattn_free(&gpu, handles[HANDLES / 2]);
 	vattn_alloc(&gpu, PAGE_64K, 1);
-}
-
-static void write_text(const char *path, const char *text)
-{
-	int file = open(path, O_WRONLY | O_CLOEXEC);
-
-	CHECK(file >= 0);
-	CHECK(write(file, text, strlen(text)) == (ssize_t)strlen(text));
-	close(file);
-}
-
-/* A field of the statistics of the test's memory cgroup, or a file's only number. */
-static uint64_t cgroup_value(const char *name, const char *field)
-{
-	char path[64], line[128];
-	uint64_t value = 0;
-	bool found = false;
-	FILE *file;
-
-	snprintf(path, sizeof(path), "/tmp/cgroup/pages/%s", name);
-	file = fopen(path, "r");
-	CHECK(file);
-	while (!found && fgets(line, sizeof(line), file))
-		found = !field || !strncmp(line, field, strlen(field));
-	fclose(file);
-	CHECK(found);
-	value = strtoull(line + (field ? strlen(field) : 0), NULL, 10);
-	return value;
-}
-
-static void use_memory(void *unused)
-{
-	struct gpu gpu;
-	uint64_t handles[390], base, before, peak;
-	unsigned int i;
-
-	write_text("/tmp/cgroup/pages/cgroup.procs", "0");
-	gpu = open_gpu(0);
-	base = external_range(&gpu, PAGE_2M);
-	vattn_alloc(&gpu, PAGE_64K, 1);
-	memset(entries, 0, sizeof(entries));
-
-	/* Handles, for as long as they live; the kernel sums its statistics up now and then. */
-	before = cgroup_value("memory.stat", "slab ");
-	for (i = 0; i < 390; i++)
-		handles[i] = vattn_alloc(&gpu, PAGE_64K, 1);
-	while (cgroup_value("memory.stat", "slab ") < before + 390 * 100)
-		sched_yield();
-	for (i = 0; i < 390; i++)
-		vattn_free(&gpu, handles[i]);
-	while (cgroup_value("memory.stat", "slab ") > before + 390 * 50)
-		sched_yield();
-
-	/* A batch, while it lasts: 32 bytes that are copied and 40 for its address, an entry. */
-	before = cgroup_value("memory.current", NULL);
-	for (i = 0; i < 30; i++) {
-		CHECK_EQ(try_map(&gpu, entries, 65536), NV_ERR_INVALID_OBJECT_HANDLE);
-		CHECK_EQ(try_map_one(&gpu, base, handles[0], 0, 1, 0), NV_ERR_INVALID_OBJECT_HANDLE);
-	}
-	peak = cgroup_value("memory.peak", NULL);
-	CHECK(peak >= before + 65536 * 65);
-	CHECK(cgroup_value("memory.current", NULL) <= before + 3 * MB);
-}
-
-PATCH_TEST(memory_cgroup_pays)
-{
-	int status;
-
-	mkdir("/tmp/cgroup", 0755);
-	CHECK(!mount("cgroup2", "/tmp/cgroup", "cgroup2", 0, NULL));
-	write_text("/tmp/cgroup/cgroup.subtree_control", "+memory");
-	CHECK(!mkdir("/tmp/cgroup/pages", 0755));
-	status = in_child(use_memory, NULL);
-	while (rmdir("/tmp/cgroup/pages"))
-		usleep(1000);
-	umount("/tmp/cgroup");
-	CHECK_EQ(status, 0);
 }
