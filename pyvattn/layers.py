@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import accumulate, islice
 from typing import Any, Protocol
@@ -14,8 +15,8 @@ from pyvattn.arguments import check_callable
 from pyvattn.dtypes import ITEMSIZE
 from pyvattn.errors import ArgumentError, LayerError, OutOfMemory
 from pyvattn.geometry import Geometry, LayerViews, TensorView
+from pyvattn.gpu_link import GpuLink
 from pyvattn.spec import CacheSpec
-from pyvattn.staging import Staging
 from pyvattn.state_rows import StateRows
 from pyvattn.text import shown
 from pyvattn.units import format_size
@@ -151,32 +152,27 @@ class LayerTensors:
         Of the GPUs, this one and ``peers`` can write to the row.
         """
         begin, first, end = place
-        staging = self._staging_for(sources[arenas.start : arenas.stop], peers)
-        try:
+        with self._link_for(sources[arenas.start : arenas.stop], peers) as link:
             for index in arenas:
                 source, arena = sources[index], self._arenas()[self._first_arena[group] + index]
                 stop = min(end, len(source))
                 if first >= stop:
                     continue
                 there, values = arena[row, begin + first : begin + stop], source[first:stop]
-                if staging is None:
+                if link is None:
                     there.copy_(values, non_blocking=there.is_cuda)
                 else:
-                    staging.copy(there, values)
-        finally:
-            # Also where a copy fails: those before it are under way.
-            if staging is not None:
-                staging.close()
+                    link.copy(there, values)
 
-    def _staging_for(self, sources: Sequence[Any], peers: Collection[str]) -> Staging | None:
-        """Return what copies from a GPU that cannot write to what is mapped here, if it is one."""
-        here = self._arenas()[0].device
-        if all(
-            not source.is_cuda or source.device == here or str(source.device) in peers
-            for source in sources
-        ):
-            return None
-        return Staging(here, max(map(len, sources)))
+    def _link_for(
+        self, sources: Sequence[Any], peers: Collection[str]
+    ) -> AbstractContextManager[GpuLink | None]:
+        """Return what copies from another GPU, which can write here if it is one of ``peers``."""
+        target = self._arenas()[0].device
+        source = sources[0].device
+        if source.type != "cuda" or source == target:
+            return nullcontext()
+        return GpuLink(source, target, max(map(len, sources)), staged=str(source) not in peers)
 
     def _arenas(self) -> list[Any]:
         if not self._bytes:
