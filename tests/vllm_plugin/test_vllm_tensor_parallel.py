@@ -10,10 +10,12 @@ from engines import WORKER, engine, generate
 OPTIONS = {"tensor_parallel_size": 2, "num_gpu_blocks_override": 13}
 
 
-@pytest.fixture(autouse=True)
-def unbound_threads(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def unbound_threads():
     # Bound by themselves, workers want a NUMA node each.
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        yield
 
 
 def run(model, **options):
@@ -24,8 +26,13 @@ def run(model, **options):
     return said, counted
 
 
-def test_two_workers_with_rows_of_their_own_say_what_stocks_two_say(tiny_llama):
-    stock, _ = run(tiny_llama)
+@pytest.fixture(scope="module")
+def stock(tiny_llama):
+    said, _ = run(tiny_llama)
+    return said
+
+
+def test_two_workers_with_rows_of_their_own_say_what_stocks_two_say(tiny_llama, stock):
     ours, counted = run(tiny_llama, worker_cls=WORKER)
     assert ours.tokens == stock.tokens
     assert ours.cached == stock.cached > 0
@@ -35,3 +42,13 @@ def test_two_workers_with_rows_of_their_own_say_what_stocks_two_say(tiny_llama):
     for name in ("requests", "blocks_placed"):
         assert first[name] == second[name] > 0
     assert first["map_calls"] > 0 < second["map_calls"]
+
+
+def test_each_of_two_workers_swaps_its_part_of_what_is_preempted(tiny_llama, stock):
+    transfer = {"kv_connector": "PyvattnSwapConnector", "kv_role": "kv_both"}
+    ours, counted = run(tiny_llama, worker_cls=WORKER, kv_transfer_config=transfer)
+    assert ours.tokens == stock.tokens
+    assert ours.preemptions > 0
+    first, second = counted
+    for name in ("swapped_out", "swap_bytes_out", "swap_bytes_in"):
+        assert first[name] == second[name] > 0
