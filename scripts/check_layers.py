@@ -30,7 +30,7 @@ PYTHON = (  # pyvattn/ and cli/
     # files that people name
     ("files",),
     # rows of traces; pictures; what "auto" means; who keeps slots for later, and who drops them;
-    # layers that are alike; what blocks of tokens are known by; the end of the process; buffers
+    # layers that are alike; what blocks of tokens are known by; the end of the process; copies
     # between two GPUs
     (
         "at_exit",
@@ -38,12 +38,12 @@ PYTHON = (  # pyvattn/ and cli/
         "block_hashes",
         "budget",
         "dropped",
+        "gpu_link",
         "gpu_timing",
         "keepers",
         "layer_group",
         "plots",
         "prefix_rows",
-        "staging",
         "trace_rows",
     ),
 
