@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 sys.path += [str(Path(__file__).parents[1] / name) for name in ("integrations", "public")]
 
 from nvidia_drivers import require
-from pages import examples, reader, run
+from page_code import examples, reader, run
 from tiny_models import make_llama
 
 from pyvattn import CacheSpec

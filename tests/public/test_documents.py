@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from pages import BLOCK, PAGES, examples, reader, run
+from page_code import BLOCK, PAGES, examples, reader, run
 from tiny_models import make_llama
 
 from pyvattn import CacheSpec
