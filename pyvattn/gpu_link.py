@@ -2,7 +2,8 @@
 """Bytes of one GPU to memory mapped on another.
 
 Two copies are under way at a time, each between a stream of either GPU: a copy waits for word from
-the other GPU before it begins and sends word when it ends, and meanwhile the link would rest.
+the other GPU before it begins and sends word when it ends, and meanwhile the link would rest. Long
+ones go one after the other, since two that share the link take longer than one by one.
 
 Where the first GPU cannot write to what is mapped, bytes go by way of memory of torch's, which it
 can: over the link to a buffer, and on from there to where they belong.
@@ -50,10 +51,13 @@ class GpuLink(AbstractContextManager["GpuLink"]):
         """Copy the bytes ``values`` of the source to ``there`` on the target, which has as many."""
         if self._buffers is None:
             self._copy(there, values, None)
+            if len(values) < _STAGED:
+                self._turn = 1 - self._turn
             return
         for first in range(0, len(values), _STAGED):
             piece = slice(first, first + _STAGED)
             self._copy(there[piece], values[piece], self._buffers[self._turn])
+            self._turn = 1 - self._turn
 
     def _copy(self, there: Any, values: Any, buffer: Any) -> None:
         with ExitStack() as streams:
@@ -65,7 +69,6 @@ class GpuLink(AbstractContextManager["GpuLink"]):
                 buffer.copy_(values, non_blocking=True)
                 values = buffer
             there.copy_(values, non_blocking=True)
-        self._turn = 1 - self._turn
 
     def _buffers_of(self, size: int) -> list[Any]:
         import torch

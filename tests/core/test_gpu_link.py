@@ -93,6 +93,16 @@ def test_two_copies_are_under_way_at_a_time(streams):
     assert streams.told == [*BEFORE, *copies, *AFTER]
 
 
+def test_long_copies_go_one_after_the_other(streams, monkeypatch):
+    monkeypatch.setattr(gpu_link, "_STAGED", 4)
+    there, values = torch.zeros(12, dtype=torch.uint8), torch.arange(12, dtype=torch.uint8)
+    with GpuLink(REMOTE, HERE, 6, staged=False) as link:
+        for first, end in ((0, 4), (4, 9), (9, 12)):
+            link.copy(there[first:end], values[first:end])
+    assert torch.equal(there, values)
+    assert streams.told == [*BEFORE, *((ONE, "copies", size) for size in (4, 5, 3)), *AFTER]
+
+
 def test_a_buffer_is_filled_while_the_other_is_emptied(streams, monkeypatch):
     monkeypatch.setattr(gpu_link, "_STAGED", 4)
     there, values = torch.zeros(10, dtype=torch.uint8), torch.arange(10, dtype=torch.uint8)
