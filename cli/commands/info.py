@@ -190,7 +190,7 @@ def _device_table(cuda: CudaReport) -> Any:
                 device.uuid,
                 ".".join(map(str, device.compute_capability)),
                 "none" if device.granularity is None else format_page_size(device.granularity),
-                "" if device.free_bytes is None else format_size(device.free_bytes),
+                "not counted" if device.free_bytes is None else format_size(device.free_bytes),
                 format_size(device.total_bytes),
             )
             for device in cuda.devices

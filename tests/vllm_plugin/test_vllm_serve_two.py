@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
+from re import findall
+from runpy import run_path
 
 import psutil
 import pytest
@@ -14,6 +17,7 @@ from pyvattn.shared import create_ledger, read_ledgers
 pytestmark = pytest.mark.skipif(
     find_spec("openai") is None, reason="the openai client comes with vLLM: make test-vllm"
 )
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "two_engines.py"
 BLOCK = 256 << 10
 BLOCKS = 16
 # One token a character: of each request, 8 blocks of 128.
@@ -25,7 +29,9 @@ def used_blocks():
     return {member.name: member.used // BLOCK for member in ledger.members}
 
 
-def test_each_has_what_it_needs_and_neither_is_left_behind(tiny_llama, tmp_path, monkeypatch):
+def test_each_has_what_it_needs_and_neither_is_left_behind(
+    tiny_llama, tmp_path, monkeypatch, capsys
+):
     from openai import OpenAI
 
     folder = tmp_path / "run"
@@ -49,6 +55,11 @@ def test_each_has_what_it_needs_and_neither_is_left_behind(tiny_llama, tmp_path,
         used = used_blocks()
         assert used["b"] >= 9
         assert sum(used.values()) <= BLOCKS
+        example = run_path(str(EXAMPLE))["main"]
+        assert example([server.url for server in servers], PROMPTS) == [said[:2]] * 4
+        turns = capsys.readouterr().out.splitlines()[1:]
+        mebibytes = [list(map(int, findall(r"\b[ab] (\d+) MiB", turn))) for turn in turns]
+        assert [a > b for a, b in mebibytes] == [True, False] * 2
         processes = servers[0].tree()
     assert not psutil.wait_procs(processes, timeout=0)[1]
     assert not read_ledgers()[0].members
