@@ -5,73 +5,17 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
 import pytest
 from checked_cache import Later
-from test_groups import WINDOW, grouped_spec
+from prefix_server import Random, Server, numbers
+from test_groups import grouped_spec
 
-from pyvattn import OutOfMemory, OutOfSlots
-from pyvattn.prefix import PrefixIndex
+from pyvattn import OutOfSlots
 
 pytest.importorskip("torch", reason="fork() copies with torch")
 
 # Tokens that fill pages in both groups: 128 of the full layer, twice 64 of the others.
 BLOCK = 128
-SALTED = {"a": 1, "b": 2}
-
-
-def numbers(count, start=1):
-    return list(range(start, start + count))
-
-
-def patterns(salt, tokens):
-    """The K of each token: a number made of its salt and history."""
-    made, state = [], SALTED[salt]
-    for token in tokens:
-        state = (state * 31 + token * 7 + 1) % 65521
-        made.append(state)
-    return made
-
-
-class Server:
-    """Requests through an index, held against what an uncached model would have computed."""
-
-    def __init__(self, bench):
-        self.cache, self.index = bench.cache, PrefixIndex(bench.cache)
-        self.layers = [bench.arrays(layer) for layer in range(3)]
-
-    def check(self, slot, tokens, salt="a"):
-        """What the next token of every layer sees is what it should be."""
-        made = patterns(salt, tokens)
-        for layer, tensors in enumerate(self.layers):
-            first = 0 if layer == 1 else max(0, len(tokens) - WINDOW + 1)
-            for tensor in tensors:
-                assert tensor[slot, first : len(tokens), 0, 0].tolist() == made[first:], layer
-
-    def write(self, slot, begin, tokens, salt="a"):
-        made = np.array(patterns(salt, tokens)[begin:], np.float32).reshape(-1, 1, 1)
-        for tensors in self.layers:
-            for tensor in tensors:
-                tensor[slot, begin : len(tokens)] = made
-
-    def serve(self, tokens, salt="a"):
-        slot, hit = self.index.admit(tokens, salt=salt)
-        self.check(slot, tokens[:hit], salt)
-        self.write(slot, hit, tokens, salt)
-        self.index.publish(slot, tokens)
-        return slot, hit
-
-    def say(self, slot, tokens, count, salt="a"):
-        """Decode ``count`` tokens, and return all there are."""
-        for _ in range(count):
-            tokens = [*tokens, 7]
-            self.cache.step({slot: len(tokens)})
-            self.write(slot, len(tokens) - 1, tokens, salt)
-        return tokens
-
-    def done(self, slot, tokens):
-        self.index.publish(slot, tokens)
-        self.index.release(slot)
 
 
 @pytest.fixture
@@ -223,90 +167,13 @@ def test_for_a_window_no_more_than_one_kept_slot_goes(serve):
     bench.cache.release(held.pop())
 
 
-class Random:
-    """Requests that come, fork, speak, are trimmed, cancelled and evicted, in any order."""
-
-    def __init__(self, bench, source):
-        self.bench, self.source = bench, source
-        self.server = Server(bench)
-        self.live = {}  # slot -> tokens and salt
-        self.hits = 0
-
-    def prompt(self):
-        # Few beginnings, so that prompts have much in common.
-        family = self.source.randrange(2)
-        tokens = [family] * self.source.choice([BLOCK + 1, 2 * BLOCK + 9, 3 * BLOCK])
-        return tokens + [self.source.randrange(2) for _ in range(self.source.randint(1, 160))]
-
-    def admit(self):
-        tokens, salt = self.prompt(), self.source.choice("ab")
-        slot, hit = self.server.serve(tokens, salt)
-        self.live[slot] = (tokens, salt)
-        self.hits += hit > 0
-
-    def go_on(self):
-        """A turn of a chat that follows one that is done."""
-        slot = self.source.choice(sorted(self.live, key=int))
-        tokens, salt = self.live.pop(slot)
-        self.server.done(slot, tokens)
-        if len(tokens) < 900:
-            tokens = [*tokens, *[self.source.randrange(3) for _ in range(9)]]
-            slot, hit = self.server.serve(tokens, salt)
-            self.live[slot] = (tokens, salt)
-            self.hits += hit > 0
-
-    def say(self):
-        slot = self.source.choice(sorted(self.live, key=int))
-        tokens, salt = self.live[slot]
-        more = self.source.choice([1, 1, 40])
-        if len(tokens) + more <= 1024:
-            self.live[slot] = (self.server.say(slot, tokens, more, salt), salt)
-
-    def fork(self):
-        slot = self.source.choice(sorted(self.live, key=int))
-        fork = self.server.cache.fork(slot)
-        tokens, salt = self.live[slot]
-        self.server.check(fork, tokens, salt)
-        self.server.cache.trim(fork, front=self.source.randint(0, len(tokens)))
-        self.server.cache.release(fork)
-
-    def cancel(self):
-        slot = self.source.choice(sorted(self.live, key=int))
-        self.server.index.forget(slot)
-        self.server.index.release(slot)
-        del self.live[slot]
-
-    def finish(self):
-        slot = self.source.choice(sorted(self.live, key=int))
-        self.server.done(slot, self.live.pop(slot)[0])
-
-    def evict(self):
-        self.server.index.give_up()
-
-    def act(self):
-        acts = [self.admit, self.admit, self.evict]
-        if self.live:
-            acts += [self.go_on, self.say, self.say, self.fork, self.cancel, self.finish]
-        try:
-            self.source.choice(acts)()
-        except (OutOfMemory, OutOfSlots):
-            # A step that failed may have left some tokens of a turn unsaid.
-            for slot, length in self.server.cache.live_slots().items():
-                if slot in self.live:
-                    tokens, salt = self.live[slot]
-                    self.live[slot] = (tokens + [7] * (length - len(tokens)), salt)
-
-    def check(self):
-        for slot, (tokens, salt) in self.live.items():
-            self.server.check(slot, tokens, salt)
-
-
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("background", [False, True])
 def test_random_requests_read_what_they_would_have_computed(serve, open_bench, seed, background):
     spec = grouped_spec(max_slots=8)
     bench = open_bench(spec, shares=True, pages=100, background=background)
-    requests = Random(bench, random.Random(seed))
+    server = Server(bench)
+    requests = Random(server, random.Random(seed))
     for _ in range(150):
         requests.act()
         requests.check()
@@ -314,8 +181,7 @@ def test_random_requests_read_what_they_would_have_computed(serve, open_bench, s
             bench.check_books()
     assert requests.hits > 8
     for slot in requests.live:
-        requests.server.index.release(slot)
-    requests.live.clear()
-    requests.server.index.close()
+        server.index.release(slot)
+    server.index.close()
     bench.cache.drain()
     assert bench.check_books().pages_live == 0
