@@ -32,6 +32,9 @@ class _Done:
 def kept_async():
     """Let ``async_scheduling=True`` hold for the engines that are built and run meanwhile."""
     import torch
+
+    # It replaces some of torch.cuda for the process: not meanwhile, or that would be undone.
+    import vllm.v1.worker.cpu.shm  # noqa: F401
     from vllm.platforms.cpu import CpuPlatform
 
     check = CpuPlatform.check_and_update_config
