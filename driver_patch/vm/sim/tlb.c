@@ -49,9 +49,16 @@ static u64 drop(struct xarray *cache, u64 first, u64 last)
 	return count;
 }
 
+/* The level from which on an invalidate takes translations of pages: those of 2M and more lie in directories. */
+static enum sim_level level_of_pages(unsigned int shift)
+{
+	return shift < 21 ? SIM_LEVEL_PTE_ONLY : shift < 29 ? SIM_LEVEL_PDE0 : SIM_LEVEL_PDE1;
+}
+
 /*
  * All that translates an address in [first, last], up to a level; directory entries go where they
- * cover any of it, as uvm_hal.h has it. Returns how many translations of pages went.
+ * cover any of it, as uvm_hal.h has it, which also says that pages of 2M are directory entries to an
+ * invalidate. Returns how many translations of pages went.
  */
 u64 sim_tlb_invalidate(const struct sim_mmu_format *mmu, struct sim_tlb *tlb, u64 first, u64 last, u32 level)
 {
@@ -59,7 +66,8 @@ u64 sim_tlb_invalidate(const struct sim_mmu_format *mmu, struct sim_tlb *tlb, u6
 	int i;
 
 	for (i = 0; i < SIM_PAGE_SIZES; i++)
-		count += drop(&tlb->pte[i], first >> sim_page_shift[i], last >> sim_page_shift[i]);
+		if (level == SIM_LEVEL_ALL || level >= level_of_pages(sim_page_shift[i]))
+			count += drop(&tlb->pte[i], first >> sim_page_shift[i], last >> sim_page_shift[i]);
 	for (i = 0; i < 2; i++)
 		if (level == SIM_LEVEL_ALL || level >= SIM_LEVEL_PDE0)
 			drop(&tlb->dual[i], first >> 21, last >> 21);
