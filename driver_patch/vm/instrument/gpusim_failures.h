@@ -2,7 +2,7 @@
 /*
  * Included before our files: what they call of UVM and of the kernel that can fail, and neither
  * an interface function nor an allocation of UVM is; and what they take of the kernel's memory is
- * counted. And a limit that the simulated GPU has the memory for.
+ * counted. A limit that the simulated GPU has the memory for, and GPUs that it cannot be.
  */
 #include <linux/mm.h>
 #include <linux/slab.h>
@@ -10,6 +10,7 @@
 
 #include "uvm_pmm_gpu.h"
 #include "uvm_push.h"
+#include "uvm_va_space.h"
 
 #define UVM_VATTN_MAX_HANDLES 400u
 
@@ -17,6 +18,7 @@ bool gpusim_fails(const char *name);
 void gpusim_passes(const char *name);
 void *gpusim_taken(void *memory);
 void gpusim_given_back(const void *memory);
+uvm_gpu_t *gpusim_pretend(uvm_gpu_t *gpu);
 
 #undef kvmalloc
 #define kvmalloc(size, flags) \
@@ -37,3 +39,7 @@ void gpusim_given_back(const void *memory);
 
 #define uvm_pmm_gpu_free(...) \
 	(gpusim_passes("free"), (uvm_pmm_gpu_free)(__VA_ARGS__))
+
+/* In a query. */
+#define uvm_va_space_get_gpu_by_uuid(...) \
+	gpusim_pretend((uvm_va_space_get_gpu_by_uuid)(__VA_ARGS__))

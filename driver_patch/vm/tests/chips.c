@@ -132,11 +132,15 @@ PATCH_TEST(addresses_above_48_bits)
 {
 	struct gpu gpu = open_gpu(0);
 	uint64_t handle = vattn_alloc(&gpu, PAGE_64K, 2), large = vattn_alloc(&gpu, PAGE_2M, 1);
-	uint64_t base = 1ULL << 52 | 3ULL << 47;
+	uint64_t base = 1ULL << 52 | 3ULL << 47, beyond = 1ULL << 60;
 	bool wide = chip().va_bits > 52;
 	struct gpusim_pte pte;
 	NV_STATUS status;
 
+	/* UVM makes a range of anything. */
+	CHECK_EQ(try_external_range(&gpu, beyond, PAGE_2M), NV_OK);
+	CHECK_EQ(try_map_one(&gpu, beyond, handle, 0, 2, 0), NV_ERR_OUT_OF_RANGE);
+	CHECK_EQ(try_unmap_one(&gpu, beyond, PAGE_64K), NV_ERR_OUT_OF_RANGE);
 	CHECK_EQ(try_external_range(&gpu, base, 8 * MB), NV_OK);
 	status = try_map_one(&gpu, base, handle, 0, 2, 0);
 	if (!wide) {

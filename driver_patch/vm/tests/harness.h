@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/types.h>
 
 /* The limit of mappings of most tests, unless the run sets another (vm.mappings=): a decode step makes fewer. */
 #define MOST_MAPPINGS "20000"
@@ -54,6 +55,9 @@ __attribute__((format(printf, 1, 2))) void note(const char *format, ...);
 
 /* Runs in a child of the test; returns its exit status, or 128 + the signal that ended it. */
 int in_child(void (*function)(void *), void *argument);
+
+/* Whether a thread of this process, 0 for none yet, waits in the kernel for what does not come: a lock. */
+bool waits_for_a_lock(pid_t thread);
 
 /* Whether the loaded module has our ioctls, UVM's own checks; a setting given on the kernel's command line. */
 bool module_is_patched(void);

@@ -101,6 +101,9 @@ PATCH_TEST(first_push_of_a_map_fails)
 	inject("push", 1);
 	CHECK_EQ(try_map(gpu, entries, ENTRIES), NV_ERR_NO_MEMORY);
 	inject_off();
+	CHECK_EQ(vattn_stats(gpu).failed_calls, 1);
+	CHECK_EQ(vattn_stats(gpu).map_entries, ENTRIES);
+	CHECK_EQ(vattn_stats(gpu).ptes_written, ENTRIES);
 	vattn_free(gpu, scene.new);
 	CHECK_EQ(try_free(gpu, scene.old), NV_ERR_IN_USE);
 }

@@ -111,6 +111,26 @@ void read_file(const char *path, char *text, size_t size)
 		close(file);
 }
 
+static char state_of(pid_t thread)
+{
+	char path[64], text[256], *end;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", thread);
+	read_file(path, text, sizeof(text));
+	end = strrchr(text, ')');
+	return end ? end[2] : 0;
+}
+
+/* Often enough that it is no short wait on the way. */
+bool waits_for_a_lock(pid_t thread)
+{
+	unsigned int looks = 1000;
+
+	while (thread && looks && state_of(thread) == 'D')
+		looks--;
+	return thread && !looks;
+}
+
 /* A setting NAME is given to the kernel as vm.NAME=VALUE. */
 const char *setting(const char *name, const char *fallback)
 {

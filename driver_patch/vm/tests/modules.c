@@ -100,6 +100,27 @@ TEST_WITH(zeros_in_several_pushes, .needs_patch = true, .gpu = "fb_mb=9216 gpus=
 	CHECK(vattn_stats(&gpu).clear_pushes > 1);
 }
 
+/* What is still being zeroed is not given back: the simulator knows what has no owner. */
+TEST_WITH(failed_allocation_waits_for_its_zeros, .needs_patch = true, .gpu = "fb_mb=9216 gpus=1",
+	  .uvm = "uvm_vattn_max_mbytes=8256")
+{
+	struct gpu gpu = open_gpu(0);
+	uint64_t handle;
+	NV_STATUS status;
+	bool busy;
+
+	vattn_free(&gpu, vattn_alloc(&gpu, PAGE_64K, 1));
+	sim_parameter("slow_ms", "200");
+	inject("push", 2);
+	status = try_alloc(&gpu, PAGE_2M, 4100, &handle);
+	busy = gpu_is_busy(0);
+	inject_off();
+	sim_parameter("slow_ms", "0");
+	CHECK_EQ(status, NV_ERR_NO_MEMORY);
+	CHECK(!busy);
+	CHECK_EQ(vattn_stats(&gpu).process_bytes, 0);
+}
+
 /* References are counted in an int. */
 TEST_WITH(too_many_mappings_asked_for, .needs_patch = true,
 	  .uvm = "uvm_vattn_max_mappings=18446744073709551615 uvm_vattn_max_mbytes=18446744073709551615")

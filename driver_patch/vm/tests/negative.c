@@ -2,6 +2,7 @@
 /* Hostile and mistaken callers: refused with the right status, and nothing has changed. */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -198,6 +199,42 @@ PATCH_TEST(answer_that_has_no_place)
 	CHECK(!mprotect(page, 4096, PROT_READ | PROT_WRITE));
 	CHECK(!ioctl(scene.gpu.uvm, UVM_VATTN_ALLOC, page));
 	CHECK_EQ(((struct uvm_vattn_alloc *)page)->rm_status, NV_OK);
+}
+
+struct late_answer {
+	int uvm, result, error;
+	void *page;
+};
+
+static void *ask_in(void *argument)
+{
+	struct late_answer *ask = argument;
+
+	ask->result = ioctl(ask->uvm, UVM_VATTN_ALLOC, ask->page);
+	ask->error = errno;
+	return NULL;
+}
+
+/* Nor is it said that all is well where the answer lost its place on the way. */
+PATCH_TEST(answer_that_loses_its_place)
+{
+	struct gpu gpu = open_gpu(0);
+	struct uvm_vattn_alloc alloc = { .page_size = PAGE_64K, .page_count = 1 };
+	char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct late_answer ask = { .uvm = gpu.uvm, .page = page };
+	pthread_t thread;
+
+	CHECK(page != MAP_FAILED);
+	memcpy(alloc.gpu_uuid, &gpu.uuid, 16);
+	memcpy(page, &alloc, sizeof(alloc));
+	pause_next("push");
+	CHECK(!pthread_create(&thread, NULL, ask_in, &ask));
+	wait_for_pause();
+	CHECK(!mprotect(page, 4096, PROT_READ));
+	let_go();
+	CHECK(!pthread_join(thread, NULL));
+	CHECK(ask.result == -1 && ask.error == EFAULT);
+	CHECK_EQ(vattn_stats(&gpu).handles, 1);
 }
 
 PATCH_TEST(wrong_size_or_number_is_not_ours)

@@ -4,8 +4,10 @@
  * point, in the kernel, while something else happens.
  */
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -51,6 +53,44 @@ PATCH_TEST(two_allocations_race_at_the_limit)
 	CHECK(!pthread_join(thread, NULL));
 	CHECK_EQ(call.status, NV_OK);
 	CHECK_EQ(vattn_stats(&gpu).process_bytes, 40 * MB);
+}
+
+struct first_call {
+	struct call call;
+	_Atomic pid_t thread;
+	_Atomic bool done;
+};
+
+static void *allocate_first(void *argument)
+{
+	struct first_call *first = argument;
+
+	first->thread = (pid_t)syscall(SYS_gettid);
+	allocate(&first->call);
+	first->done = true;
+	return NULL;
+}
+
+/* Two files of a process that has no account yet: one makes it, and the other waits for it. */
+PATCH_TEST(first_allocations_of_two_files_share_an_account)
+{
+	struct gpu gpu = open_gpu(0), other = open_gpu(0);
+	struct first_call here = { .call = { .gpu = &gpu, .page_size = PAGE_64K, .count = 3 } };
+	struct first_call there = { .call = { .gpu = &other, .page_size = PAGE_64K, .count = 5 } };
+	pthread_t threads[2];
+
+	pause_later("kvmalloc", 1);	/* after the VA space's state */
+	CHECK(!pthread_create(&threads[0], NULL, allocate_first, &here));
+	wait_for_pause();
+	CHECK(!pthread_create(&threads[1], NULL, allocate_first, &there));
+	while (!there.done && !waits_for_a_lock(there.thread))
+		sched_yield();
+	let_go();
+	CHECK(!pthread_join(threads[0], NULL) && !pthread_join(threads[1], NULL));
+	CHECK_EQ(here.call.status, NV_OK);
+	CHECK_EQ(there.call.status, NV_OK);
+	CHECK_EQ(vattn_stats(&gpu).process_bytes, 8 * PAGE_64K);
+	CHECK_EQ(vattn_stats(&other).process_bytes, 8 * PAGE_64K);
 }
 
 PATCH_TEST(gpu_leaves_in_the_middle_of_an_allocation)
@@ -277,6 +317,44 @@ static void alloc_small(struct gpu *gpu)
 PATCH_TEST(killed_while_memory_is_zeroed)
 {
 	kill_in_the_middle(alloc_small, "push", "push", 1);
+}
+
+static void map_over(struct gpu *gpu)
+{
+	uint64_t base = external_range(gpu, PAGE_2M), handle = vattn_alloc(gpu, PAGE_64K, 4);
+
+	map_one(gpu, base, handle, 0, 4);
+	pause_next("push");
+	try_map_one(gpu, base, handle, 1, 2, UVM_VATTN_MAP_REPLACE);
+}
+
+static void unmap_a_part(struct gpu *gpu)
+{
+	uint64_t base = external_range(gpu, PAGE_2M), handle = vattn_alloc(gpu, PAGE_64K, 4);
+
+	map_one(gpu, base, handle, 0, 4);
+	pause_next("push");
+	try_unmap_one(gpu, base + PAGE_64K, PAGE_64K);
+}
+
+static void free_small(struct gpu *gpu)
+{
+	uint64_t handle = vattn_alloc(gpu, PAGE_64K, 40);
+
+	pause_next("free");
+	try_free(gpu, handle);
+}
+
+/* What the GPU is being told is not taken back half way, and the process ends with all that it had. */
+PATCH_TEST(killed_while_entries_are_written)
+{
+	kill_in_the_middle(map_over, NULL, "push", 1);
+	kill_in_the_middle(unmap_a_part, NULL, "push", 1);
+}
+
+PATCH_TEST(killed_while_memory_is_given_back)
+{
+	kill_in_the_middle(free_small, NULL, "push", 0);
 }
 
 struct duel {

@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -106,6 +107,61 @@ static void check_refused(struct gpu *gpu, uint64_t base, uint64_t handle)
 	CHECK_EQ(error_of(gpu, UVM_VATTN_MAP, &map), EAGAIN);
 	CHECK_EQ(error_of(gpu, UVM_VATTN_UNMAP, &unmap), EAGAIN);
 	CHECK_EQ(error_of(gpu, UVM_VATTN_STATS, &stats), EAGAIN);
+}
+
+struct allocation {
+	struct gpu *gpu;
+	NV_STATUS status;
+};
+
+static void *allocate(void *argument)
+{
+	struct allocation *allocation = argument;
+	uint64_t handle;
+
+	allocation->status = try_alloc(allocation->gpu, PAGE_64K, 3, &handle);
+	return NULL;
+}
+
+struct suspension {
+	_Atomic pid_t thread;
+	_Atomic bool done;
+};
+
+static void *suspend(void *argument)
+{
+	struct suspension *suspension = argument;
+
+	suspension->thread = (pid_t)syscall(SYS_gettid);
+	suspend_system();
+	suspension->done = true;
+	return NULL;
+}
+
+/* The system goes to sleep once the call is done; the simulator sees a push that comes later. */
+PATCH_TEST(suspend_waits_for_a_call)
+{
+	struct gpu gpu = open_gpu(0);
+	struct allocation allocation = { .gpu = &gpu };
+	struct suspension suspension = { .thread = 0 };
+	pthread_t calls, sleeps;
+	bool asleep;
+
+	pause_next("push");
+	CHECK(!pthread_create(&calls, NULL, allocate, &allocation));
+	wait_for_pause();
+	CHECK(!pthread_create(&sleeps, NULL, suspend, &suspension));
+	while (!suspension.done && !waits_for_a_lock(suspension.thread))
+		sched_yield();
+	asleep = suspension.done;
+	if (asleep)
+		resume_system();	/* or nobody comes to an end */
+	let_go();
+	CHECK(!pthread_join(calls, NULL) && !pthread_join(sleeps, NULL));
+	resume_system();
+	CHECK(!asleep);
+	CHECK_EQ(allocation.status, NV_OK);
+	CHECK_EQ(vattn_stats(&gpu).handles, 1);
 }
 
 PATCH_TEST(suspend_keeps_our_mappings)
