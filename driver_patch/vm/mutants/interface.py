@@ -17,7 +17,7 @@ INTERFACE = (
                 "	uvm_down_read(&g_uvm_global.pm.lock);",
             ),
         ),
-        "suspend_in_the_middle_of_calls",
+        "suspend_waits_for_a_call",
     ),
     Mutant(
         "what is reserved in a query is ignored",
