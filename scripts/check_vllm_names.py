@@ -153,6 +153,8 @@ MENTIONED = [
     ("v1/worker/gpu/model_runner.py", "init_kv_cache("),
     ("v1/worker/gpu/model_runner.py", "self.kv_connector = "),
     ("v1/worker/gpu/model_runner.py", "self.kv_connector.pre_forward("),
+    ("v1/worker/gpu/model_runner.py", "get_kv_connector(self.vllm_config, kv_caches_dict)"),
+    ("v1/worker/gpu_model_runner.py", ".register_kv_caches(kv_caches)"),
     ("v1/worker/gpu_model_runner.py", "self.attn_groups"),
     ("v1/worker/gpu_model_runner.py", "model_output = self._model_forward("),
     ("v1/worker/gpu_model_runner.py", "self.input_batch.block_table"),

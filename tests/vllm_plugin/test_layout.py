@@ -84,10 +84,17 @@ def test_the_largest_pages_that_blocks_fill_are_taken():
     assert (paging.page_size, paging.layers_per_arena) == (2 << 20, 32)
     paging = choose_paging(sizes, layers=32, token_bytes=4096, block_size=128)
     assert (paging.page_size, paging.layers_per_arena) == (2 << 20, 4)
+    paging = choose_paging(sizes, layers=32, token_bytes=4096, block_size=16, in_parts=False)
+    assert (paging.page_size, paging.layers_per_arena) == (2 << 20, 32)
+    # Pages of one layer each, where no page takes all.
+    paging = choose_paging([2 << 20], layers=32, token_bytes=4096, block_size=512, in_parts=False)
+    assert (paging.page_size, paging.layers_per_arena) == (2 << 20, 1)
 
 
 def test_blocks_that_fill_no_page_name_those_that_would():
     with pytest.raises(ConfigError, match=r"blocks of 16 tokens.*use --block-size 32 or 64"):
         choose_paging([2 << 20], layers=32, token_bytes=2048, block_size=16)
+    with pytest.raises(ConfigError, match=r"blocks of 128 tokens.*use --block-size 16 or 512"):
+        choose_paging([2 << 20], layers=32, token_bytes=4096, block_size=128, in_parts=False)
     with pytest.raises(ConfigError, match="no block size does"):
         choose_paging([2 << 20], layers=3, token_bytes=3 * 1024, block_size=16)

@@ -11,6 +11,7 @@ from types import MappingProxyType
 import pytest
 
 from pyvattn import ConfigError, UnsupportedError
+from pyvattn.integrations.vllm.connectors import has_home_view
 from pyvattn.integrations.vllm.options import Options
 from pyvattn.integrations.vllm.refusals import check_config
 from pyvattn.integrations.vllm.versions import check_version
@@ -45,6 +46,9 @@ def test_options_are_read_from_additional_config():
         ({"memory": "shared", "sleep_weights": 0}, "sleep_weights=0: use true or false"),
         ({"memory": "all"}, "memory='all': use own or shared"),
         ({"memory": "shared", "late_binding": True}, "late_binding=True keeps every block mapped"),
+        ({"memory": "shared", "home_view": True}, "home_view=True keeps every block mapped"),
+        ({"late_binding": True, "home_view": True}, "late_binding=True changes what stands behind"),
+        ({"home_view": 1}, "home_view=1: use true or false"),
         ({"swap_memory": "much"}, "option swap_memory"),
         ({"guard_tokens": -1}, "guard_tokens=-1: use a whole number from 0"),
         ("fast", "pyvattn='fast': use an object of options"),
@@ -62,7 +66,8 @@ def config(**changes):
         "speculative_config": None,
         "kv_transfer_config": None,
         "parallel_config": {"decode_context_parallel_size": 1, "prefill_context_parallel_size": 1},
-        "cache_config": {"cache_dtype": "auto"},
+        "cache_config": {"cache_dtype": "auto", "get_resolved_kv_cache_layout": None},
+        "attention_config": {"backend": None},
         "model_config": {"enable_sleep_mode": False, "is_encoder_decoder": False},
     }
     for name, change in changes.items():
@@ -76,6 +81,19 @@ def config(**changes):
     )
 
 
+OFFLOAD = {"kv_connector": "OffloadingConnector"}
+HOME_VIEW = MappingProxyType({"pyvattn": {"home_view": True}})
+
+
+def several(*names):
+    """A ``KVTransferConfig`` of vLLM's connector of connectors."""
+    children = [{"kv_connector": name} for name in names]
+    return {
+        "kv_connector": "MultiConnector",
+        "kv_connector_extra_config": {"connectors": children},
+    }
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -85,7 +103,47 @@ def config(**changes):
         ),
         (
             {"kv_transfer_config": {"kv_connector": "NixlConnector"}},
-            "NixlConnector: set kv_connector in --kv-transfer-config to PyvattnSwapConnector",
+            "NixlConnector: set kv_connector in --kv-transfer-config to PyvattnSwapConnector, "
+            "ExampleConnector or OffloadingConnector, or try with pyvattn's option home_view=true",
+        ),
+        (
+            {"kv_transfer_config": several("OffloadingConnector", "NixlConnector")},
+            "the KV connector NixlConnector: set",
+        ),
+        (
+            {
+                "kv_transfer_config": several("OffloadingConnector", "PyvattnSwapConnector"),
+                "additional_config": HOME_VIEW,
+            },
+            "PyvattnSwapConnector within MultiConnector: use it alone",
+        ),
+        (
+            {
+                "kv_transfer_config": OFFLOAD,
+                "additional_config": MappingProxyType({"pyvattn": {"home_view": False}}),
+            },
+            "OffloadingConnector without pyvattn's option home_view: leave it out",
+        ),
+        (
+            {
+                "kv_transfer_config": OFFLOAD,
+                "additional_config": MappingProxyType({"pyvattn": {"late_binding": True}}),
+            },
+            "OffloadingConnector with pyvattn's option late_binding: set it false",
+        ),
+        (
+            {
+                "kv_transfer_config": OFFLOAD,
+                "attention_config": {"backend": types.SimpleNamespace(name="CUSTOM")},
+            },
+            "CUSTOM with a KV connector or pyvattn's option home_view: leave one out",
+        ),
+        (
+            {
+                "additional_config": HOME_VIEW,
+                "attention_config": {"backend": types.SimpleNamespace(name="CUSTOM")},
+            },
+            "CUSTOM with a KV connector or pyvattn's option home_view: leave one out",
         ),
         (
             {
@@ -135,6 +193,28 @@ def test_drafts_from_the_rows_and_the_connector_that_copies_them_are_taken():
     for method in ("ngram", "draft_model"):
         check_config(config(speculative_config={"method": method}))
     check_config(config(kv_transfer_config={"kv_connector": "PyvattnSwapConnector"}))
+
+
+def test_connectors_that_were_tried_get_a_home_view_and_others_if_one_insists():
+    offloads = config(kv_transfer_config=OFFLOAD)
+    check_config(offloads)
+    check_config(config(kv_transfer_config=several("OffloadingConnector", "ExampleConnector")))
+    tries = config(
+        kv_transfer_config={"kv_connector": "NixlConnector"}, additional_config=HOME_VIEW
+    )
+    check_config(tries)
+    assert has_home_view(offloads)
+    assert has_home_view(tries)
+    assert has_home_view(config(additional_config=HOME_VIEW))
+    assert not has_home_view(config())
+    assert not has_home_view(config(kv_transfer_config={"kv_connector": "PyvattnSwapConnector"}))
+
+
+def test_connectors_of_older_releases_are_refused():
+    older = config(kv_transfer_config=OFFLOAD)
+    del older.cache_config.get_resolved_kv_cache_layout
+    with pytest.raises(UnsupportedError, match=r"OffloadingConnector with vLLM before 0\.32: use"):
+        check_config(older)
 
 
 def test_releases_that_were_not_tried_are_refused_unless_one_insists(monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_tables import StandInV2
 
-from pyvattn import UnsupportedError, _native
+from pyvattn import ConfigError, UnsupportedError, _native
 from pyvattn.integrations.vllm import runners
 from pyvattn.integrations.vllm.runners import RunnerV2, adopt_runner
 
@@ -46,7 +46,7 @@ NO_CONNECTOR = StandInConnector()
 class StandInRunner:
     """``vllm.v1.worker.gpu.model_runner.GPUModelRunner``, of a model of two layers."""
 
-    def __init__(self, style, *, late=False):
+    def __init__(self, style, *, late=False, home=False):
         self.style = style
         self.device = torch.device("cpu")
         self.max_model_len = 256
@@ -54,7 +54,7 @@ class StandInRunner:
         self.layers = {"layer.0": None, "layer.1": None}
         self.compilation_config = types.SimpleNamespace(static_forward_context=self.layers)
         self.vllm_config = types.SimpleNamespace(
-            additional_config={"pyvattn": {"late_binding": True}} if late else {},
+            additional_config={"pyvattn": {"late_binding": late, "home_view": home}},
             cache_config=types.SimpleNamespace(cache_dtype="auto"),
             scheduler_config=types.SimpleNamespace(max_num_seqs=2),
             compilation_config=self.compilation_config,
@@ -253,3 +253,36 @@ def test_v2_with_late_binding_takes_fresh_blocks_alone_for_empty(vllm_modules):
     # 3 got the page of 2 for its own, in the row of the first request.
     assert memory.stats()["pages_copied"] == 1
     memory.close_all()
+
+
+def test_v2_with_a_home_view_tells_a_connector_of_blocks_by_their_ids(vllm_modules):
+    runner = StandInRunner("0.32", home=True)
+    adopt_runner(runner, RunnerV2, lambda name, page, device: _native.make_driver(name, page))
+    runner.initialize_kv_cache(cache_config())
+    registered, layer = runner.kv_caches[1], runner.layers["layer.1"]
+    # Ten blocks in three rows of four, and four rows of requests.
+    assert registered.shape == (10, 2, 64, 128)
+    assert layer.shape == (7 * 4, 2, 64, 128)
+    # As vLLM has a layer of a block, though FlashAttention would take layers between tokens.
+    assert registered[3].permute(1, 0, 2).is_contiguous()
+    assert runner.kv_caches[0].storage_offset() == 0
+
+    runner.block_tables.append_block_ids(0, ([3, 4],), overwrite=True)
+    runner.run()
+    first, second = runner.block_tables.tables[0]
+    registered[4].fill_(2)
+    assert (layer[second] == 2).all()
+    layer[first].fill_(1)
+    assert (registered[3] == 1).all()
+    assert (layer[3] == 1).all()
+    runner.pyvattn_memory.close_all()
+
+
+def test_v2_a_home_view_of_arenas_with_a_part_of_the_layers_is_refused(vllm_modules):
+    runner = StandInRunner("0.32", home=True)
+    runner.layers.update({"layer.2": None, "layer.3": None})
+    runner.vllm_config.additional_config["pyvattn"]["page_size"] = PAGE
+    adopt_runner(runner, RunnerV2, lambda *_: pytest.fail("a driver was opened"))
+    # Two layers of a block would fill a page.
+    with pytest.raises(ConfigError, match=r"blocks of 64 tokens.*use --block-size 32 or 128"):
+        runner.initialize_kv_cache(cache_config())

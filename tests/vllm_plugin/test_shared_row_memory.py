@@ -123,6 +123,7 @@ def test_an_engine_that_cannot_start_leaves_the_ledger():
         vllm_config=SimpleNamespace(
             additional_config={"pyvattn": {"memory": "shared", "page_size": PAGE}},
             scheduler_config=SimpleNamespace(max_num_seqs=2),
+            kv_transfer_config=None,
         ),
     )
     spec = SimpleNamespace(num_kv_heads=2, head_size=64, block_size=64, dtype=torch.float32)

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 from engines import WORKER, engine, generate
+from test_vllm_connectors import offload, prompts, serve
 
 # Twelve requests may run at once: eviction and preemption.
 OPTIONS = {"tensor_parallel_size": 2, "num_gpu_blocks_override": 13}
@@ -52,3 +56,15 @@ def test_each_of_two_workers_swaps_its_part_of_what_is_preempted(tiny_llama, sto
     first, second = counted
     for name in ("swapped_out", "swap_bytes_out", "swap_bytes_in"):
         assert first[name] == second[name] > 0
+
+
+def test_each_of_two_workers_offloads_its_part_by_block_id(tiny_llama, monkeypatch):
+    # Workers are processes of their own, and find the module that copies.
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    whole = sum(len(ids) // 128 * 128 for ids in prompts())
+    tokens, ran, _ = serve(
+        tiny_llama, tensor_parallel_size=2, worker_cls=WORKER, kv_transfer_config=offload()
+    )
+    # Computed in the first round, and not in the second.
+    assert tokens[: len(prompts())] == tokens[len(prompts()) :]
+    assert ran[0] - ran[1] == whole

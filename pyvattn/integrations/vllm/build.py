@@ -12,6 +12,8 @@ from pyvattn import _native
 from pyvattn.dtypes import ITEMSIZE
 from pyvattn.errors import UnsupportedError
 from pyvattn.geometry import check_page_size
+from pyvattn.integrations.vllm.connectors import has_home_view
+from pyvattn.integrations.vllm.home_memory import HomeRowMemory
 from pyvattn.integrations.vllm.late_memory import LateRowMemory
 from pyvattn.integrations.vllm.layout import choose_paging, read_shape
 from pyvattn.integrations.vllm.lease import offer_memory
@@ -74,12 +76,19 @@ def _open_memory(
     else:
         page_sizes = [check_page_size(options.page_size)]
     token_bytes = 2 * sizes.heads * sizes.head_size * ITEMSIZE[sizes.dtype]
-    paging = choose_paging(page_sizes, sizes.layers, token_bytes, sizes.block_size)
+    at_home = has_home_view(runner.vllm_config)
+    paging = choose_paging(
+        page_sizes, sizes.layers, token_bytes, sizes.block_size, in_parts=not at_home
+    )
     driver = make_driver(name, paging.page_size, ordinal)
     background = options.map_in_background
     if lease is not None:
         return SharedRowMemory(sizes, paging, driver, background=background, lease=lease)
-    make = LateRowMemory if options.late_binding else RowMemory
+    make = RowMemory
+    if at_home:
+        make = HomeRowMemory
+    elif options.late_binding:
+        make = LateRowMemory
     return make(sizes, paging, driver, background=background)
 
 
@@ -112,7 +121,9 @@ def _group_tensors(runner: Any, group: Any, spec: Any, memory: RowMemory) -> dic
     if _has_rows(group):
         return _row_tensors(group.layer_names, spec, memory)
     shape = read_shape(group.backend, spec, runner.vllm_config.cache_config)
-    by_token = shape.takes_tokens_apart(group.backend.get_name())
+    # What finds blocks by vLLM's ids takes each layer of one to be as vLLM has it.
+    at_home = isinstance(memory, HomeRowMemory)
+    by_token = not at_home and shape.takes_tokens_apart(group.backend.get_name())
     _log.info(
         "pyvattn: %s sees each layer of a block as %s; %s",
         group.backend.get_name(),
@@ -198,3 +209,8 @@ def _log_choice(memory: RowMemory, groups: int) -> None:
         groups,
         format_size(geometry.arena_bytes * geometry.arenas),
     )
+    if isinstance(memory, HomeRowMemory):
+        _log.info(
+            "pyvattn: each block is at the place of vLLM's id as well, by %d map calls",
+            memory.stats()["home_map_calls"],
+        )

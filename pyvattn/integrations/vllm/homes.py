@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every block at an address of its own, mapped for good: where contents are copied."""
+"""Every block at an address of its own, mapped for good."""
 
 from __future__ import annotations
 
@@ -12,15 +12,26 @@ __all__ = ["Homes"]
 
 
 class Homes:
-    """Opens rows from ``first`` on that map ``blocks`` in order, as many as they take."""
+    """Opens rows from ``first`` on that map ``blocks`` in order, as many as they take.
 
-    def __init__(self, rows: RowMap, blocks: Sequence[int], first: int) -> None:
+    ``behind``: a block that is mapped in the rest of the last of these rows, where nothing is
+    otherwise.
+    """
+
+    def __init__(
+        self, rows: RowMap, blocks: Sequence[int], first: int, behind: int | None = None
+    ) -> None:
         self.rows = self.rows_for(len(blocks), rows.positions)
         for index in range(self.rows):
             at = index * rows.positions
             row = rows.open(blocks[at : at + rows.positions])
             if row != first + index:
                 raise UnsupportedError(f"blocks from {at} on are in row {row}, not {first + index}")
+            # Drivers zero fresh memory at every place where its first batch maps it: one first.
+            rows.flush()
+        rest = self.rows * rows.positions - len(blocks)
+        if behind is not None and rest:
+            rows.extend(first + self.rows - 1, [behind] * rest)
             rows.flush()
         geometry = rows.pool.geometry
         arenas = [rows.arena(index) for index in range(geometry.arenas)]

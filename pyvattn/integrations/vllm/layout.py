@@ -101,13 +101,23 @@ class Paging:
     layers_per_arena: int
 
 
-def choose_paging(page_sizes: list[int], layers: int, token_bytes: int, block_size: int) -> Paging:
+def choose_paging(
+    page_sizes: list[int],
+    layers: int,
+    token_bytes: int,
+    block_size: int,
+    *,
+    in_parts: bool = True,
+) -> Paging:
     """Return the largest pages, and so the fewest map calls, that blocks fill exactly.
 
-    ``token_bytes`` are those of one layer. Raises :class:`~pyvattn.errors.ConfigError`
-    with the block sizes that would do.
+    ``token_bytes`` are those of one layer. Without ``in_parts`` a page has one layer or all of
+    them: what copies a block by the tensor of one layer finds the others there. Raises
+    :class:`~pyvattn.errors.ConfigError` with the block sizes that would do.
     """
     groups = [group for group in range(1, layers + 1) if layers % group == 0]
+    if not in_parts:
+        groups = sorted({1, layers})
     for page_size in sorted(page_sizes, reverse=True):
         for group in groups:
             if group * token_bytes * block_size == page_size:

@@ -28,7 +28,8 @@ class Options:
     ``map_in_background``: map in a thread from the moment block ids arrive. ``kernel``: of
     ``--attention-backend CUSTOM``, one that :func:`pyvattn.attention.attend` knows, or
     ``"module:attribute"`` of a kernel of the user's. ``late_binding``: copy what blocks hold for
-    the prefix cache, rather than map blocks anew.
+    the prefix cache, rather than map blocks anew. ``home_view``: map each block at the place of
+    vLLM's block id as well, for what finds KV by these; by default where a KV connector does.
 
     The next two are the scheduler's, which ``--scheduler-cls`` names. ``order_blocks``: hand out
     blocks in the order of rows that have them. ``guard_tokens``: how far past every length there
@@ -56,6 +57,7 @@ class Options:
     weights: int | str = 0
     sleep_weights: bool = True
     swap_memory: int | str = "8GiB"
+    home_view: bool | None = None
 
     def row_count(self, requests: int, groups: int = 1) -> int:
         """Return how many rows there are where so many requests run at once.
@@ -97,15 +99,27 @@ class Options:
         if self.memory not in ("own", "shared"):
             raise ConfigError(f"{_KEY} option memory={shown(self.memory)}: use own or shared")
         parse_size(self.swap_memory, f"{_KEY} option swap_memory")
+        if not (self.home_view is None or isinstance(self.home_view, bool)):
+            given = shown(self.home_view)
+            raise ConfigError(f"{_KEY} option home_view={given}: use true or false")
         self._check_lease()
-        if self.memory == "shared" and self.late_binding:
-            raise ConfigError(
-                f"{_KEY} option late_binding=True keeps every block mapped, and memory='shared' "
-                "gives blocks away: leave one of them out"
-            )
+        self._check_homes()
         for name in ("driver", "kernel"):
             if not isinstance(given := getattr(self, name), str):
                 raise ConfigError(f"{_KEY} option {name}={shown(given)}: use a {name}'s name")
+
+    def _check_homes(self) -> None:
+        for name in ("late_binding", "home_view"):
+            if self.memory == "shared" and getattr(self, name):
+                raise ConfigError(
+                    f"{_KEY} option {name}=True keeps every block mapped, and memory='shared' "
+                    "gives blocks away: leave one of them out"
+                )
+        if self.late_binding and self.home_view:
+            raise ConfigError(
+                f"{_KEY} option late_binding=True changes what stands behind a block id, and "
+                "home_view=True keeps it in place: leave one of them out"
+            )
 
     def _check_lease(self) -> None:
         for name in ("budget", "guarantee", "weights"):

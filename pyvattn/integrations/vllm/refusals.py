@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pyvattn.errors import UnsupportedError
-from pyvattn.integrations.vllm import SWAP_CONNECTOR
+from pyvattn.integrations.vllm.connectors import check_connector
 from pyvattn.integrations.vllm.lease import shares
 
 __all__ = ["check_backends", "check_config", "check_groups", "check_layers"]
@@ -32,14 +32,7 @@ def check_config(config: Any) -> None:
             f"speculative decoding by {method}: set method in --speculative-config to one of "
             f"{', '.join(_DRAFTED_BY)}"
         )
-    connector = getattr(config.kv_transfer_config, "kv_connector", None)
-    if connector not in (None, SWAP_CONNECTOR):
-        problems.append(
-            f"the KV connector {connector}: set kv_connector in --kv-transfer-config to "
-            f"{SWAP_CONNECTOR}, or leave that out"
-        )
-    if connector is not None and shares(config):
-        problems.append("KV connectors with pyvattn's option memory='shared': leave one out")
+    problems += check_connector(config)
     for name in ("decode", "prefill"):
         if getattr(parallel, f"{name}_context_parallel_size", 1) > 1:
             problems.append(f"context parallelism: set --{name}-context-parallel-size 1")

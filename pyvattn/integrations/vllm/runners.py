@@ -11,6 +11,8 @@ from typing import Any
 
 from pyvattn.errors import UnsupportedError
 from pyvattn.integrations.vllm.build import build_memory, layer_tensors
+from pyvattn.integrations.vllm.connectors import swaps
+from pyvattn.integrations.vllm.home_memory import HomeRowMemory
 from pyvattn.integrations.vllm.host_rows import HostRows
 from pyvattn.integrations.vllm.memory import RowMemory
 from pyvattn.integrations.vllm.options import Options
@@ -55,7 +57,7 @@ class _Runner:
         return layer_tensors(self, specs, self.pyvattn_memory)
 
     def _offer_rows(self) -> None:
-        """Let the engine's KV connector copy rows, where it has one."""
+        """Let our KV connector copy rows, where the engine has it."""
         connector = _connector(self)
         if connector is None:
             return
@@ -65,6 +67,11 @@ class _Runner:
         limit = parse_size(options.swap_memory, "swap_memory")
         self.pyvattn_host_rows = HostRows(self.pyvattn_memory, limit)
         connector.use_rows(self.pyvattn_host_rows, self._row_of)
+
+    def _registered(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Return what a KV connector is told of the layers' tensors."""
+        memory = self.pyvattn_memory
+        return memory.by_block(tensors) if isinstance(memory, HomeRowMemory) else tensors
 
     def _row_of(self, req_id: str) -> int | None:
         """Return the row of a request that the runner knows."""
@@ -90,7 +97,7 @@ class RunnerV1(_Runner):
         adopt_table(runner.input_batch.block_table, TablesV1, self.pyvattn_memory)
         _adopt_batch(runner.input_batch)
         self._offer_rows()
-        return tensors
+        return self._registered(tensors)
 
     def _model_forward(self, *arguments: Any, **options: Any) -> Any:
         """Wait for maps as late as that can be: all else of the step is prepared."""
@@ -134,7 +141,7 @@ class RunnerV2(_Runner):
             tensors = self._make_tensors(runner.kv_cache_config, runner.kernel_block_sizes)
             self._bind(tensors, runner.compilation_config.static_forward_context, caches)
             self._offer_rows()
-            return tensors
+            return self._registered(tensors)
 
         with _in_place_of(module, "init_kv_cache", init_kv_cache):
             super().initialize_kv_cache(  # type: ignore[misc]
@@ -195,8 +202,8 @@ def adopt_runner(runner: Any, mixin: type[_Runner], make_driver: Any) -> None:
 
 
 def _connector(runner: Any) -> Any:
-    """Return the engine's KV connector, which is ours, or None."""
-    if runner.vllm_config.kv_transfer_config is None:
+    """Return the engine's KV connector if it is the one that swaps rows, or None."""
+    if not swaps(runner.vllm_config):
         return None
     transfer = import_module("vllm.distributed.kv_transfer")
     return transfer.get_kv_transfer_group() if transfer.has_kv_transfer_group() else None
