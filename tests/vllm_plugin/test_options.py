@@ -99,7 +99,7 @@ def several(*names):
     [
         (
             {"speculative_config": {"method": "eagle3"}},
-            "decoding by eagle3: set method in --speculative-config to one of ngram, draft_model",
+            "by eagle3: set method in --speculative-config to one of ngram, draft_model, eagle",
         ),
         (
             {"kv_transfer_config": {"kv_connector": "NixlConnector"}},

@@ -62,11 +62,15 @@ class StandInRunner:
         )
         self.req_states = types.SimpleNamespace(req_id_to_index={"a": 0, "b": 1})
         self.removed = []
+        # Backends and names of layers, where they are not one backend's.
+        self.groups = []
 
     def initialize_kv_cache(self, kv_cache_config):
         self.kv_cache_config = kv_cache_config
-        group = types.SimpleNamespace(backend=Backend, layer_names=list(self.layers))
-        self.attn_groups = [[group]]
+        groups = self.groups or [(Backend, list(self.layers))]
+        self.attn_groups = [
+            [types.SimpleNamespace(backend=each, layer_names=names) for each, names in groups]
+        ]
         self.block_tables = StandInV2()
         self.kv_connector = NO_CONNECTOR
         module = sys.modules["vllm.v1.worker.gpu.model_runner"]
@@ -253,6 +257,30 @@ def test_v2_with_late_binding_takes_fresh_blocks_alone_for_empty(vllm_modules):
     # 3 got the page of 2 for its own, in the row of the first request.
     assert memory.stats()["pages_copied"] == 1
     memory.close_all()
+
+
+def test_v2_layers_that_draft_with_heads_of_their_own_have_their_part_of_each_block(vllm_modules):
+    runner = StandInRunner("0.26")
+    runner.groups = [(Backend, ["layer.0"]), (Backend, ["layer.1"])]
+    adopt_runner(runner, RunnerV2, lambda name, page, device: _native.make_driver(name, page))
+    runner.initialize_kv_cache(cache_config())
+    assert runner.pyvattn_memory.pool.geometry.layers_per_arena == 2
+    target, drafting = runner.layers["layer.0"], runner.layers["layer.1"]
+    # The null block, of which each layer has its own half.
+    target[0].fill_(1)
+    drafting[0].fill_(2)
+    assert (target[0] == 1).all()
+    assert (drafting[0] == 2).all()
+    runner.pyvattn_memory.close_all()
+
+
+def test_v2_layers_of_several_backends_are_refused(vllm_modules):
+    runner = StandInRunner("0.26")
+    other = type("Other", (Backend,), {"get_name": staticmethod(lambda: "TRITON_ATTN")})
+    runner.groups = [(Backend, ["layer.0"]), (other, ["layer.1"])]
+    adopt_runner(runner, RunnerV2, lambda *_: pytest.fail("a driver was opened"))
+    with pytest.raises(UnsupportedError, match="backends, FLASH_ATTN, TRITON_ATTN: set"):
+        runner.initialize_kv_cache(cache_config())
 
 
 def test_v2_with_a_home_view_tells_a_connector_of_blocks_by_their_ids(vllm_modules):

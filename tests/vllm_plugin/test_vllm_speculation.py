@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 from engines import WORKER, engine, generate
+from tiny_eagle import write_eagle
 
 # Room for a few of the twelve requests that may run at once: eviction and preemption.
 SCARCE = {"num_gpu_blocks_override": 13}
@@ -41,6 +42,12 @@ def test_drafts_of_a_model_change_no_token(tiny_llama):
     # The same model, so that most of its drafts are right: its layers have KV in the same rows.
     drafts = {"method": "draft_model", "model": tiny_llama, "num_speculative_tokens": 3}
     check(tiny_llama, drafts, SCARCE)
+
+
+@pytest.mark.parametrize("room", [{}, SCARCE], ids=["ample", "scarce"])
+def test_drafts_of_eagle_change_no_token(tiny_llama, tmp_path, room):
+    drafts = {"method": "eagle", "model": write_eagle(tmp_path), "num_speculative_tokens": 3}
+    check(tiny_llama, drafts, room)
 
 
 def check(model, drafts, room):

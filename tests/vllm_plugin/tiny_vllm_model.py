@@ -37,7 +37,7 @@ def write_model(folder):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    save_file(_weights(), folder / "model.safetensors")
+    save_file(weights(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIG))
     special = ["<unk>", "<s>", "</s>"]
     words = special + [chr(0x4E00 + i) for i in range(CONFIG["vocab_size"] - len(special))]
@@ -67,17 +67,18 @@ def projections(config):
     yield "mlp.down_proj", hidden, inner
 
 
-def _weights():
+def weights():
+    """Return the tensors, by their names in a checkpoint."""
     import torch
 
     draw = torch.Generator().manual_seed(0)
     hidden, words = CONFIG["hidden_size"], CONFIG["vocab_size"]
-    weights = {"model.norm.weight": torch.ones(hidden)}
+    tensors = {"model.norm.weight": torch.ones(hidden)}
 
     def add(name, rows, columns):
         # What comes out is as large as what goes in.
         values = torch.randn(rows, columns, generator=draw) / columns**0.5
-        weights[f"{name}.weight"] = values
+        tensors[f"{name}.weight"] = values
 
     add("model.embed_tokens", words, hidden)
     add("lm_head", words, hidden)
@@ -85,5 +86,5 @@ def _weights():
         for name, rows, columns in projections(CONFIG):
             add(f"{layer}.{name}", rows, columns)
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{layer}.{norm}.weight"] = torch.ones(hidden)
-    return weights
+            tensors[f"{layer}.{norm}.weight"] = torch.ones(hidden)
+    return tensors

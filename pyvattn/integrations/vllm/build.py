@@ -10,7 +10,6 @@ from typing import Any
 
 from pyvattn import _native
 from pyvattn.dtypes import ITEMSIZE
-from pyvattn.errors import UnsupportedError
 from pyvattn.geometry import check_page_size
 from pyvattn.integrations.vllm.connectors import has_home_view
 from pyvattn.integrations.vllm.home_memory import HomeRowMemory
@@ -105,28 +104,26 @@ def layer_tensors(runner: Any, specs: Sequence[Any], memory: RowMemory) -> dict[
     """
     tensors: dict[str, Any] = {}
     for spec, groups in zip(specs, runner.attn_groups, strict=True):
-        if len(groups) > 1:
-            names = ", ".join(group.backend.get_name() for group in groups)
-            raise UnsupportedError(
-                f"layers of one KV cache group with several attention backends, {names}: set "
-                "--attention-backend"
-            )
-        tensors |= _group_tensors(runner, groups[0], spec, memory)
+        # Layers that draft may have heads of queries of their own, which vLLM keeps apart.
+        names = [name for group in groups for name in group.layer_names]
+        tensors |= _group_tensors(runner, groups[0].backend, names, spec, memory)
     return tensors
 
 
-def _group_tensors(runner: Any, group: Any, spec: Any, memory: RowMemory) -> dict[str, Any]:
+def _group_tensors(
+    runner: Any, backend: Any, names: list[str], spec: Any, memory: RowMemory
+) -> dict[str, Any]:
     import torch
 
-    if _has_rows(group):
-        return _row_tensors(group.layer_names, spec, memory)
-    shape = read_shape(group.backend, spec, runner.vllm_config.cache_config)
+    if _has_rows(backend):
+        return _row_tensors(names, spec, memory)
+    shape = read_shape(backend, spec, runner.vllm_config.cache_config)
     # What finds blocks by vLLM's ids takes each layer of one to be as vLLM has it.
     at_home = isinstance(memory, HomeRowMemory)
-    by_token = not at_home and shape.takes_tokens_apart(group.backend.get_name())
+    by_token = not at_home and shape.takes_tokens_apart(backend.get_name())
     _log.info(
         "pyvattn: %s sees each layer of a block as %s; %s",
-        group.backend.get_name(),
+        backend.get_name(),
         shape.shape,
         "tokens of a row have one stride" if by_token else "blocks are as vLLM has them",
     )
@@ -134,7 +131,7 @@ def _group_tensors(runner: Any, group: Any, spec: Any, memory: RowMemory) -> dic
     layers = geometry.layers_per_arena
     arenas = [memory.arena(index).view(spec.dtype) for index in range(geometry.arenas)]
     tensors = {}
-    for index, name in enumerate(group.layer_names):
+    for index, name in enumerate(names):
         one, strides, offset = shape.view(index % layers, layers, by_token)
         sizes = list(one)
         sizes[shape.block_dim] = geometry.slots * memory.positions
@@ -142,9 +139,9 @@ def _group_tensors(runner: Any, group: Any, spec: Any, memory: RowMemory) -> dic
     return tensors
 
 
-def _has_rows(group: Any) -> bool:
+def _has_rows(backend: Any) -> bool:
     """Return whether layers are attended to as rows, by kernels that have no table of vLLM's."""
-    return bool(group.backend.get_name() == "CUSTOM")
+    return bool(backend.get_name() == "CUSTOM")
 
 
 def _row_tensors(names: list[str], spec: Any, memory: RowMemory) -> dict[str, Any]:
@@ -170,7 +167,7 @@ def _sizes(runner: Any, specs: Sequence[Any], blocks: int, options: Options) -> 
     import torch
 
     config, spec = runner.vllm_config, specs[0]
-    attending = [group for groups in runner.attn_groups for group in groups]
+    backends = [group.backend for groups in runner.attn_groups for group in groups]
     # What the elements mean is the backend's business; fp8 may come as uint8.
     bytes_each = torch.empty((), dtype=spec.dtype).element_size()
     dtype = {1: "float8_e4m3fn", 2: "bfloat16", 4: "float32"}[bytes_each]
@@ -183,7 +180,7 @@ def _sizes(runner: Any, specs: Sequence[Any], blocks: int, options: Options) -> 
         blocks=blocks,
         rows=options.row_count(config.scheduler_config.max_num_seqs, len(specs)),
         max_blocks=-(-runner.max_model_len // spec.block_size),
-        reads_by_table=not any(map(_has_rows, attending)),
+        reads_by_table=not any(map(_has_rows, backends)),
     )
 
 

@@ -13,9 +13,9 @@ from pyvattn.integrations.vllm.lease import shares
 __all__ = ["check_backends", "check_config", "check_groups", "check_layers"]
 
 _CACHE_DTYPES = ("auto", "bfloat16", "float16", "fp8", "fp8_e4m3")
-# How --speculative-config may draft: from the tokens so far, or by a model whose layers have
-# their KV in the rows of the others.
-_DRAFTED_BY = ("ngram", "draft_model")
+# How --speculative-config may draft: from the tokens so far, or by a model or a head of EAGLE
+# whose layers have their KV in the rows of the others.
+_DRAFTED_BY = ("ngram", "draft_model", "eagle")
 
 
 def check_config(config: Any) -> None:
@@ -48,19 +48,25 @@ def check_config(config: Any) -> None:
     _refuse(problems)
 
 
-def check_backends(names: Iterable[str]) -> None:
-    """Raise :class:`~pyvattn.errors.UnsupportedError` for an attention backend that reads no rows.
+def check_backends(groups: Iterable[Iterable[str]]) -> None:
+    """Raise :class:`~pyvattn.errors.UnsupportedError` for attention backends that read no rows.
 
-    FLEX_ATTENTION looks up which token a block holds in a table of as many blocks as the scheduler
-    has, and the ids of rows are larger.
+    ``groups`` has the names of each KV cache group's. FLEX_ATTENTION looks up which token a block
+    holds in a table of as many blocks as the scheduler has, and the ids of rows are larger.
     """
-    if "FLEX_ATTENTION" in names:
-        _refuse(
-            [
+    problems = []
+    for names in map(set, groups):
+        if "FLEX_ATTENTION" in names:
+            problems.append(
                 "vLLM's backend FLEX_ATTENTION: set --attention-backend CUSTOM and pyvattn's "
                 "option kernel to flex or to a FlexKernel of your own"
-            ]
-        )
+            )
+        if len(names) > 1:
+            problems.append(
+                "layers of one KV cache group with several attention backends, "
+                f"{', '.join(sorted(names))}: set --attention-backend"
+            )
+    _refuse(problems)
 
 
 def check_layers(cache_config: Any, attending: Iterable[str]) -> None:

@@ -40,7 +40,9 @@ class _Runner:
         """Return a tensor of virtual blocks for each layer, over rows made anew."""
         specs = check_groups(cache_config, _shared_layers(self), self.pyvattn_lease is not None)
         attending = [group for groups in self.attn_groups for group in groups]
-        check_backends([group.backend.get_name() for group in attending])
+        check_backends(
+            [[each.backend.get_name() for each in groups] for groups in self.attn_groups]
+        )
         check_layers(cache_config, [name for group in attending for name in group.layer_names])
         sizes = [spec.block_size for spec in specs]
         if list(kernel_block_sizes) != sizes:
