@@ -257,6 +257,9 @@ def transformers(ctx: click.Context, /, out: str | None, as_json: bool, **option
 @_option("--block-size", type=click.IntRange(min=0), help="Block size of ours [16 a GPU].")
 @_option("--stock-block-size", type=click.IntRange(min=0), help="Block size of stock [its own].")
 @_option("--tensor-parallel", type=click.IntRange(min=1), help="GPUs of each engine [1].")
+@_option(
+    "--swap-gib", type=click.FloatRange(min=0), help="Host memory for what ours preempts [none]."
+)
 @_option("--driver", help="Name of the driver.")
 @_option("--eager", is_flag=True, help="Neither compile nor use CUDA graphs.")
 @_option("--device", type=click.Choice(("cuda", "cpu")), help="Device.")

@@ -16,7 +16,7 @@ from statistics import fmean
 from pyvattn.arguments import Settings, check_type
 from pyvattn.bench.report import Measure, Setup
 from pyvattn.bench.vllm_engine import Engine, Served, shape_of
-from pyvattn.bench.vllm_pair import Pair, Plan, compare, equal, waited
+from pyvattn.bench.vllm_pair import Pair, Plan, compare, equal, swapped, waited
 from pyvattn.bench.vllm_trace import trace_load
 from pyvattn.errors import ConfigError
 from pyvattn.gpu_timing import require_gpu
@@ -51,7 +51,9 @@ class Options(Settings, least={"new_tokens": 2, "trace_requests": 2, "tensor_par
     scheduler too; ``late_binding`` and ``ours_kernel`` are the plug-in's options. ``flex_mask``:
     both attend by FlexAttention with a mask that no paged kernel has, stock by vLLM's own backend
     for it and ours over rows; neither compiles the model or uses CUDA graphs. ``tensor_parallel``
-    GPUs share the heads of each engine's model; ``kv_gib`` is then of each GPU.
+    GPUs share the heads of each engine's model; ``kv_gib`` is then of each GPU. ``swap_gib`` of
+    host memory, if any, take what ours preempts, and neither has a prefix cache: give less
+    ``kv_gib`` than the requests need.
     """
 
     model: str = "llama-3-8b"
@@ -79,6 +81,7 @@ class Options(Settings, least={"new_tokens": 2, "trace_requests": 2, "tensor_par
     block_size: int = 0
     stock_block_size: int = 0
     tensor_parallel: int = 1
+    swap_gib: float = 0.0
     driver: str = "auto"
     eager: bool = False
     device: str = "cuda"
@@ -133,7 +136,7 @@ def _start(options: Options) -> tuple[Engine, Engine]:
         "kv_cache_memory_bytes": int(options.kv_gib * _GIB),
         "kv_cache_dtype": options.kv_dtype,
         "enforce_eager": options.eager or not cuda,
-        "enable_prefix_caching": True,
+        "enable_prefix_caching": not options.swap_gib,
     }
     if options.tensor_parallel > 1:
         common["tensor_parallel_size"] = options.tensor_parallel
@@ -147,11 +150,17 @@ def _start(options: Options) -> tuple[Engine, Engine]:
         stock["block_size"] = options.stock_block_size
     ours["block_size"] = options.block_size or 16 * options.tensor_parallel
     ours["worker_cls"] = "pyvattn.vllm.Worker"
-    plug_in = {
+    plug_in: dict[str, object] = {
         "driver": options.driver,
         "late_binding": options.late_binding,
         "kernel": options.ours_kernel,
     }
+    if options.swap_gib:
+        plug_in["swap_memory"] = int(options.swap_gib * _GIB)
+        ours["kv_transfer_config"] = {
+            "kv_connector": "PyvattnSwapConnector",
+            "kv_role": "kv_both",
+        }
     ours["additional_config"] = {"pyvattn": plug_in}
     if options.ours_backend:
         ours["attention_backend"] = options.ours_backend
@@ -234,6 +243,8 @@ def _short(options: Options, pair: Pair) -> Iterator[Measure]:
     yield from equal(pair, title, rounds)
     yield from compare(title, rounds, 0, "output", "tokens/s", lambda s: output / s.seconds, 1.0)
     yield from waited(title, rounds, 0)
+    if options.swap_gib:
+        yield from swapped(title, rounds, 0)
 
 
 def _prefill(options: Options, pair: Pair) -> Iterator[Measure]:

@@ -157,3 +157,19 @@ def waited(title: str, rounds: Rounds, part: int) -> Iterator[Measure]:
         shares = [mine[part].stats[name] / mine[part].seconds for _, mine in rounds[1:]]
         share = figure(f"ours, {title}: {what}", shares, "of the run")
         yield replace(share, at_most=0.01, note=said)
+
+
+def swapped(title: str, rounds: Rounds, part: int) -> Iterator[Measure]:
+    """Yield how many requests ours copied to host memory and back, of those that it preempted."""
+    counted = [mine[part].stats for _, mine in rounds[1:]]
+    last = counted[-1]
+    note = (
+        f"last round: {last['swapped_in']:.0f} came back, {last['swap_dearer']:.0f} were cheaper "
+        f"to compute, {last['swap_refused']:.0f} found no room; a token there and back "
+        f"{1e6 * last['swap_token_seconds']:.1f} us, computed "
+        f"{1e6 * last['compute_token_seconds']:.1f} us"
+    )
+    measure = figure(
+        f"ours, {title}: swapped out", [each["swapped_out"] for each in counted], "requests"
+    )
+    yield replace(measure, note=note)

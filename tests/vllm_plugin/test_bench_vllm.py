@@ -166,6 +166,22 @@ def test_the_heads_of_both_are_shared_out_to_as_many_gpus(engines):
         list(bench.measure(replace(OPTIONS, tensor_parallel=3)))
 
 
+def test_what_is_preempted_is_swapped_by_ours_alone_and_neither_has_a_prefix_cache(
+    engines, monkeypatch
+):
+    names = ("swapped_in", "swap_dearer", "swap_refused", "swap_token_seconds")
+    counted = STATS | dict.fromkeys((*names, "compute_token_seconds"), 0.5) | {"swapped_out": 3}
+    monkeypatch.setattr(sys.modules[__name__], "STATS", counted)
+    found = measured(replace(OPTIONS, workload=("short",), swap_gib=0.5))
+    assert only(found, ["swapped out"]).value == 3
+    stock, ours = engines.made["stock"], engines.made["ours"]
+    assert "kv_transfer_config" not in stock
+    assert ours["kv_transfer_config"]["kv_connector"] == "PyvattnSwapConnector"
+    assert ours["additional_config"]["pyvattn"]["swap_memory"] == 1 << 29
+    assert not stock["enable_prefix_caching"]
+    assert not ours["enable_prefix_caching"]
+
+
 def test_late_binding_is_asked_of_ours_alone(engines):
     measured(replace(OPTIONS, workload=("short",), late_binding=True))
     assert engines.made["ours"]["additional_config"]["pyvattn"]["late_binding"] is True

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 from test_memory import PAGE, make_memory
 
+from pyvattn.integrations.vllm import host_rows
 from pyvattn.integrations.vllm.host_rows import HostRows
-from pyvattn.layers import LayerTensors
 
 torch = pytest.importorskip("torch", reason="rows are copied with torch")
 
@@ -49,20 +49,45 @@ def test_a_row_comes_back_to_other_blocks_behind_what_they_have(memory):
 
 
 def test_one_copy_for_each_arena(memory, monkeypatch):
-    copies = []
-    copy = torch.Tensor.copy_
-
-    def noted(self, source, *arguments, **options):
-        copies.append(source.numel())
-        return copy(self, source, *arguments, **options)
-
-    monkeypatch.setattr(torch.Tensor, "copy_", noted)
-    rows = HostRows(memory, 5 * PAGE)
+    rows = HostRows(memory, 8 * PAGE)
+    copies = noted_copies(monkeypatch)
     row = memory.open([3, 4, 5, 6, 7])
     memory.join()
     rows.save("a", row, 5 * 64)
     rows.load("a", row, 0, 5 * 64)
     assert copies == [5 * PAGE] * 2
+
+
+def noted_copies(monkeypatch):
+    """Return a list to which the bytes of each copy come."""
+    copies = []
+    copy = host_rows._copy
+
+    def noted(target, source):
+        copies.append(source.numel())
+        copy(target, source)
+
+    monkeypatch.setattr(host_rows, "_copy", noted)
+    return copies
+
+
+def test_where_host_memory_is_in_pieces_a_copy_for_each_run(memory, monkeypatch):
+    rows = HostRows(memory, 4 * PAGE)
+    copies = noted_copies(monkeypatch)
+    for name, blocks in (("a", [3, 4]), ("b", [5]), ("c", [6])):
+        assert rows.save(name, filled(memory, blocks), 64 * len(blocks))
+    # Runs of two blocks and of one are left.
+    rows.drop("a")
+    rows.drop("c")
+    del copies[:]
+    whole = filled(memory, [8, 9, 10])
+    assert rows.save("d", whole, 3 * 64)
+    for page in pages(memory, whole)[:3]:
+        page.zero_()
+    assert rows.load("d", whole, 64, 3 * 64)
+    assert [int(page[0]) for page in pages(memory, whole)[:3]] == [0, 9, 10]
+    assert copies == [2 * PAGE, PAGE, PAGE, PAGE]
+    assert rows.stats()["swap_host_bytes"] == PAGE
 
 
 def test_what_finds_no_room_is_refused_and_comes_back_from_nowhere(memory):
@@ -78,21 +103,49 @@ def test_what_finds_no_room_is_refused_and_comes_back_from_nowhere(memory):
     assert not rows.save("c", None, 1)
 
 
-@pytest.mark.parametrize("name", ["to_host", "fill"])
-def test_a_copy_that_fails_leaves_no_host_memory_taken(memory, monkeypatch, name):
+@pytest.mark.parametrize("out", [True, False], ids=["out", "back"])
+def test_a_copy_that_fails_leaves_no_host_memory_taken(memory, monkeypatch, out):
     rows = HostRows(memory, 8 * PAGE)
     row = filled(memory, [3, 4])
 
-    def fail(*_, **__):
+    def fail(*_):
         raise RuntimeError("injected")
 
-    if name == "fill":
+    if not out:
         assert rows.save("a", row, 128)
-    monkeypatch.setattr(LayerTensors, name, fail)
-    if name == "to_host":
+    monkeypatch.setattr(host_rows, "_copy", fail)
+    if out:
         assert not rows.save("a", row, 128)
     assert not rows.load("a", row, 0, 128)
     assert rows.stats()["swap_host_bytes"] == 0
+
+
+def test_all_of_it_is_taken_at_the_start_and_nothing_later(memory, monkeypatch):
+    rows = HostRows(memory, 4 * PAGE + 1)
+    row = filled(memory, [3, 4])
+
+    def fail(*_, **__):
+        raise AssertionError("memory is asked for")
+
+    monkeypatch.setattr(torch, "empty", fail)
+    for name in ("a", "b"):
+        assert rows.save(name, row, 128)
+    assert not rows.save("c", row, 1)
+
+
+def test_how_long_a_token_takes_is_measured_and_leaves_what_was_there(memory):
+    pages(memory, 0)[0] = 7
+    rows = HostRows(memory, 4 * PAGE)
+    assert rows.token_seconds > 0
+    assert rows.stats()["swap_token_seconds"] == rows.token_seconds
+    assert pages(memory, 0).eq(7).all()
+    assert rows.stats()["swapped_out"] == rows.stats()["swap_host_bytes"] == 0
+
+
+def test_host_memory_for_not_one_block_takes_nothing(memory):
+    rows = HostRows(memory, PAGE - 1)
+    assert rows.token_seconds is None
+    assert not rows.save("a", filled(memory, [3]), 1)
 
 
 def test_what_is_closed_holds_no_host_memory(memory):

@@ -50,6 +50,7 @@ def test_options_are_read_from_additional_config():
         ({"late_binding": True, "home_view": True}, "late_binding=True changes what stands behind"),
         ({"home_view": 1}, "home_view=1: use true or false"),
         ({"swap_memory": "much"}, "option swap_memory"),
+        ({"swap": "never"}, "option swap='never': use auto or always"),
         ({"guard_tokens": -1}, "guard_tokens=-1: use a whole number from 0"),
         ("fast", "pyvattn='fast': use an object of options"),
     ],

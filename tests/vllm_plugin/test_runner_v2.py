@@ -183,7 +183,7 @@ def test_v2_what_is_preempted_is_saved_while_it_has_its_row(vllm_modules, monkey
     saved = []
 
     class Connector:
-        def use_rows(self, rows, row_of):
+        def use_rows(self, rows, row_of, clock):
             self.row_of = row_of
 
         def handle_preemptions(self, orders):

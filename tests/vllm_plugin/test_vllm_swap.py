@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 from async_cpu import kept_async
 from engines import WORKER, engine, generate, prompts, run
 
 from pyvattn import UnsupportedError
-from pyvattn.layers import LayerTensors
+from pyvattn.integrations.vllm.host_rows import HostRows
+from pyvattn.integrations.vllm.swap_rates import StepClock
 
 # Room for a few of the twelve requests that may run at once. Nothing is found in a prefix cache,
 # so that what comes back without being computed comes from the host.
@@ -16,6 +19,7 @@ SCARCE = {"num_gpu_blocks_override": 13, "enable_prefix_caching": False}
 SWAP = {
     "worker_cls": WORKER,
     "kv_transfer_config": {"kv_connector": "PyvattnSwapConnector", "kv_role": "kv_both"},
+    "additional_config": {"pyvattn": {"swap": "always"}},
 }
 NEW_TOKENS = 96
 
@@ -28,7 +32,7 @@ def stock(tiny_llama):
 def swapped(model, prepare=None, **options):
     """Return what an engine that swaps says, and how many tokens its steps ran."""
     ran = []
-    with engine(model, **SWAP, **{**SCARCE, **options}) as llm:
+    with engine(model, **{**SWAP, **SCARCE, **options}) as llm:
         core = llm.llm_engine.engine_core.engine_core
         schedule = core.scheduler.schedule
 
@@ -70,45 +74,83 @@ def test_what_the_prefix_cache_still_has_is_not_copied_back(tiny_llama):
 @pytest.mark.parametrize("late", [False, True], ids=["plain", "late binding"])
 def test_with_two_steps_under_way(tiny_llama, stock, late):
     with kept_async():
-        options = {"pyvattn": {"late_binding": late}}
+        options = {"pyvattn": {"late_binding": late, "swap": "always"}}
         ours, _ = swapped(tiny_llama, async_scheduling=True, additional_config=options)
     assert ours.tokens == stock.tokens
     assert ours.preemptions > 0
     assert ours.stats["swapped_in"] > 0
 
 
-def test_copies_to_the_host_that_fail_and_host_memory_that_ends(tiny_llama, stock, monkeypatch):
-    fails = [True, False]
-    to_host = LayerTensors.to_host
+def failing_at(monkeypatch, owner, name, fails):
+    """Have a call raise where the next of ``fails``, over and over, says so."""
+    call = getattr(owner, name)
+    left = []
 
     def failing(*arguments):
-        fails.append(fails.pop(0))
-        if fails[-1]:
+        left[:] = left or fails
+        if left.pop(0):
             raise RuntimeError("injected")
-        return to_host(*arguments)
+        return call(*arguments)
 
-    monkeypatch.setattr(LayerTensors, "to_host", failing)
-    ours, _ = swapped(tiny_llama)
+    monkeypatch.setattr(owner, name, failing)
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_copies_to_the_host_that_fail(tiny_llama, stock, monkeypatch, is_async):
+    failing_at(monkeypatch, HostRows, "_copied", [False, True])
+    # The first is measured, and has a test of its own.
+    monkeypatch.setattr(HostRows, "_measured", lambda *_: None)
+    with kept_async() if is_async else nullcontext():
+        ours, _ = swapped(tiny_llama, async_scheduling=is_async)
     assert ours.tokens == stock.tokens
     counted = ours.stats
     assert 0 < counted["swapped_out"] == counted["swapped_in"] < ours.preemptions
     assert counted["swapped_out"] + counted["swap_refused"] == ours.preemptions
 
 
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_host_memory_that_is_full(tiny_llama, stock, is_async):
+    options = {"pyvattn": {"swap": "always", "swap_memory": "512KiB"}}
+    with kept_async() if is_async else nullcontext():
+        ours, _ = swapped(tiny_llama, async_scheduling=is_async, additional_config=options)
+    assert ours.tokens == stock.tokens
+    counted = ours.stats
+    assert 0 < counted["swapped_in"] == counted["swapped_out"] < ours.preemptions
+    assert counted["swap_refused"] == ours.preemptions - counted["swapped_out"]
+
+
 def test_a_copy_back_that_fails_is_computed_anew(tiny_llama, stock, monkeypatch):
-    fails = [True]
-    fill = LayerTensors.fill
-
-    def failing(*arguments):
-        if fails:
-            fails.pop()
-            raise RuntimeError("injected")
-        return fill(*arguments)
-
-    monkeypatch.setattr(LayerTensors, "fill", failing)
+    monkeypatch.setattr(HostRows, "_measured", lambda *_: None)
+    failing_at(monkeypatch, HostRows, "_copy_in", [True, False, False, False])
     ours, _ = swapped(tiny_llama)
     assert ours.tokens == stock.tokens
-    assert ours.stats["swapped_in"] == ours.stats["swapped_out"] - 1 > 0
+    assert 0 < ours.stats["swapped_in"] < ours.stats["swapped_out"]
+
+
+def test_with_two_steps_under_way_a_copy_back_that_fails_ends_the_engine(tiny_llama, monkeypatch):
+    """VLLM would let the step behind it say something of the request."""
+    monkeypatch.setattr(HostRows, "_measured", lambda *_: None)
+    failing_at(monkeypatch, HostRows, "_copy_in", [True])
+    with kept_async(), pytest.raises(UnsupportedError, match="add --no-async-scheduling"):
+        swapped(tiny_llama, async_scheduling=True)
+
+
+@pytest.mark.parametrize("copying", [1e-9, 1e9], ids=["cheaper", "dearer"])
+def test_what_is_cheaper_to_compute_anew_is_not_copied(tiny_llama, stock, monkeypatch, copying):
+    monkeypatch.setattr(HostRows, "_measured", lambda *_: copying)
+    ours, _ = swapped(tiny_llama, additional_config={"pyvattn": {"swap": "auto"}})
+    assert ours.tokens == stock.tokens
+    counted = ours.stats
+    assert counted["compute_token_seconds"] > 0
+    assert counted["swap_token_seconds"] == copying
+    names = ("swapped_out", "swap_dearer") if copying < 1 else ("swap_dearer", "swapped_out")
+    assert [counted[name] for name in names] == [ours.preemptions, 0]
+
+
+def test_without_a_measure_of_computing_requests_are_copied(tiny_llama, monkeypatch):
+    monkeypatch.setattr(StepClock, "token_seconds", lambda _: None)
+    ours, _ = swapped(tiny_llama, additional_config={"pyvattn": {"swap": "auto"}})
+    assert ours.stats["swapped_out"] == ours.preemptions > 0
 
 
 def test_vllms_own_worker_has_no_rows_to_copy(tiny_llama):

@@ -50,7 +50,8 @@ def test_two_workers_with_rows_of_their_own_say_what_stocks_two_say(tiny_llama, 
 
 def test_each_of_two_workers_swaps_its_part_of_what_is_preempted(tiny_llama, stock):
     transfer = {"kv_connector": "PyvattnSwapConnector", "kv_role": "kv_both"}
-    ours, counted = run(tiny_llama, worker_cls=WORKER, kv_transfer_config=transfer)
+    swap = {"kv_transfer_config": transfer, "additional_config": {"pyvattn": {"swap": "always"}}}
+    ours, counted = run(tiny_llama, worker_cls=WORKER, **swap)
     assert ours.tokens == stock.tokens
     assert ours.preemptions > 0
     first, second = counted

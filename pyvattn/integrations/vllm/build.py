@@ -24,7 +24,7 @@ from pyvattn.resolve import choose_driver
 from pyvattn.shared import SharedMemory
 from pyvattn.units import format_page_size, format_size
 
-__all__ = ["MakeDriver", "build_memory", "layer_tensors"]
+__all__ = ["MakeDriver", "build_memory", "layer_tensors", "timing_event"]
 
 # Of a driver's name, a page size and a device.
 MakeDriver = Callable[[str, int, int], _native.Driver]
@@ -52,7 +52,7 @@ def build_memory(
         memory = _open_memory(runner, specs, blocks, make_driver, lease)
         undo.pop_all()
     if runner.device.type == "cuda":
-        memory.waits = Waits(_timing_event)
+        memory.waits = Waits(timing_event)
     if isinstance(memory, SharedRowMemory):
         offer_memory(runner.vllm_config, memory)
     _log_choice(memory, len(specs))
@@ -91,7 +91,8 @@ def _open_memory(
     return make(sizes, paging, driver, background=background)
 
 
-def _timing_event() -> Event:
+def timing_event() -> Event:
+    """Return an event of the current device's, which times what is launched."""
     import torch
 
     return torch.cuda.Event(enable_timing=True)

@@ -39,6 +39,10 @@ class Options:
     ``budget``, ``guarantee``, ``weight`` and ``name`` of :class:`pyvattn.SharedMemory`; with its
     ``weights`` the memory of weights as well, before vLLM loads them. Then vLLM's sleep puts
     weights away as well, or with ``sleep_weights=False`` KV memory alone.
+
+    With the swap connector ``swap_memory`` is the host memory of each worker, which is taken at
+    the start; ``swap="auto"``: copy what is preempted as long as that takes less than to compute
+    it anew, ``"always"``: whatever it takes.
     """
 
     driver: str = "auto"
@@ -58,6 +62,7 @@ class Options:
     sleep_weights: bool = True
     swap_memory: int | str = "8GiB"
     home_view: bool | None = None
+    swap: str = "auto"
 
     def row_count(self, requests: int, groups: int = 1) -> int:
         """Return how many rows there are where so many requests run at once.
@@ -102,6 +107,8 @@ class Options:
         if not (self.home_view is None or isinstance(self.home_view, bool)):
             given = shown(self.home_view)
             raise ConfigError(f"{_KEY} option home_view={given}: use true or false")
+        if self.swap not in ("auto", "always"):
+            raise ConfigError(f"{_KEY} option swap={shown(self.swap)}: use auto or always")
         self._check_lease()
         self._check_homes()
         for name in ("driver", "kernel"):

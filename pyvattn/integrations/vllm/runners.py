@@ -10,13 +10,14 @@ from importlib import import_module
 from typing import Any
 
 from pyvattn.errors import UnsupportedError
-from pyvattn.integrations.vllm.build import build_memory, layer_tensors
+from pyvattn.integrations.vllm.build import build_memory, layer_tensors, timing_event
 from pyvattn.integrations.vllm.connectors import swaps
 from pyvattn.integrations.vllm.home_memory import HomeRowMemory
 from pyvattn.integrations.vllm.host_rows import HostRows
 from pyvattn.integrations.vllm.memory import RowMemory
 from pyvattn.integrations.vllm.options import Options
 from pyvattn.integrations.vllm.refusals import check_backends, check_groups, check_layers
+from pyvattn.integrations.vllm.swap_rates import StepClock
 from pyvattn.integrations.vllm.tables import TablesV1, TableV2, adopt_table
 from pyvattn.shared import SharedMemory
 from pyvattn.units import parse_size
@@ -67,8 +68,11 @@ class _Runner:
         assert self.pyvattn_memory is not None
         options = Options.of(runner.vllm_config.additional_config)
         limit = parse_size(options.swap_memory, "swap_memory")
-        self.pyvattn_host_rows = HostRows(self.pyvattn_memory, limit)
-        connector.use_rows(self.pyvattn_host_rows, self._row_of)
+        make_event = timing_event if runner.device.type == "cuda" else None
+        if self.pyvattn_host_rows is not None:
+            self.pyvattn_host_rows.close()
+        self.pyvattn_host_rows = HostRows(self.pyvattn_memory, limit, make_event)
+        connector.use_rows(self.pyvattn_host_rows, self._row_of, StepClock(make_event))
 
     def _registered(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """Return what a KV connector is told of the layers' tensors."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,89 +22,108 @@ class Load:
 
 @dataclass
 class Orders:
-    """Of one step: requests to save, with their tokens, to load, and to let go of."""
+    """Of one step, which runs so many ``tokens``: requests to save, with their tokens, to load,
+    and to let go of.
 
+    Of those that it preempts ``refused`` found no room, and to compute ``cheaper`` of them anew
+    takes less than to copy them.
+    """
+
+    tokens: int = 0
     saves: list[tuple[str, int]] = field(default_factory=list)
     loads: list[Load] = field(default_factory=list)
     drops: list[str] = field(default_factory=list)
+    refused: int = 0
+    cheaper: int = 0
 
 
 class SwapBooks:
-    """Which requests are in host memory, with how many tokens each.
+    """Which requests are in host memory, which has room for ``blocks``, with how many tokens each.
 
-    For one thread, the scheduler's. A request that leaves is *asked for* until the workers have
-    said whether they have it: with async scheduling that takes longer than a step.
+    For one thread, the scheduler's. Workers carry out the steps in their order, so a request that
+    leaves in one may come back in the next, whatever they have done by then. Waiting for word of
+    that would let requests that came later have the memory which was made free.
     """
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, blocks: int) -> None:
         self._block_size = block_size
-        # With KV, once the steps that were scheduled have run.
+        self._room = blocks
+        # With KV, of those in the last step, once it has run.
         self._tokens: dict[str, int] = {}
-        self._asked: dict[str, int] = {}
         self._kept: dict[str, int] = {}
         # Of the request that vLLM asked for last.
         self._computed = 0
         self._loads: list[Load] = []
         self._drops: list[str] = []
 
-    def matched(self, request_id: str, tokens: int, computed: int) -> int | None:
+    def matched(self, request_id: str, tokens: int, computed: int) -> int:
         """Return how many tokens of a request come back beyond the first ``computed``.
 
-        It has ``tokens`` in all, of which the last is always run. None: that is not known yet.
+        It has ``tokens`` in all, of which the last is always run.
         """
-        if request_id in self._asked:
-            return None
         self._computed = computed
         end = min(self._kept.get(request_id, 0), tokens - 1)
         return max(0, end - computed)
 
     def allocated(self, request_id: str, blocks: Sequence[int], count: int) -> None:
         """Have ``count`` tokens loaded, of the request that was asked for last: it runs."""
-        if self._kept.pop(request_id, None) is None:
+        if not self._forget(request_id):
             return
         if not count:
             self._drops.append(request_id)
             return
         first, end = self._computed, self._computed + count
-        lacking = blocks[first // self._block_size : -(-end // self._block_size)]
+        lacking = blocks[first // self._block_size : self._blocks(end)]
         self._loads.append(Load(request_id, first, end, tuple(lacking)))
 
     def end(self, request_id: str) -> None:
         """The request has ended."""
         self._tokens.pop(request_id, None)
-        if self._asked.pop(request_id, None) or self._kept.pop(request_id, None):
-            self._drops.append(request_id)
+        self.lost([request_id])
+
+    def lost(self, request_ids: Iterable[str]) -> None:
+        """Requests are of no use: they have ended, or a worker could not save its part."""
+        self._drops += [each for each in request_ids if self._forget(each)]
 
     def reset(self) -> None:
         """Let go of everything, also of what the next step would save."""
-        self._drops += [*self._asked, *self._kept]
-        for books in (self._tokens, self._asked, self._kept):
-            books.clear()
+        self.lost(list(self._kept))
+        self._tokens.clear()
 
-    def answered(self, answers: Mapping[str, bool]) -> None:
-        """Workers said whether they saved requests; without one's part none is of use."""
-        for request_id, is_saved in answers.items():
-            tokens = self._asked.pop(request_id, None)
-            if tokens is None:
-                continue
-            if is_saved:
-                self._kept[request_id] = tokens
-            else:
-                self._drops.append(request_id)
-
-    def orders(self, step: Any) -> Orders:
+    def orders(self, step: Any, *, copying_is_cheaper: bool = True) -> Orders:
         """Return what workers do in a step, which is one of vLLM's ``SchedulerOutput``."""
-        orders = Orders([], self._loads, self._drops)
+        orders = Orders(step.total_num_scheduled_tokens, loads=self._loads, drops=self._drops)
         self._loads, self._drops = [], []
         for request_id in sorted(step.preempted_req_ids or ()):
             tokens = self._tokens.pop(request_id, 0)
             # Where vLLM drops all KV, it preempts what runs in the same step again.
-            if tokens and request_id not in step.num_scheduled_tokens:
+            if not tokens or request_id in step.num_scheduled_tokens:
+                continue
+            if not copying_is_cheaper:
+                orders.cheaper += 1
+            elif self._blocks(tokens) > self._room:
+                orders.refused += 1
+            else:
                 orders.saves.append((request_id, tokens))
-                self._asked[request_id] = tokens
-        for request_id, computed in _computed(step):
-            self._tokens[request_id] = computed + step.num_scheduled_tokens[request_id]
+                self._kept[request_id] = tokens
+                self._room -= self._blocks(tokens)
+        # One that a step leaves out may lose its row in runner V1.
+        self._tokens = {
+            request_id: computed + step.num_scheduled_tokens[request_id]
+            for request_id, computed in _computed(step)
+        }
         return orders
+
+    def _forget(self, request_id: str) -> bool:
+        """Return whether the request was in host memory, whose room is another's from now on."""
+        tokens = self._kept.pop(request_id, None)
+        if tokens is None:
+            return False
+        self._room += self._blocks(tokens)
+        return True
+
+    def _blocks(self, tokens: int) -> int:
+        return -(-tokens // self._block_size)
 
 
 def _computed(step: Any) -> Iterable[tuple[str, int]]:
