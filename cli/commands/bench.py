@@ -277,6 +277,40 @@ def vllm(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) 
 
 
 @click.command()
+@_option("--model", help="Model: llama-3-8b or tiny.")
+@_option("--layers", type=click.IntRange(min=0), help="Layers of the model [all].")
+@_option("--engines", type=click.IntRange(min=1), help="Engines of ours.")
+@_option("--requests", type=click.IntRange(min=1), help="Requests.")
+@_option("--prompt-tokens", type=click.IntRange(min=16), help="Most tokens of a prompt.")
+@_option("--new-tokens", type=click.IntRange(min=2), help="New tokens of each.")
+@_option("--rounds", type=click.IntRange(min=1), help="Rounds after the first.")
+@_option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    help="Start no round that would end later [no limit].",
+)
+@_option("--kv-gib", type=click.FloatRange(min=0), help="KV memory that they share.")
+@_option("--asks", type=click.IntRange(min=0), help="Times that a neighbour asks for memory.")
+@_option("--ask-mib", type=click.IntRange(min=1), help="MiB that it asks for.")
+@_option("--backend", help="Attention backend of all.")
+@_option("--block-size", type=click.IntRange(min=1), help="Block size of ours.")
+@_option("--driver", help="Name of the driver.")
+@_option("--eager", is_flag=True, help="Neither compile nor use CUDA graphs.")
+@_option("--device", type=click.Choice(("cuda", "cpu")), help="Device.")
+@_OUT
+@json_option
+@click.pass_context
+def elastic(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
+    """Serve requests with vLLM engines that share KV memory, and with stock, by turns.
+
+    Needs vLLM, and a GPU with room for the weights of all. Weights are random, the same for
+    all. On the CPU use --model tiny --block-size 128, few tokens and little memory. The exit code
+    is 1 if a target is missed.
+    """
+    run_bench(ctx, "elastic", options, out, as_json)
+
+
+@click.command()
 @_option("--trace", type=click.Path(exists=True, dir_okay=False), help="File with a request trace.")
 @_option("--memory", help="Memory for the cache.")
 @_option("--rounds", type=click.IntRange(min=3), help="Places in the trace.")

@@ -32,6 +32,9 @@ BENCHES = {
         "pyvattn.bench.transformers", "Serve requests, against transformers' own batching."
     ),
     "vllm": Bench("pyvattn.bench.vllm", "Serve requests with vLLM, over rows and stock."),
+    "elastic": Bench(
+        "pyvattn.bench.elastic", "Serve requests with vLLM engines that share a GPU, and stock."
+    ),
     "plan": Bench("pyvattn.bench.plan", "Check the planner's choices on a trace (any machine)."),
     "reuse": Bench(
         "pyvattn.bench.reuse", "Count driver calls per request, cold and warm (any machine)."
