@@ -37,8 +37,8 @@ class OnDevice(Kernel):
     def attend(self, problem):
         k, v = (t[problem.device_slots.long()].transpose(1, 2) for t in (problem.k, problem.v))
         queries, tokens = problem.q.shape[1], k.shape[2]
-        at = problem.device_lengths[:, None] - queries + torch.arange(queries)
-        mask = torch.arange(tokens) <= at[:, :, None]
+        query, token = (torch.arange(n, device=k.device) for n in (queries, tokens))
+        mask = token <= (problem.device_lengths[:, None] - queries + query)[:, :, None]
         out = torch.nn.functional.scaled_dot_product_attention(
             problem.q.transpose(1, 2),
             k,

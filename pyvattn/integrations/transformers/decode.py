@@ -29,6 +29,7 @@ from pyvattn.integrations.transformers.graphs import Recorder, decode_kernels
 from pyvattn.integrations.transformers.parts import Calls, Chunk, Part, known, upload
 from pyvattn.integrations.transformers.sampling import choose_by
 from pyvattn.integrations.transformers.slot_states import SlotStates
+from pyvattn.logs import logger_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -37,13 +38,16 @@ if TYPE_CHECKING:
     from pyvattn.integrations.transformers.ranks import Ranks
     from pyvattn.integrations.transformers.sampling import Sampler
 
+_log = logger_of(__name__)
+
 
 class DeviceBatch:
     """Runs a model over the slots of a cache; the host reads no value.
 
     ``scratch`` is a slot of one backed token that fills up captured batches: with it
-    steps are captured as CUDA graphs, without it they run as they are. With ``compile`` the
-    model's layers are compiled, and with ``fuse_projections`` they multiply together.
+    steps are captured as CUDA graphs, without it they run as they are. Where the model cannot be
+    captured they do so too, unless it is to ``insist``. With ``compile`` the model's layers are
+    compiled, and with ``fuse_projections`` they multiply together.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class DeviceBatch:
         cache: KVCache,
         common: Sampler,
         scratch: Slot | None,
+        insist: bool,
         compile: bool,
         fuse_projections: bool,
         ranks: Ranks,
@@ -63,6 +68,7 @@ class DeviceBatch:
         self._common = common
         self._ranks = ranks
         self._scratch = None if scratch is None else int(scratch)
+        self._insist = insist
         self._view = _View(cache, model.config.get_text_config(decoder=True))
         self._cache_argument = cache_argument(model)
         self._tokens = torch.zeros(slots, dtype=torch.long, device=model.device)
@@ -74,6 +80,11 @@ class DeviceBatch:
         self._captured: dict[tuple[int, bool], _Captured] = {}
         #: How many tokens of prompts it was given so far.
         self.prefilled = 0
+
+    @property
+    def graphs(self) -> bool:
+        """Whether steps are captured."""
+        return self._scratch is not None
 
     @property
     def captures(self) -> int:
@@ -126,8 +137,9 @@ class DeviceBatch:
         overwritten by the next call.
         """
         own = any(sampler is not None for sampler in samplers)
-        if self._scratch is not None:
-            rows, logits = self._replay(tuple(slots), self._scratch, own)
+        size = self._size_for(len(slots), own)
+        if size is not None:
+            rows, logits = self._replay(tuple(slots), size, own)
         else:
             device = self._model.device
             part = Part(known(slots, device), known(lengths, device))
@@ -149,17 +161,18 @@ class DeviceBatch:
         sizes = {batch_size(rows, self._new.shape[0]) for rows in range(1, most + 1)}
         # Graphs share memory; a smaller one fits in what a larger one left.
         for size in sorted(sizes, reverse=True):
-            if (size, False) not in self._captured:
-                self._capture(size, keep=False)
+            if (size, False) not in self._captured and not self._capture(size, keep=False):
+                break
 
-    def _capture(self, size: int, keep: bool) -> None:
+    def _capture(self, size: int, keep: bool) -> bool:
         """Capture the step of ``size`` rows, all scratch: it touches no request.
 
-        With ``keep`` the logits stay there after a replay, in memory of their own.
-
-        Raises :class:`~pyvattn.errors.UnsupportedError` where the model cannot be captured.
+        With ``keep`` the logits stay there after a replay, in memory of their own. ``False`` where
+        the model cannot be captured, from when on nothing is; it raises
+        :class:`~pyvattn.errors.UnsupportedError` where it is to insist.
         """
-        assert self._scratch is not None
+        if self._scratch is None:
+            return False
         rows = torch.full((size,), self._scratch, dtype=torch.long, device=self._model.device)
         kept: list[Tensor] = []
 
@@ -168,38 +181,50 @@ class DeviceBatch:
             if keep:
                 kept[:] = [logits]
 
-        self._captured[size, keep] = _Captured(self._record(work), rows, kept)
+        try:
+            replay = self._record(work)
+        except UnsupportedError as error:
+            if self._insist:
+                raise
+            _log.warning("no step is captured any more: %s", error)
+            self._scratch = None
+            self._captured.clear()
+            return False
+        self._captured[size, keep] = _Captured(replay, rows, kept)
+        return True
 
     def _replay(
-        self, slots: tuple[int, ...], scratch: int, keep: bool
+        self, slots: tuple[int, ...], size: int, keep: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Replay a captured step for ``slots``; returns its rows, and its logits to ``keep``."""
-        size = self._size_for(len(slots), keep)
+        """Replay a step of ``size`` for ``slots``; returns its rows, and its logits to ``keep``."""
         captured = self._captured[size, keep]
         if slots != captured.slots:
-            filled = [*slots, *[scratch] * (size - len(slots))]
+            assert self._scratch is not None
+            filled = [*slots, *[self._scratch] * (size - len(slots))]
             captured.rows.copy_(upload(filled, captured.rows.device))
             captured.slots = slots
         captured.replay()
         return captured.rows, captured.kept[0] if keep else None
 
-    def _size_for(self, rows: int, keep: bool) -> int:
+    def _size_for(self, rows: int, keep: bool) -> int | None:
         """Return a captured size for ``rows``; where none is near, capture a power of two.
 
-        Filler rows read the same weights as the others and one token of K and V, so a size
-        that is some times too large costs less than another capture.
+        ``None`` where steps are not captured. Filler rows read the same weights as the others and
+        one token of K and V, so a size that is some times too large costs less than another
+        capture.
         """
         sizes = [size for size, kept in self._captured if kept == keep]
         if near := [size for size in sizes if rows <= size <= 4 * rows]:
             return min(near)
         size = min(1 << (rows - 1).bit_length(), self._new.shape[0])
-        self._capture(size, keep)
-        return size
+        return size if self._capture(size, keep) else None
 
     def _decode_captured(self, rows: Tensor) -> Tensor:
         """Add a token to each of ``rows``, by lengths that the device counts itself."""
         lengths = self._lengths[rows] + (rows != self._scratch)
         self._lengths[rows] = lengths
+        if self._view.states is not None:
+            self._view.states.begin_step(rows)
         return self._decode(rows, lengths, Part(rows.to(torch.int32), lengths.to(torch.int32)))
 
     def _decode(self, rows: Tensor, lengths: Tensor, part: Part) -> Tensor:

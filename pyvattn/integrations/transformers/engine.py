@@ -68,12 +68,13 @@ class Engine:
     at once; by default as many as the cache has slots.
 
     ``graphs=None`` captures the decode step as a CUDA graph for each batch size where the
-    device and the attention kernel allow it, ``True`` insists and ``False`` does without.
-    It takes one slot of the cache for itself. ``compile=True`` has torch.compile fuse what the
-    decoder layers do beside matrix products and attention, in prompts and in decode steps; the
-    first steps take as long as that takes. ``fuse_projections=True`` multiplies by the weights of
-    Q, K and V at once, and of gate and up: it lays them one behind the other, for good, which
-    takes no memory. With ``lookahead`` the tokens of a step are
+    device, the attention kernel and the model's own code allow it, ``True`` insists and ``False``
+    does without: :attr:`graphs` says what became of it. They take one slot of the cache.
+    ``compile=True`` has torch.compile fuse what the decoder layers do beside matrix products and
+    attention, in prompts and in decode steps; the first steps take as long as that takes.
+    ``fuse_projections=True`` multiplies by the weights of Q, K and V at once, and of gate and up:
+    it lays them one behind the other, for good, which takes no memory. With ``lookahead`` the
+    tokens of a step are
     read after the next step was launched; a request that generates a stop token then runs one
     token further, which is dropped. It is on by default on CUDA.
 
@@ -146,7 +147,7 @@ class Engine:
             self._ranks.refuse_several()
         self._swap = HostSwap(cache, model.device, preemption, swap_memory, self._ranks)
         give_scales(cache, kv_scales)
-        self.graphs = wants_graphs(model, cache, graphs)
+        wanted = wants_graphs(model, cache, graphs)
         self._samplers = Samplers(model, config_of(generation_config, stop_tokens))
         self.model = model
         self.cache = cache
@@ -158,11 +159,9 @@ class Engine:
         self._lookahead = model.device.type == "cuda" if lookahead is None else lookahead
         self._unread: deque[Readback] = deque()
         self._finished: list[Request] = []
-        self._scratch = scratch_slot(cache) if self.graphs else None
-        common = self._samplers.common
-        self._batch = DeviceBatch(
-            model, cache, common, self._scratch, compile, fuse_projections, self._ranks
-        )
+        self._scratch = scratch_slot(cache) if wanted else None
+        common, settings = self._samplers.common, (bool(graphs), compile, fuse_projections)
+        self._batch = DeviceBatch(model, cache, common, self._scratch, *settings, self._ranks)
         self._release_model = attend_through(model, self)
         shares = prefix_reuse and cache.chunk_tokens is None
         self.prefixes = PrefixIndex(cache) if shares else None
@@ -177,6 +176,11 @@ class Engine:
         )
         self._neighbours = Neighbours(cache, self.prefixes)
         self._ahead = RowsAhead(cache)
+
+    @property
+    def graphs(self) -> bool:
+        """Whether decode steps are captured; code that cannot be shows when it is first run."""
+        return self._batch.graphs
 
     @property
     def busy(self) -> bool:

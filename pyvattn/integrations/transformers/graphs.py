@@ -66,8 +66,6 @@ def why_no_graphs(model: PreTrainedModel, cache: KVCache) -> str | None:
         return f"rope_type={kind!r} reads the longest position on the host in every step"
     if any(part.latent_dim for part in cache.spec.parts):
         return "latent vectors are expanded for as many tokens as the longest row has"
-    if cache.spec.states:
-        return "states are taken out of their rows by what the host knows of them"
     for kernel in decode_kernels(model, cache):
         if kernel.capturable:
             continue

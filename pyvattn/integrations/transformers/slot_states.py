@@ -3,7 +3,8 @@
 
 A layer's states are taken out of the rows when the model first reads them and put back when it
 goes on to the next layer, so that no more than one layer's are held twice. Where the slots of a
-pass lie side by side they are not moved at all: the model writes where they lie.
+pass are known to lie side by side they are not moved at all: the model writes where they lie. In a
+captured step they are known to the device alone, so states are always moved.
 """
 
 from __future__ import annotations
@@ -44,8 +45,18 @@ class SlotStates(StateLayers):
         """Have the next pass be for ``slots``, whose first tokens it runs where it is ``fresh``."""
         first, count = slots[0], len(slots)
         together = list(slots) == list(range(first, first + count))
-        self._rows = slice(first, first + count) if together else upload(slots, device)
-        self._open = None
+        self._begin(slice(first, first + count) if together else upload(slots, device), fresh)
+
+    def begin_step(self, rows: Tensor) -> None:
+        """Have the next pass add a token to each slot of ``rows``, ``[batch]`` on the device.
+
+        The host reads none of them, and what they say when the pass is replayed is what it is for
+        then. One that is there more than once ends with the states of any of these.
+        """
+        self._begin(rows, fresh=False)
+
+    def _begin(self, rows: slice | Tensor, fresh: bool) -> None:
+        self._rows, self._open = rows, None
         for layer in self._slots.values():
             layer.begin(fresh)
 
