@@ -348,17 +348,45 @@ def hybrid(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any
 
 
 @click.command()
-@_option("--page-size", help="Page size, such as 64K.")
+@_option("--page-size", help="Page size, such as 64K, or auto.")
 @_option("--rounds", type=click.IntRange(min=3), help="Forks that are timed.")
+@_option("--device", help="Device to time forks and prompts on, cuda:0 say [none: count].")
+@_option("--driver", help="Name of the driver there.")
+@_option("--model", help="Shape of the model that runs the prompts.")
+@_option("--layers", type=click.IntRange(min=0), help="Layers of it [all].")
+@_option("--requests", type=click.IntRange(min=2), help="Prompts that begin alike.")
+@_option("--common-tokens", type=click.IntRange(min=1), help="Tokens that they have in common.")
 @_OUT
 @json_option
 @click.pass_context
 def sharing(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
     """Count what forks and prompts with one beginning hold, and time a fork's bookkeeping.
 
-    The exit code is 1 if a target is missed.
+    With --device it times forks there, and prompts that share their beginning against prompts
+    that do not. The exit code is 1 if a target is missed.
     """
     run_bench(ctx, "sharing", options, out, as_json)
+
+
+@click.command()
+@_option("--kernel", multiple=True, help="Kernel to measure; may be repeated [all with windows].")
+@_option("--layers", type=click.IntRange(min=1), help="Layers with a window.")
+@_option("--rows", type=click.IntRange(min=1), help="Rows that decode.")
+@_option("--tokens", type=click.IntRange(min=1), help="Tokens of each row.")
+@_option("--rounds", type=click.IntRange(min=3), help="Rounds of each kernel.")
+@_option("--seconds", type=float, help="Longest time for one kernel, in seconds.")
+@_option("--driver", help="Name of the driver.")
+@_option("--page-size", help="Page size, such as 64K, or auto.")
+@_option("--device", help="cuda:0 or another, or cpu.")
+@_OUT
+@json_option
+@click.pass_context
+def rings(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
+    """Time window layers of Gemma 3 and gpt-oss through rings and on plain rows.
+
+    The exit code is 1 if a target is missed.
+    """
+    run_bench(ctx, "rings", options, out, as_json)
 
 
 @click.command()

@@ -49,4 +49,5 @@ BENCHES = {
     "sharing": Bench(
         "pyvattn.bench.sharing", "Count what forks and common prompts hold (any machine)."
     ),
+    "rings": Bench("pyvattn.bench.rings", "Time windows in rings, against plain rows."),
 }

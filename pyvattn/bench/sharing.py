@@ -2,7 +2,8 @@
 """``bench sharing``: what forks and common prompts hold, and what a fork costs.
 
 Pure accounting with the real allocator, so it runs anywhere. Without a tail guard: a
-driver that backs it with private pages adds those to every request.
+driver that backs it with private pages adds those to every request. With a device it times forks
+and prompts there instead: :mod:`pyvattn.bench.sharing_served`.
 """
 
 from __future__ import annotations
@@ -23,16 +24,32 @@ _MODEL = "Llama-3-8B in bfloat16, layout layer"
 
 
 @dataclass(frozen=True)
-class Options(Settings, least={"rounds": 3}):
-    """``rounds`` forks are timed."""
+class Options(Settings, least={"rounds": 3, "requests": 2, "common_tokens": 1}):
+    """``rounds`` forks are timed.
+
+    With a ``device``, ``"cuda:0"`` say, they are timed in a cache there, over ``driver``, and
+    ``requests`` prompts with a model of random weights, with ``common_tokens`` in common and 200
+    of their own. ``layers`` 0 are as many as the model has.
+    """
 
     page_size: str = "64K"
     rounds: int = 21
+    device: str = ""
+    driver: str = "auto"
+    model: str = "llama-3-8b"
+    layers: int = 0
+    requests: int = 64
+    common_tokens: int = 4000
 
 
 def measure(options: Options) -> Iterator[Measure]:
     """Yield every measure."""
     check_type("options", options, Options)
+    if options.device:
+        from pyvattn.bench.sharing_served import measure_served
+
+        yield from measure_served(options)
+        return
     note = f"{_MODEL}, {options.page_size} pages"
     yield Measure(
         "4 samples of 2,000 tokens, pages held / 4 requests alone",
@@ -103,7 +120,7 @@ def _fork(options: Options, note: str) -> Iterator[Measure]:
         fork = cache.fork(slot)
         calls = cache.stats().map_calls - before
         cache.release(fork)
-        times = [_timed_fork(cache, slot) for _ in range(options.rounds)]
+        times = [timed_fork(cache, slot) for _ in range(options.rounds)]
     name = "fork of 32,000 tokens"
     yield Measure(f"{name}, map calls", calls, "calls", note=note)
     yield Measure.of(
@@ -111,7 +128,8 @@ def _fork(options: Options, note: str) -> Iterator[Measure]:
     )
 
 
-def _timed_fork(cache: KVCache, slot: Slot) -> float:
+def timed_fork(cache: KVCache, slot: Slot) -> float:
+    """Return the seconds that a fork takes the host."""
     begin = time.perf_counter()
     fork = cache.fork(slot)
     seconds = time.perf_counter() - begin
