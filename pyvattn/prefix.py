@@ -20,7 +20,6 @@ from pyvattn.errors import (
     OutOfMemory,
     OutOfSlots,
     SlotError,
-    UnsupportedError,
 )
 from pyvattn.prefix_rows import Row, Source
 from pyvattn.text import shown
@@ -73,8 +72,9 @@ class PrefixIndex:
     Where layers have windows (:class:`pyvattn.LayerGroup`), a prompt can go on only where the
     window before is still there: where an earlier request ended, to the token, and where the
     index has kept it. That it does at the last whole block of every prompt and where two prompts
-    parted, each in a slot of its own, which shares the row's pages. Windows in rings are refused
-    with :class:`~pyvattn.errors.UnsupportedError`.
+    parted, each in a slot of its own, which shares the row's pages. Of windows in rings it has a
+    copy, and so has who goes on there: publish what was computed before more than
+    :attr:`pyvattn.KVCache.chunk_tokens` tokens follow, and no token that the row lacks.
 
     Where layers keep states (:class:`pyvattn.StateGroup`), the same places are found, and such a
     slot has a copy of the states. These are what they are at one length alone: compute a prompt
@@ -87,11 +87,6 @@ class PrefixIndex:
 
     def __init__(self, cache: KVCache) -> None:
         check_type("cache", cache, KVCache)
-        if cache.chunk_tokens is not None:
-            raise UnsupportedError(
-                "an index of prefixes shares the pages of windows, and a ring's are written again: "
-                "open the cache with LayerGroup(ring=False)"
-            )
         #: Tokens of a block: the fewest that fill whole pages in all layers.
         self.block_tokens = math.lcm(
             *(g.page_size // math.gcd(g.page_size, g.token_bytes) for g in cache.geometries)
@@ -313,11 +308,7 @@ class PrefixIndex:
 
     def _least(self, slot: Slot) -> int:
         """Return the fewest tokens of a slot behind which every layer's window is there."""
-        if not self._has_windows:
-            return 0
-        fronts = self._cache._native.fronts(slot)
-        pairs = zip(fronts, self._cache.spec.windows, strict=True)
-        return max(front + window - 1 if front and window else front for front, window in pairs)
+        return self._cache._native.least_length(slot) if self._has_windows else 0
 
     def _end(self, row: Row) -> int:
         return len(row.digests) * self.block_tokens + len(row.tail)
@@ -425,18 +416,18 @@ class PrefixIndex:
             holders = map(self._rows.__getitem__, self._holders[row.digests[count - 1]])
             if any(other.is_mark and len(other.digests) == count for other in holders):
                 continue
-            mark = self._marked(slot, count * self.block_tokens)
+            mark = self._marked(slot, count * self.block_tokens, self._end(row))
             self._counts["snapshots" if mark is not None else "missed_snapshots"] += 1
             if mark is not None:
                 self._add_sharer(mark, slot, row.digests[:count]).is_mark = True
                 self._kept[mark] = None
                 row.marks.append(mark)
 
-    def _marked(self, slot: Slot, tokens: int) -> Slot | None:
+    def _marked(self, slot: Slot, tokens: int, written: int) -> Slot | None:
         """Return a fork of whole blocks, for which no more than one kept slot goes."""
         for may_go in (True, False):
             try:
-                return self._cache._snapshot(slot, tokens)
+                return self._cache._snapshot(slot, tokens, written)
             except (OutOfMemory, OutOfSlots):
                 if not may_go or not self.give_up():
                     return None

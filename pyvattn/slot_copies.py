@@ -80,12 +80,12 @@ class CopiesSlots(Opened):
         fork, ranges = self._with_room(self._native.fork, slot, count)
         return self._with_rest(fork, slot, ranges)
 
-    def _snapshot(self, slot: Slot, tokens: int) -> Slot:
-        """Return a fork of the first ``tokens`` tokens, which the states of ``slot`` have seen.
+    def _snapshot(self, slot: Slot, tokens: int, written: int) -> Slot:
+        """Return a fork of the first ``tokens`` tokens of ``slot``, which has ``written`` so far.
 
-        For that no keeper gives up anything.
+        No keeper gives up anything for it. States have seen these tokens and no others.
         """
-        fork, ranges = self._native.snapshot(slot, tokens)
+        fork, ranges = self._native.snapshot(slot, tokens, written)
         return self._with_rest(fork, slot, ranges)
 
     def _with_rest(self, fork: Slot, slot: Slot, ranges: list[tuple[int, int]]) -> Slot:

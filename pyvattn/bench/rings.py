@@ -204,8 +204,9 @@ def _timed(
     if not options.on_gpu:
         return interleave(calls, rounds=options.rounds), of
     replays = in_graphs(calls)
-    limits = {"rounds": options.rounds, "total_seconds": options.seconds}
-    seconds = interleave_on_gpu(replays or calls, **limits)
+    seconds = interleave_on_gpu(
+        replays or calls, rounds=options.rounds, total_seconds=options.seconds
+    )
     return seconds, f"{of}, {'in a CUDA graph' if replays else 'launched from Python'}"
 
 

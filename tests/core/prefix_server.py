@@ -26,6 +26,11 @@ def patterns(salt, tokens):
     return made
 
 
+def _places(first, end, ring):
+    """Where tokens of a row lie, as numpy takes it."""
+    return np.arange(first, end) % ring if ring else slice(first, end)
+
+
 class Server:
     """Requests through an index, held against what an uncached model would have computed."""
 
@@ -34,6 +39,8 @@ class Server:
         spec = bench.cache.spec
         self.windows = [spec.window_of(layer) for layer in range(spec.layers)]
         self.layers = [bench.arrays(layer) for layer in range(spec.layers)]
+        groups = [spec.group_of(layer)[0] for layer in range(spec.layers)]
+        self.rings = [self.cache.geometries[group].ring_tokens for group in groups]
         with_state = sorted({layer for group in spec.states for layer in group.layers})
         states = [self.cache.state(layer, np.from_dlpack) for layer in with_state]
         self.states = [tensor for state in states for tensor in state.values()]
@@ -43,17 +50,18 @@ class Server:
         made = patterns(salt, tokens)
         for tensor in self.states:
             assert (tensor[slot.index] == (made[-1] if made else 0)).all()
-        for window, tensors in zip(self.windows, self.layers, strict=True):
+        for window, ring, tensors in zip(self.windows, self.rings, self.layers, strict=True):
             first = max(0, len(tokens) - window + 1) if window else 0
             for tensor in tensors:
-                assert tensor[slot, first : len(tokens), 0, 0].tolist() == made[first:]
+                places = _places(first, len(tokens), ring)
+                assert tensor[slot, places, 0, 0].tolist() == made[first:]
 
     def compute(self, slot, begin, tokens, salt="a"):
         """Run the tokens from ``begin`` on: K and V of each, and one state after the last."""
         made = np.array(patterns(salt, tokens)[begin:], np.float32)
-        for tensors in self.layers:
+        for ring, tensors in zip(self.rings, self.layers, strict=True):
             for tensor in tensors:
-                tensor[slot, begin : len(tokens)] = made.reshape(-1, 1, 1)
+                tensor[slot, _places(begin, len(tokens), ring)] = made.reshape(-1, 1, 1)
         for tensor in self.states:
             tensor[slot.index] = made[-1]
 
@@ -62,6 +70,7 @@ class Server:
         self.check(slot, tokens[:done], salt)
         while done < len(tokens):
             end = self.index.next_snapshot(slot, done) or len(tokens)
+            end = min(end, done + (self.cache.chunk_tokens or end))
             assert done < end <= len(tokens)
             self.compute(slot, done, tokens[:end], salt)
             self.index.publish(slot, tokens[:end])

@@ -6,10 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pyvattn import CacheSpec, KVCache, LayerGroup, LengthError, SpecError, TensorError
-from pyvattn.errors import UnsupportedError
+from pyvattn import CacheSpec, LayerGroup, LengthError, SpecError, TensorError
 from pyvattn.planner import held_bytes
-from pyvattn.prefix import PrefixIndex
 
 WINDOW = 100
 
@@ -190,9 +188,3 @@ def test_an_offloaded_ring_comes_back(open_bench, tokens):
         open_bench(ring_spec(110, full=True), shares=True).cache.restore(
             cache.offload(cache.admit(300))
         )
-
-
-def test_an_index_of_prefixes_refuses_rings():
-    cache = KVCache(ring_spec(), device="cpu", driver="host", page_size="64K", memory="8M")
-    with cache, pytest.raises(UnsupportedError, match="ring=False"):
-        PrefixIndex(cache)

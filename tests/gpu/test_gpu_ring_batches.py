@@ -55,3 +55,24 @@ def test_requests_say_what_they_say_without_rings(dtype, graphs):
         a == b for one, two in zip(*outputs, strict=True) for a, b in zip(one, two, strict=True)
     ]
     assert sum(same) >= 0.5 * len(same)
+
+
+def test_prompts_that_begin_alike_say_what_the_library_says():
+    require("stock-uvm")
+    model = tiny("Qwen3", sliding_window=60, num_key_value_heads=4, head_dim=64).cuda()
+    spec = spec_for(model, max_slots=12, max_tokens=1024)
+    groups = [replace(group, ring=group.window is not None) for group in spec.groups]
+    options = {"driver": "stock-uvm", "page_size": "64K", "layout": "layer", "memory": "256MiB"}
+    with (
+        KVCache(replace(spec, groups=groups), device="cuda:0", **options) as kv,
+        Engine(model, kv, max_prefill_tokens=100) as engine,
+    ):
+        block = engine.prefixes.block_tokens
+        shared, *tails = random_prompts([2 * block + 3, 30, 40, 50])
+        requests = [engine.submit(shared + tail, 16) for tail in tails]
+        engine.run()
+    assert [request.reused for request in requests] == [0, 2 * block, 2 * block]
+    for request in requests:
+        inputs = {"input_ids": torch.tensor([request.prompt], device="cuda")}
+        tokens = reference(model, inputs, max_new_tokens=16).sequences[0, len(request.prompt) :]
+        assert request.output == tokens.tolist()

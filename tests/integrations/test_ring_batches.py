@@ -49,7 +49,6 @@ def test_tokens_are_the_librarys_beyond_the_rings(model, max_prefill_tokens):
     with open_kv(model, strict=True) as kv:
         assert any(0 < geometry.ring_tokens <= 256 for geometry in kv.geometries)
         with Engine(model, kv, max_prefill_tokens=max_prefill_tokens) as engine:
-            assert engine.prefixes is None
             requests = [engine.submit(prompt, 12) for prompt in prompts]
             engine.run()
         assert kv.stats().slots_live == 0
@@ -88,3 +87,34 @@ def test_requests_that_had_to_leave_go_on(model, preemption):
     assert (counts.swapped if preemption == "swap" else counts.recomputed) > 0
     for request in requests:
         assert request.output == alone(model, request.prompt, 20)
+
+
+def test_prompts_that_begin_alike_say_what_the_library_says(model):
+    """The beginning is longer than a ring, and was written over by the first to have it."""
+    with open_kv(model) as kv, Engine(model, kv, max_prefill_tokens=300) as engine:
+        block = engine.prefixes.block_tokens
+        shared, *tails = random_prompts([2 * block + 3, 40, 50, 60, 70])
+        requests = [engine.submit(shared + tail, 12) for tail in tails[:3]]
+        engine.run()
+        # The third goes on where the two before it parted, or all behind the first's last block.
+        assert requests[-1].reused >= 2 * block
+        later = engine.submit(shared + tails[3], 12)
+        engine.run()
+        assert later.reused >= 2 * block
+        turn = [*requests[0].prompt, *requests[0].output[:-1], *random_prompts([9])[0]]
+        again = engine.submit(turn, 12)
+        engine.run()
+        assert again.reused >= 2 * block
+    for request in [*requests, later, again]:
+        assert request.output == alone(model, request.prompt, 12)
+
+
+def test_samples_of_one_prompt_wait_for_what_they_share(model):
+    with open_kv(model) as kv, Engine(model, kv) as engine:
+        block = engine.prefixes.block_tokens
+        (prompt,) = random_prompts([2 * block + 20])
+        requests = engine.submit_samples(prompt, 12, n=3)
+        engine.run()
+    assert [request.reused for request in requests] == [0, 2 * block, 2 * block]
+    expected = alone(model, prompt, 12)
+    assert [request.output for request in requests] == [expected] * 3

@@ -53,9 +53,11 @@ class Cache {
   // are shared, the rest is for the caller to copy, and what lies before a window is left out. A
   // ring is for the caller to copy.
   // Neither slot can be shortened to less than what they share. Whole or not at all. Throws
-  // what admit() does, and SlotError. With a `row`, its slot.
+  // what admit() does, and SlotError. With a `row`, its slot. Where the caller knows that of a ring
+  // no more than `written` tokens were written, that counts rather than what steps have backed.
   Fork fork(const SlotRef& slot, std::int64_t tokens,
-            std::optional<std::uint32_t> row = std::nullopt);
+            std::optional<std::uint32_t> row = std::nullopt,
+            std::optional<std::uint64_t> written = std::nullopt);
   // Ends a request. Its pages stay for the next one until memory is short; they are
   // zeroed once `after` (null: nothing) has passed. Throws SlotError.
   void release(const SlotRef& slot, FencePtr after);
@@ -124,6 +126,8 @@ class Cache {
   std::int64_t length(const SlotRef& slot);
   // Tokens of a live slot that nobody reads any more: see trim_front().
   std::int64_t front(const SlotRef& slot);
+  // The least length at which the next query finds its window.
+  std::int64_t least_length(const SlotRef& slot);
   std::vector<LiveSlot> live_slots();
   bool closed() const { return closed_; }
   // True in a child process that got the cache through fork().
@@ -166,7 +170,8 @@ class Cache {
   std::uint64_t blocks_needed_live() REQUIRES(mutex_);
 
   // cache_sharing.cpp
-  std::uint32_t share(const SlotRef& from, std::uint32_t to, std::uint32_t length) REQUIRES(mutex_);
+  std::uint32_t share(const SlotRef& from, std::uint32_t to, std::uint32_t length,
+                      std::optional<std::uint64_t> written) REQUIRES(mutex_);
   std::uint32_t cleanable_slot() REQUIRES(mutex_);
   std::vector<Positions> own_dirty_positions(const Positions& among) const REQUIRES(mutex_);
   void raise_lowest(std::uint32_t slot, std::uint32_t tokens) REQUIRES(mutex_);

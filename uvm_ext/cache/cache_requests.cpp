@@ -389,6 +389,15 @@ std::int64_t Cache::front(const SlotRef& slot) {
   return slots_.trimmed(check_live(slot));
 }
 
+std::int64_t Cache::least_length(const SlotRef& ref) {
+  check_usable();
+  const Lock lock(mutex_);
+  check_usable();
+  const std::uint32_t slot = check_live(ref);
+  return geometry_.is_ring() ? std::max(gone_below(slot), slots_.head(slot).lowest)
+                             : gone_below(slot);
+}
+
 ArenaPtr Cache::arena(std::uint32_t index) {
   check_usable();
   const Lock lock(mutex_);

@@ -44,7 +44,8 @@ class Sharing {
 
 }  // namespace
 
-Fork Cache::fork(const SlotRef& ref, std::int64_t tokens, std::optional<std::uint32_t> row) {
+Fork Cache::fork(const SlotRef& ref, std::int64_t tokens, std::optional<std::uint32_t> row,
+                 std::optional<std::uint64_t> written) {
   const std::uint32_t length = check_length(tokens);
   check_usable();
   const Lock one(forking_);
@@ -58,7 +59,7 @@ Fork Cache::fork(const SlotRef& ref, std::int64_t tokens, std::optional<std::uin
   const std::uint32_t slot = request.slot.index;
   std::uint32_t blocks = 0;
   try {
-    blocks = share(ref, slot, length);
+    blocks = share(ref, slot, length, written);
     raise_lowest(slot, std::min(gone_below(slot), length));
     const auto shared = static_cast<std::uint32_t>(
         Geometry::divide_up(blocks * geometry_.page_size, geometry_.token_bytes));
@@ -81,7 +82,8 @@ Fork Cache::fork(const SlotRef& ref, std::int64_t tokens, std::optional<std::uin
 // Maps the whole blocks of the first `length` tokens of a live slot in the row of another, in
 // place of what that has, but none that lie before the window of the next token; returns where
 // they end. The blocks of a ring are written again and again: nobody shares them.
-std::uint32_t Cache::share(const SlotRef& from, std::uint32_t to, std::uint32_t length) {
+std::uint32_t Cache::share(const SlotRef& from, std::uint32_t to, std::uint32_t length,
+                           std::optional<std::uint64_t> written) {
   std::uint32_t slot = check_live(from);
   while (rows_.is_in_flight(slot) || rows_.is_in_flight(to)) settled_.wait(mutex_);
   check_usable();
@@ -91,12 +93,17 @@ std::uint32_t Cache::share(const SlotRef& from, std::uint32_t to, std::uint32_t 
                       std::to_string(slots_.head(slot).length) +
                       " tokens and cannot be forked at " + std::to_string(length));
   }
-  if (length < gone_below(slot) || geometry_.is_ring()) check_lowest(slot, length);
+  const bool is_ring = geometry_.is_ring();
+  std::uint32_t lowest = slots_.head(slot).lowest;
+  if (is_ring && written) {
+    lowest = lowest_after(std::min<std::uint64_t>(*written, slots_.head(slot).length));
+  }
+  if (length < gone_below(slot) || (is_ring && length < lowest)) check_lowest(slot, length);
   const std::uint32_t gone = std::max(slots_.trimmed(slot), before_window(length));
-  if (geometry_.is_ring()) {
+  if (is_ring) {
     slots_.trimmed(to) = gone;
     tokens_used_ -= gone;
-    raise_lowest(to, slots_.head(slot).lowest);
+    raise_lowest(to, lowest);
     return 0;
   }
   if (rewritten_) return 0;

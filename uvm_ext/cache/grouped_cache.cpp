@@ -154,21 +154,23 @@ std::vector<Fork> GroupedCache::fork(const SlotRef& slot, std::int64_t tokens) {
   return fork_all(slot, tokens);
 }
 
-std::vector<Fork> GroupedCache::snapshot(const SlotRef& slot, std::int64_t tokens) {
-  if (alone()) return {leader().fork(slot, tokens)};
+std::vector<Fork> GroupedCache::snapshot(const SlotRef& slot, std::int64_t tokens,
+                                         std::uint64_t written) {
+  if (alone()) return {leader().fork(slot, tokens, std::nullopt, written)};
   const Lock lock(mutex_);
-  return fork_all(slot, tokens);
+  return fork_all(slot, tokens, written);
 }
 
-std::vector<Fork> GroupedCache::fork_all(const SlotRef& slot, std::int64_t tokens) {
+std::vector<Fork> GroupedCache::fork_all(const SlotRef& slot, std::int64_t tokens,
+                                         std::optional<std::uint64_t> written) {
   std::vector<Fork> made;
   for (std::size_t group = 0; group < caches_.size(); ++group) {
     Cache& cache = *caches_[group];
     try {
       with_room(group, [&] {
-        made.push_back(group == 0 ? cache.fork(slot, tokens)
+        made.push_back(group == 0 ? cache.fork(slot, tokens, std::nullopt, written)
                                   : cache.fork(row_of(slot), tokens_in(group, tokens),
-                                               made.front().slot.index));
+                                               made.front().slot.index, written));
       });
     } catch (...) {
       if (group > 0) cancel(made.front().slot, group);
@@ -290,6 +292,15 @@ std::vector<std::int64_t> GroupedCache::fronts(const SlotRef& slot) {
     found.push_back(caches_[group]->front(group == 0 ? slot : row_of(slot)));
   }
   return found;
+}
+
+std::int64_t GroupedCache::least_length(const SlotRef& slot) {
+  const Lock lock(mutex_);
+  std::int64_t least = 0;
+  for (std::size_t group = 0; group < token_groups_; ++group) {
+    least = std::max(least, caches_[group]->least_length(group == 0 ? slot : row_of(slot)));
+  }
+  return least;
 }
 
 void GroupedCache::prefetch(const SlotLength* requests, std::size_t count) {

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -51,9 +52,10 @@ class GroupedCache {
   // One for each group. A state is that of the whole length, so with states a fork is made of all
   // tokens, or of none.
   std::vector<Fork> fork(const SlotRef& slot, std::int64_t tokens);
-  // A fork at `tokens` of a slot that may have more, whose states have seen these and no others:
-  // how far a prompt is computed the caller alone knows.
-  std::vector<Fork> snapshot(const SlotRef& slot, std::int64_t tokens);
+  // A fork at `tokens` of a slot that may have more, whose states have seen these and no others,
+  // and whose rings were written as far as `written`: how far a prompt is computed the caller alone
+  // knows.
+  std::vector<Fork> snapshot(const SlotRef& slot, std::int64_t tokens, std::uint64_t written);
   void release(const SlotRef& slot, const FencePtr& after);
   void step(const SlotLength* requests, std::size_t count, const Passage& passage);
   bool try_step(const SlotLength* requests, std::size_t count, const Passage& passage);
@@ -75,6 +77,8 @@ class GroupedCache {
   std::int64_t length(const SlotRef& slot) { return leader().length(slot); }
   // Of every group that keeps tokens.
   std::vector<std::int64_t> fronts(const SlotRef& slot);
+  // The least length at which the next query finds its window in every group.
+  std::int64_t least_length(const SlotRef& slot);
   std::vector<LiveSlot> live_slots() { return leader().live_slots(); }
   // Every live slot, and the pages under its row in all arenas of all groups.
   std::vector<std::pair<LiveSlot, std::size_t>> live_pages();
@@ -93,7 +97,8 @@ class GroupedCache {
   std::vector<SlotLength> rows_in(std::size_t group, const SlotLength* requests,
                                   std::size_t count) const;
   void check_fork(const SlotRef& slot, std::int64_t tokens);
-  std::vector<Fork> fork_all(const SlotRef& slot, std::int64_t tokens);
+  std::vector<Fork> fork_all(const SlotRef& slot, std::int64_t tokens,
+                             std::optional<std::uint64_t> written = std::nullopt);
   void cancel(const SlotRef& slot, std::size_t groups);
   SlotRef take(std::int64_t tokens);
   void step_all(const SlotLength* requests, std::size_t count, const Passage& passage);

@@ -90,20 +90,32 @@ void extend(NumberedCache& self, const py::object& slot, const py::object& token
                     });
 }
 
-using Forking = std::vector<Fork> (GroupedCache::*)(const SlotRef&, std::int64_t);
+py::tuple forked(NumberedCache& self, const std::vector<Fork>& made) {
+  py::list copies;
+  for (const Fork& each : made) copies.append(py::make_tuple(each.first, each.end));
+  return py::make_tuple(slot_object(self.number, made.front().slot, self.slots), copies);
+}
 
-template <Forking call>
 py::tuple fork(NumberedCache& self, const py::object& slot, const py::object& tokens) {
   const SlotRef ref = slot_ref(slot.ptr(), self.number);
   const std::int64_t length = length_of(tokens);
   std::vector<Fork> made;
   {
     const WithoutGil unlocked;
-    made = (self.cache.*call)(ref, length);
+    made = self.cache.fork(ref, length);
   }
-  py::list copies;
-  for (const Fork& each : made) copies.append(py::make_tuple(each.first, each.end));
-  return py::make_tuple(slot_object(self.number, made.front().slot, self.slots), copies);
+  return forked(self, made);
+}
+
+py::tuple snapshot(NumberedCache& self, const py::object& slot, std::int64_t tokens,
+                   std::uint64_t written) {
+  const SlotRef ref = slot_ref(slot.ptr(), self.number);
+  std::vector<Fork> made;
+  {
+    const WithoutGil unlocked;
+    made = self.cache.snapshot(ref, tokens, written);
+  }
+  return forked(self, made);
 }
 
 bool try_step(NumberedCache& self, const py::dict& lengths, const FencePtr& after,
@@ -161,6 +173,12 @@ std::vector<std::int64_t> fronts(NumberedCache& self, const py::object& slot) {
   const SlotRef ref = slot_ref(slot.ptr(), self.number);
   const WithoutGil unlocked;
   return self.cache.fronts(ref);
+}
+
+std::int64_t least_length(NumberedCache& self, const py::object& slot) {
+  const SlotRef ref = slot_ref(slot.ptr(), self.number);
+  const WithoutGil unlocked;
+  return self.cache.least_length(ref);
 }
 
 std::vector<LiveSlot> live(NumberedCache& self) {
@@ -271,10 +289,11 @@ void bind_cache(py::module_& module) {
       .def("extend", &extend, py::arg("slot"), py::arg("tokens"), py::arg("arenas"),
            py::arg("mapped"),
            "Backs tokens so many arenas at a time; mapped(group, first, end) may write there.")
-      .def("fork", &fork<&GroupedCache::fork>, py::arg("slot"), py::arg("tokens"),
+      .def("fork", &fork, py::arg("slot"), py::arg("tokens"),
            "A new Slot, and for each group the bytes [first, end) of each row yet to be copied.")
-      .def("snapshot", &fork<&GroupedCache::snapshot>, py::arg("slot"), py::arg("tokens"),
-           "fork() where the states have seen so many tokens, whatever the slot's length.")
+      .def("snapshot", &snapshot, py::arg("slot"), py::arg("tokens"), py::arg("written"),
+           "fork() where states have seen so many tokens, and rings were written as far as that, "
+           "whatever the slot's length.")
       .def("try_step", &try_step, py::arg("lengths"), py::arg("after") = py::none(),
            py::arg("rollback") = 0)
       .def("trim", &trim, py::arg("slot"), py::arg("tokens"), py::arg("after") = py::none())
@@ -292,6 +311,8 @@ void bind_cache(py::module_& module) {
       .def("length", &length, py::arg("slot"))
       .def("fronts", &fronts, py::arg("slot"),
            "Tokens that nobody reads any more, by groups that keep tokens.")
+      .def("least_length", &least_length, py::arg("slot"),
+           "The fewest tokens behind which every window is there.")
       .def("live_slots", &live_slots, "(Slot, tokens) of every live slot.")
       .def("live_pages", &live_pages, "(Slot, pages under its row) of every live slot.")
       .def("take_dropped", &take_dropped,

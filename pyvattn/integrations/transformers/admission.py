@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pyvattn.errors import OutOfMemory
@@ -50,6 +51,17 @@ class Admission:
         """Whether others have the beginning of its prompt, so that it needs less than a row."""
         index = self._index_of(request)
         return index is not None and index.hit_of(request.tokens, salt=request.salt) > 0
+
+    def any_begins_like(self, request: Request, others: Sequence[Request]) -> bool:
+        """Whether a prompt has its first block in common with one of others, and may share it."""
+        index = self._index_of(request)
+        if index is None or len(request.tokens) <= index.block_tokens:
+            return False
+        first = request.tokens[: index.block_tokens]
+        return any(
+            each.reuse and each.salt == request.salt and each.tokens[: len(first)] == first
+            for each in others
+        )
 
     def publish(self, request: Request, slot: Slot, tokens: int) -> None:
         """Let others share the first ``tokens`` tokens of a request, which its slot has or gets."""

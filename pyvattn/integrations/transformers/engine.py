@@ -80,9 +80,9 @@ class Engine:
 
     Prompts that begin alike share what they have in common, whole blocks of it, with requests
     that run or ran before: ``prefixes`` finds it (:class:`pyvattn.prefix.PrefixIndex`), and its
-    ``stats()`` count it. It is ``None`` with ``prefix_reuse=False``, and where windows are in
-    rings, which nobody can share. Where layers have windows or states (Mamba, linear attention),
-    it keeps some of them in slots of their own: give the cache more slots than run at once.
+    ``stats()`` count it. It is ``None`` with ``prefix_reuse=False``. Where layers have windows or
+    states (Mamba, linear attention), it keeps some of them in slots of their own: give the cache
+    more slots than run at once.
 
     Where memory runs out, the youngest request leaves until there is room again. With
     ``preemption="swap"`` its K and V go to pinned host memory, ``swap_memory`` bytes (or text) of
@@ -163,8 +163,7 @@ class Engine:
         common, settings = self._samplers.common, (bool(graphs), compile, fuse_projections)
         self._batch = DeviceBatch(model, cache, common, self._scratch, *settings, self._ranks)
         self._release_model = attend_through(model, self)
-        shares = prefix_reuse and cache.chunk_tokens is None
-        self.prefixes = PrefixIndex(cache) if shares else None
+        self.prefixes = PrefixIndex(cache) if prefix_reuse else None
         self._admission = Admission(cache, self.prefixes, self._ranks)
         self._prefill = Prefill(
             self._batch,
@@ -376,6 +375,8 @@ class Engine:
         A request is always tried when no other runs: nothing would free memory for it.
         """
         if not self.waiting or len(self.running) >= self._max_batch:
+            return None
+        if self._prefill.comes_after(self.waiting[0], self.running):
             return None
         # It finds the pages that were mapped for it under what is free again.
         self._ahead.let_go()

@@ -24,6 +24,9 @@ class Prefill:
     of its own, as the library's code for these takes a packed batch for one sequence; and a chunk
     ends where the states are to be kept for later prompts. With windows in rings no chunk has more
     than ``most_of_row`` tokens, and a step runs one batch after the other.
+
+    What is copied for those who share it, states and rings, is there once it was computed. Else
+    tokens are shared already by those who run in the same batch.
     """
 
     def __init__(
@@ -62,9 +65,16 @@ class Prefill:
             room -= sum(chunk.count for chunk in chunks)
             if self._one_pass:
                 break
-            if self._alone:
-                # Its states are what they are until the next pass.
-                self._admission.publish(requests[0], _slot(requests[0]), chunks[0].end)
+            for request, chunk in taken:
+                # States and rings are what they are until the next pass.
+                self._admission.publish(request, _slot(request), chunk.end)
+
+    def comes_after(self, request: Request, others: Sequence[Request]) -> bool:
+        """Whether a request waits until one of ``others`` has computed what both begin with."""
+        if self._one_pass or self._alone:
+            return False
+        begun = [each for each in others if not each.ready]
+        return self._admission.any_begins_like(request, begun)
 
     def _taken(self, unfilled: Iterator[Request], room: int) -> list[tuple[Request, Chunk]]:
         """Return requests and the chunks of their prompts that run in one pass."""
@@ -77,9 +87,10 @@ class Prefill:
             taken.append((request, chunk))
             if self._alone:
                 break
-            # Those that follow in this very batch may share it: every layer stores what is new
-            # before it attends.
-            self._admission.publish(request, _slot(request), end)
+            if self._one_pass:
+                # Those that follow in this very batch may share it: every layer stores what is new
+                # before it attends.
+                self._admission.publish(request, _slot(request), end)
             room -= chunk.count
             if not room:
                 break
