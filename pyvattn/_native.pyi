@@ -432,6 +432,10 @@ class Cache:
         Tokens that nobody reads any more, by groups that keep tokens.
         """
     def give_back(self) -> int: ...
+    def least_length(self, slot: Slot) -> int:
+        """
+        The fewest tokens behind which every window is there.
+        """
     def length(self, slot: Slot) -> int: ...
     def live_pages(self) -> list[typing.Any]:
         """
@@ -448,9 +452,9 @@ class Cache:
         """
         For the end of the process: ends the thread, refuses calls.
         """
-    def snapshot(self, slot: Slot, tokens: int) -> tuple[Slot, list[tuple[int, int]]]:
+    def snapshot(self, slot: Slot, tokens: int, written: int) -> tuple[Slot, list[tuple[int, int]]]:
         """
-        fork() where the states have seen so many tokens, whatever the slot's length.
+        fork() where states have seen so many tokens, and rings were written as far as that, whatever the slot's length.
         """
     def stats(self) -> CacheStats: ...
     def step(

@@ -49,7 +49,7 @@ CORRECTIONS = [
     (r"tokens: typing\.Any", "tokens: int"),
     (r"(def (?:acquire|admit)\(self, tokens: int\)) -> typing\.Any", r"\1 -> Slot"),
     (
-        r"(def (?:fork|snapshot)\(self, slot: )typing\.Any(, tokens: int\)) -> tuple:",
+        r"(def (?:fork|snapshot)\(self, slot: )typing\.Any((?:, \w+: int)+\)) -> tuple:",
         r"\1Slot\2 -> tuple[Slot, list[tuple[int, int]]]:",
     ),
     (r"slot: typing\.Any", "slot: Slot"),
