@@ -25,6 +25,7 @@ _ROWS, _RINGS = "plain rows", "rings"
 # At most this much of the time on plain rows.
 _AS_FAST = 1.02
 _STEPS = 64
+_CPU = "cpu"
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,6 @@ class Options(Settings, least={"rounds": 3, "rows": 1, "tokens": 1, "layers": 1}
     rounds: int = 31
     seconds: float = 5.0
 
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the device is a GPU."""
-        return self.device != "cpu"
-
 
 @dataclass(frozen=True)
 class _Filled:
@@ -85,7 +81,7 @@ def measure(options: Options) -> Iterator[Measure]:
     """Yield every measure. Raises DriverUnavailable where the device is a GPU that is not there."""
     check_type("options", options, Options)
     device = check_device(options.device)
-    torch = require_gpu(int(device.partition(":")[2] or 0)) if options.on_gpu else require_torch()
+    torch = require_gpu(int(device.partition(":")[2] or 0)) if device != _CPU else require_torch()
     for name, shape in SHAPES.items():
         yield from _measure_model(torch, options, name, shape)
 
@@ -178,7 +174,7 @@ def _compare(
             yield Measure.of(each, summarise(values), "ms", scale=1e3, note=note)
         ratio = ratios(seconds[_RINGS], seconds[_ROWS])
         name = f"{info.name}, {title}: {_RINGS} / {_ROWS}"
-        yield Measure.of(name, ratio, "times", at_most=_AS_FAST if options.on_gpu else None)
+        yield Measure.of(name, ratio, "times", at_most=_AS_FAST if options.device != _CPU else None)
 
 
 def _over_layers(
@@ -201,7 +197,7 @@ def _timed(
 ) -> tuple[dict[str, list[float]], str]:
     """Return seconds a call, and how the calls were made."""
     of = f"{options.layers} layers"
-    if not options.on_gpu:
+    if options.device == _CPU:
         return interleave(calls, rounds=options.rounds), of
     replays = in_graphs(calls)
     seconds = interleave_on_gpu(
