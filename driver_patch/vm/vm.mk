@@ -16,7 +16,7 @@ vm-hardening: ## The same tests with UVM's assertions, on kernels that check the
 	$(VM)/test-races $(VM_RELEASES)
 	$(VM)/test-hardening $(VM_RELEASES)
 
-vm-coverage: ## Lines of uvm_vattn*.c that the tests execute
+vm-coverage: ## Lines of uvm_vattn*.[ch] that the tests execute
 	$(VM)/test-coverage $(VM_RELEASE)
 
 vm-mutants: ## Break the kernel code in each way of driver_patch/vm/mutants; every one must be caught

@@ -453,7 +453,7 @@ void save_coverage(void)
 	int source = open("/proc/gpusim_coverage", O_RDONLY | O_CLOEXEC);
 	ssize_t length;
 
-	/* Only what the first modules counted is saved: the next begin from zero. */
+	/* Modules that are loaded next begin from zero, and are saved for themselves. */
 	if (coverage < 0 || source < 0)
 		return;
 	make_raw(coverage);

@@ -115,6 +115,7 @@ static void prepare_modules(const struct test *test)
 		return;
 	end_modules();
 	load_modules(flavour, chip_name, test->gpu, test->uvm);
+	start_coverage();
 	used_gpu = test->gpu;
 	used_uvm = test->uvm;
 	modules_are_spent = false;
