@@ -10,6 +10,16 @@ from torch import Tensor
 
 from pyvattn.attention.kv_scales import LayerScales
 
+_ELEMENTS = {
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float8_e4m3fn: tl.float8e4nv,
+    torch.float8_e5m2: tl.float8e5,
+}
+# What a thread stores at once, in bytes.
+_ALIGNMENT = 16
+
 
 def append_fused(
     slots: Tensor,
@@ -36,7 +46,9 @@ def append_fused(
         positions,
         k,
         v,
-        *cached,
+        # As numbers: of a tensor Triton asks the driver where its first element lies, and refuses
+        # one whose first row has no memory.
+        *(each.data_ptr() for each in cached),
         *(scales or (None, None)),
         *slots.stride(),
         *positions.stride(),
@@ -46,6 +58,8 @@ def append_fused(
         *cached[1].stride()[:3],
         *cached[0].shape[:2],
         inner,
+        ELEMENT=_ELEMENTS[cached[0].dtype],
+        ALIGNED=not any(each.data_ptr() % _ALIGNMENT for each in cached),
         MOST=None if scales is None else torch.finfo(cached[0].dtype).max,
         HEADS=heads,
         ROWS=triton.next_power_of_2(heads),
@@ -94,6 +108,8 @@ def _append(  # type: ignore[no-untyped-def]
     slot_count,
     token_count,
     inner,
+    ELEMENT: tl.constexpr,
+    ALIGNED: tl.constexpr,
     MOST: tl.constexpr,
     HEADS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -102,6 +118,10 @@ def _append(  # type: ignore[no-untyped-def]
     V_DIM: tl.constexpr,
     V_COLUMNS: tl.constexpr,
 ):
+    k_cache = k_cache.to(tl.pointer_type(ELEMENT))
+    v_cache = v_cache.to(tl.pointer_type(ELEMENT))
+    if ALIGNED:
+        k_cache, v_cache = tl.multiple_of(k_cache, 16), tl.multiple_of(v_cache, 16)
     number = tl.program_id(0)
     a = (number // inner).to(tl.int64)
     b = (number % inner).to(tl.int64)

@@ -41,6 +41,13 @@ def heads_first(new):  # as models have them: heads before tokens
     return new.transpose(-2, -3).contiguous().transpose(-2, -3)
 
 
+def cache(*shape, dtype=torch.float32):
+    # Larger than what a heap serves. The kernel gets addresses as numbers, and the interpreter
+    # takes those of a heap, which fit in 32 bits where Python is loaded low, for 32 bits.
+    memory = torch.zeros(48 << 20, dtype=torch.uint8)
+    return memory.view(dtype)[: torch.Size(shape).numel()].view(shape)
+
+
 def same_bytes(one, other):
     return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 """
@@ -60,12 +67,12 @@ for lead, slots, at in PLACES:
         new = [values(scale, (*lead, 3, 24)) for scale in scales]
         if swapped:
             new = [heads_first(each.bfloat16()) for each in new]
-        caches, wanted = [[torch.zeros(4, 16, 3, 24).to({dtype}) for _ in "kv"] for _ in "ab"]
+        caches, wanted = [[cache(4, 16, 3, 24, dtype={dtype}) for _ in "kv"] for _ in "ab"]
         append_fused(slots, at, tuple(new), tuple(caches), scales)
-        for cache, want, each, scale in zip(caches, wanted, new, scales):
+        for found, want, each, scale in zip(caches, wanted, new, scales):
             want.index_put_((slots, at), quantised(each, scale, want.dtype))
-            assert same_bytes(cache, want), (lead, swapped)
-            assert cache.view(torch.uint8).any()
+            assert same_bytes(found, want), (lead, swapped)
+            assert found.view(torch.uint8).any()
 """
 
 AS_THEY_ARE = """
@@ -76,17 +83,17 @@ for lead, slots, at in PLACES:
         if swapped:
             new = [heads_first(each) for each in new]
         caches, wanted = [
-            [torch.zeros(4, 16, 2, 3, dim).to({dtype})[:, :, 1] for dim in (24, 20)] for _ in "ab"
+            [cache(4, 16, 2, 3, dim, dtype={dtype})[:, :, 1] for dim in (24, 20)] for _ in "ab"
         ]
         append_fused(slots, at, tuple(new), caches, None)
-        for cache, want, each in zip(caches, wanted, new):
+        for found, want, each in zip(caches, wanted, new):
             want.index_put_((slots, at), each)
-            assert same_bytes(cache, want), (lead, swapped)
-            assert cache.contiguous().view(torch.uint8).any()
+            assert same_bytes(found, want), (lead, swapped)
+            assert found.contiguous().view(torch.uint8).any()
 """
 
 OUTSIDE = """
-caches = [torch.zeros(4, 16, 3, 24) for _ in "kv"]
+caches = [cache(4, 16, 3, 24) for _ in "kv"]
 new = tuple(torch.ones(3, 3, 24) for _ in "kv")
 append_fused(torch.tensor([4, 0, -5]), torch.tensor([0, 16, 0]), new, tuple(caches), None)
 assert not any(each.any() for each in caches)

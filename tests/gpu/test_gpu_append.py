@@ -57,6 +57,21 @@ def test_what_torchs_operations_store(spec, places, layout, monkeypatch):
             cache.release(slot)
 
 
+def test_the_first_row_of_the_cache_need_not_have_memory(monkeypatch):
+    """Triton asks the driver where a tensor's first element lies, and here it lies nowhere."""
+    monkeypatch.setattr(fused, "_MANY", 0)
+    spec = SPECS["bfloat16"]
+    with KVCache(spec, device="cuda", driver="cumem", layout="layer", memory="1GiB") as cache:
+        empty, slot = cache.acquire(), cache.admit(TOKENS)
+        assert (empty.index, slot.index) == (0, 1)
+        slots = torch.ones(TOKENS, dtype=torch.int64, device="cuda")
+        new = torch.randn(TOKENS, 8, 128, device="cuda", dtype=torch.bfloat16)
+        append(cache, 1, slots, torch.arange(TOKENS, device="cuda"), new, new)
+        assert all(torch.equal(each[1, :TOKENS], new) for each in cache.layer(1))
+        for each in (empty, slot):
+            cache.release(each)
+
+
 def test_a_captured_step_stores_by_the_kernel():
     spec = SPECS["bfloat16"]
     with KVCache(spec, device="cuda", driver="cumem", memory="1GiB") as cache:
