@@ -17,6 +17,7 @@ from pyvattn.attention.kernel import Kernel
 from pyvattn.attention.kv_scales import KVScales, LayerScales, scales_of, set_scales
 from pyvattn.attention.problem import Problem
 from pyvattn.attention.registry import guard_needed, kernel_infos, register
+from pyvattn.attention.step import Step
 from pyvattn.kernels import KernelInfo
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "KernelInfo",
     "LayerScales",
     "Problem",
+    "Step",
     "append",
     "attend",
     "guard_needed",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, overload
 import torch
 from torch import Tensor
 
-from pyvattn.arguments import check_flag, is_number
+from pyvattn.arguments import check_flag, check_type, is_number
 from pyvattn.attention.indices import Indices, check_indices
 from pyvattn.attention.kernel import Kernel
 from pyvattn.attention.kv_scales import scales_of
@@ -23,6 +23,7 @@ from pyvattn.attention.problem import (
 )
 from pyvattn.attention.registry import choose
 from pyvattn.attention.rings import check_spans, in_ring, ring_of
+from pyvattn.attention.step import Step
 from pyvattn.attention.windows import (
     guard_of,
     keeps_latent,
@@ -57,6 +58,7 @@ def attend(
     alibi_slopes: Tensor | None = ...,
     sinks: Tensor | None = ...,
     query_counts: Indices | None = ...,
+    step: Step | None = ...,
     return_lse: Literal[False] = ...,
 ) -> Tensor: ...
 
@@ -78,6 +80,7 @@ def attend(
     alibi_slopes: Tensor | None = ...,
     sinks: Tensor | None = ...,
     query_counts: Indices | None = ...,
+    step: Step | None = ...,
     return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -99,6 +102,7 @@ def attend(
     alibi_slopes: Tensor | None = None,
     sinks: Tensor | None = None,
     query_counts: Indices | None = None,
+    step: Step | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attend the queries of a batch of slots to one layer of the cache.
@@ -141,6 +145,9 @@ def attend(
     - ``query_counts``: row ``i`` has so many queries, which lie one row after the other in
       ``q``, ``[total, q_heads, head_dim]``.
 
+    ``step``, a :class:`Step`, is shared by the layers of one forward pass: FlashAttention-3 then
+    plans a decode step once.
+
     With ``return_lse=True`` the result is a pair: the second tensor, float32 ``[batch,
     q_heads, queries]`` or, with ``query_counts``, ``[q_heads, total]``, is the natural
     logarithm of the sum of the exponentials of each query's scores, sinks left out; minus
@@ -156,6 +163,8 @@ def attend(
     check_cache(cache)
     check_flag("causal", causal)
     check_flag("return_lse", return_lse)
+    if step is not None:
+        check_type("step", step, Step)
     layer = source_of(cache.spec, layer)
     k, v = cache.layer(layer)
     if keeps_latent(cache.spec, layer):
@@ -197,6 +206,7 @@ def attend(
         None if scales is None else scales.of(layer),
         page_bytes_of(cache),
         ring > 0,
+        step,
     )
     problem.check()
     if sinks is not None:

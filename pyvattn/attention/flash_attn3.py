@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pyvattn.attention.features import Feature
 from pyvattn.attention.flash_attn3_build import why_not_built, why_not_built_for
-from pyvattn.attention.flash_kvcache import FlashKvcacheKernel
+from pyvattn.attention.flash_kvcache import FlashKvcacheKernel, window_of
+from pyvattn.attention.fused import queries_in_float8
 from pyvattn.attention.problem import Problem
-from pyvattn.attention.quantise import quantised_queries
+from pyvattn.attention.step import once
 from pyvattn.kernels import kernel_named
 
 # TMA copies 16 bytes at a time.
@@ -29,6 +30,8 @@ class FlashAttention3Kernel(FlashKvcacheKernel):
 
     known = kernel_named("flash-attn-3")
     features = frozenset(Feature) - {Feature.ALIBI, Feature.V_WIDTH}
+    #: Whether what :class:`~pyvattn.attention.step.Step` is for has been tried with this form.
+    plans = True
 
     def unavailable(self) -> str | None:
         """Import the module, look for a device that runs it, and ask the build."""
@@ -55,7 +58,39 @@ class FlashAttention3Kernel(FlashKvcacheKernel):
         if problem.packed:
             options = {"cu_seqlens_q": problem.query_ends, "max_seqlen_q": problem.most_queries}
         if problem.scales is not None:
-            q, options["q_descale"] = quantised_queries(problem)
+            q, options["q_descale"] = queries_in_float8(problem)
             for name, scale in problem.scales._asdict().items():
                 options[f"{name}_descale"] = scale.expand(len(problem.lengths), -1)
+        if (planned := self._planned(problem)) is not None:
+            options["scheduler_metadata"] = planned
         return q, options
+
+    def _planned(self, problem: Problem) -> Any:
+        """Return the plan of a decode step that layers share, ``None`` for one of this call's own.
+
+        Layers whose rows begin later have lengths or starts of their own.
+        """
+        make = getattr(self.module(), "get_scheduler_metadata", None)
+        alike = not problem.packed and problem.starts is None
+        if problem.step is None or make is None or not (self.plans and alike):
+            return None
+        batch, queries, heads, dim = problem.q.shape
+        settings = {
+            "batch_size": batch,
+            "max_seqlen_q": queries,
+            "max_seqlen_k": problem.k.shape[1],
+            "num_heads_q": heads,
+            "num_heads_kv": problem.k.shape[2],
+            "headdim": dim,
+            "headdim_v": problem.v.shape[-1],
+            "qkv_dtype": problem.k.dtype,
+            "causal": problem.causal,
+            "window_size": window_of(problem),
+            "has_softcap": problem.softcap > 0,
+        }
+        return once(
+            problem.step,
+            (problem.lengths,),
+            tuple(settings.values()),
+            lambda: make(cache_seqlens=problem.device_lengths, **settings),
+        )

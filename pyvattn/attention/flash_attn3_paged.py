@@ -30,6 +30,7 @@ class FlashAttention3PagedKernel(FlashAttention3Kernel):
     """FlashAttention-3 over a table of the rows: slower than without, but no memory for a guard."""
 
     known = kernel_named("flash-attn-3-paged")
+    plans = False
 
     def unavailable(self) -> str | None:
         """Ask the build for page tables as well."""

@@ -19,6 +19,7 @@ from pyvattn.attention.rows import blank_lse
 from pyvattn.errors import UnsupportedError
 
 _HEAD_DIMS = tuple(range(8, 257, 8))
+_NO_WINDOW = (UNLIMITED, UNLIMITED)
 
 
 class FlashKvcacheKernel(ListedKernel):
@@ -50,8 +51,8 @@ class FlashKvcacheKernel(ListedKernel):
 
     def _call(self, problem: Problem, **options: Any) -> Any:
         # What was not asked for is not named: the call is then the one that was measured.
-        if problem.window_size != (UNLIMITED, UNLIMITED):
-            options["window_size"] = problem.bounds
+        if (window := window_of(problem)) != _NO_WINDOW:
+            options["window_size"] = window
         if problem.softcap:
             options["softcap"] = problem.softcap
         if problem.device_starts is not None:
@@ -80,3 +81,8 @@ class FlashKvcacheKernel(ListedKernel):
                 f"kernel {self.name!r}: this build of it was made without "
                 f"{lacking.splitlines()[0].rstrip('.')}; name another kernel"
             ) from error
+
+
+def window_of(problem: Problem) -> tuple[int, int]:
+    """Return the window as the kernel is told of it: causality is no window."""
+    return problem.window_size if problem.window_size == _NO_WINDOW else problem.bounds

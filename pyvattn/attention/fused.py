@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where K and V of new tokens can be stored by one kernel: on most GPUs, by Triton."""
+"""Where few kernels of Triton's do what takes torch many: on most GPUs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from pyvattn.attention.problem import FLOAT8
+from pyvattn.attention.quantise import quantised_queries, row_of_query
 from pyvattn.cuda_graphs import is_capturing
 
 if TYPE_CHECKING:
     from pyvattn.attention.kv_scales import LayerScales
+    from pyvattn.attention.problem import Problem
 
 # From so many tokens on the device's time counts, and the host's is hidden behind a layer of a
 # prompt. On an H200 8,192 tokens take some 16 us on the device, and 95 by torch's two operations,
@@ -53,6 +55,21 @@ def append_fused(
         import_module("pyvattn.attention.append_triton").append_fused(
             slots, positions, new, cached, scales
         )
+
+
+def queries_in_float8(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Return what :func:`pyvattn.attention.quantise.quantised_queries` does.
+
+    Where Triton converts to float8, by its kernels; by torch's operations elsewhere.
+    """
+    q, kv_heads = problem.q, problem.k.shape[2]
+    if not q.is_cuda or _capability(q.get_device()) < _LEAST_FLOAT8:
+        return quantised_queries(problem)
+    row = row_of_query(problem) if problem.packed else None
+    small, scale = import_module("pyvattn.attention.quantise_triton").quantise_queries(
+        q.reshape(-1, *q.shape[-2:]), row, len(problem.lengths), kv_heads, problem.k.dtype
+    )
+    return small.view(q.shape), scale
 
 
 @cache

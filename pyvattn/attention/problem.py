@@ -19,6 +19,7 @@ from pyvattn.text import shown
 
 if TYPE_CHECKING:
     from pyvattn.attention.kv_scales import LayerScales
+    from pyvattn.attention.step import Step
 
 # What torch's own attention takes, on every device.
 TORCH_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -57,7 +58,8 @@ class Problem:
     their head, and ``q`` is of a wider dtype, which is the result's as well.
 
     ``page_bytes``: rows begin at a physical page of so many bytes, and where a token is backed
-    its whole page is. ``None`` where nothing is known of that.
+    its whole page is. ``None`` where nothing is known of that. ``step`` is what the layers of the
+    forward pass share.
     """
 
     q: Tensor
@@ -75,6 +77,7 @@ class Problem:
     scales: LayerScales | None = None
     page_bytes: int | None = None
     in_ring: bool = False
+    step: Step | None = None
 
     @property
     def packed(self) -> bool:

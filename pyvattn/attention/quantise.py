@@ -41,7 +41,7 @@ def quantised_queries(problem: Problem) -> tuple[Tensor, Tensor]:
         scale = scale_of(largest.amax(dim=1), dtype)
         each = scale[:, None]
     else:
-        row = _row_of_query(problem)
+        row = row_of_query(problem)
         most = largest.new_zeros(len(problem.lengths), heads)
         # index_reduce would do without the expanded rows, and warns that it may change.
         rows = row[:, None].expand(-1, heads)
@@ -54,13 +54,13 @@ def quantised_queries(problem: Problem) -> tuple[Tensor, Tensor]:
 def with_quantised_queries(problem: Problem) -> Problem:
     """Return ``problem`` with the float32 queries that those of :func:`quantised_queries` are."""
     small, scale = quantised_queries(problem)
-    each = scale[_row_of_query(problem)] if problem.packed else scale[:, None]
+    each = scale[row_of_query(problem)] if problem.packed else scale[:, None]
     group = small.shape[-2] // scale.shape[-1]
     whole = each.repeat_interleave(group, dim=-1).expand(small.shape[:-1])
     return replace(problem, q=dequantised(small, whole, torch.float32))
 
 
-def _row_of_query(problem: Problem) -> Tensor:
+def row_of_query(problem: Problem) -> Tensor:
     """Return the row of each packed query, int64 ``[total]``."""
     ends = problem.query_ends[1:]
     query = torch.arange(problem.q.shape[0], dtype=torch.int32, device=ends.device)

@@ -29,6 +29,7 @@ from pyvattn.attention.flash_attn4 import FlashAttention4Kernel
 from pyvattn.attention.flashinfer import FlashInferKernel
 from pyvattn.attention.problem import Problem
 from pyvattn.attention.registry import choose
+from pyvattn.attention.step import Step
 from pyvattn.attention.varlen import VarlenKernel
 from pyvattn.errors import UnsupportedError
 
@@ -76,7 +77,15 @@ def flash_attn_with_kvcache(
     cu_seqlens_q=None,
     max_seqlen_q=None,
     page_table=None,
+    scheduler_metadata=None,
 ):
+    if scheduler_metadata is not None:
+        planned, lengths = scheduler_metadata
+        assert torch.equal(lengths, cache_seqlens)
+        assert planned["batch_size"] == len(q)
+        assert planned["max_seqlen_q"] == q.shape[1]
+        assert planned["window_size"] == window_size
+        assert planned["has_softcap"] == (softcap > 0)
     assert cache_seqlens.dtype == cache_batch_idx.dtype == torch.int32
     if cu_seqlens_q is not None:
         assert cu_seqlens_q.dtype == torch.int32
@@ -215,9 +224,19 @@ def unequal_rows(q, k, v, starts_q, starts_k, max_q, scale, causal, lengths, win
 
 FLASH_KVCACHE = [FlashAttention2Kernel(), FlashAttention3Kernel(), FlashAttention3PagedKernel()]
 
+PLANNED = []
+
+
+def get_scheduler_metadata(*, cache_seqlens, **settings):
+    """What the kernel's plan was made of."""
+    assert cache_seqlens.dtype == torch.int32
+    PLANNED.append(settings)
+    return settings, cache_seqlens
+
+
 STAND_INS = {
     "flash_attn.flash_attn_interface": (flash_attn_with_kvcache,),
-    "flash_attn_interface": (flash_attn_with_kvcache,),
+    "flash_attn_interface": (flash_attn_with_kvcache, get_scheduler_metadata),
     "flash_attn.cute": (flash_attn_varlen_func,),
     "flashinfer": (single_decode_with_kv_cache, single_prefill_with_kv_cache),
 }
@@ -281,6 +300,46 @@ def check_features(kernel, causal, seed):
         for result in (out, kernel.attend(problem)):
             torch.testing.assert_close(result.double(), wanted, atol=2e-5, rtol=2e-5)
         torch.testing.assert_close(lse.double(), sums, atol=2e-5, rtol=2e-5)
+
+
+def test_layers_of_a_step_share_a_plan():
+    """One for each kind of layer; rows of other lengths get another."""
+    kernel, step = FlashAttention3Kernel(), Step()
+    case = attention_cases.open_case("layer", 2, 4, 64, guard_tokens=64)
+    with case.cache:
+        case.fill(5, 100)
+        q = case.queries(1)
+        k, v = case.cache.layer(case.layer)
+        scale = q.shape[-1] ** -0.5
+
+        def attend(lengths, **options):
+            problem = Problem(q, k, v, case.slots, lengths, True, scale, step=step, **options)
+            return kernel.attend(problem)
+
+        PLANNED.clear()
+        wanted = case.expected(q, True)
+        for _ in range(3):
+            found = attend(case.lengths)
+            torch.testing.assert_close(found.double(), wanted, atol=2e-5, rtol=2e-5)
+        assert len(PLANNED) == 1
+        assert PLANNED[0]["num_heads_kv"] == k.shape[2]
+        assert PLANNED[0]["max_seqlen_k"] == k.shape[1]
+        for _ in range(2):
+            attend(case.lengths, window_size=(3, 0))
+        assert [each["window_size"] for each in PLANNED] == [(-1, -1), (3, 0)]
+        shorter = [max(1, length - 1) for length in case.lengths]
+        attend(shorter)
+        assert len(PLANNED) == 3
+        # Starts are made anew for each layer, so there is nothing to share.
+        attend(case.lengths, starts=[0] * len(case.lengths))
+        assert len(PLANNED) == 3
+
+
+def test_without_a_step_the_kernel_plans_for_itself():
+    problem = asked_for()
+    PLANNED.clear()
+    FlashAttention3Kernel().attend(problem)
+    assert not PLANNED
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ torch = pytest.importorskip("torch")
 
 from pyvattn import CacheSpec, KVCache
 from pyvattn.attention import KVScales, append, attend, kernel_infos, scales_of, set_scales
-from pyvattn.attention.fused import is_fused
-from pyvattn.attention.quantise import quantised
+from pyvattn.attention.fused import is_fused, queries_in_float8
+from pyvattn.attention.problem import Problem
+from pyvattn.attention.quantise import quantised, quantised_queries
 from pyvattn.errors import UnsupportedError
 
 KERNELS = [info.name for info in kernel_infos() if info.unavailable is None] or ["none"]
@@ -58,6 +59,25 @@ def test_the_fused_append_stores_the_bytes_that_torchs_operations_do(cache, fill
             wanted = quantised(new[which], scales_of(cache).of(1)[which], stored.dtype)
             found = stored[slot.index, : len(wanted)]
             assert torch.equal(found.view(torch.uint8), wanted.view(torch.uint8))
+
+
+@pytest.mark.parametrize("counts", [None, [3, 0, 1, 700, 5]])
+@pytest.mark.parametrize("queries", [1, 5, 300])
+@pytest.mark.parametrize("group", [1, 3, 8])
+def test_queries_become_the_bytes_that_torchs_operations_make(cache, counts, queries, group):
+    k, v = cache.layer(1)
+    lead = (len(LENGTHS), queries) if counts is None else (sum(counts),)
+    # Heads before tokens, as models have them.
+    heads_first = (*lead[:-1], group * HEADS, lead[-1], DIM)
+    q = torch.randn(heads_first, device="cuda", dtype=torch.bfloat16).transpose(-2, -3)
+    q[..., 0, 5], q[..., -1, 7] = torch.inf, torch.nan
+    scales = scales_of(cache).of(1)
+    slots = list(range(len(LENGTHS)))
+    problem = Problem(q, k, v, slots, LENGTHS, True, 1.0, query_counts=counts, scales=scales)
+    found, scale = queries_in_float8(problem)
+    wanted, wanted_scale = quantised_queries(problem)
+    assert torch.equal(scale, wanted_scale)
+    assert torch.equal(found.view(torch.uint8), wanted.view(torch.uint8))
 
 
 @pytest.mark.parametrize("kernel", ["auto", *KERNELS])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, NoReturn
 import torch
 from torch import Tensor
 
-from pyvattn.attention import append, attend
+from pyvattn.attention import Step, append, attend
 from pyvattn.attention.problem import UNLIMITED
 from pyvattn.errors import TensorError, UnsupportedError
 from pyvattn.integrations.transformers.compiled import outside_graphs
@@ -90,6 +90,8 @@ class ForwardPass(_Whole):
     # Those of the layers before that others read, by layer.
     _read_again: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
     _latent: LatentRows | None = field(default=None, init=False)
+    # What the layers' calls share.
+    _step: Step = field(default_factory=Step, init=False)
     # The parts of layers that attend within chunks, by their size.
     _in_chunks: dict[int, Sequence[Part]] = field(default_factory=dict, init=False)
 
@@ -301,6 +303,7 @@ class ForwardPass(_Whole):
             starts=part.starts(kept or 0),
             sinks=sinks,
             query_counts=part.counts,
+            step=self._step,
         )
 
 
