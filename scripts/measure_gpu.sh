@@ -6,10 +6,10 @@
 #
 # STEP is tests, drivers, attention, overlap, offload, transformers, profile, baselines or all, or
 # transfer, which wants two GPUs, or of vllm's: vllm-prompts, vllm-prompts-fp8, vllm-mask,
-# vllm-short, vllm-decode, vllm-trace, vllm-rates, vllm-offload. FOLDER is where the JSON goes,
-# docs/results/ and the GPU's name by default. pyvattn must be installed for PYTHON (python3), with
-# torch; kernels that cannot be imported are left out. vllm-trace and vllm-rates want the file of
-# arXiv lengths in TRACE, or make requests up.
+# vllm-short, vllm-decode, vllm-trace, vllm-rates, vllm-offload, against-vllm. FOLDER is where the
+# JSON goes, docs/results/ and the GPU's name by default. pyvattn must be installed for PYTHON
+# (python3), with torch; kernels that cannot be imported are left out. vllm-trace and vllm-rates
+# want the file of arXiv lengths in TRACE, or make requests up.
 # Every part runs, whatever came before, each in a process of its own; the summary says
 # what failed.
 set -uo pipefail
@@ -27,7 +27,7 @@ for argument in "$@"; do
     transfer | vllm-prompts | vllm-prompts-fp8 | vllm-mask | vllm-short | vllm-decode)
       steps+=("$argument")
       ;;
-    vllm-trace | vllm-rates | vllm-offload)
+    vllm-trace | vllm-rates | vllm-offload | against-vllm)
       steps+=("$argument")
       ;;
     -*) usage ;;
@@ -129,7 +129,7 @@ profile() {
   serve steps 240 --requests 32 --prompt-tokens 512 --new-tokens 128 --steps 10000 --ours-compile \
     --ours-fuse
   serve profile-32x4096-fp8 120 --requests 32 --prompt-tokens 4096 --new-tokens 32 --profile \
-    --kv-dtype float8_e4m3fn
+    --kv-dtype float8_e4m3fn --ours-compile --ours-fuse
   serve 32x4096-table 80 --requests 32 --prompt-tokens 4096 --new-tokens 128 \
     --guard-for flash-attn-3-paged
   serve 32x4096-fp8 80 --requests 32 --prompt-tokens 4096 --new-tokens 128 \
@@ -142,7 +142,14 @@ baselines() {
     --ours-compile
   serve both-fused 120 --requests 32 --prompt-tokens 4096 --new-tokens 128 --compile-level 1 \
     --ours-compile --ours-fuse
+  serve both-fused-192x1024 150 --requests 192 --prompt-tokens 1024 --new-tokens 256 \
+    --compile-level 1 --ours-compile --ours-fuse
   serve sdpa 200 --requests 32 --prompt-tokens 4096 --new-tokens 128 --against sdpa --rounds 1
+}
+# Our engine beside vLLM's, which serve the same requests by turns.
+against-vllm() {
+  serve against-vllm 240 --requests 32 --prompt-tokens 4096 --new-tokens 128 --against vllm \
+    --ours-compile --ours-fuse
 }
 # vLLM over rows, and stock beside it, whose JSON is vllm-NAME. Each step is below ten minutes.
 FP8=(--kv-dtype fp8 --quantization fp8)

@@ -48,6 +48,8 @@ class Serving:
     def baseline(self) -> str:
         """What it was measured against, in words."""
         baseline = self.found["baseline"]
+        if baseline["name"].startswith("vLLM"):
+            return str(baseline["name"])
         attention = baseline["attention"].removeprefix("paged|")
         words = (
             f"transformers {baseline['versions']['transformers']}, "

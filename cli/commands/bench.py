@@ -122,6 +122,20 @@ def attention(ctx: click.Context, /, out: str | None, as_json: bool, **options: 
 
 
 @click.command()
+@_option("--layout", help="Layout: layer, token or auto.")
+@_option("--layers", type=click.IntRange(min=1), help="Layers of the caches.")
+@_option("--rounds", type=click.IntRange(min=3), help="Rounds of each way.")
+@_option("--seconds", type=float, help="Longest time for one shape, in seconds.")
+@_driver_options()
+def float8(ctx: click.Context, /, out: str | None, as_json: bool, **options: Any) -> None:
+    """Time FlashAttention-3 over float8 K and V against bfloat16 and against paged float8.
+
+    Needs a Hopper GPU. The exit code is 1 if a target is missed.
+    """
+    run_bench(ctx, "float8", options, out, as_json)
+
+
+@click.command()
 @_option("--batch", type=click.IntRange(min=1), help="Requests that decode.")
 @_option("--steps", type=click.IntRange(min=100), help="Decode steps.")
 @_option("--layout", help="Layout: layer, token or auto.")
@@ -180,8 +194,8 @@ def transfer(ctx: click.Context, /, out: str | None, as_json: bool, **options: A
 @_option("--seed", type=click.IntRange(min=0), help="Seed of prompts and arrivals.")
 @_option(
     "--against",
-    type=click.Choice(("library", "sdpa")),
-    help="The library's own choice of attention, or its SDPA.",
+    type=click.Choice(("library", "sdpa", "vllm")),
+    help="The library's own choice of attention, its SDPA, or vLLM.",
 )
 @_option("--compile-level", type=click.IntRange(0, 3), help="default_compile_level of the library.")
 @_option("--ours-compile", is_flag=True, help="Have torch.compile fuse our model's layers.")
@@ -207,9 +221,10 @@ def transformers(ctx: click.Context, /, out: str | None, as_json: bool, **option
     """Serve requests through our engine and through transformers' own continuous batching.
 
     The baseline is what transformers chooses on this machine: FlashAttention-3 or -2 where it
-    is installed, with its decode path, CUDA graphs and asynchronous batches. With --rate the
-    requests arrive one by one (Poisson). The weights are random and seeded. On the CPU use
-    --model tiny and few tokens. The exit code is 1 if the tokens differ in float32.
+    is installed, with its decode path, CUDA graphs and asynchronous batches; --against vllm takes
+    vLLM as it comes instead, on the same GPU. With --rate the requests arrive one by one
+    (Poisson). The weights are random and seeded. On the CPU use --model tiny and few tokens. The
+    exit code is 1 if the tokens differ in float32, or a target is missed.
     """
     run_bench(ctx, "transformers", options, out, as_json)
 

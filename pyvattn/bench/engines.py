@@ -17,7 +17,7 @@ from pyvattn.cache import KVCache
 from pyvattn.errors import UnsupportedError
 from pyvattn.planner import guarded_for
 
-_PACKAGES = ("pyvattn", "transformers", "torch", "triton", "kernels")
+_PACKAGES = ("pyvattn", "transformers", "torch", "triton", "kernels", "vllm")
 # The modules that hold FlashAttention; distributions of several names have them.
 _FLASH = ("flash_attn_interface", "flash_attn")
 _SETTINGS = (

@@ -45,7 +45,7 @@ def paged_alternatives(
     attend = import_module(kernel_named(kernel).module).flash_attn_with_kvcache
 
     def over_layers(block: int) -> Callable[[], None]:
-        table, paged = _cut(torch, layers, context, block)
+        table, paged = cut_into_blocks(torch, layers, context, block)
         options = {_TABLES[kernel]: table, "cache_seqlens": lengths, "causal": True}
 
         def call() -> None:
@@ -57,7 +57,7 @@ def paged_alternatives(
     return {paged_name(block): over_layers(block) for block in block_sizes(kernel)}
 
 
-def _cut(
+def cut_into_blocks(
     torch: Any, layers: list[tuple[Any, Any]], context: int, block: int
 ) -> tuple[Any, list[tuple[Any, Any]]]:
     """Return the table ``[rows, blocks]`` and each layer's ``[blocks, block, heads, dim]``."""

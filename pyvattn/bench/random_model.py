@@ -44,9 +44,7 @@ def make_model(
     Raises :class:`~pyvattn.errors.ConfigError` for an unknown name, and
     :class:`~pyvattn.errors.MissingDependency` without torch or transformers.
     """
-    if name not in SHAPES:
-        raise ConfigError(f"model {name!r} is unknown: use one of {', '.join(SHAPES)}")
-    shape = SHAPES[name]
+    shape = _shape_of(name)
     torch = require_torch()
     LlamaConfig, LlamaForCausalLM = _llama()
     weights = getattr(torch, dtype or shape.dtype)
@@ -78,12 +76,22 @@ def make_model(
 
 
 def make_prompts(name: str, count: int, tokens: int, seed: int = 1) -> list[list[int]]:
-    """Return ``count`` seeded random prompts for the model called ``name``."""
+    """Return ``count`` seeded random prompts for the model called ``name``.
+
+    Raises as :func:`make_model` does.
+    """
+    vocabulary = _shape_of(name).vocabulary
     torch = require_torch()
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(2, SHAPES[name].vocabulary, (count, tokens), generator=generator)
+    ids = torch.randint(2, vocabulary, (count, tokens), generator=generator)
     prompts: list[list[int]] = ids.tolist()
     return prompts
+
+
+def _shape_of(name: str) -> Shape:
+    if name not in SHAPES:
+        raise ConfigError(f"model {name!r} is unknown: use one of {', '.join(SHAPES)}")
+    return SHAPES[name]
 
 
 def _llama() -> tuple[Any, Any]:

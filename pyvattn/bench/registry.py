@@ -21,6 +21,9 @@ BENCHES = {
     "attention": Bench(
         "pyvattn.bench.attention", "Time kernels on our memory, on cudaMalloc's, and paged."
     ),
+    "float8": Bench(
+        "pyvattn.bench.float8", "Time attention to float8, against bfloat16 and blocks."
+    ),
     "overlap": Bench("pyvattn.bench.overlap", "Time what mapping adds to a decode step."),
     "offload": Bench(
         "pyvattn.bench.offload", "Time a request to host memory and back, against one copy."

@@ -23,7 +23,7 @@ PARTS = (ATTENTION, GEMM, NORMS, APPEND, SAMPLING, COPIES, OTHER, GAPS, MAPPING)
 # operators on the CPU.
 _NAMES = (
     (APPEND, r"_append|index_put|index_elementwise"),
-    (ATTENTION, r"flash|fmha|attention|attn|attend"),
+    (ATTENTION, r"flash|fmha|attention|attn|attend|_find_largest|_quantise"),
     (GEMM, r"gemm|gemv|nvjet|cublas|cutlass|wgmma|splitk|triton_tem|aten::(add)?b?m[mv]$"),
     (SAMPLING, r"arg_?max|softmax|top_?k|sort|multinomial"),
     (NORMS, r"triton_"),  # fused by torch.compile, copies and all

@@ -3,7 +3,8 @@
 
 Both serve the same requests with the same model in one process, by turns: ours with the decode
 step in a CUDA graph where the device has them, the library's with what it chooses by itself on
-this machine. The first round warms both up, and has rows of its own.
+this machine. vLLM can stand in for the library, in a process of its own. The first round warms
+both up, and has rows of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,15 @@ from pyvattn.bench.random_model import SHAPES, make_model, make_prompts
 from pyvattn.bench.report import Measure, Setup
 from pyvattn.bench.serving import Load, Run, percentile, poisson
 from pyvattn.bench.step_profile import profile
+from pyvattn.bench.stock_vllm import StockVllm
 from pyvattn.bench.timing import ratios, summarise
 from pyvattn.bench.worst_steps import worst_steps
 from pyvattn.cache import KVCache
 from pyvattn.errors import ConfigError
 from pyvattn.gpu_timing import require_gpu, require_torch
 
-BASELINES = ("library", "sdpa")
+BASELINES = ("library", "sdpa", "vllm")
+Baseline = Library | StockVllm
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,9 @@ class Options(Settings, least={"new_tokens": 2, "seed": 0}):
 
     They arrive all at once, or ``rate`` a second on average, at the times of a Poisson process
     with the seed ``seed``. ``against`` is ``"library"`` for what the library chooses by itself or
-    ``"sdpa"``, ``compile_level`` its ``default_compile_level``. After a first round there are
-    ``rounds`` more, but none that would end more than ``seconds`` after the start (0: no limit).
+    ``"sdpa"``, ``compile_level`` its ``default_compile_level``; ``"vllm"`` is vLLM as it comes.
+    After a first round there are ``rounds`` more, but none that would end more than ``seconds``
+    after the start (0: no limit).
     ``layers`` 0 are as many as the model has. ``device`` "cpu" works with small models.
 
     ``kv_dtype`` is that of our cache alone, "" for the model's: "float8_e4m3fn" quantises. Its tail
@@ -86,9 +90,35 @@ def measure(options: Options) -> Iterator[Measure | Setup]:
     check_type("options", options, Options)
     began = time.perf_counter()
     _require(options)
-    model = make_model(options.model, options.device, layers=options.layers or None)
     load = _load(options, 0)
-    ours = Ours(
+    with ExitStack() as opened:
+        baseline: Baseline | None = None
+        if options.against == "vllm":
+            baseline = opened.enter_context(closing(_vllm(options, load)))
+        model = make_model(options.model, options.device, layers=options.layers or None)
+        ours = opened.enter_context(closing(_ours(options, model, load)))
+        if options.profile:
+            yield from profile(ours, (load, _load(options, 1)), options.device)
+        elif options.steps:
+            yield from _many_steps(options, ours, load, began)
+        else:
+            if baseline is None:
+                level = options.compile_level
+                library = Library(model, load, against=options.against, compile_level=level)
+                baseline = opened.enter_context(closing(library))
+            pairs = list(_serve(options, ours, baseline, began))
+            yield _setup(ours, baseline)
+            if ours.captured is not None:
+                yield Measure("ours: capturing the decode step", ours.captured, "s", note=ours.note)
+            yield from _report(model, options, pairs, ours, baseline)
+
+
+def _vllm(options: Options, load: Load) -> StockVllm:
+    return StockVllm(load, model=options.model, layers=options.layers, device=options.device)
+
+
+def _ours(options: Options, model: Any, load: Load) -> Ours:
+    return Ours(
         model,
         load,
         device=options.device,
@@ -100,26 +130,16 @@ def measure(options: Options) -> Iterator[Measure | Setup]:
         compile=options.ours_compile,
         fuse_projections=options.ours_fuse,
     )
-    if options.profile:
-        with closing(ours):
-            yield from profile(ours, (load, _load(options, 1)), options.device)
-        return
-    if options.steps:
-        with closing(ours):
-            ours.run(load)
-            prompts = _prompts_without_end(options)
-            counts = options.requests, options.new_tokens, options.steps
-            until = began + options.seconds if options.seconds else math.inf
-            gpu = options.device != "cpu"
-            yield from worst_steps(ours, prompts, *counts, gpu=gpu, until=until)
-        return
-    library = Library(model, load, against=options.against, compile_level=options.compile_level)
-    with closing(ours), closing(library):
-        pairs = list(_serve(options, ours, library, began))
-        yield _setup(ours, library)
-        if ours.captured is not None:
-            yield Measure("ours: capturing the decode step", ours.captured, "s", note=ours.note)
-        yield from _report(model, options, pairs, ours, library)
+
+
+def _many_steps(
+    options: Options, ours: Ours, load: Load, began: float
+) -> Iterator[Measure | Setup]:
+    ours.run(load)
+    prompts = _prompts_without_end(options)
+    counts = options.requests, options.new_tokens, options.steps
+    until = began + options.seconds if options.seconds else math.inf
+    yield from worst_steps(ours, prompts, *counts, gpu=options.device != "cpu", until=until)
 
 
 def _load(options: Options, turn: int) -> Load:
@@ -137,7 +157,7 @@ def _prompts_without_end(options: Options) -> Iterator[list[int]]:
 
 
 def _serve(
-    options: Options, ours: Ours, library: Library, began: float
+    options: Options, ours: Ours, library: Baseline, began: float
 ) -> Iterator[tuple[Run, Run]]:
     """Yield a pair of runs for each round, ours first in one and the library first in the next."""
     longest = 0.0
@@ -166,6 +186,11 @@ def _require(options: Options) -> None:
         raise ConfigError(f"rate={options.rate:g}, rounds={options.rounds}: use at least 0 and 1")
     if options.profile and options.steps:
         raise ConfigError(f"profile and steps={options.steps}: ask for one of them")
+    if options.against == "vllm" and (options.profile or options.steps or options.compile_level):
+        raise ConfigError(
+            "against='vllm' with profile, steps or compile_level: vLLM is compared as it comes, "
+            "leave them out"
+        )
     if options.rate and options.requests < 2:
         raise ConfigError("requests=1 at a rate: use at least 2, percentiles need them")
     if options.against not in BASELINES:
@@ -179,7 +204,7 @@ def _require(options: Options) -> None:
     require_gpu(int(ordinal or 0))
 
 
-def _setup(ours: Ours, library: Library) -> Setup:
+def _setup(ours: Ours, library: Baseline) -> Setup:
     """Return what was compared, in the words of those who set it."""
     return Setup(
         "baseline",
@@ -200,6 +225,9 @@ _AT_ONCE: _Figures = {
     "output, whole run": ("tokens/s", 1, lambda run: run.whole),
     "all prompts": ("s", 1, lambda run: run.first),
 }
+# Against vLLM: at least so much of its rates, at most so much of its time.
+_OF_VLLM = {"output, while all decode": (0.95, None), "all prompts": (None, 1 / 0.95)}
+_NO_TARGET = (None, None)
 _LIVE: _Figures = {
     "output, whole run": ("tokens/s", 1, lambda run: run.whole),
     "time to the first token, p50": ("ms", 1e3, lambda run: percentile(run.to_first, 50)),
@@ -211,7 +239,7 @@ _LIVE: _Figures = {
 
 
 def _report(
-    model: Any, options: Options, pairs: list[tuple[Run, Run]], ours: Ours, library: Library
+    model: Any, options: Options, pairs: list[tuple[Run, Run]], ours: Ours, library: Baseline
 ) -> Iterator[Measure]:
     (cold, cold_library), warm = pairs[0], pairs[1:]
     mine, theirs = [pair[0] for pair in warm], [pair[1] for pair in warm]
@@ -221,7 +249,9 @@ def _report(
         values = [[figure(run) for run in runs] for runs in (mine, theirs)]
         for name, found, note in zip(names, values, notes, strict=True):
             yield _measure(f"{name}, {options.size}: {title}", found, unit, scale, note)
-        yield _ratio(f"{' / '.join(names)}, {options.size}: {title}", *values)
+        target = _OF_VLLM.get(title, _NO_TARGET) if options.against == "vllm" else _NO_TARGET
+        name = f"{' / '.join(names)}, {options.size}: {title}"
+        yield _ratio(name, values[0], values[1], *target)
     first = f"{' / '.join(names)}, {options.size}: output, whole run, first round"
     yield Measure(first, cold.whole / cold_library.whole, "times")
     if not options.rate:
@@ -229,7 +259,8 @@ def _report(
     share = "ours: share of the run that waits for mapping"
     yield _measure(share, [run.waiting for run in mine], "%", 100)
     yield Measure(f"{share}, first round", cold.waiting * 100, "%")
-    yield _same_tokens(options, cold, cold_library)
+    if options.against != "vllm":  # whose weights are others
+        yield _same_tokens(options, cold, cold_library)
 
 
 def _of_the_device(
@@ -270,7 +301,15 @@ def _measure(
     return Measure.of(name, summarise(values), unit, scale=scale, note=note)
 
 
-def _ratio(name: str, over: Sequence[float], under: Sequence[float]) -> Measure:
+def _ratio(
+    name: str,
+    over: Sequence[float],
+    under: Sequence[float],
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Measure:
     if len(over) == 1:
-        return Measure(name, over[0] / under[0], "times")
-    return Measure.of(name, ratios(over, under), "times")
+        value = over[0] / under[0]
+        return Measure(name, value, "times", at_least=at_least, at_most=at_most)
+    found = ratios(over, under)
+    return Measure.of(name, found, "times", at_least=at_least, at_most=at_most)

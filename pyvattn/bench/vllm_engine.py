@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvattn.bench.random_model import SHAPES, Shape
+from pyvattn.bench.serving import Load, Run
 from pyvattn.errors import ConfigError, Error
 
 __all__ = ["Engine", "EngineFailed", "Served", "shape_of"]
@@ -110,6 +111,13 @@ class Engine:
         assert isinstance(served, Served)
         return served
 
+    def run(self, load: Load) -> Run:
+        """Serve ``load``, step by step: when each token was known is noted as well."""
+        self._ours.send(("run", load))
+        run = self._receive()
+        assert isinstance(run, Run)
+        return run
+
     def margins(self, prompts: Sequence[Sequence[int]]) -> list[float]:
         """Return how far apart the two likeliest next tokens of each prompt are, in logits."""
         self._ours.send(("margins", prompts))
@@ -195,6 +203,9 @@ def _answer(parent: Connection, folder: str, options: dict[str, Any], masked: bo
         if task == "margins":
             parent.send(_margins(llm, vllm.SamplingParams, prompts))
             continue
+        if task == "run":
+            parent.send(_run(llm.llm_engine, vllm.SamplingParams, prompts))
+            continue
         new_tokens, forget, arrivals = arguments
         if forget:
             llm.reset_prefix_cache()
@@ -238,10 +249,7 @@ def _serve(
     llm: Any, sampling: Any, prompts: Any, new_tokens: list[int], arrivals: Any, ours: bool
 ) -> Served:
     wanted = [{"prompt_token_ids": ids} for ids in prompts]
-    greedy = [
-        sampling(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
-        for count in new_tokens
-    ]
+    greedy = _greedy(sampling, new_tokens)
     began = time.perf_counter()
     if arrivals is None:
         outputs = llm.generate(wanted, greedy, use_tqdm=False)
@@ -263,8 +271,42 @@ def _serve(
     )
 
 
-def _as_they_arrive(engine: Any, wanted: Any, sampling: Any, arrivals: Any) -> list[Any]:
-    """Serve requests that arrive so many seconds from now; return what vLLM says of each."""
+def _run(engine: Any, sampling: Any, load: Load) -> Run:
+    """Serve ``load``; times are readings of the clock that the parent reads too."""
+    wanted = [{"prompt_token_ids": ids} for ids in load.prompts]
+    greedy = _greedy(sampling, [load.new_tokens] * len(wanted))
+    times: list[list[float]] = [[] for _ in wanted]
+
+    def note(outputs: Any) -> None:
+        now = time.perf_counter()
+        for each in outputs:
+            known = times[int(each.request_id)]
+            known += [now] * (len(each.outputs[0].token_ids) - len(known))
+
+    began = time.perf_counter()
+    outputs = _as_they_arrive(engine, wanted, greedy, load.arrivals, note)
+    tokens = [list(output.outputs[0].token_ids) for output in outputs]
+    return Run(tokens, times, began, load.arrivals)
+
+
+def _greedy(sampling: Any, new_tokens: Sequence[int]) -> list[Any]:
+    return [
+        sampling(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
+        for count in new_tokens
+    ]
+
+
+def _as_they_arrive(
+    engine: Any,
+    wanted: Any,
+    sampling: Any,
+    arrivals: Any,
+    note: Callable[[Any], None] = lambda outputs: None,
+) -> list[Any]:
+    """Serve requests that arrive so many seconds from now; return what vLLM says of each.
+
+    ``note`` is told what each step said.
+    """
     waiting = deque(enumerate(zip(wanted, sampling, arrivals, strict=True)))
     done: dict[int, Any] = {}
     # vLLM's own clock for arrivals: a request that a step kept waiting has waited since then.
@@ -274,7 +316,9 @@ def _as_they_arrive(engine: Any, wanted: Any, sampling: Any, arrivals: Any) -> l
             index, (prompt, params, at) = waiting.popleft()
             engine.add_request(str(index), prompt, params, arrival_time=began + at)
         if engine.has_unfinished_requests():
-            done |= {int(each.request_id): each for each in engine.step() if each.finished}
+            outputs = engine.step()
+            note(outputs)
+            done |= {int(each.request_id): each for each in outputs if each.finished}
         else:
             time.sleep(max(0.0, began + waiting[0][1][2] - time.time()))
     return [done[index] for index in range(len(done))]

@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 from contextlib import closing
+from typing import ClassVar
 
 import pytest
 import transformers
 from tiny_models import torch
 
-from pyvattn.bench import engines, random_model
+import pyvattn.bench.transformers as module
+from pyvattn.bench import engines, random_model, stock_vllm
 from pyvattn.bench.engines import Library, Ours
 from pyvattn.bench.report import Setup
 from pyvattn.bench.serving import Load, Run, percentile, poisson
+from pyvattn.bench.stock_vllm import StockVllm
 from pyvattn.bench.transformers import Options, measure
+from pyvattn.bench.vllm_engine import EngineFailed
 from pyvattn.errors import ConfigError, DriverUnavailable, UnsupportedError
 
 pytest.importorskip("psutil", reason="transformers counts the host's memory with psutil")
@@ -84,6 +88,101 @@ def test_the_baseline_is_named_with_its_settings_and_releases(against):
     assert baseline["settings"]["use_async_batching"] is False
     assert baseline["versions"]["transformers"] == transformers.__version__
     assert baseline["versions"]["torch"] == torch.__version__
+
+
+class FakeVllm:
+    """An engine that says a token a tenth of a second."""
+
+    name, attention, settings = "vLLM 9", "its own", {"block_size": 16}
+
+    def __init__(self, load, **asked):
+        self.asked, self.closed, self.served = asked, False, []
+
+    def run(self, load):
+        self.served.append(load)
+        count, prompts = load.new_tokens, load.prompts
+        times = [[1 + 0.1 * (at + 1) for at in range(count)] for _ in prompts]
+        return Run([[7] * count for _ in prompts], times, 1.0, load.arrivals)
+
+    def close(self):
+        self.closed = True
+
+
+def test_vllm_stands_in_for_the_library(monkeypatch):
+    """It counts free memory when it starts, so it is there before our model is."""
+    made, order = [], []
+
+    def start(load, **asked):
+        order.append("vLLM")
+        made.append(FakeVllm(load, **asked))
+        return made[0]
+
+    def make(*arguments, **options):
+        order.append("model")
+        return random_model.make_model(*arguments, **options)
+
+    monkeypatch.setattr(module, "StockVllm", start)
+    monkeypatch.setattr(module, "make_model", make)
+    baseline, found = bench(against="vllm")
+    assert order == ["vLLM", "model"]
+    assert made[0].asked == {"model": "tiny", "layers": 0, "device": "cpu"}
+    assert made[0].closed
+    assert len(made[0].served) == 2
+    assert (baseline["name"], baseline["settings"]) == ("vLLM 9", {"block_size": 16})
+    decode = found["ours / vLLM 9, 3 x (20 + 8) tokens: output, while all decode"]
+    prompts = found["ours / vLLM 9, 3 x (20 + 8) tokens: all prompts"]
+    # Three tokens in each of the tenths behind the first.
+    theirs = found["vLLM 9, 3 x (20 + 8) tokens: output, while all decode"].value
+    assert theirs == pytest.approx(30)
+    assert (decode.at_least, decode.at_most) == (0.95, None)
+    assert (prompts.at_least, prompts.at_most) == (None, 1 / 0.95)
+    # Its weights are others, so its tokens are.
+    assert not any("same tokens" in name for name in found)
+
+
+class FakeEngine:
+    """What StockVllm starts."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, name, model, layers, options):
+        self.options, self.closed = options, False
+        self.made.append(self)
+
+    def wait(self):
+        if self.options["max_model_len"] == 13:
+            raise EngineFailed("stock: no")
+        return "9"
+
+    def close(self):
+        self.closed = True
+
+
+def test_vllm_gets_memory_for_the_requests(monkeypatch):
+    monkeypatch.setattr(stock_vllm, "Engine", FakeEngine)
+    asked = {"model": "llama-3-8b", "layers": 2, "device": "cuda:0"}
+    baseline = StockVllm(Load([[1] * 100] * 3, [0.0] * 3, 28), **asked)
+    assert baseline.name == "vLLM 9"
+    # Two layers of K and V with 8 heads of 128 in bfloat16.
+    kv = 3 * 128 * 2 * 2 * 8 * 128 * 2
+    assert kv < baseline.settings["kv_cache_memory_bytes"] - (1 << 30) < 1.2 * kv
+    assert baseline.settings["max_model_len"] == 128
+    baseline.close()
+    assert FakeEngine.made[-1].closed
+    with pytest.raises(EngineFailed):
+        StockVllm(Load([[1] * 10], [0.0], 3), **asked)
+    assert FakeEngine.made[-1].closed
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [({"device": "cuda:1"}, "CUDA_VISIBLE_DEVICES"), ({"model": "tiny"}, "use 'llama-3-8b'")],
+)
+def test_what_vllm_does_not_serve_here_is_refused(asked, message):
+    with pytest.raises(ConfigError, match=message):
+        StockVllm(
+            Load([[1]], [0.0], 2), **{"model": "llama-3-8b", "layers": 0, "device": "cuda", **asked}
+        )
 
 
 @pytest.mark.filterwarnings("ignore")  # the library's own
@@ -217,8 +316,6 @@ def test_our_cache_has_the_guard_of_the_kernel_that_is_named(tiny, kernel, token
 
 
 def test_every_round_has_prompts_of_its_own_and_the_same_arrivals():
-    import pyvattn.bench.transformers as module
-
     one, two = (module._load(Options(**SMALL, rate=5.0), turn) for turn in (0, 1))
     assert one.prompts != two.prompts
     assert one.arrivals == two.arrivals
@@ -234,6 +331,7 @@ def test_every_round_has_prompts_of_its_own_and_the_same_arrivals():
         ({"rounds": 0}, "rounds=0"),
         ({"rate": -1.0}, "rate=-1"),
         ({"rate": 1.0, "requests": 1}, "requests=1"),
+        ({"against": "vllm", "profile": True}, "as it comes"),
     ],
 )
 def test_options_that_cannot_be(options, message):

@@ -14,7 +14,8 @@ from pyvattn import ConfigError
 from pyvattn.attention import registry
 from pyvattn.bench import vllm as bench
 from pyvattn.bench.report import Measure, Setup
-from pyvattn.bench.vllm_engine import Engine, EngineFailed, Served, _as_they_arrive
+from pyvattn.bench.serving import Load
+from pyvattn.bench.vllm_engine import Engine, EngineFailed, Served, _as_they_arrive, _run
 from pyvattn.bench.vllm_mask import KERNEL
 from pyvattn.integrations.vllm.row_attention import kernel_name
 
@@ -307,6 +308,35 @@ def test_requests_that_arrive_are_answered_in_their_order():
     assert [each.prompt for each in outputs] == ["a", "b", "c"]
     assert engine.arrived["1"] == engine.arrived["0"]
     assert engine.arrived["2"] - engine.arrived["0"] == pytest.approx(0.01, abs=1e-6)
+
+
+class StepEngine(ArrivingEngine):
+    """vLLM's ``LLMEngine``, which gives every request a token a step."""
+
+    def step(self):
+        outputs = []
+        for request_id, prompt in self.running:
+            prompt["made"] = [*prompt.get("made", []), len(prompt.get("made", [])) + 5]
+            outputs.append(
+                SimpleNamespace(
+                    request_id=request_id,
+                    finished=len(prompt["made"]) == 3,
+                    outputs=[SimpleNamespace(token_ids=prompt["made"])],
+                )
+            )
+        self.running = [each for each in self.running if len(each[1]["made"]) < 3]
+        return outputs
+
+
+def test_a_run_notes_when_each_token_was_known():
+    asked = []
+    load = Load([[1], [2]], [0.0, 0.02], 3)
+    run = _run(StepEngine(), lambda **wanted: asked.append(wanted["max_tokens"]), load)
+    assert asked == [3, 3]
+    assert run.tokens == [[5, 6, 7]] * 2
+    assert [len(times) for times in run.times] == [3, 3]
+    assert all(times == sorted(times) for times in run.times)
+    assert run.times[1][0] - run.began > 0.02
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
