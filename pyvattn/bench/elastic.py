@@ -103,7 +103,10 @@ def _start(options: Options) -> Iterator[Engine]:
     if options.device != "cpu":
         common["attention_backend"] = options.backend
         common["gpu_memory_utilization"] = 0.9 / (options.engines + 1)
-    yield Engine("stock", options.model, options.layers, common)
+    # One in the caller's process has no loop that closes the rows of its last requests. On a CPU
+    # vLLM would put the worker apart as well, and no memory is shared then.
+    apart = options.device != "cpu"
+    yield Engine("stock", options.model, options.layers, common, apart=apart)
     for name in _names(options):
         plug_in = {
             "memory": "shared",
@@ -118,7 +121,7 @@ def _start(options: Options) -> Iterator[Engine]:
             "scheduler_cls": "pyvattn.vllm.Scheduler",
             "additional_config": {"pyvattn": plug_in},
         }
-        yield Engine(name, options.model, options.layers, ours)
+        yield Engine(name, options.model, options.layers, ours, apart=apart)
 
 
 def _names(options: Options) -> list[str]:

@@ -64,8 +64,9 @@ def shape_of(model: str) -> Shape:
 class Engine:
     """An engine with these arguments of vLLM's ``LLM``; ``model`` is the name of a shape.
 
-    ``masked``: vLLM's FLEX_ATTENTION is given the mask of :mod:`.vllm_mask`. It starts at once,
-    in the background; :meth:`serve` waits until it has.
+    ``masked``: vLLM's FLEX_ATTENTION is given the mask of :mod:`.vllm_mask`. ``apart``: vLLM's core
+    has a process of its own and a loop that ends what requests leave behind, as a server's has. The
+    engine starts at once, in the background; :meth:`serve` waits until it has.
     """
 
     def __init__(
@@ -76,13 +77,14 @@ class Engine:
         options: Mapping[str, object],
         *,
         masked: bool = False,
+        apart: bool = False,
     ) -> None:
         self.name = name
         context = get_context("spawn")
         self._ours, theirs = context.Pipe()
         self._process = context.Process(
             target=_main,
-            args=(theirs, name, model, layers, dict(options), masked),
+            args=(theirs, name, model, layers, dict(options), masked, apart),
             name=f"vllm-{name}",
         )
         self._process.start()
@@ -154,16 +156,17 @@ def _main(
     layers: int,
     options: dict[str, Any],
     masked: bool,
+    apart: bool,
 ) -> None:
     """Be an engine until the parent closes its end.
 
     What vLLM compiles is kept where the user says, and apart: both compile at the same time.
     """
     with tempfile.TemporaryDirectory() as folder:
-        # In one process what is measured is the engine and nothing between processes.
         os.environ.update(
             HF_HUB_OFFLINE="1",
-            VLLM_ENABLE_V1_MULTIPROCESSING="0",
+            # In one process what is measured is the engine and nothing between processes.
+            VLLM_ENABLE_V1_MULTIPROCESSING="1" if apart else "0",
             # Workers in processes of their own get the functions that draw weights.
             VLLM_ALLOW_INSECURE_SERIALIZATION="1",
             VLLM_NO_USAGE_STATS="1",

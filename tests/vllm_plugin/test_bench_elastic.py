@@ -34,7 +34,7 @@ class FakeEngine:
     log: list[tuple[str, int]]
     made: dict[str, dict]
 
-    def __init__(self, name, model, layers, options):
+    def __init__(self, name, model, layers, options, *, apart):
         self.name = name
         self.made[name] = options
         self._lease = None
@@ -128,3 +128,11 @@ def test_it_leaves_the_ledger_of_others_alone(engines, tmp_path, monkeypatch):
     measured(replace(OPTIONS, rounds=1))
     assert os.environ["PYVATTN_RUNTIME_DIR"] == str(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("device", "apart"), [("cuda", True), ("cpu", False)])
+def test_engines_on_a_gpu_have_a_loop_that_gives_while_idle(monkeypatch, device, apart):
+    asked = []
+    monkeypatch.setattr(bench, "Engine", lambda *_, **options: asked.append(options))
+    list(bench._start(replace(OPTIONS, device=device)))
+    assert asked == [{"apart": apart}] * 3
