@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +131,11 @@ class Engine:
         return margins
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, with those that vLLM has started."""
         self._ours.close()
         self._process.join(timeout=60)
         if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+            _kill_with_children(self._process)
 
     def _receive(self) -> object:
         try:
@@ -149,6 +151,15 @@ class Engine:
         return answer
 
 
+def _kill_with_children(process: BaseProcess) -> None:
+    """Kill a process that has made itself the first of its group, and the group."""
+    assert process.pid is not None
+    with suppress(ProcessLookupError):  # it has only begun, and has no group yet
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join()
+
+
 def _main(
     parent: Connection,
     name: str,
@@ -162,6 +173,7 @@ def _main(
 
     What vLLM compiles is kept where the user says, and apart: both compile at the same time.
     """
+    os.setpgrp()
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(
             HF_HUB_OFFLINE="1",

@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from multiprocessing import get_context
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +20,14 @@ from pyvattn.attention import registry
 from pyvattn.bench import vllm as bench
 from pyvattn.bench.report import Measure, Setup
 from pyvattn.bench.serving import Load
-from pyvattn.bench.vllm_engine import Engine, EngineFailed, Served, _as_they_arrive, _run
+from pyvattn.bench.vllm_engine import (
+    Engine,
+    EngineFailed,
+    Served,
+    _as_they_arrive,
+    _kill_with_children,
+    _run,
+)
 from pyvattn.bench.vllm_mask import KERNEL
 from pyvattn.integrations.vllm.row_attention import kernel_name
 
@@ -337,6 +349,29 @@ def test_a_run_notes_when_each_token_was_known():
     assert [len(times) for times in run.times] == [3, 3]
     assert all(times == sorted(times) for times in run.times)
     assert run.times[1][0] - run.began > 0.02
+
+
+def _starts_another(pipe):
+    os.setpgrp()
+    other = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    pipe.send(other.pid)
+    other.wait()
+
+
+def test_an_engine_that_has_to_be_killed_takes_along_what_it_started():
+    context = get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_starts_another, args=(there,))
+    process.start()
+    other = here.recv()
+    waits = os.pidfd_open(other)
+    _kill_with_children(process)
+    assert not process.is_alive()
+    ended = select.select([waits], [], [], 10)[0]
+    if not ended:
+        os.kill(other, signal.SIGKILL)
+    os.close(waits)
+    assert ended
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
