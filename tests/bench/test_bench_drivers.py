@@ -157,10 +157,10 @@ def test_the_trace_is_walked_round_once(tmp_path):
 @pytest.mark.parametrize("block", [16, 64, 256])
 def test_blocks_and_their_table_hold_the_same_tokens(block):
     torch = pytest.importorskip("torch")
-    from pyvattn.bench.paged import _cut
+    from pyvattn.bench.paged import cut_into_blocks
 
     k, v = torch.randn(3, 250, 2, 8), torch.randn(3, 250, 2, 8)
-    table, [(k_blocks, v_blocks)] = _cut(torch, [(k, v)], 200, block)
+    table, [(k_blocks, v_blocks)] = cut_into_blocks(torch, [(k, v)], 200, block)
     assert table.dtype == torch.int32
     assert sorted(table.flatten().tolist()) == list(range(table.numel()))
     for whole, blocks in ((k, k_blocks), (v, v_blocks)):
