@@ -84,6 +84,9 @@ attention() {
     bench "attention-64k-token-$group" 400 attention --driver stock-uvm --page-size 64K \
       --layout token --seconds 2 --layers-per-arena "$group"
   done
+  bench float8 120 float8
+  bench rings-cumem 200 rings --driver cumem --seconds 3
+  bench sharing-stock-uvm 200 sharing --device cuda:0 --driver stock-uvm --page-size 64K
 }
 overlap() {
   local batch
