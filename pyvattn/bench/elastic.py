@@ -77,7 +77,7 @@ def measure(options: Options) -> Iterator[Measure | Setup]:
 
 @contextmanager
 def _ledger_of_its_own(options: Options) -> Iterator[None]:
-    """Share with nobody else's engines."""
+    """Keep the engines of this bench apart from any others on the machine."""
     before = os.environ.get("PYVATTN_RUNTIME_DIR")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PYVATTN_RUNTIME_DIR"] = folder

@@ -162,17 +162,16 @@ def _calls(
     rows = [small.layer(layer) for layer in range(options.layers)]
     first = Problem(q, *rows[0], slots, lengths, True, HEAD_DIM**-0.5, scales=scales.of(0))
     few, scale = queries_in_float8(first)
+    by_layer = [scales.of(layer) for layer in range(options.layers)]
     descales = [
         {
             "q_descale": scale,
-            **{
-                f"{name}_descale": each.expand(shape.rows, -1)
-                for name, each in scales.of(layer)._asdict().items()
-            },
+            "k_descale": each.k.expand(shape.rows, -1),
+            "v_descale": each.v.expand(shape.rows, -1),
         }
-        for layer in range(options.layers)
+        for each in by_layer
     ]
-    places, table, blocks = {"cache_batch_idx": slots}, *_blocks(torch, rows, shape.context)
+    table, blocks = _blocks(torch, rows, shape.context)
 
     def over(cache: KVCache) -> Callable[[], None]:
         def call() -> None:
@@ -202,7 +201,7 @@ def _calls(
     return {
         _OURS16: over(caches[_WIDE]),
         _OURS8: over(small),
-        _KERNEL8: kernel_over(rows, places),
+        _KERNEL8: kernel_over(rows, {"cache_batch_idx": slots}),
         _PAGED8: kernel_over(blocks, {"page_table": table}),
     }
 

@@ -31,9 +31,9 @@ class StockVllm:
                 f"device={device!r} with against='vllm': use 'cuda:0', and for another GPU "
                 "CUDA_VISIBLE_DEVICES"
             )
-        shape = shape_of(model)
-        if shape.dtype != "bfloat16" or model == "tiny":
+        if model == "tiny":  # whose shape there is another, for vLLM's kernels on a CPU
             raise ConfigError(f"model={model!r} with against='vllm': use 'llama-3-8b'")
+        shape = shape_of(model)
         token = 4 * shape.kv_heads * (shape.hidden // shape.heads) * (layers or shape.layers)
         self.settings: dict[str, object] = {
             "max_model_len": load.longest,

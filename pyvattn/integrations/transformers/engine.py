@@ -74,9 +74,8 @@ class Engine:
     attention, in prompts and in decode steps; the first steps take as long as that takes.
     ``fuse_projections=True`` multiplies by the weights of Q, K and V at once, and of gate and up:
     it lays them one behind the other, for good, which takes no memory. With ``lookahead`` the
-    tokens of a step are
-    read after the next step was launched; a request that generates a stop token then runs one
-    token further, which is dropped. It is on by default on CUDA.
+    tokens of a step are read after the next step was launched; a request that generates a stop
+    token then runs one token further, which is dropped. It is on by default on CUDA.
 
     Prompts that begin alike share what they have in common, whole blocks of it, with requests
     that run or ran before: ``prefixes`` finds it (:class:`pyvattn.prefix.PrefixIndex`), and its
