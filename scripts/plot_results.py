@@ -13,20 +13,18 @@ import json
 import sys
 from pathlib import Path
 
+from results_files import RESULTS, ROOT, is_drawn
+
 from pyvattn.plots import plot_measures, plot_profile
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results"
 PICTURES = ROOT / "docs" / "pictures" / "results"
-MOST = 80
 
 
 def main(arguments: list[str]) -> int:
     files = [Path(argument).resolve() for argument in arguments] or sorted(RESULTS.rglob("*.json"))
     for file in files:
         found = json.loads(file.read_text())
-        # Where there is this much, only a table helps.
-        if not 0 < len(found.get("measures", ())) <= MOST:
+        if not is_drawn(found):
             continue
         inside = file.relative_to(RESULTS) if file.is_relative_to(RESULTS) else Path(file.name)
         draw = plot_profile if "profile" in found else plot_measures

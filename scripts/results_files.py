@@ -10,6 +10,15 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 
 
+# Where there are more measures, only a table helps.
+_MOST_DRAWN = 80
+
+
+def is_drawn(found: dict[str, Any]) -> bool:
+    """Whether there is a picture of what a bench wrote."""
+    return 0 < len(found.get("measures", ())) <= _MOST_DRAWN
+
+
 def source(found: dict[str, Any], name: str) -> str:
     machine = found["machine"]
     gpus = ", ".join(machine.get("gpus", [])) or "no GPU"

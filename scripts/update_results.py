@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kernel_times import KERNEL_TIMES, kernel_times
-from results_files import RESULTS, ROOT, number, source
+from results_files import RESULTS, ROOT, is_drawn, number, source
 from serving_tables import front, transformers
 
 PAGES = (
@@ -212,8 +212,8 @@ def gpu() -> Iterator[str]:
         yield ""
         yield from targets(found)
         yield ""
-        plot = f"[plot](pictures/results/{name[:-5]}.png)"
-        yield f"{source(found, name)}, {plot}"
+        plot = f", [plot](pictures/results/{name[:-5]}.png)" if is_drawn(found) else ""
+        yield f"{source(found, name)}{plot}"
         yield ""
 
 
